@@ -1,0 +1,120 @@
+"""Images with their labels, objects and owners, before anyone has split or hidden anything.
+
+A data set is a *description*: a table of rows that is cheap to hold, and a
+function that renders or decodes one image. ``fedmlic.corpus`` turns it into
+memory-mapped files once; nothing else in the program reads a ``Dataset``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedmlic.errors import InputError
+from fedmlic.labels import check_labels
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SPLITS = ("train", "val", "test")
+"""Names of the splits. Clients train on ``train``; selection may use ``val`` only."""
+
+NO_OWNER = -1
+"""Owner of an image that belongs to nobody in particular."""
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Where things are: one entry per object instance, in image pixels.
+
+    Attributes:
+        row: int64 ``[objects]``, the image (a row of the table this belongs to), ascending.
+        label: int16 ``[objects]``, the column.
+        box: float32 ``[objects, 4]`` as x, y, width, height in pixels of the stored image.
+        area: float32 ``[objects]``, visible pixels.
+    """
+
+    row: NDArray[np.int64]
+    label: NDArray[np.int16]
+    box: NDArray[np.float32]
+    area: NDArray[np.float32]
+
+    def take(self, rows: NDArray[np.int64]) -> Objects:
+        """The objects of the images ``rows``, renumbered to 0, 1, ... in that order."""
+        starts = np.searchsorted(self.row, rows, side="left")
+        counts = np.searchsorted(self.row, rows, side="right") - starts
+        first = np.repeat(starts - np.concatenate(([0], np.cumsum(counts)[:-1])), counts)
+        chosen = first + np.arange(counts.sum())
+        new_row = np.repeat(np.arange(len(rows), dtype=np.int64), counts)
+        return Objects(new_row, self.label[chosen], self.box[chosen], self.area[chosen])
+
+
+@dataclass(frozen=True)
+class Table:
+    """All rows of a data set.
+
+    Attributes:
+        image_ids: unique text per image, stable across builds.
+        splits: ``"train"``, ``"val"`` or ``"test"`` per image.
+        labels: int8 ``[images, labels]``; the truth, or natively partial.
+        owners: int64 ``[images]``, dense owner numbers or ``NO_OWNER``.
+        objects: instances, where known.
+        sources: file each image comes from, for messages; empty where there is none.
+    """
+
+    image_ids: list[str]
+    splits: list[str]
+    labels: NDArray[np.int8]
+    owners: NDArray[np.int64]
+    objects: Objects | None = None
+    sources: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Check lengths, unique ids, split names and label states."""
+        check_labels(self.labels)
+        count = len(self.image_ids)
+        lengths = {"splits": len(self.splits), "labels": len(self.labels), "owners": len(self.owners)}
+        for name, length in lengths.items():
+            if length != count:
+                msg = f"Expected {name} to have one entry per image ({count}), got {length}."
+                raise InputError(msg)
+        if len(set(self.image_ids)) != count:
+            seen: set[str] = set()
+            double = [i for i in self.image_ids if i in seen or seen.add(i)]  # type: ignore[func-returns-value]
+            msg = f"Expected image ids to be unique, got {len(double)} duplicates, first {double[:10]}."
+            raise InputError(msg)
+        wrong = sorted(set(self.splits) - set(SPLITS))
+        if wrong:
+            msg = f"Expected splits to be among {SPLITS}, got {wrong}."
+            raise InputError(msg)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set as its factory describes it.
+
+    Attributes:
+        name: the factory's name.
+        version: raised whenever the same identity would give other pixels or labels.
+        identity: every argument (and fingerprint of every source file) that decides the
+            content; JSON values only. Two data sets with equal name, version and identity
+            are byte-identical.
+        label_names: column names, in order.
+        image_shape: height, width, channels (3 or 1) of every stored image.
+        table: makes the rows; may raise ``InputError`` listing everything wrong at once.
+        image: uint8 ``[height, width, channels]`` of one row of the table; a pure function,
+            called from several processes.
+        licence: one line.
+    """
+
+    name: str
+    version: str
+    identity: Mapping[str, Any]
+    label_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    table: Callable[[], Table]
+    image: Callable[[int], NDArray[np.uint8]]
+    licence: str = "unknown"

@@ -1,0 +1,31 @@
+"""The one exception for input that a person has to correct.
+
+Everything that is wrong with a configuration, a data set, a checkpoint or a
+command line is raised as ``InputError``; the command shows its text without a
+traceback and exits with code 2. Anything else is a defect of the program.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Bad input: *Expected X to be A, got B. Do C.*"""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint that names the closest known name, or all of them.
+
+    >>> nearest("fedgt", ["bce", "fedlgt"])
+    "Did you mean 'fedlgt'?"
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    if close:
+        return f"Did you mean {close[0]!r}?"
+    return f"Known: {', '.join(names)}."

@@ -1,0 +1,56 @@
+"""What one client holds: its images and the labels its annotators wrote down.
+
+The hidden truth is not in it, so no method can peek.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedmlic.labels import known
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fedmlic.corpus import Images
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One client's data.
+
+    Attributes:
+        client: the client's id, 0, 1, ...
+        label_names: the federation's label names, in column order.
+        images: the shared memory-mapped images of the corpus.
+        rows: int64 ``[images]``, which of them this client trains on.
+        labels: int8 ``[images, labels]``, observed.
+        holdout_rows: int64 ``[held-out images]``, kept for federated evaluation, never trained on.
+        holdout_labels: int8 ``[held-out images, labels]``, observed under the same regime.
+    """
+
+    client: int
+    label_names: tuple[str, ...]
+    images: Images
+    rows: NDArray[np.int64]
+    labels: NDArray[np.int8]
+    holdout_rows: NDArray[np.int64]
+    holdout_labels: NDArray[np.int8]
+
+    @property
+    def num_images(self) -> int:
+        """Images this client trains on."""
+        return len(self.rows)
+
+    @property
+    def num_labels(self) -> int:
+        """Labels of the federation, annotated here or not."""
+        return len(self.label_names)
+
+    @property
+    def annotations(self) -> NDArray[np.int64]:
+        """int64 ``[labels]``: known entries per label among the training images."""
+        return np.asarray(known(self.labels).sum(axis=0), dtype=np.int64)

@@ -1,0 +1,158 @@
+"""From the text ``dirichlet(alpha=0.3)`` to the factory of that name, its arguments checked.
+
+A catalogue is a package whose file ``name.py`` defines the factory ``name``.
+Nothing is registered: the text names the file. A dotted name
+(``my_lab.methods.foo(a=3)``) loads a factory from outside the repository. The
+factory's keyword-only signature is the schema; pydantic checks the arguments.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import ConfigDict, ValidationError, validate_call
+
+from fedmlic.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CATALOGUES = {
+    "dataset": "fedmlic.datasets",
+    "partition": "fedmlic.partitions",
+    "regime": "fedmlic.regimes",
+    "method": "fedmlic.methods",
+    "model": "fedmlic.models",
+    "strategy": "strategies",
+}
+"""Config key of each catalogue and the package that holds its entries."""
+
+NOT_ENTRIES = {"strategies": {"app", "cohort", "flower", "rounds", "strategy", "transport"}}
+"""Modules of a catalogue's package that are not entries of it."""
+
+
+class Spec(NamedTuple):
+    """A parsed call: the (possibly dotted) name and its keyword arguments."""
+
+    name: str
+    arguments: dict[str, Any]
+
+    def __str__(self) -> str:
+        """The canonical text: sorted arguments, always with parentheses."""
+        arguments = ", ".join(f"{key}={value!r}" for key, value in sorted(self.arguments.items()))
+        return f"{self.name}({arguments})"
+
+
+def parse(text: str, what: str = "value") -> Spec:
+    """Read ``name`` or ``name(key=literal, ...)``; literals only, nothing is evaluated.
+
+    >>> parse("dirichlet(alpha=0.3)")
+    Spec(name='dirichlet', arguments={'alpha': 0.3})
+    """
+    problem = f"Expected {what} to look like name(key=value, ...), got {text!r}."
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError) as error:
+        msg = f"{problem} {getattr(error, 'msg', error)}."
+        raise InputError(msg) from None
+    call = node if isinstance(node, ast.Call) else ast.Call(func=node, args=[], keywords=[])
+    if call.args:
+        msg = f"{problem} Give every argument by name."
+        raise InputError(msg)
+    arguments: dict[str, Any] = {}
+    for keyword in call.keywords:
+        if keyword.arg is None or keyword.arg in arguments:
+            msg = f"{problem} Give every argument once, by name."
+            raise InputError(msg)
+        try:
+            arguments[keyword.arg] = ast.literal_eval(keyword.value)
+        except ValueError:
+            value = ast.unparse(keyword.value)
+            msg = f"{problem} {keyword.arg}={value} is not a number, text, list or boolean; quote text."
+            raise InputError(msg) from None
+    return Spec(_dotted(call.func, problem), arguments)
+
+
+def _dotted(node: ast.expr, problem: str) -> str:
+    parts: list[str] = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    if not isinstance(node, ast.Name):
+        raise InputError(problem)
+    return ".".join([node.id, *reversed(parts)])
+
+
+def entries(key: str) -> list[str]:
+    """Names of all entries in the catalogue of ``key``, without importing them."""
+    package = CATALOGUES[key]
+    found = importlib.util.find_spec(package)
+    paths = list(found.submodule_search_locations or []) if found else []
+    hidden = NOT_ENTRIES.get(package, set())
+    names = (module.name for module in pkgutil.iter_modules(paths))
+    return sorted(name for name in names if name not in hidden and not name.startswith("_"))
+
+
+def factory(key: str, name: str) -> Callable[..., Any]:
+    """The factory that ``name`` stands for in the catalogue of ``key``."""
+    if "." in name:
+        module_name, _, attribute = name.rpartition(".")
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            # An import that fails inside the plug-in is its author's error, not a wrong name.
+            if error.name is None or not module_name.startswith(error.name):
+                raise
+            msg = (
+                f"Expected {key} {name!r} to be an importable factory, got no module {error.name!r}. "
+                "Install it or put its folder on PYTHONPATH."
+            )
+            raise InputError(msg) from error
+        names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+    else:
+        attribute, names = name, entries(key)
+        if name not in names:
+            msg = f"Expected {key} to name an entry of {CATALOGUES[key]}, got {name!r}. {nearest(name, names)}"
+            raise InputError(msg)
+        module = importlib.import_module(f"{CATALOGUES[key]}.{name}")
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        msg = f"Expected {module.__name__} to define {attribute!r}. {nearest(attribute, names)}"
+        raise InputError(msg)
+    return found  # type: ignore[no-any-return]
+
+
+def build(key: str, text: str) -> Any:  # noqa: ANN401  (the catalogue decides the type)
+    """Call the factory that ``text`` names, with its arguments checked against its signature.
+
+    Raises:
+        InputError: unknown name, unknown argument (the nearest is named) or a value of
+            the wrong type or range.
+    """
+    spec = parse(text, key)
+    make = factory(key, spec.name)
+    parameters = inspect.signature(make).parameters
+    for argument in spec.arguments:
+        if argument not in parameters:
+            hint = nearest(argument, parameters) if parameters else "It takes none."
+            msg = f"Expected arguments of {key} {spec.name} to be among its parameters, got {argument!r}. {hint}"
+            raise InputError(msg)
+    checked = validate_call(make, config=ConfigDict(arbitrary_types_allowed=True))
+    try:
+        return checked(**spec.arguments)
+    except ValidationError as error:
+        raise InputError(_explain(key, spec.name, error)) from None
+
+
+def _explain(key: str, name: str, error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        got = "nothing" if item["type"].startswith("missing") else repr(item["input"])
+        lines.append(f"Expected {where} of {key} {name}: {item['msg'].lower()}, got {got}.")
+    return " ".join(lines)
