@@ -1,0 +1,1 @@
+"""The device: what a client does with a request."""

@@ -1,0 +1,1 @@
+"""The language of the experiment: nouns and pure functions that everybody shares."""

@@ -45,7 +45,8 @@ def stream(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
 
 def torch_seed(seed: int, purpose: str, *numbers: int) -> int:
     """A 63-bit seed for torch that belongs to ``(seed, purpose, *numbers)`` alone."""
-    high, low = _sequence(seed, purpose, numbers).generate_state(2, np.uint32).tolist()
+    words = _sequence(seed, purpose, numbers).generate_state(2, np.uint32)
+    high, low = int(words[0]), int(words[1])
     return ((high << 32) | low) >> 1
 
 

@@ -142,7 +142,7 @@ def build(key: str, text: str) -> Any:  # noqa: ANN401  (the catalogue decides t
             hint = nearest(argument, parameters) if parameters else "It takes none."
             msg = f"Expected arguments of {key} {spec.name} to be among its parameters, got {argument!r}. {hint}"
             raise InputError(msg)
-    checked = validate_call(make, config=ConfigDict(arbitrary_types_allowed=True))
+    checked = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(make)
     try:
         return checked(**spec.arguments)
     except ValidationError as error:

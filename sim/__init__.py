@@ -1,0 +1,1 @@
+"""The world around them: engines, faults, recipes and the command."""

@@ -1,0 +1,1 @@
+"""The server: the round loop, who takes part, and how updates become the next model."""

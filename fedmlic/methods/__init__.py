@@ -1,0 +1,1 @@
+"""What a client does to learn: one file each."""

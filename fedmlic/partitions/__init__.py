@@ -1,0 +1,1 @@
+"""Ways to divide a data set among clients: one file each."""

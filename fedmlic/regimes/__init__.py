@@ -1,0 +1,1 @@
+"""Ways in which labels are incomplete: one file each."""
