@@ -1,0 +1,146 @@
+"""The whole configuration as one model, checked once, with good errors.
+
+The same keys work in the command (``key=value``), in recipes (TOML) and in
+``[tool.flwr.app.config]``; dashes there, underscores here. ``Experiment`` holds
+what decides the result; ``Runtime`` holds where and how fast it is computed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fedmlic import spec
+from fedmlic.errors import InputError, nearest
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Experiment(BaseModel):
+    """Everything that decides the result of a run.
+
+    Each key is one sentence of the experiment: *dataset* split by *partition*, annotated
+    under *regime*, trained by *method* on *model*, merged by *strategy*.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dataset: str = Field("multidigits()", description="the images and their complete labels")
+    partition: str = Field("dirichlet(alpha=0.3)", description="which client holds which image")
+    regime: str = Field("label_subset(labels_per_client=3)", description="which labels a client sees")
+    model: str = Field("small_cnn()", description="the backbone")
+    method: str = Field("fedlgt()", description="what a client does")
+    strategy: str = Field("labelwise()", description="how the server merges")
+    num_clients: Count = Field(20, description="clients in the federation (0: as many as the partition finds)")
+    num_rounds: Positive = Field(20, description="rounds")
+    cohort_size: Count = Field(10, description="clients per round (0: all)")
+    cohort: Literal["uniform", "size"] = Field("uniform", description="sampling: uniform, or by number of images")
+    local_epochs: Positive = Field(1, description="passes over a client's images per round")
+    local_steps: Count = Field(0, description="optimiser steps per round instead of epochs (0: use epochs)")
+    batch_size: Positive = Field(32, description="images per step")
+    optimizer: Literal["sgd", "adam", "adamw"] = Field("adam", description="local optimiser, fresh each round")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(3e-3, description="local learning rate")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="learning rate over rounds")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of sgd")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="of the optimiser")
+    clip_norm: Annotated[float, Field(ge=0)] = Field(10.0, description="gradient norm limit (0: none)")
+    augmentation: Literal["none", "flip", "shift", "flip+shift"] = Field("none", description="random views")
+    holdout_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1, description="of a client's images, kept for federated evaluation"
+    )
+    evaluate_every: Positive = Field(1, description="rounds between evaluations on the server (the last always)")
+    evaluate_clients_every: Count = Field(0, description="rounds between evaluations on all clients (0: at the end)")
+    threshold: Fraction = Field(0.5, description="probability above which a label counts as predicted")
+    min_replies: Fraction = Field(0.5, description="share of the cohort that must succeed, else the run stops")
+    label_names: str = Field("", description="comma-separated label space of a deployment (empty: the data set's)")
+    seed: Count = Field(0, description="of every random stream")
+
+    @field_validator("dataset", "partition", "regime", "model", "method", "strategy")
+    @classmethod
+    def _known_entry(cls, text: str, info: Any) -> str:  # noqa: ANN401  (pydantic's ValidationInfo)
+        name = spec.parse(text, info.field_name).name
+        known = spec.entries(info.field_name)
+        if "." not in name and name not in known:
+            msg = f"Expected {info.field_name} to name an entry of its catalogue, got {name!r}. {nearest(name, known)}"
+            raise InputError(msg)
+        return text
+
+    @model_validator(mode="after")
+    def _cohort_fits(self) -> Experiment:
+        if self.num_clients and self.cohort_size > self.num_clients:
+            msg = (
+                f"Expected cohort-size to be at most num-clients ({self.num_clients}), got {self.cohort_size}. "
+                "Lower it, or use 0 for all clients."
+            )
+            raise InputError(msg)
+        return self
+
+    def identity(self) -> str:
+        """A hash of everything that decides the weights; two runs with equal identity may share them."""
+        fields = self.model_dump(exclude={"evaluate_every", "evaluate_clients_every", "threshold"})
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+class Runtime(BaseModel):
+    """Where and how fast a run is computed; changes nothing in its weights on the CPU."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    engine: Literal["ray", "inprocess", "flower"] = Field("ray", description="what carries the rounds")
+    workers: Count = Field(0, description="worker processes (0: one per core, at most one per cohort client)")
+    gpus_per_worker: Annotated[float, Field(ge=0)] = Field(0.0, description="share of a GPU each worker gets")
+    threads: Positive = Field(1, description="torch threads per worker and in the server")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    keep_checkpoints: Positive = Field(2, description="last checkpoints to keep, besides the best")
+    round_timeout: Annotated[float, Field(gt=0)] = Field(3600.0, description="seconds to wait for a round's replies")
+    node_timeout: Annotated[float, Field(gt=0)] = Field(120.0, description="seconds to wait for enough hosts")
+    min_hosts: Positive = Field(1, description="Flower nodes to wait for before the first round")
+    out: str = Field("", description="run folder (empty: runs/DATE-TIME)")
+    home: str = Field("", description="folder of corpora and federations (empty: $FEDMLIC_HOME or the user's cache)")
+
+
+def split_settings(settings: Mapping[str, Any]) -> tuple[Experiment, Runtime]:
+    """Check settings whose keys may have dashes and whose values may be text.
+
+    Raises:
+        InputError: unknown key (names the nearest), or values out of range, all at once.
+    """
+    values = {key.replace("-", "_"): value for key, value in settings.items()}
+    known = {**Experiment.model_fields, **Runtime.model_fields}
+    unknown = [key for key in values if key not in known]
+    if unknown:
+        names = [name.replace("_", "-") for name in known]
+        hints = "; ".join(f"{key.replace('_', '-')!r}: {nearest(key.replace('_', '-'), names)}" for key in unknown)
+        msg = f"Expected settings to be keys of an experiment, got {hints}"
+        raise InputError(msg)
+    try:
+        experiment = Experiment(**{k: v for k, v in values.items() if k in Experiment.model_fields})
+        runtime = Runtime(**{k: v for k, v in values.items() if k in Runtime.model_fields})
+    except ValidationError as error:
+        raise InputError(explain(error)) from None
+    return experiment, runtime
+
+
+def explain(error: ValidationError) -> str:
+    """Pydantic's findings in this project's words."""
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"]).replace("_", "-")
+        cause = item.get("ctx", {}).get("error")
+        if isinstance(cause, InputError):
+            lines.append(str(cause))
+        else:
+            rule = item["msg"].removeprefix("Input ").lower()
+            lines.append(f"Expected {key}: {rule}, got {item['input']!r}.")
+    return " ".join(lines)
+
+
+def flower_config(experiment: Experiment, runtime: Runtime) -> dict[str, bool | int | float | str]:
+    """All settings as flat dashed keys, as Flower's run configuration wants them."""
+    return {key.replace("_", "-"): value for key, value in {**experiment.model_dump(), **runtime.model_dump()}.items()}

@@ -1,0 +1,176 @@
+"""Local training: batches of a shard, a loss, an optimiser, steps.
+
+Most methods differ only in their loss; they call ``fit`` with it. The order of
+images, the augmentation and dropout draw from streams named by client and
+round, so a client's turn replays wherever and whenever it is played.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedmlic.method import Local, Method, Task, Trained
+from fedmlic.model import Classifier
+from fedmlic.seeds import torch_global_stream
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fedmlic.arrays import Resident
+    from fedmlic.experiment import Experiment
+    from fedmlic.shard import Shard
+
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""``(network, images [batch, channels, height, width], labels int8 [batch, labels]) -> scalar``."""
+
+PIXEL_MEAN, PIXEL_STD = 127.5, 63.75
+"""Stored bytes become (byte - 127.5) / 63.75, about -2 to 2 (see ``docs/training.md``)."""
+
+
+def to_float(images: NDArray[np.uint8] | Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """uint8 ``[batch, height, width, channels]`` to float32 ``[batch, channels, height, width]``."""
+    tensor = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
+    tensor = tensor.to(device, non_blocking=True).permute(0, 3, 1, 2)
+    return tensor.to(torch.float32).sub_(PIXEL_MEAN).div_(PIXEL_STD)
+
+
+def fit(resident: Resident, shard: Shard, local: Local, loss: Loss) -> Trained:
+    """Train ``resident.network`` on ``shard`` for the experiment's local epochs.
+
+    Args:
+        resident: holds the network, already loaded with the round's global weights.
+        shard: the client's images and observed labels.
+        local: whose turn it is.
+        loss: scalar loss of one batch; it decides what UNKNOWN means.
+
+    Returns:
+        The mean loss over steps and the number of steps.
+
+    Raises:
+        FloatingPointError: the loss became NaN or infinite.
+    """
+    settings = local.experiment
+    network = resident.network.train()
+    optimiser = make_optimiser(resident.parameter, settings, local.round)
+    total = torch.zeros((), dtype=torch.float64, device=local.device)
+    num_steps = 0
+    with torch_global_stream(settings.seed, "train/torch", local.client, local.round):
+        for images, labels in batches(shard, local):
+            resident.zero_grad()
+            value = loss(network, images, labels)
+            value.backward()  # type: ignore[no-untyped-call]
+            if settings.clip_norm > 0:
+                clip_norm(resident.parameter, settings.clip_norm)
+            optimiser.step()
+            total += value.detach()
+            num_steps += 1
+    mean = float(total) / max(num_steps, 1)
+    if not math.isfinite(mean):
+        msg = f"Expected a finite training loss, got {mean} after {num_steps} steps. Lower learning-rate."
+        raise FloatingPointError(msg)
+    return Trained(mean, num_steps, {})
+
+
+def batches(shard: Shard, local: Local) -> Iterator[tuple[Tensor, Tensor]]:
+    """Shuffled batches of every local epoch, on the client's device.
+
+    Yields:
+        float32 images ``[batch, channels, height, width]`` and int8 labels ``[batch, labels]``.
+    """
+    settings = local.experiment
+    device = local.device
+    everything = torch.from_numpy(shard.images.take(shard.rows)).to(device)
+    observed = torch.from_numpy(np.ascontiguousarray(shard.labels)).to(device)
+    rng = local.rng("order")
+    augmentation = local.torch_rng("augmentation")
+    remaining = settings.local_steps or math.inf
+    epochs = settings.local_epochs if not settings.local_steps else math.ceil(1e9)
+    for _ in range(epochs):
+        order = torch.from_numpy(rng.permutation(shard.num_images)).to(device)
+        for chosen in order.split(settings.batch_size):
+            if remaining <= 0:
+                return
+            remaining -= 1
+            images = to_float(everything[chosen], device)
+            yield augment(images, settings.augmentation, augmentation), observed[chosen]
+
+
+def augment(images: Tensor, kind: str, rng: torch.Generator) -> Tensor:
+    """Random views of a batch, one draw per image.
+
+    Args:
+        images: float32 ``[batch, channels, height, width]``.
+        kind: ``none``; ``flip`` (mirrored with probability 1/2); ``shift`` (moved by up to an
+            eighth of the side, edges repeated); ``flip+shift``.
+        rng: CPU generator.
+    """
+    count, _, height, width = images.shape
+    if "flip" in kind:
+        mirrored = (torch.rand(count, generator=rng) < 0.5).to(images.device)
+        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+    if "shift" in kind:
+        reach_y, reach_x = height // 8, width // 8
+        padded = nn.functional.pad(images, (reach_x, reach_x, reach_y, reach_y), mode="replicate")
+        top = torch.randint(0, 2 * reach_y + 1, (count,), generator=rng).to(images.device)
+        left = torch.randint(0, 2 * reach_x + 1, (count,), generator=rng).to(images.device)
+        rows = (top[:, None] + torch.arange(height, device=images.device))[:, None, :, None]
+        columns = (left[:, None] + torch.arange(width, device=images.device))[:, None, None, :]
+        image = torch.arange(count, device=images.device)[:, None, None, None]
+        channel = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
+        images = padded[image, channel, rows, columns]
+    return images
+
+
+def make_optimiser(parameter: nn.Parameter, settings: Experiment, round_number: int) -> torch.optim.Optimizer:
+    """A fresh optimiser over the flat parameter, at the round's learning rate."""
+    rate = learning_rate(settings, round_number)
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(
+            [parameter], lr=rate, momentum=settings.momentum, weight_decay=settings.weight_decay, foreach=False
+        )
+    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
+    return kind([parameter], lr=rate, weight_decay=settings.weight_decay, foreach=False)
+
+
+def learning_rate(settings: Experiment, round_number: int) -> float:
+    """The local learning rate in round 1, 2, ...: constant, or half a cosine over the rounds."""
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    progress = (round_number - 1) / settings.num_rounds
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def clip_norm(parameter: nn.Parameter, limit: float) -> None:
+    """Scale the gradient in place so that its Euclidean norm is at most ``limit``."""
+    gradient = parameter.grad
+    if gradient is not None:
+        norm = torch.linalg.vector_norm(gradient)
+        gradient.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
+
+
+def classifier(loss: Callable[[Tensor, Tensor], Tensor], *, pool: str = "mean") -> Method:
+    """The method that trains a backbone with one logit per label by ``loss(logits, labels)``.
+
+    Args:
+        loss: scalar loss of logits float32 ``[batch, labels]`` and int8 labels of the same
+            shape; it decides what UNKNOWN means.
+        pool: how the logit map becomes one logit per label (see ``fedmlic.model.Classifier``).
+    """
+
+    def build(task: Task) -> nn.Module:
+        backbone = task.model.build(task.image_shape[2])
+        return Classifier(backbone, task.num_labels, pool=pool)
+
+    def train(resident: Resident, shard: Shard, local: Local) -> Trained:
+        return fit(resident, shard, local, lambda network, images, labels: loss(network(images), labels))
+
+    def predict(network: nn.Module, images: Tensor) -> Tensor:
+        return torch.sigmoid(network(images))
+
+    return Method(build, train, predict, label_rows=lambda network: ("head.weight", "head.bias"))

@@ -1,0 +1,229 @@
+"""What clients send, and how it adds up.
+
+An update is a set of sums: of every exchanged number times its weight, of the
+weights, and of counts and metrics. ``merge`` is exactly associative and
+commutative, bit for bit, so updates may be added on the worker, on the node
+and on the server, in any grouping and order of arrival, and the result is the
+same model.
+
+How: every term is rounded once, before it is added, to a multiple of 2**-36.
+Sums of such multiples below 2**17 are exact in float64, and exact sums have no
+order. Weights are divided by a power of two (``Units``) chosen so that a whole
+round's weights sum to at most 1. The rounding, 1.5e-11, is far below the
+rounding of the float32 model itself. It is one fused pass over blocks that stay
+in the processor's cache and was measured to be faster than adding float32
+tensors one by one.
+
+Source: the pre-rounding idea of Demmel and Nguyen, "Fast reproducible
+floating-point summation" (ARITH 2013), with one fixed bin.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedmlic.arrays import Layout
+
+QUANTUM_BITS = 36
+LIMIT = 2.0**15
+"""Largest magnitude of an exchanged number; a client beyond it has diverged."""
+METRIC_BITS = 20
+_ROUNDER = 1.5 * 2.0 ** (52 - QUANTUM_BITS)
+_BLOCK = 1 << 18
+
+SharedWeight = Literal["images", "annotations", "uniform"]
+RowWeight = Literal["shared", "annotations"]
+
+
+class Weighting(NamedTuple):
+    """How much a client counts.
+
+    Attributes:
+        shared: for tensors all labels share: its images, its known annotations, or 1.
+        rows: for a label's own rows: the same weight (``shared``), or its known
+            annotations of that label (``annotations``).
+    """
+
+    shared: SharedWeight = "images"
+    rows: RowWeight = "shared"
+
+
+class Units(NamedTuple):
+    """Powers of two that weights are divided by: one for shared tensors, one for label rows."""
+
+    shared: float
+    rows: float
+
+
+def weights_of(weighting: Weighting, num_images: int, annotations: Tensor) -> tuple[float, Tensor]:
+    """A client's shared weight and its float64 ``[labels]`` row weights.
+
+    Args:
+        weighting: the rule.
+        num_images: images it trained on.
+        annotations: ``[labels]``, its known entries per label.
+    """
+    shared = {"images": float(num_images), "annotations": float(annotations.sum()), "uniform": 1.0}[weighting.shared]
+    if weighting.rows == "annotations":
+        return shared, annotations.to(torch.float64)
+    return shared, torch.full((len(annotations),), shared, dtype=torch.float64)
+
+
+def units_for(weighting: Weighting, num_images: Iterable[int], num_labels: int) -> Units:
+    """Units under which the weights of clients with these image counts sum to at most 1."""
+    images = list(num_images)
+    shared = {"images": sum(images), "annotations": sum(images) * num_labels, "uniform": len(images)}[weighting.shared]
+    rows = sum(images) if weighting.rows == "annotations" else shared
+    return Units(_power_of_two(shared), _power_of_two(rows))
+
+
+def _power_of_two(bound: float) -> float:
+    return 2.0 ** math.ceil(math.log2(max(bound, 1)))
+
+
+@dataclass
+class Update:
+    """The sum of the contributions of some clients (possibly one, possibly none).
+
+    Attributes:
+        layout: of the exchanged tensors.
+        units: what weights were divided by.
+        sums: float64 ``[layout.size]``, weighted sums, multiples of 2**-36.
+        weight: sum of shared weights, divided by its unit.
+        row_weights: float64 ``[labels]``, sums of row weights, divided by their unit.
+        clients: ids of the clients in it, in any order.
+        num_images: images they trained on.
+        annotations: int64 ``[labels]``, known entries they trained on.
+        metrics: named sums (multiples of 2**-20), such as ``loss`` and ``steps``.
+    """
+
+    layout: Layout
+    units: Units
+    sums: Tensor
+    weight: float
+    row_weights: Tensor
+    clients: list[int] = field(default_factory=list)
+    num_images: int = 0
+    annotations: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @staticmethod
+    def zero(layout: Layout, units: Units, device: torch.device | str = "cpu") -> Update:
+        """The identity of ``merge``."""
+        sums = torch.zeros(layout.size, dtype=torch.float64, device=device)
+        rows = torch.zeros(layout.num_labels, dtype=torch.float64)
+        annotations = torch.zeros(layout.num_labels, dtype=torch.int64)
+        return Update(layout, units, sums, 0.0, rows, annotations=annotations)
+
+    def add_client(
+        self,
+        client: int,
+        flat: Tensor,
+        *,
+        weighting: Weighting,
+        num_images: int,
+        annotations: Tensor,
+        metrics: Mapping[str, float],
+    ) -> None:
+        """Add one client's trained tensors ``flat`` (float32 ``[layout.size]``) in place.
+
+        Raises:
+            ValueError: a number is NaN, infinite or beyond ``LIMIT``, or the weights exceed
+                the units; the sum is then unchanged.
+        """
+        check_finite(self.layout, flat, metrics)
+        shared, rows = weights_of(weighting, num_images, annotations)
+        shared /= self.units.shared
+        rows = rows / self.units.rows
+        if shared > 1 or bool((rows > 1).any()):
+            msg = f"Expected client {client}'s weights to fit {self.units}, got {shared} and {float(rows.max())}."
+            raise ValueError(msg)
+        with torch.no_grad():
+            values = _with_second_moments(self.layout, flat)
+            split = self.layout.rows_start
+            _add_scaled(self.sums[:split], values[:split], shared)
+            columns = rows.to(flat.device)[:, None]
+            pairs = zip(self.layout.row_views(self.sums), self.layout.row_views(values), strict=True)
+            for (_, total), (_, value) in pairs:
+                total.add_((value.double() * columns).add_(_ROUNDER).sub_(_ROUNDER))
+        self.weight += shared
+        self.row_weights += rows
+        self.clients.append(client)
+        self.num_images += num_images
+        self.annotations += annotations
+        for name, value in metrics.items():
+            self.metrics[name] = self.metrics.get(name, 0.0) + round(value * 2**METRIC_BITS) / 2**METRIC_BITS
+
+    def merge(self, other: Update) -> None:
+        """Add ``other`` in place. Exactly associative and commutative."""
+        if self.layout != other.layout or self.units != other.units:
+            msg = f"Expected updates of one round to merge, got {self.units} and {other.units}."
+            raise ValueError(msg)
+        self.sums += other.sums
+        self.weight += other.weight
+        self.row_weights += other.row_weights
+        self.clients = sorted([*self.clients, *other.clients])
+        self.num_images += other.num_images
+        self.annotations += other.annotations
+        for name, value in other.metrics.items():
+            self.metrics[name] = self.metrics.get(name, 0.0) + value
+
+    def mean(self, otherwise: Tensor) -> Tensor:
+        """The weighted mean, float32 ``[layout.size]``.
+
+        Where nothing was sent (weight 0: nobody, or nobody who annotated that label) the
+        numbers of ``otherwise`` stay.
+        """
+        sums = self.sums.to(otherwise.device)
+        mean = otherwise.clone()
+        if self.weight > 0:
+            split = self.layout.rows_start
+            mean[:split] = (sums[:split] / self.weight).float()
+        annotated = (self.row_weights > 0).to(otherwise.device)
+        weights = self.row_weights.to(otherwise.device)[:, None]
+        for (_, result), (_, total) in zip(self.layout.row_views(mean), self.layout.row_views(sums), strict=True):
+            result[annotated] = (total[annotated] / weights[annotated]).float()
+        if self.weight > 0:
+            _from_second_moments(self.layout, mean, sums / self.weight)
+        return mean
+
+
+def check_finite(layout: Layout, flat: Tensor, metrics: Mapping[str, float]) -> None:
+    """Raise ``ValueError`` naming what is NaN, infinite or beyond ``LIMIT``."""
+    low, high = torch.aminmax(flat) if flat.numel() else (torch.zeros(()), torch.zeros(()))
+    if not (float(low) >= -LIMIT and float(high) <= LIMIT):
+        wrong = [name for name, view in layout.views(flat) if not bool((view.abs() <= LIMIT).all())]
+        msg = f"Expected trained tensors to be finite and within {LIMIT:g}, got NaN or larger in {wrong[:5]}."
+        raise ValueError(msg)
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            msg = f"Expected the metric {name} to be finite, got {value}."
+            raise ValueError(msg)
+
+
+def _add_scaled(total: Tensor, values: Tensor, weight: float) -> None:
+    for start in range(0, len(total), _BLOCK):
+        block = values[start : start + _BLOCK].to(torch.float64)
+        # Adding and subtracting 1.5 * 2**16 rounds to the nearest multiple of 2**-36.
+        total[start : start + _BLOCK] += block.mul_(weight).add_(_ROUNDER).sub_(_ROUNDER)
+
+
+def _with_second_moments(layout: Layout, flat: Tensor) -> Tensor:
+    if not layout.moments:
+        return flat
+    values = flat.clone()
+    for mean, variance in layout.moments:
+        layout.view(values, variance).add_(layout.view(values, mean).square())
+    return values
+
+
+def _from_second_moments(layout: Layout, result: Tensor, mean: Tensor) -> None:
+    for first, second in layout.moments:
+        variance = layout.view(mean, second) - layout.view(mean, first).square()
+        layout.view(result, second).copy_(variance.clamp(min=0).float())
