@@ -63,6 +63,9 @@ class Table:
         owners: int64 ``[images]``, dense owner numbers or ``NO_OWNER``.
         objects: instances, where known.
         sources: file each image comes from, for messages; empty where there is none.
+        owner_names: name of owner 0, 1, ...; empty where they have none.
+        report: anything about the source worth keeping (image modes, rows left out);
+            JSON values only.
     """
 
     image_ids: list[str]
@@ -71,9 +74,11 @@ class Table:
     owners: NDArray[np.int64]
     objects: Objects | None = None
     sources: list[str] = field(default_factory=list)
+    owner_names: list[str] = field(default_factory=list)
+    report: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check lengths, unique ids, split names and label states."""
+        """Check lengths, unique ids, split names, label states, owners and objects."""
         check_labels(self.labels)
         count = len(self.image_ids)
         lengths = {"splits": len(self.splits), "labels": len(self.labels), "owners": len(self.owners)}
@@ -89,6 +94,29 @@ class Table:
         wrong = sorted(set(self.splits) - set(SPLITS))
         if wrong:
             msg = f"Expected splits to be among {SPLITS}, got {wrong}."
+            raise InputError(msg)
+        self._check_owners()
+        self._check_objects()
+
+    def _check_owners(self) -> None:
+        if self.owners.size and self.owners.min() < NO_OWNER:
+            msg = f"Expected owners to be 0 or more, or NO_OWNER ({NO_OWNER}), got {self.owners.min()}."
+            raise InputError(msg)
+        if self.owner_names and self.owners.size and self.owners.max() >= len(self.owner_names):
+            msg = (
+                f"Expected every owner to have a name, got owner {self.owners.max()} of {len(self.owner_names)} names."
+            )
+            raise InputError(msg)
+
+    def _check_objects(self) -> None:
+        if self.objects is None or not len(self.objects.row):
+            return
+        row, label = self.objects.row, self.objects.label
+        if (np.diff(row) < 0).any() or row[0] < 0 or row[-1] >= len(self.image_ids):
+            msg = f"Expected objects to be sorted by row, from 0 to {len(self.image_ids) - 1}. Sort them first."
+            raise InputError(msg)
+        if label.min() < 0 or label.max() >= self.labels.shape[1]:
+            msg = f"Expected labels of objects to be below {self.labels.shape[1]}, got {label.min()} to {label.max()}."
             raise InputError(msg)
 
 
@@ -106,8 +134,10 @@ class Dataset:
         image_shape: height, width, channels (3 or 1) of every stored image.
         table: makes the rows; may raise ``InputError`` listing everything wrong at once.
         image: uint8 ``[height, width, channels]`` of one row of the table; a pure function,
-            called from several processes.
+            called from several threads. Raises ``InputError`` for an image that cannot be read.
         licence: one line.
+        images: the same for many rows at once, uint8 ``[rows, height, width, channels]``,
+            where drawing them together is faster; the bytes must equal those of ``image``.
     """
 
     name: str
@@ -118,3 +148,4 @@ class Dataset:
     table: Callable[[], Table]
     image: Callable[[int], NDArray[np.uint8]]
     licence: str = "unknown"
+    images: Callable[[NDArray[np.int64]], NDArray[np.uint8]] | None = None
