@@ -7,8 +7,8 @@ returns a ``Partitioner``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,10 +40,14 @@ class Partition:
         client_ptr: int64 ``[clients + 1]``; client k holds ``rows[client_ptr[k]:client_ptr[k+1]]``.
         rows: int64 ``[assigned images]``, indices into the training images, ascending
             within a client.
+        notes: what the partitioner did besides the plain rule (draws it needed, images it
+            moved or left out), as counts; saved with the federation so that nothing is
+            dropped silently.
     """
 
     client_ptr: NDArray[np.int64]
     rows: NDArray[np.int64]
+    notes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def num_clients(self) -> int:
@@ -60,12 +64,15 @@ class Partition:
         return self.rows[self.client_ptr[client] : self.client_ptr[client + 1]]
 
     @staticmethod
-    def from_clients(client_of_row: NDArray[np.int64], num_clients: int) -> Partition:
+    def from_clients(
+        client_of_row: NDArray[np.int64], num_clients: int, notes: Mapping[str, int] | None = None
+    ) -> Partition:
         """Build from one client number per image; -1 leaves an image out."""
         order = np.argsort(client_of_row, kind="stable")
         order = order[np.searchsorted(client_of_row[order], 0) :]
         sizes = np.bincount(client_of_row[order], minlength=num_clients)
-        return Partition(np.concatenate(([0], np.cumsum(sizes))).astype(np.int64), order.astype(np.int64))
+        client_ptr = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
+        return Partition(client_ptr, order.astype(np.int64), dict(notes or {}))
 
     def check(self, num_images: int) -> None:
         """Raise ``InputError`` unless the invariants hold: rows valid and unique, no client empty."""
@@ -89,3 +96,38 @@ class Partition:
 
 Partitioner = Callable[[Population, int, np.random.Generator], Partition]
 """``(population, num_clients, rng) -> Partition``. Checks feasibility before it samples."""
+
+
+def check_feasible(population: Population, num_clients: int, min_images: int = 1) -> None:
+    """Raise ``InputError`` unless ``num_clients`` clients can each hold ``min_images`` images."""
+    num_images = len(population.labels)
+    if num_clients < 1:
+        msg = (
+            f'Expected num-clients to be 1 or more, got {num_clients}. Only partition = "natural" '
+            "reads 0, as every owner of the data set."
+        )
+        raise InputError(msg)
+    if num_clients * min_images > num_images:
+        each = "" if min_images == 1 else f" with min_images = {min_images} each ({num_clients * min_images} in all)"
+        msg = (
+            f"Expected num-clients to be few enough for the {num_images} training images, got {num_clients}{each}. "
+            "Use fewer clients, a smaller min_images or more images."
+        )
+        raise InputError(msg)
+
+
+def ranks_within(groups: NDArray[np.int64], priority: NDArray[np.float64]) -> NDArray[np.int64]:
+    """int64 ``[images]``: the place of each image among those of its group, lowest priority first.
+
+    With uniform random priorities, ``ranks_within(...) < n`` is a random subset of ``n`` per group.
+
+    >>> ranks_within(np.array([7, 5, 7]), np.array([0.9, 0.5, 0.1])).tolist()
+    [1, 0, 0]
+    """
+    order = np.lexsort((priority, groups))
+    ordered = groups[order]
+    first = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1]))) if len(order) else order
+    lengths = np.diff(np.concatenate((first, [len(order)])))
+    ranks = np.empty(len(order), dtype=np.int64)
+    ranks[order] = np.arange(len(order)) - np.repeat(first, lengths)
+    return ranks
