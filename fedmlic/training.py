@@ -173,4 +173,9 @@ def classifier(loss: Callable[[Tensor, Tensor], Tensor], *, pool: str = "mean") 
     def predict(network: nn.Module, images: Tensor) -> Tensor:
         return torch.sigmoid(network(images))
 
-    return Method(build, train, predict, label_rows=lambda network: ("head.weight", "head.bias"))
+    return Method(build, train, predict, label_rows=_head_rows)
+
+
+def _head_rows(network: nn.Module) -> tuple[str, str]:
+    del network
+    return ("head.weight", "head.bias")

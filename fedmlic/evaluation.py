@@ -1,0 +1,73 @@
+"""How good the global model is on the server's own images.
+
+The test split selects nothing; the validation split is what selection may use.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedmlic.metrics import Metrics, evaluate
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedmlic.corpus import Corpus
+    from fedmlic.learner import Learner
+
+SIDES = {"test": "server", "val": "server/val"}
+"""Metric prefix of each split that the server evaluates."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of one model on the server's splits.
+
+    Attributes:
+        values: ``server/mAP``, ``server/val/mAP``, ... and the counts of evaluable labels.
+        splits: the full metrics by split, with their per-label tables.
+    """
+
+    values: dict[str, float]
+    splits: dict[str, Metrics]
+
+
+class Evaluator:
+    """Scores a model on the validation and test images of a corpus.
+
+    Args:
+        learner: the method and its resident network; it is loaded with the model to score.
+        corpus: where the images are; splits without images are left out.
+        threshold: probability above which a label counts as predicted.
+    """
+
+    def __init__(self, learner: Learner, corpus: Corpus, threshold: float) -> None:
+        self._learner = learner
+        self._corpus = corpus
+        self._threshold = threshold
+        self._rows = {
+            split: np.arange(rows.start, rows.stop, dtype=np.int64)
+            for split, rows in corpus.splits.items()
+            if split in SIDES and len(rows)
+        }
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that have images."""
+        return tuple(self._rows)
+
+    def score(self, flat: Tensor) -> Evaluation:
+        """Evaluate the global model ``flat`` (float32 ``[layout.size]``) on every split."""
+        self._learner.resident.load(flat)
+        values: dict[str, float] = {}
+        splits: dict[str, Metrics] = {}
+        for split, rows in self._rows.items():
+            scores = self._learner.predict(self._corpus.images, rows)
+            metrics = evaluate(scores, self._corpus.labels.take(rows), threshold=self._threshold)
+            splits[split] = metrics
+            values.update({f"{SIDES[split]}/{name}": value for name, value in metrics.values.items()})
+            values[f"{SIDES[split]}/num-evaluable"] = float(metrics.num_evaluable)
+        return Evaluation(values, splits)

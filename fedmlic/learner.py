@@ -1,0 +1,91 @@
+"""A method with its network in memory, as the server and every host build it.
+
+Building it from the same experiment gives the same initial weights everywhere,
+which is why frozen tables never travel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from fedmlic import spec
+from fedmlic.arrays import Resident
+from fedmlic.method import Method, Task
+from fedmlic.seeds import torch_global_stream
+from fedmlic.training import to_float
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from fedmlic.corpus import Images
+    from fedmlic.experiment import Experiment
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A method and its resident network."""
+
+    method: Method
+    resident: Resident
+    task: Task
+    device: torch.device
+
+    def predict(self, images: Images, rows: NDArray[np.int64], batch_size: int = 256) -> NDArray[np.float32]:
+        """Probabilities float32 ``[rows, labels]`` of the loaded network for stored images."""
+        network = self.resident.network.eval()
+        scores = torch.empty(len(rows), self.task.num_labels)
+        with torch.inference_mode():
+            for start in range(0, len(rows), batch_size):
+                chosen = rows[start : start + batch_size]
+                batch = to_float(images.take(chosen), self.device)
+                scores[start : start + len(chosen)] = self.method.predict(network, batch).float().cpu()
+        return scores.numpy()
+
+
+def choose_device(text: str) -> torch.device:
+    """``auto`` is the GPU where there is one, else the CPU."""
+    if text == "auto":
+        text = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(text)
+
+
+def build_network(experiment: Experiment, task: Task) -> tuple[Method, nn.Module]:
+    """The experiment's method and its network with initial weights, on the CPU."""
+    method: Method = spec.build("method", experiment.method)
+    with torch_global_stream(experiment.seed, "init"):
+        network = method.build(task)
+    return method, network
+
+
+def build_learner(
+    experiment: Experiment,
+    label_names: tuple[str, ...],
+    image_shape: tuple[int, int, int],
+    device: torch.device | str = "cpu",
+) -> Learner:
+    """Build the network of ``experiment`` for a label space and make it resident on ``device``."""
+    task = Task(label_names, image_shape, spec.build("model", experiment.model), experiment.seed)
+    method, network = build_network(experiment, task)
+    resident = Resident(
+        network,
+        num_labels=task.num_labels,
+        label_rows=method.label_rows(network),
+        private=method.private(network),
+        moments=pooled_moments(network),
+        device=device,
+    )
+    return Learner(method, resident, task, torch.device(device))
+
+
+def pooled_moments(network: nn.Module) -> list[tuple[str, str]]:
+    """Names of (mean, variance) buffers of BatchNorm layers whose statistics are exchanged."""
+    return [
+        (f"{name}.running_mean", f"{name}.running_var")
+        for name, module in network.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats  # noqa: SLF001
+    ]

@@ -1,0 +1,42 @@
+"""loss_weighted: clients with a higher training loss count more.
+
+Source: the option ``agg_type loss`` of FedLGT's released code (not in the paper,
+arXiv 2312.07165): weights are the softmax of the clients' mean training loss.
+
+Pitfalls, kept because results must be comparable: it rewards the worst client,
+a diverging one most; the release sums the loss over labels, so a difference of a
+few nats makes the softmax nearly one-hot, more so with more labels. Use it with
+mean-reduced losses and a temperature of 1 or more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated
+
+import torch
+from pydantic import Field
+
+from fedmlic.update import Update, Weighting
+from strategies.strategy import State, Strategy
+
+
+def loss_weighted(*, temperature: Annotated[float, Field(gt=0)] = 1.0) -> Strategy:
+    """Softmax of the clients' mean training loss as weights (FedLGT's ``agg_type loss``).
+
+    Args:
+        temperature: the loss is divided by it; larger is closer to a uniform mean.
+    """
+
+    def aggregate(state: State, updates: Iterable[Update]) -> State:
+        received = sorted(updates, key=lambda update: update.clients)
+        if not received:
+            return state
+        losses = torch.tensor([update.metrics["loss"] for update in received], dtype=torch.float64)
+        shares = torch.softmax(losses / temperature, dim=0)
+        mean = torch.zeros_like(state.flat, dtype=torch.float64)
+        for share, update in zip(shares.tolist(), received, strict=True):
+            mean += share * update.mean(state.flat).to(torch.float64)
+        return State(mean.to(torch.float32), state.memory)
+
+    return Strategy(aggregate, weighting=Weighting(shared="uniform"), needs="each")

@@ -1,0 +1,25 @@
+"""Who is there, and play these clients: all the round loop knows of the outside world."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from fedmlic.protocol import HostInfo, Reply, Request
+
+
+class Transport(Protocol):
+    """What carries requests to hosts and replies back."""
+
+    def hosts(self) -> list[HostInfo]:
+        """Ask everybody once what they host; waits until enough are there or raises."""
+
+    def play(self, request: Request, clients: Sequence[int]) -> Iterator[Reply]:
+        """Have ``clients`` (costliest first) played, and yield replies as they come.
+
+        Every client appears in exactly one turn, a failed one with its error. A host that
+        dies is replaced where that is possible and its clients are played again.
+        """
+
+    def close(self) -> None:
+        """Let go of everything; safe to call twice."""
