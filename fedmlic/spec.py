@@ -32,7 +32,7 @@ CATALOGUES = {
 }
 """Config key of each catalogue and the package that holds its entries."""
 
-NOT_ENTRIES = {"strategies": {"app", "cohort", "flower", "rounds", "strategy", "transport"}}
+NOT_ENTRIES = {"strategies": {"app", "cohort", "flower", "rounds", "server", "strategy", "transport"}}
 """Modules of a catalogue's package that are not entries of it."""
 
 

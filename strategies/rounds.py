@@ -105,7 +105,7 @@ class Rounds:
         self._transport = transport
         self._evaluator = evaluator
         self._record = record
-        self._on_turn = on_turn or (lambda round_number, turn, total: None)
+        self._on_turn = on_turn or _ignore
 
     def run(self, start: Progress) -> Outcome:
         """Play the remaining rounds after ``start`` and evaluate the final model on all clients.
@@ -252,6 +252,10 @@ class Rounds:
             if turn.error:
                 values["error"] = turn.error
             self._record.event("client", values)
+
+
+def _ignore(round_number: int, turn: Turn, total: int) -> None:
+    """Show no progress."""
 
 
 def _with_best(progress: Progress, values: Mapping[str, float]) -> Progress:

@@ -1,0 +1,313 @@
+"""Everything about one run, in one folder, safe against being killed at any moment.
+
+::
+
+    RUN/experiment.json     the resolved settings and the identity of the experiment
+        environment.json    versions and machine, no host names
+        events.jsonl        append-only; the source of every table
+        checkpoints/        round-00012.safetensors, then round-00012.json, which makes it count
+        frozen.safetensors  what the network needs besides the exchanged tensors
+        rounds.parquet clients.parquet labels.parquet   tables made from the events
+        tensorboard/        event files
+        result.json         written when the run is complete
+
+A file is written under a temporary name, synced and renamed. A checkpoint counts
+once its JSON is there; it says how long ``events.jsonl`` was then, and a resumed
+run cuts the log back to that length. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedmlic.errors import InputError
+from fedmlic.experiment import Experiment, Runtime, split_settings
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+SCHEMA = 1
+PACKAGES = ("fedmlic", "flwr", "numpy", "pandas", "pydantic", "ray", "safetensors", "torch", "torchvision")
+TABLES = {"rounds": "round", "clients": "client", "labels": "labels"}
+"""Table name and the kind of event it is made of."""
+
+Listener = Callable[[str, Mapping[str, object]], None]
+
+
+class RunFolder:
+    """The folder of one run. Make it with ``create`` or open it with ``open_run``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.listeners: list[Listener] = []
+
+    @property
+    def events_path(self) -> Path:
+        """The append-only log."""
+        return self.path / "events.jsonl"
+
+    # --- settings -----------------------------------------------------------------
+
+    def settings(self) -> tuple[Experiment, Runtime]:
+        """The experiment and runtime this run was started with."""
+        found = read_json(self.path / "experiment.json")
+        return split_settings({**found["experiment"], **found["runtime"]})
+
+    # --- events -------------------------------------------------------------------
+
+    def event(self, kind: str, values: Mapping[str, object]) -> None:
+        """Append one event and tell the listeners."""
+        line = json.dumps({"event": kind, **jsonable(values)}, separators=(",", ":"), allow_nan=False)
+        with self.events_path.open("a", encoding="utf-8") as log:
+            log.write(line + "\n")
+        for listener in self.listeners:
+            listener(kind, values)
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """All complete events so far; NaN comes back as NaN."""
+        if not self.events_path.exists():
+            return
+        with self.events_path.open(encoding="utf-8") as log:
+            for line in log:
+                if not line.endswith("\n"):
+                    return  # the writer was killed in the middle of this line
+                yield json.loads(line)
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The ``rounds``, ``clients`` and ``labels`` tables, made from the events.
+
+        In ``labels`` every row is one label of one split in one round.
+        """
+        import pandas as pd  # noqa: PLC0415  (a second of import that a run needs only at its end)
+
+        rows: dict[str, list[dict[str, Any]]] = {kind: [] for kind in TABLES.values()}
+        for event in self.events():
+            kind = event.pop("event")
+            if kind in rows:
+                rows[kind].append(event)
+        tables = {name: pd.DataFrame(rows[kind]) for name, kind in TABLES.items()}
+        labels = tables["labels"]
+        if len(labels):
+            columns = [name for name in labels.columns if name not in {"round", "split"}]
+            tables["labels"] = labels.explode(columns, ignore_index=True).infer_objects()
+        return tables
+
+    def write_tables(self) -> None:
+        """Write the tables as Parquet files."""
+        for name, table in self.tables().items():
+            temporary = self.path / f".{name}.parquet.tmp"
+            table.to_parquet(temporary, index=False)
+            temporary.replace(self.path / f"{name}.parquet")
+
+    # --- checkpoints --------------------------------------------------------------
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        """Where checkpoints lie."""
+        return self.path / "checkpoints"
+
+    def save_checkpoint(self, number: int, tensors: Mapping[str, Tensor], values: Mapping[str, object]) -> None:
+        """Keep ``tensors`` and ``values`` as the checkpoint of round ``number``, atomically."""
+        from safetensors.torch import save  # noqa: PLC0415
+
+        self.checkpoint_folder.mkdir(exist_ok=True)
+        _sync(self.events_path)
+        data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+        stem = self.checkpoint_folder / f"round-{number:05d}"
+        write_bytes(stem.with_suffix(".safetensors"), data)
+        manifest = {
+            "schema": SCHEMA,
+            "round": number,
+            "identity": self.identity(),
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "events_bytes": self.events_path.stat().st_size if self.events_path.exists() else 0,
+            **jsonable(values),
+        }
+        write_json(stem.with_suffix(".json"), manifest)
+
+    def identity(self) -> str:
+        """The hash of the experiment this folder belongs to."""
+        return str(read_json(self.path / "experiment.json")["identity"])
+
+    def checkpoints(self) -> list[int]:
+        """Rounds that have a complete checkpoint, ascending."""
+        if not self.checkpoint_folder.exists():
+            return []
+        stems = [file.stem for file in self.checkpoint_folder.glob("round-*.json")]
+        return sorted(int(stem.removeprefix("round-")) for stem in stems)
+
+    def load_checkpoint(self, number: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The tensors and values of the checkpoint of round ``number``.
+
+        Raises:
+            InputError: it is missing, damaged or of another experiment.
+        """
+        from safetensors.torch import load  # noqa: PLC0415
+
+        stem = self.checkpoint_folder / f"round-{number:05d}"
+        manifest = read_json(stem.with_suffix(".json"))
+        if manifest.get("identity") != self.identity():
+            msg = (
+                f"Expected the checkpoint of round {number} in {self.path} to belong to this run's experiment, "
+                f"got one with identity {str(manifest.get('identity'))[:12]}. Restore the right file."
+            )
+            raise InputError(msg)
+        file = stem.with_suffix(".safetensors")
+        data = file.read_bytes() if file.exists() else b""
+        if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
+            msg = f"Expected {file} to have the hash its manifest states, got another. Delete both files and resume."
+            raise InputError(msg)
+        return load(data), manifest
+
+    def prune_checkpoints(self, keep: int, best: int) -> None:
+        """Delete all checkpoints but the ``keep`` last ones and the ``best``."""
+        for number in self.checkpoints()[:-keep]:
+            if number != best:
+                stem = self.checkpoint_folder / f"round-{number:05d}"
+                # The manifest goes first: without it the tensors no longer count.
+                stem.with_suffix(".json").unlink()
+                stem.with_suffix(".safetensors").unlink(missing_ok=True)
+
+    def rewind(self, events_bytes: int) -> None:
+        """Cut the event log back to what it was at a checkpoint, and clear what was half-written."""
+        if self.events_path.exists():
+            with self.events_path.open("r+b") as log:
+                log.truncate(events_bytes)
+        for leftover in [*self.path.glob(".*.tmp"), *self.checkpoint_folder.glob(".*.tmp")]:
+            leftover.unlink(missing_ok=True)
+
+
+def create(path: Path, experiment: Experiment, runtime: Runtime) -> RunFolder:
+    """Make the folder of a new run.
+
+    Raises:
+        InputError: it exists and is not empty.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        advice = f"Use 'fedmlic resume {path}' or another --out." if is_run(path) else "Choose another --out."
+        msg = f"Expected the run folder {path} to be new or empty, got one with files in it. {advice}"
+        raise InputError(msg)
+    path.mkdir(parents=True, exist_ok=True)
+    write_json(path / "environment.json", environment())
+    settings = {
+        "schema": SCHEMA,
+        "identity": experiment.identity(),
+        "experiment": experiment.model_dump(),
+        "runtime": runtime.model_dump(),
+    }
+    write_json(path / "experiment.json", settings)
+    return RunFolder(path)
+
+
+def open_run(path: Path) -> RunFolder:
+    """Open the folder of an existing run; ``InputError`` if it is none."""
+    if not is_run(path):
+        msg = f"Expected {path} to be the folder of a run (with experiment.json), got something else. Check the path."
+        raise InputError(msg)
+    folder = RunFolder(path)
+    if folder.settings()[0].identity() != folder.identity():
+        msg = f"Expected experiment.json in {path} to be as it was written, got edited settings. Start a new run."
+        raise InputError(msg)
+    return folder
+
+
+def is_run(path: Path) -> bool:
+    """Whether ``path`` is the folder of a run."""
+    return (path / "experiment.json").is_file()
+
+
+def default_path(base: Path | None = None) -> Path:
+    """A new folder name below ``base`` (default ``runs`` here), made of date and time."""
+    base = base or Path("runs")
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    path, number = base / stamp, 1
+    while path.exists():
+        path, number = base / f"{stamp}-{number}", number + 1
+    return path
+
+
+def environment() -> dict[str, object]:
+    """Versions and machine, without anything that identifies a person."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "absent"
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "packages": versions,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+# --- small files --------------------------------------------------------------------
+
+
+def jsonable(value: Any) -> Any:  # noqa: ANN401  (JSON is any)
+    """The value with NumPy scalars made plain and numbers that are not finite made null."""
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; ``InputError`` if it is missing or damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        msg = f"Expected the file {path}, got none. Check the path."
+        raise InputError(msg) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        msg = f"Expected {path} to be JSON, got damaged content ({error}). Restore it from a copy."
+        raise InputError(msg) from None
+    if not isinstance(found, dict):
+        msg = f"Expected {path} to hold a JSON object, got {type(found).__name__}."
+        raise InputError(msg)
+    return found
+
+
+def write_json(path: Path, value: Mapping[str, object]) -> None:
+    """Write a JSON object atomically."""
+    write_bytes(path, json.dumps(jsonable(value), indent=2, allow_nan=False).encode() + b"\n")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically: temporary name, sync, rename, sync of the folder."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    if not path.exists():
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
