@@ -1,0 +1,516 @@
+"""From a corpus, a partition and a regime to one shard per client: built once, memory-mapped by all.
+
+``build_federation`` deals out the training images of a corpus, lets every
+client's annotators write down their labels, and stores the result under
+``<home>/federations/<key>``, where the key is a hash of everything that decides
+the content. Every process of an experiment opens that folder in milliseconds.
+It holds, as plain arrays, each client's rows of the corpus, what was annotated,
+and counts for the report (``fedmlic.statistics``). The truth of the training
+images stays in the corpus; a ``Shard`` has no way to it.
+
+``local_federation`` is the same type for a real device: one client, its own
+images, its own labels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from fedmlic import corpus as corpora
+from fedmlic.corpus import LabelStore, open_labels, write_labels
+from fedmlic.errors import InputError, nearest
+from fedmlic.labels import PRESENT, UNKNOWN, check_labels, known
+from fedmlic.partition import Partition, Partitioner, Population, ranks_within
+from fedmlic.regime import Assignment, Regime
+from fedmlic.seeds import entry_uniforms, stream, text_keys
+from fedmlic.shard import Shard
+from fedmlic.spec import Spec, build, factory, parse
+from fedmlic.statistics import Tallies, tally
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fedmlic.corpus import Corpus
+
+SCHEMA = "fedmlic-federation"
+SCHEMA_VERSION = 1
+"""Raised whenever equal settings would give another federation."""
+
+TRAIN = "train"
+"""The split that is dealt out. Clients never hold validation or test images."""
+
+
+class _Array:
+    """A label matrix in memory with the one method of a ``LabelStore`` that shards need."""
+
+    def __init__(self, labels: NDArray[np.int8]) -> None:
+        self._labels = labels
+
+    def take(self, rows: NDArray[np.int64]) -> NDArray[np.int8]:
+        return self._labels[rows]
+
+
+class Holdings(NamedTuple):
+    """Images of all clients, client after client.
+
+    Attributes:
+        client_ptr: int64 ``[clients + 1]``.
+        rows: int64 ``[images]``, rows of the corpus, ascending within a client.
+        labels: their observed labels, in the same order.
+    """
+
+    client_ptr: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    labels: LabelStore | _Array
+
+    def of(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
+        """Rows and observed labels of the client at ``index``, as ordinary arrays."""
+        start, stop = (int(bound) for bound in self.client_ptr[index : index + 2])
+        return np.array(self.rows[start:stop]), self.labels.take(np.arange(start, stop))
+
+
+@dataclass(frozen=True)
+class Federation:
+    """All clients of one experiment (or the one client of a device).
+
+    Attributes:
+        corpus: the images, and the truth that only the server's evaluation may read.
+        manifest: what was built, with the partition's notes; JSON values.
+        label_names: column names, in order.
+        clients: the client ids it holds: 0 to ``num_clients - 1``, or the id of a device.
+        training: images that clients train on.
+        holdout: images that clients only evaluate on.
+        path: its folder, ``None`` on a device.
+    """
+
+    corpus: Corpus
+    manifest: Mapping[str, Any]
+    label_names: tuple[str, ...]
+    clients: range
+    training: Holdings
+    holdout: Holdings
+    path: Path | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the path, never the maps: each process opens the files itself."""
+        if self.path is None:
+            return Federation, tuple(getattr(self, field.name) for field in fields(self))
+        return open_federation, (self.path, self.corpus)
+
+    @property
+    def num_clients(self) -> int:
+        """How many clients there are."""
+        return len(self.clients)
+
+    @cached_property
+    def sizes(self) -> NDArray[np.int64]:
+        """int64 ``[clients]``: training images per client."""
+        return np.diff(self.training.client_ptr)
+
+    @cached_property
+    def label_counts(self) -> NDArray[np.int64]:
+        """int64 ``[clients, labels]``: known annotations among the training images."""
+        if self.path is not None:
+            return _load(self.path, "tallies.known").astype(np.int64)
+        return known(self._all_labels()).sum(axis=0, keepdims=True, dtype=np.int64)
+
+    @cached_property
+    def positive_counts(self) -> NDArray[np.int64]:
+        """int64 ``[clients, labels]``: annotations that say present among the training images."""
+        if self.path is not None:
+            return _load(self.path, "tallies.positives").astype(np.int64)
+        return (self._all_labels() == PRESENT).sum(axis=0, keepdims=True, dtype=np.int64)
+
+    def _all_labels(self) -> NDArray[np.int8]:
+        return self.training.of(0)[1]
+
+    def tallies(self) -> Tallies:
+        """The counts behind the report on what was achieved.
+
+        Raises:
+            InputError: on a device, where the truth is not known.
+        """
+        if self.path is None:
+            msg = "Expected a built federation for the statistics, got a device's own images, whose truth is unknown."
+            raise InputError(msg)
+        return Tallies(**{field.name: _load(self.path, f"tallies.{field.name}") for field in fields(Tallies)})
+
+    def shard(self, client: int) -> Shard:
+        """What ``client`` holds.
+
+        Raises:
+            InputError: there is no such client.
+        """
+        if client not in self.clients:
+            last = self.clients.stop - 1
+            msg = f"Expected client to be {self.clients.start} to {last}, got {client}."
+            raise InputError(msg)
+        index = client - self.clients.start
+        return Shard(client, self.label_names, self.corpus.images, *self.training.of(index), *self.holdout.of(index))
+
+
+class _Plan(NamedTuple):
+    """Settings as they are hashed, and what they stand for."""
+
+    identity: dict[str, Any]
+    partitioner: Partitioner
+    regime: Regime
+
+
+def build_federation(
+    corpus: Corpus,
+    *,
+    partition: str,
+    regime: str,
+    num_clients: int,
+    seed: int,
+    holdout_fraction: float,
+    home: Path | None = None,
+) -> Federation:
+    """Open the federation of these settings, building it first if it does not exist.
+
+    Args:
+        corpus: the data set; its train split is dealt out.
+        partition: for example ``"dirichlet(alpha=0.3)"``.
+        regime: for example ``"single_positive()"``.
+        num_clients: 1 or more; 0 stands for every owner under ``natural``.
+        seed: 0 or more.
+        holdout_fraction: share in [0, 1) of each client's images that it evaluates on
+            and never trains on, rounded; one training image always remains.
+        home: where federations are kept; ``$FEDMLIC_HOME`` by default.
+
+    Raises:
+        InputError: bad settings, an impossible partition, a regime that breaks its
+            contract, or a damaged folder in the way. Nothing is written then.
+    """
+    plan = _plan(corpus, partition, regime, num_clients, seed, holdout_fraction)
+    base = (home or corpora.home()) / "federations"
+    key = federation_key(plan.identity)
+    if (base / key).exists():
+        return open_federation(base / key, corpus)
+    from filelock import FileLock  # noqa: PLC0415  (only builders need it)
+
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(base / f".{key}.lock")
+        lock.acquire()
+    except OSError as error:
+        msg = f"Expected {base} to be writable, got: {error}. Set FEDMLIC_HOME to a folder of yours."
+        raise InputError(msg) from error
+    try:
+        # Another process may have built it while this one waited.
+        if not (base / key).exists():
+            _build(corpus, plan, base / key)
+    finally:
+        lock.release()
+    return open_federation(base / key, corpus)
+
+
+def _plan(corpus: Corpus, partition: str, regime: str, num_clients: int, seed: int, holdout_fraction: float) -> _Plan:
+    _check_settings(num_clients, seed, holdout_fraction)
+    identity = {
+        "schema": SCHEMA,
+        "schema_version": SCHEMA_VERSION,
+        "corpus": corpus.key,
+        "partition": canonical("partition", partition),
+        "regime": canonical("regime", regime),
+        "code": [_code_hash("partition", partition), _code_hash("regime", regime)],
+        "num_clients": num_clients,
+        "seed": seed,
+        "holdout_fraction": float(holdout_fraction),
+    }
+    return _Plan(identity, build("partition", partition), build("regime", regime))
+
+
+def _check_settings(num_clients: int, seed: int, holdout_fraction: float) -> None:
+    if num_clients < 0:
+        msg = f"Expected num-clients to be 1 or more (or 0 for every owner), got {num_clients}."
+        raise InputError(msg)
+    if seed < 0:
+        msg = f"Expected seed to be 0 or more, got {seed}."
+        raise InputError(msg)
+    if not 0 <= holdout_fraction < 1:
+        msg = f"Expected holdout-fraction to be at least 0 and below 1, got {holdout_fraction}."
+        raise InputError(msg)
+
+
+def canonical(key: str, text: str) -> str:
+    """The text of a catalogue entry with every default spelled out.
+
+    >>> canonical("partition", "dirichlet(alpha=1)")
+    'dirichlet(alpha=1.0, min_images=8)'
+    """
+    spec = parse(text, key)
+    build(key, text)  # wrong names and values are explained there
+    parameters = inspect.signature(factory(key, spec.name)).parameters.values()
+    arguments = {p.name: spec.arguments.get(p.name, p.default) for p in parameters}
+    # An int given for a float means the same number.
+    floats = {p.name for p in parameters if isinstance(p.default, float) and isinstance(arguments[p.name], int)}
+    return str(Spec(spec.name, {n: float(v) if n in floats else v for n, v in arguments.items()}))
+
+
+def _code_hash(key: str, text: str) -> str:
+    """Hash of the file that defines an entry: whoever edits a regime must not get yesterday's labels."""
+    try:
+        source = inspect.getsourcefile(factory(key, parse(text, key).name))
+        content = Path(source).read_bytes() if source else b""
+    except (OSError, TypeError):  # defined in an interactive session
+        content = b""
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
+def federation_key(identity: Mapping[str, Any]) -> str:
+    """12 hexadecimal digits: the hash of everything that decides a federation's content."""
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _train_split(corpus: Corpus) -> range:
+    rows = corpus.splits.get(TRAIN, range(0))
+    if not len(rows):
+        msg = f"Expected data set {corpus.name} to have training images, got none in its split {TRAIN!r}."
+        raise InputError(msg)
+    return rows
+
+
+def _image_keys(corpus: Corpus, rows: range) -> NDArray[np.uint64]:
+    return text_keys(corpus.image_ids[rows.start : rows.stop])
+
+
+def _held_out(
+    image_keys: NDArray[np.uint64], sizes: NDArray[np.int64], holdout_fraction: float, seed: int
+) -> NDArray[np.bool_]:
+    """Bool ``[images]``, client after client: a random ``round(holdout_fraction * n)`` of each client's n.
+
+    An image's place in the queue depends on the seed and the image alone.
+    """
+    client_of_image = np.repeat(np.arange(len(sizes)), sizes)
+    queue = entry_uniforms(seed, "federation/holdout", 0, image_keys, 1)[:, 0]
+    counts = np.minimum(np.rint(holdout_fraction * sizes).astype(np.int64), sizes - 1)
+    return np.asarray(ranks_within(client_of_image, queue) < counts[client_of_image])
+
+
+def _annotate(
+    corpus: Corpus, dealt: Partition, truth: NDArray[np.int8], image_keys: NDArray[np.uint64], plan: _Plan
+) -> NDArray[np.int8]:
+    """int8 ``[images, labels]``: every client's observed labels, client after client."""
+    observed = np.empty_like(truth)
+    truth.flags.writeable = False  # a regime that writes on its input is stopped here
+    objects, first = corpus.objects, _train_split(corpus).start
+    for client in range(dealt.num_clients):
+        images = slice(dealt.client_ptr[client], dealt.client_ptr[client + 1])
+        here = None if objects is None else objects.take(dealt.rows[images] + first)
+        assignment = Assignment(truth[images], image_keys[images], here, client, plan.identity["seed"])
+        seen = plan.regime.annotate(assignment)
+        if seen.dtype != np.int8 or seen.shape != assignment.labels.shape:
+            msg = (
+                f"Expected regime {plan.identity['regime']} to return int8 {list(assignment.labels.shape)}, "
+                f"got {seen.dtype} {list(seen.shape)}. Return one state per entry of assignment.labels."
+            )
+            raise InputError(msg)
+        observed[images] = seen
+    _check_observed(truth, observed, plan)
+    return observed
+
+
+def _check_observed(truth: NDArray[np.int8], observed: NDArray[np.int8], plan: _Plan) -> None:
+    check_labels(observed)
+    if plan.regime.adds_wrong:
+        return
+    num_wrong = int(np.count_nonzero(known(observed) & (observed != truth)))
+    if num_wrong:
+        msg = (
+            f"Expected regime {plan.identity['regime']} to keep known entries as they are, got {num_wrong} that differ "
+            "from the data set. Declare Regime(..., adds_wrong=True) if that is meant."
+        )
+        raise InputError(msg)
+
+
+def _build(corpus: Corpus, plan: _Plan, target: Path) -> None:
+    """Deal, annotate, hold out, count; then write everything and move it into place. Call under the lock."""
+    identity, split = plan.identity, _train_split(corpus)
+    train_rows = np.arange(split.start, split.stop)
+    population = Population(corpus.labels.take(train_rows), np.array(corpus.owners[split.start : split.stop]))
+    dealt = plan.partitioner(population, identity["num_clients"], stream(identity["seed"], "partition"))
+    dealt.check(len(split))
+    image_keys = _image_keys(corpus, split)[dealt.rows]
+    truth = population.labels[dealt.rows]
+    observed = _annotate(corpus, dealt, truth, image_keys, plan)
+    held_out = _held_out(image_keys, dealt.sizes, identity["holdout_fraction"], identity["seed"])
+    num_held = np.add.reduceat(held_out, dealt.client_ptr[:-1], dtype=np.int64)
+    parts = {"train": ~held_out, "holdout": held_out}
+    sizes = {"train": dealt.sizes - num_held, "holdout": num_held}
+    arrays = {f"{name}.client_ptr": np.concatenate(([0], np.cumsum(sizes[name]))) for name in parts}
+    arrays |= {f"{name}.rows": train_rows[dealt.rows[mask]] for name, mask in parts.items()}
+    tallies = tally(truth[~held_out], observed[~held_out], arrays["train.client_ptr"], num_held)
+    arrays |= {f"tallies.{field.name}": _narrow(getattr(tallies, field.name)) for field in fields(Tallies)}
+    labels = {name: observed[mask] for name, mask in parts.items()}
+    about = {
+        "num_clients": dealt.num_clients,
+        "num_images": int(len(dealt.rows)),
+        "images_left_out": int(len(split) - len(dealt.rows)),
+        "notes": dict(dealt.notes),
+        "label_names": list(corpus.label_names),
+        "corpus": {"name": corpus.name, "key": corpus.key},
+    }
+    _write(target, arrays, labels, {"key": target.name, "identity": identity, **about})
+
+
+def _narrow(counts: NDArray[Any]) -> NDArray[Any]:
+    """Counts in the smallest unsigned type: 41,000 clients x 1,628 labels are half a gigabyte as int64."""
+    if counts.ndim < 2:
+        return counts
+    return counts.astype(np.min_scalar_type(int(counts.max(initial=0))))
+
+
+def _write(
+    target: Path, arrays: Mapping[str, NDArray[Any]], labels: Mapping[str, NDArray[np.int8]], manifest: dict[str, Any]
+) -> None:
+    part = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(part, ignore_errors=True)  # of a build that was killed: the lock is ours
+    part.mkdir()
+    try:
+        for name, array in arrays.items():
+            np.save(part / f"{name}.npy", array, allow_pickle=False)
+        for name, matrix in labels.items():
+            write_labels(part, f"{name}.labels", matrix, matrix.shape[1])
+        for file in part.iterdir():
+            _sync(file)
+        files = {file.name: file.stat().st_size for file in sorted(part.iterdir())}
+        text = json.dumps({**manifest, "files": files}, indent=1, ensure_ascii=False)
+        (part / "manifest.json").write_text(text, encoding="utf-8")
+        _sync(part / "manifest.json")
+        _sync(part)
+        part.rename(target)
+        _sync(target.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows cannot open a folder
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def open_federation(path: Path, corpus: Corpus) -> Federation:
+    """Open an existing federation folder over the corpus that it was built from.
+
+    Raises:
+        InputError: the folder is missing, incomplete or damaged, or of another corpus.
+    """
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        _check_manifest(path, manifest)
+        num_clients = int(manifest["num_clients"])
+        parts = [
+            Holdings(
+                _load(path, f"{name}.client_ptr"), _load(path, f"{name}.rows"), open_labels(path, f"{name}.labels")
+            )
+            for name in ("train", "holdout")
+        ]
+        _check_holdings(parts, num_clients)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        msg = (
+            f"Expected {path} to be a complete federation, got: {error or type(error).__name__}. "
+            "Delete that folder to have it built again."
+        )
+        raise InputError(msg) from error
+    if manifest["corpus"]["key"] != corpus.key:
+        msg = (
+            f"Expected {path} to be opened with its corpus {manifest['corpus']['key']}, got {corpus.key}. "
+            "Build the federation from this corpus instead."
+        )
+        raise InputError(msg)
+    return Federation(corpus, manifest, tuple(manifest["label_names"]), range(num_clients), *parts, path)
+
+
+def _check_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
+    identity = manifest["identity"]
+    if (identity["schema"], identity["schema_version"]) != (SCHEMA, SCHEMA_VERSION):
+        msg = f"schema {identity['schema']} {identity['schema_version']}, not {SCHEMA} {SCHEMA_VERSION}"
+        raise ValueError(msg)
+    if federation_key(identity) != path.name:
+        msg = f"its manifest describes federation {federation_key(identity)}"
+        raise ValueError(msg)
+    for name, size in manifest["files"].items():
+        found = (path / name).stat().st_size
+        if found != size:
+            msg = f"{name} has {found} bytes where {size} were written"
+            raise ValueError(msg)
+
+
+def _check_holdings(parts: list[Holdings], num_clients: int) -> None:
+    for part in parts:
+        if len(part.client_ptr) != num_clients + 1 or int(part.client_ptr[-1]) != len(part.rows):
+            msg = (
+                f"{len(part.rows)} rows of {len(part.client_ptr) - 1} clients where {num_clients} clients were written"
+            )
+            raise ValueError(msg)
+
+
+def _load(path: Path, name: str) -> NDArray[Any]:
+    mapped: NDArray[Any] = np.load(path / f"{name}.npy", mmap_mode="r")
+    # Plain arrays over the map: slices of the subclass are slow to make by the thousand.
+    return np.asarray(mapped)
+
+
+def local_federation(
+    corpus: Corpus, *, label_names: Sequence[str], holdout_fraction: float, seed: int, client: int = 0
+) -> Federation:
+    """The one client of a device: its own training images, with the labels as its annotators wrote them.
+
+    Args:
+        corpus: the device's own images.
+        label_names: the federation's labels, in the order that every client uses. Those
+            that this device does not annotate are unknown on all its images.
+        holdout_fraction: share in [0, 1) of the images that is kept for evaluation.
+        seed: the experiment's seed, 0 or more.
+        client: this device's id in the federation.
+
+    Raises:
+        InputError: the device has a label that the federation does not know, or no
+            training images.
+    """
+    _check_settings(1, seed, holdout_fraction)
+    rows = _train_split(corpus)
+    labels = _mapped(corpus, label_names, rows)
+    held_out = _held_out(_image_keys(corpus, rows), np.array([len(rows)]), holdout_fraction, seed)
+    parts = [
+        Holdings(np.array([0, mask.sum()]), np.flatnonzero(mask) + rows.start, _Array(labels[mask]))
+        for mask in (~held_out, held_out)
+    ]
+    manifest = {"corpus": {"name": corpus.name, "key": corpus.key}, "num_clients": 1, "label_names": list(label_names)}
+    return Federation(corpus, manifest, tuple(label_names), range(client, client + 1), *parts)
+
+
+def _mapped(corpus: Corpus, label_names: Sequence[str], rows: range) -> NDArray[np.int8]:
+    """int8 ``[images, labels]``: the corpus's columns where the federation has them."""
+    column_of = {name: column for column, name in enumerate(label_names)}
+    foreign = [name for name in corpus.label_names if name not in column_of]
+    if foreign:
+        hints = " ".join(f"{name!r}: {nearest(name, label_names)}" for name in foreign[:3])
+        msg = (
+            f"Expected labels of data set {corpus.name} to be among the federation's, got {len(foreign)} others: "
+            f"{', '.join(map(repr, foreign[:10]))}. {hints} Rename or remove those columns."
+        )
+        raise InputError(msg)
+    labels = np.full((len(rows), len(label_names)), UNKNOWN, dtype=np.int8)
+    labels[:, [column_of[name] for name in corpus.label_names]] = corpus.labels.take(np.arange(rows.start, rows.stop))
+    return labels
