@@ -1,0 +1,181 @@
+"""Run an experiment on this machine: data, workers, round loop, record.
+
+The order matters for the clock: workers start importing first, and the corpus
+and the federation are built meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from fedmlic.errors import InputError
+from fedmlic.experiment import split_settings
+from fedmlic.record import Listener, RunFolder, create, open_run, read_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from clients.host import Host
+    from fedmlic.experiment import Experiment, Runtime
+    from fedmlic.federation import Federation
+    from fedmlic.protocol import Turn
+    from sim.ray_workers import RayWorkers
+    from strategies.server import Server
+    from strategies.transport import Transport
+
+
+class Watch:
+    """What a display may want to hear of; every hook does nothing by default."""
+
+    def building(self, what: str, done: int, total: int) -> None:
+        """A corpus or federation is being built."""
+
+    def started(self, folder: RunFolder, experiment: Experiment, resumed_round: int) -> None:
+        """The run folder exists and rounds are about to start."""
+
+    def turn(self, round_number: int, turn: Turn, total: int) -> None:
+        """A client's turn ended; ``total`` clients take part in this round."""
+
+    def event(self, kind: str, values: Mapping[str, object]) -> None:
+        """Something was written to the event log."""
+
+
+def num_workers(experiment: Experiment, runtime: Runtime) -> int:
+    """Workers to start: as asked, else one per core, never more than there are clients a round."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = runtime.workers or cores
+    cohort = experiment.cohort_size or experiment.num_clients or wanted
+    return max(1, min(wanted, cohort))
+
+
+def open_federation(experiment: Experiment, server: Server) -> Federation:
+    """The experiment's federation over the server's corpus, built first if it is not there."""
+    from fedmlic.federation import build_federation  # noqa: PLC0415
+    from strategies.server import home_of  # noqa: PLC0415
+
+    return build_federation(
+        server.corpus,
+        partition=experiment.partition,
+        regime=experiment.regime,
+        num_clients=experiment.num_clients,
+        seed=experiment.seed,
+        holdout_fraction=experiment.holdout_fraction,
+        home=home_of(server.runtime),
+    )
+
+
+def build_host(name: str, settings: dict[str, Any], label_names: tuple[str, ...]) -> Host:
+    """A host for any client of the federation, in the process that calls this."""
+    from clients.host import Host  # noqa: PLC0415
+    from strategies.server import build_server  # noqa: PLC0415
+
+    experiment, runtime = split_settings(settings)
+    server = build_server(experiment, runtime)
+    if tuple(server.learner.task.label_names) != label_names:
+        msg = f"Expected worker {name} to see the labels {label_names[:5]}, got {server.learner.task.label_names[:5]}."
+        raise InputError(msg)
+    return Host(name, experiment, open_federation(experiment, server), server.learner)
+
+
+def run(experiment: Experiment, runtime: Runtime, out: Path, watch: Watch | None = None) -> dict[str, Any]:
+    """Run ``experiment`` into the new folder ``out`` and return what ``--json`` prints.
+
+    Raises:
+        InputError: bad configuration or data; nothing was written to ``out``.
+        RunFailedError: a round could not be completed; ``resume`` goes on from the checkpoint.
+    """
+    return _play(experiment, runtime, lambda: create(out, experiment, runtime), watch or Watch())
+
+
+def resume(path: Path, watch: Watch | None = None, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Go on with an interrupted run from its last checkpoint, to the same final weights.
+
+    Args:
+        path: the run folder.
+        watch: hears of progress.
+        changes: runtime settings to change (engine, workers, ...); they do not change weights.
+
+    Raises:
+        InputError: not a run, or a checkpoint that is damaged or foreign.
+    """
+    folder = open_run(path)
+    if (path / "result.json").exists():
+        return read_json(path / "result.json")
+    experiment, runtime = folder.settings()
+    runtime = runtime.model_copy(update=dict(changes or {}))
+    return _play(experiment, runtime, lambda: folder, watch or Watch())
+
+
+def _play(
+    experiment: Experiment, runtime: Runtime, open_folder: Callable[[], RunFolder], watch: Watch
+) -> dict[str, Any]:
+    workers = _start_workers(experiment, runtime) if runtime.engine == "ray" else None
+    transport: Transport | None = workers
+    try:
+        from strategies.server import build_server, serve  # noqa: PLC0415  (imports torch)
+
+        server = build_server(experiment, runtime, lambda done, total: watch.building("images", done, total))
+        federation = open_federation(experiment, server)
+        if workers is not None:
+            workers.setup(experiment, tuple(server.learner.task.label_names))
+        else:
+            transport = _in_process(experiment, server, federation)
+        folder = open_folder()
+        with only_one(folder), _listening(folder, watch):
+            watch.started(folder, experiment, max(folder.checkpoints(), default=0))
+            serve(server, transport, folder, watch.turn)
+        return read_json(folder.path / "result.json")
+    finally:
+        if transport is not None:
+            transport.close()
+
+
+def _start_workers(experiment: Experiment, runtime: Runtime) -> RayWorkers:
+    from sim.ray_workers import RayWorkers  # noqa: PLC0415
+
+    return RayWorkers(num_workers(experiment, runtime), runtime)
+
+
+def _in_process(experiment: Experiment, server: Server, federation: Federation) -> Transport:
+    from clients.host import Host  # noqa: PLC0415
+    from fedmlic.learner import build_learner  # noqa: PLC0415
+    from sim.inprocess import InProcess  # noqa: PLC0415
+
+    # A network of its own: the server evaluates in the other one.
+    task = server.learner.task
+    learner = build_learner(experiment, task.label_names, task.image_shape, server.learner.device)
+    return InProcess(Host("in-process", experiment, federation, learner))
+
+
+@contextmanager
+def only_one(folder: RunFolder) -> Iterator[None]:
+    """Hold the run folder; ``InputError`` if another process is running it."""
+    lock = FileLock(folder.path / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        msg = f"Expected {folder.path} to be idle, got one that another process is running. Wait for it or stop it."
+        raise InputError(msg) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _listening(folder: RunFolder, watch: Watch) -> Iterator[None]:
+    from sim.tensorboard import Writer  # noqa: PLC0415
+
+    writer = Writer(folder.path / "tensorboard")
+    listeners: list[Listener] = [watch.event, writer.event]
+    folder.listeners.extend(listeners)
+    try:
+        yield
+    finally:
+        writer.close()
