@@ -68,6 +68,5 @@ class Evaluator:
             scores = self._learner.predict(self._corpus.images, rows)
             metrics = evaluate(scores, self._corpus.labels.take(rows), threshold=self._threshold)
             splits[split] = metrics
-            values.update({f"{SIDES[split]}/{name}": value for name, value in metrics.values.items()})
-            values[f"{SIDES[split]}/num-evaluable"] = float(metrics.num_evaluable)
+            values.update({f"{SIDES[split]}/{name}": value for name, value in metrics.flat().items()})
         return Evaluation(values, splits)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -101,6 +101,7 @@ class Rounds:
     ) -> None:
         self._experiment = experiment
         self._layout = learner.resident.layout
+        self._label_names = learner.task.label_names
         self._strategy = strategy
         self._transport = transport
         self._evaluator = evaluator
@@ -144,9 +145,10 @@ class Rounds:
             weighting=self._strategy.weighting,
             each=self._strategy.needs == "each",
         )
-        turns: list[Turn] = []
+        played: dict[int, Turn] = {}
         replies = self._transport.play(request, cohort)
-        state = self._strategy.aggregate(before.state, self._updates(number, replies, turns, len(cohort)))
+        state = self._strategy.aggregate(before.state, self._updates(number, replies, played, len(cohort)))
+        turns = list(played.values())
         self._require_enough(number, turns, len(cohort))
         train_seconds = time.perf_counter() - started
 
@@ -163,11 +165,14 @@ class Rounds:
         self._record.checkpoint(progress)
         return progress, values
 
-    def _updates(self, number: int, replies: Iterable[Reply], turns: list[Turn], total: int) -> Iterator[Update]:
-        """Pass updates on as they come, and note the turns beside them."""
+    def _updates(self, number: int, replies: Iterable[Reply], turns: dict[int, Turn], total: int) -> Iterator[Update]:
+        """Pass updates on as they come, and note the turns beside them.
+
+        A client whose worker died is played again; its later turn is the one that counts.
+        """
         for reply in replies:
             for turn in reply.turns:
-                turns.append(turn)
+                turns[turn.client] = turn
                 self._on_turn(number, turn, total)
             yield from reply.updates
 
@@ -197,12 +202,13 @@ class Rounds:
         clients = [int(client) for client in directory.clients]
         request = Request(kind="evaluate", round=progress.round, flat=progress.state.flat)
         pooled: ScoreHistograms | None = None
-        turns: list[Turn] = []
+        played: dict[int, Turn] = {}
         for reply in self._transport.play(request, clients):
-            turns.extend(reply.turns)
+            played.update({turn.client: turn for turn in reply.turns})
             if reply.evaluation:
                 part = ScoreHistograms.from_arrays(reply.evaluation)
                 pooled = part if pooled is None else pooled + part
+        turns = list(played.values())
         scores = [float(turn.metrics["mAP"]) for turn in turns if "mAP" in turn.metrics]
         values = {f"client/mAP/{name}": value for name, value in spread(scores).items()}
         if pooled is not None:
@@ -220,8 +226,9 @@ class Rounds:
         good = [turn for turn in turns if not turn.error]
         if evaluation is not None:
             for split, metrics in evaluation.splits.items():
-                table = {name: np.asarray(column).tolist() for name, column in metrics.per_label().items()}
-                self._record.event("labels", {"round": progress.round, "split": split, **table})
+                table = {name: np.asarray(column).tolist() for name, column in asdict(metrics.per_label).items()}
+                names = {"label": list(self._label_names)}
+                self._record.event("labels", {"round": progress.round, "split": split, **names, **table})
         self._record.event(
             "round",
             {

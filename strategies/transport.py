@@ -17,8 +17,9 @@ class Transport(Protocol):
     def play(self, request: Request, clients: Sequence[int]) -> Iterator[Reply]:
         """Have ``clients`` (costliest first) played, and yield replies as they come.
 
-        Every client appears in exactly one turn, a failed one with its error. A host that
-        dies is replaced where that is possible and its clients are played again.
+        Every client gets a turn, a failed one with its error. A host that dies is replaced
+        where that is possible and its clients are played again: a client's later turn
+        replaces the earlier one, whose update never arrived.
         """
 
     def close(self) -> None:

@@ -1,0 +1,195 @@
+"""The ``fedmlic`` command."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, Optional
+
+import typer
+
+from fedmlic.errors import InputError, nearest
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+
+app = typer.Typer(
+    help="Federated multi-label image classification with incomplete labels.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+
+RECIPES = Path(__file__).parent / "recipes"
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+Settings = Annotated[
+    Optional[list[str]],  # noqa: UP045  (typer reads the annotation)
+    typer.Argument(metavar="[RECIPE] [KEY=VALUE ...]", help="A recipe (name or TOML file) and settings to change."),
+]
+Out = Annotated[Optional[Path], typer.Option(help="Folder to write into (default runs/DATE-TIME).")]  # noqa: UP045
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+
+EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main() -> None:
+    """Entry point of the ``fedmlic`` command."""
+    app()
+
+
+def read_settings(arguments: list[str]) -> dict[str, Any]:
+    """Recipe first (if the first argument has no ``=``), then ``key=value`` pairs over it.
+
+    Values are read as TOML where that works (numbers, booleans, quoted text), else as text.
+    """
+    settings: dict[str, Any] = {}
+    for position, argument in enumerate(arguments):
+        key, equals, value = argument.partition("=")
+        if "(" in key or not equals:
+            if position:
+                msg = f"Expected settings as key=value, got {argument!r}. Quote values that contain spaces."
+                raise InputError(msg)
+            settings.update(read_recipe(argument))
+        else:
+            settings[key.strip().replace("_", "-")] = _value(value)
+    return settings
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """The settings of a recipe of ``sim/recipes`` or of any TOML file."""
+    path = Path(name)
+    if path.suffix != ".toml":
+        path = RECIPES / f"{name}.toml"
+    if not path.is_file():
+        known = [file.stem for file in RECIPES.glob("*.toml")]
+        hint = nearest(name, known) if known else ""
+        msg = f"Expected a recipe or a TOML file, got {name!r}. {hint} Settings are written key=value."
+        raise InputError(msg)
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        msg = f"Expected {path} to be TOML, got an error: {error}."
+        raise InputError(msg) from None
+    return {key.replace("_", "-"): value for key, value in found.items()}
+
+
+def _value(text: str) -> Any:  # noqa: ANN401  (TOML is any)
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Turn exceptions into messages on stderr and exit codes."""
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    except InputError as error:
+        _fail(str(error), EXIT_INPUT)
+    except KeyboardInterrupt:
+        _fail("Interrupted. The last checkpoint is kept; 'fedmlic resume RUN' goes on.", EXIT_INTERRUPTED)
+    except RuntimeError as error:
+        # RunFailedError and worker deaths: the cause is in the text, the rest in the event log.
+        if os.environ.get("FEDMLIC_TRACEBACK"):
+            raise
+        _fail(f"{type(error).__name__}: {error}", EXIT_FAILED)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _terminate(signum: int, frame: object) -> NoReturn:
+    del signum, frame
+    raise KeyboardInterrupt
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    from rich.console import Console  # noqa: PLC0415
+
+    Console(stderr=True).print(text, style="red", highlight=False, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def _print_json(value: object) -> None:
+    from fedmlic.record import jsonable  # noqa: PLC0415
+
+    sys.stdout.write(json.dumps(jsonable(value), allow_nan=False) + "\n")
+
+
+@app.command()
+def run(
+    settings: Settings = None,
+    *,
+    out: Out = None,
+    engine: Annotated[Optional[str], typer.Option(help="inprocess, ray or flower.")] = None,  # noqa: UP045
+    workers: Annotated[Optional[int], typer.Option(help="Worker processes (0: one per core).")] = None,  # noqa: UP045
+    gpus_per_worker: Annotated[Optional[float], typer.Option(help="Share of a GPU per worker.")] = None,  # noqa: UP045
+    json_output: Json = False,
+) -> None:
+    """Run an experiment: build the data if it is not there, train, evaluate, record."""
+    with _errors():
+        from fedmlic.experiment import split_settings  # noqa: PLC0415
+        from fedmlic.record import default_path  # noqa: PLC0415
+
+        values = read_settings(settings or [])
+        options = {"engine": engine, "workers": workers, "gpus-per-worker": gpus_per_worker}
+        values.update({key: value for key, value in options.items() if value is not None})
+        if out is not None:
+            values["out"] = str(out)
+        experiment, runtime = split_settings(values)
+        folder = Path(runtime.out) if runtime.out else default_path()
+        _finish(_run(experiment, runtime, folder, resume_from=None), json_output=json_output)
+
+
+@app.command()
+def resume(
+    path: RunPath,
+    *,
+    engine: Annotated[Optional[str], typer.Option(help="inprocess, ray or flower.")] = None,  # noqa: UP045
+    workers: Annotated[Optional[int], typer.Option(help="Worker processes.")] = None,  # noqa: UP045
+    json_output: Json = False,
+) -> None:
+    """Go on with an interrupted run, to the same final weights."""
+    with _errors():
+        changes = {"engine": engine, "workers": workers}
+        kept = {key: value for key, value in changes.items() if value is not None}
+        _finish(_run(None, None, path, resume_from=kept), json_output=json_output)
+
+
+def _run(experiment: Any, runtime: Any, folder: Path, resume_from: dict[str, Any] | None) -> dict[str, Any]:  # noqa: ANN401
+    from rich.console import Console  # noqa: PLC0415
+
+    from sim import run as engine  # noqa: PLC0415
+    from sim.console import Display  # noqa: PLC0415
+
+    with Display(Console(stderr=True)) as display:
+        if resume_from is not None:
+            return engine.resume(folder, display, resume_from)
+        return engine.run(experiment, runtime, folder, display)
+
+
+def _finish(result: dict[str, Any], *, json_output: bool) -> None:
+    if json_output:
+        _print_json(result)
+        return
+    from rich.console import Console  # noqa: PLC0415
+
+    from sim.console import results_table, spread_line  # noqa: PLC0415
+
+    console = Console()
+    console.print(results_table(result))
+    line = spread_line(result["metrics"])
+    if line:
+        console.print(line, highlight=False)
+    console.print(f"run folder: {result['run']}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,367 @@
+"""Look at a federation before anything is trained: tables, pictures and a JSON summary.
+
+Few clients are shown one by one; many are put in an order that shows structure
+and averaged in groups, so a picture says as much about 50,000 clients as about 5.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from fedmlic.statistics import Statistics, Tallies, summarise
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+    from rich.console import Console
+    from rich.table import Table
+
+    from fedmlic.federation import Federation
+
+MAX_SINGLE = 40
+"""Most clients that are drawn one by one."""
+
+MAX_GROUPS = 200
+"""Rows of a picture of more clients."""
+
+MAX_NAMED = 40
+"""Most labels that are named in a picture or a table."""
+
+INK, ACCENT, LIGHT = "#1f4e79", "#d1495b", "#9dbbd8"
+
+
+def describe(federation: Federation, out: Path | None = None, console: Console | None = None) -> dict[str, Any]:
+    """Report what a federation's partition and regime achieved.
+
+    Args:
+        federation: a built federation.
+        out: folder for ``sizes.png``, ``positives.png``, ``prevalence.png``, ``known.png``,
+            ``summary.json``, ``labels.csv`` and ``clients.csv``; ``None`` writes nothing.
+        console: where tables are printed; ``None`` prints nothing.
+
+    Returns:
+        JSON values: ``federation`` (settings and the partition's notes), ``summary``,
+        ``labels``, ``clients`` (up to 1,000 of them) and ``files`` (paths written).
+
+    Raises:
+        InputError: on a device's own images, whose truth is unknown.
+    """
+    tallies = federation.tallies()
+    statistics = summarise(tallies, federation.label_names)
+    settings = {name: value for name, value in federation.manifest.items() if name not in {"files", "label_names"}}
+    report = {"federation": settings, **statistics.to_json(), "files": []}
+    if console is not None:
+        for table in _tables(settings, statistics):
+            console.print(table)
+    if out is not None:
+        report["files"] = [str(path) for path in _write(out, federation, tallies, statistics, report)]
+    return report
+
+
+def _write(
+    out: Path, federation: Federation, tallies: Tallies, statistics: Statistics, report: dict[str, Any]
+) -> list[Path]:
+    out.mkdir(parents=True, exist_ok=True)
+    title = "{partition}, {regime}, seed {seed}".format(**federation.manifest["identity"])
+    figures = {
+        "sizes.png": _sizes_figure(tallies),
+        "positives.png": _positives_figure(tallies, federation.label_names),
+        "prevalence.png": _prevalence_figure(tallies, federation.label_names),
+        "known.png": _known_figure(tallies, federation.label_names),
+    }
+    for name, figure in figures.items():
+        figure.suptitle(f"{federation.corpus.name}: {title}", fontsize=9, color="0.4")
+        figure.savefig(out / name, dpi=150)
+    statistics.labels.to_csv(out / "labels.csv", index=False)
+    statistics.clients.to_csv(out / "clients.csv", index=False)
+    (out / "summary.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
+    return [out / name for name in (*figures, "labels.csv", "clients.csv", "summary.json")]
+
+
+# Tables
+
+
+def _tables(settings: dict[str, Any], statistics: Statistics) -> list[Table | str]:
+    hidden = len(statistics.labels) - MAX_NAMED
+    more = [f"... and {hidden:,} labels with fewer positives (labels.csv has all)"] if hidden > 0 else []
+    return [_overview(settings, statistics.summary), _client_table(statistics), _label_table(statistics), *more]
+
+
+def _overview(settings: dict[str, Any], summary: dict[str, Any]) -> Table:
+    from rich.table import Table  # noqa: PLC0415  (--json needs no tables)
+
+    table = Table(title="Federation", show_header=False, title_justify="left")
+    identity = settings["identity"]
+    rows = {
+        "data set": settings["corpus"]["name"],
+        "partition": identity["partition"],
+        "regime": identity["regime"],
+        "seed": str(identity["seed"]),
+        "clients": f"{summary['num_clients']:,}",
+        "training images": f"{summary['num_images']:,}",
+        "held-out images": f"{summary['num_holdout_images']:,}",
+        "images left out": f"{settings['images_left_out']:,}",
+        "annotations": f"{summary['num_annotations']:,} ({summary['known_fraction']:.1%} of all entries)",
+        "positives known": f"{summary['num_positives']:,} of {summary['num_true_positives']:,}",
+        "wrong annotations": f"{summary['num_wrong']:,} ({summary['wrong_fraction']:.2%} of annotations)",
+        "clients without annotation": f"{summary['clients_without_annotation']:,}",
+        "labels without annotation": f"{summary['labels_without_annotation']:,} of {summary['num_labels']:,}",
+    }
+    rows |= {f"partition: {name.replace('_', ' ')}": f"{value:,}" for name, value in settings["notes"].items()}
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+QUANTITIES = {
+    "images": "training images",
+    "annotations": "annotations",
+    "known_fraction": "known fraction",
+    "labels_annotated": "labels annotated",
+    "positives": "known positives",
+    "cardinality": "labels per image",
+    "js_true": "label skew (JS distance, truth)",
+    "js_known": "label skew (JS distance, known)",
+    "phi_distance": "co-occurrence skew (mean |phi_k - phi|)",
+}
+"""Per-client quantities of a summary, as tables name them."""
+
+
+def _client_table(statistics: Statistics) -> Table:
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(title="Per client", title_justify="left")
+    columns = ("min", "p05", "median", "mean", "p95", "max")
+    table.add_column("")
+    for name in (*columns, "undefined"):
+        table.add_column(name, justify="right")
+    for quantity, name in QUANTITIES.items():
+        found = statistics.summary["clients"][quantity]
+        table.add_row(name, *(_number(found[column]) for column in columns), str(found["undefined"]))
+    return table
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value == round(value) or value >= 1000 else f"{value:.3g}"
+
+
+def _label_table(statistics: Statistics) -> Table:
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(title="Per label", title_justify="left", caption_justify="left")
+    table.add_column("label")
+    heads = (
+        "positives",
+        "prevalence",
+        "known",
+        "known positives",
+        "wrong",
+        "clients annotating",
+        "clients w/o positive",
+    )
+    for name in heads:
+        table.add_column(name, justify="right")
+    labels = statistics.labels
+    shown = labels if len(labels) <= MAX_NAMED else labels.nlargest(MAX_NAMED, "true_positives")
+    for row in shown.to_dict("records"):
+        table.add_row(
+            str(row["label"]),
+            f"{row['true_positives']:,}",
+            f"{row['prevalence']:.1%}",
+            f"{row['known_fraction']:.1%}",
+            f"{row['positives']:,}",
+            f"{row['wrong']:,}",
+            f"{row['clients_annotating']:,}",
+            f"{row['zero_true_positives_fraction']:.1%}",
+        )
+    return table
+
+
+# Pictures
+
+
+class _Rows(NamedTuple):
+    """How clients become rows of a picture.
+
+    Attributes:
+        order: client ids from top to bottom.
+        starts: where each row's group begins in ``order``.
+        caption: what the vertical axis says.
+        names: one per row, empty for groups.
+    """
+
+    order: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    caption: str
+    names: list[str]
+
+    def mean(self, values: NDArray[Any]) -> NDArray[np.float64]:
+        """float64 ``[rows, labels]``: the mean over each row's clients of ``[clients, labels]`` values."""
+        sums = np.add.reduceat(values[self.order], self.starts, axis=0, dtype=np.float64)
+        return np.asarray(sums / np.diff(np.append(self.starts, len(self.order)))[:, None])
+
+
+def _rows(tallies: Tallies) -> _Rows:
+    """Each client a row, or groups of clients with the same characteristic label side by side."""
+    num_clients = len(tallies.images)
+    if num_clients <= MAX_SINGLE:
+        every = np.arange(num_clients)
+        return _Rows(every, every, "client", [str(client) for client in every])
+    prevalence = tallies.true_positives / tallies.images[:, None]
+    excess = prevalence - tallies.true_positives.sum(axis=0) / tallies.images.sum()
+    label = excess.argmax(axis=1)
+    order = np.lexsort((-excess.max(axis=1), label))
+    groups = min(MAX_GROUPS, num_clients)
+    starts = np.arange(groups) * num_clients // groups
+    size = "" if groups == num_clients else f", {num_clients / groups:,.0f} per row"
+    return _Rows(order, starts, f"{num_clients:,} clients by characteristic label{size}", [])
+
+
+def _columns(tallies: Tallies, names: tuple[str, ...]) -> tuple[NDArray[np.int64], list[str], str]:
+    """Label columns in drawing order, their names (if they fit) and the axis caption."""
+    if len(names) <= MAX_NAMED:
+        return np.arange(len(names)), list(names), "label"
+    order = np.argsort(-tallies.true_positives.sum(axis=0, dtype=np.int64), kind="stable")
+    return order, [], f"{len(names):,} labels, most frequent first"
+
+
+def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure  # noqa: PLC0415  (no pyplot: it keeps global state)
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, list(axes)
+
+
+def _heat_map(
+    axis: Axes, values: NDArray[np.float64], rows: _Rows, names: list[str], caption: str, **style: Any
+) -> Any:  # noqa: ANN401
+    drawn = axis.imshow(values, aspect="auto", interpolation="nearest", **style)
+    axis.set_xlabel(caption)
+    axis.set_ylabel(rows.caption)
+    axis.set_yticks(range(len(rows.names)), rows.names)
+    axis.set_xticks(range(len(names)), names, rotation=90 if len(names) > 10 else 45, ha="center")
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
+    return drawn
+
+
+def _map_size(rows: _Rows, num_labels: int) -> tuple[float, float]:
+    return min(12.0, 4.0 + 0.3 * num_labels), min(9.0, 3.0 + 0.22 * len(rows.starts))
+
+
+def _positives_figure(tallies: Tallies, label_names: tuple[str, ...]) -> Figure:
+    from matplotlib.colors import LogNorm  # noqa: PLC0415
+
+    rows = _rows(tallies)
+    columns, names, caption = _columns(tallies, label_names)
+    values = rows.mean(tallies.positives)[:, columns]
+    figure, (axis,) = _figure(*_map_size(rows, len(columns)))
+    positive = values[values > 0]
+    low, high = (float(positive.min()), float(positive.max())) if len(positive) else (1.0, 1.0)
+    style = {"cmap": "viridis", "norm": LogNorm(low, max(high, low * 1.01))}
+    axis.set_facecolor("0.92")
+    drawn = _heat_map(axis, np.ma.masked_equal(values, 0), rows, names, caption, **style)
+    each = "images" if rows.names else "images per client, mean of the row"
+    figure.colorbar(drawn, ax=axis, label=f"known positives ({each}); grey: none")
+    axis.set_title("Which labels clients know to be present")
+    return figure
+
+
+def _known_figure(tallies: Tallies, label_names: tuple[str, ...]) -> Figure:
+    rows = _rows(tallies)
+    columns, names, caption = _columns(tallies, label_names)
+    values = 100 * rows.mean(tallies.known / tallies.images[:, None])[:, columns]
+    width, height = _map_size(rows, len(columns))
+    figure, (left, right) = _figure(width + 4.5, height, 2)
+    drawn = _heat_map(left, values, rows, names, caption, cmap="Blues", vmin=0, vmax=100)
+    figure.colorbar(drawn, ax=left, label="known entries (% of images)")
+    left.set_title("Which labels clients annotate")
+    _known_shares(right, 100 * (tallies.known / tallies.images[:, None]).mean(axis=1), rows)
+    return figure
+
+
+def _known_shares(axis: Axes, shares: NDArray[np.float64], rows: _Rows) -> None:
+    """Known percentage per client: bars in line with the heat map, or a histogram."""
+    axis.set_xlabel("known entries (% of a client's images x labels)")
+    axis.set_xlim(0, 100)
+    if rows.names:
+        axis.barh(range(len(shares)), shares, color=INK)
+        axis.set_yticks(range(len(shares)), rows.names)
+        axis.set_ylim(len(shares) - 0.5, -0.5)
+        axis.set_ylabel("client")
+    else:
+        axis.hist(shares, bins=np.linspace(0, 100, 51).tolist(), color=INK)
+        axis.set_ylabel("clients")
+    axis.axvline(float(shares.mean()), color=ACCENT, linestyle="--", label=f"mean {shares.mean():.1f} %")
+    axis.legend(frameon=False)
+    axis.set_title("How much clients annotate")
+
+
+def _sizes_figure(tallies: Tallies) -> Figure:
+    sizes = tallies.images
+    figure, (axis,) = _figure(8, 4.5)
+    if len(sizes) <= MAX_SINGLE:
+        order = np.argsort(-sizes, kind="stable")
+        axis.bar(range(len(sizes)), sizes[order], color=INK, label="training")
+        held = tallies.holdout_images[order]
+        axis.bar(range(len(sizes)), held, bottom=sizes[order], color=LIGHT, label="held out")
+        axis.set_xticks(range(len(sizes)), [str(client) for client in order])
+        axis.set_xlabel("client, largest first")
+        axis.set_ylabel("images")
+    else:
+        axis.hist(sizes, bins=_size_bins(sizes).tolist(), color=INK)
+        if sizes.max() > 20 * sizes.min():
+            axis.set_xscale("log")
+        axis.set_xlabel("training images of a client")
+        axis.set_ylabel("clients")
+    middle = float(np.median(sizes))
+    line = axis.axhline if len(sizes) <= MAX_SINGLE else axis.axvline
+    line(middle, color=ACCENT, linestyle="--", label=f"median {middle:,.0f} training images")
+    axis.legend(frameon=False)
+    axis.set_title(
+        f"Client sizes: {len(sizes):,} clients, {sizes.sum():,} training images, {sizes.min():,} to {sizes.max():,} each"
+    )
+    return figure
+
+
+def _size_bins(sizes: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Edges between whole numbers, equally wide or, where sizes differ much, equally wide on a log scale."""
+    low, high = int(sizes.min()), int(sizes.max())
+    if high > 20 * low:
+        edges = np.round(np.geomspace(low, high + 1, 41))
+    else:
+        edges = np.round(np.linspace(low, high + 1, min(41, high - low + 2)))
+    return np.unique(edges) - 0.5
+
+
+def _prevalence_figure(tallies: Tallies, label_names: tuple[str, ...]) -> Figure:
+    overall = tallies.true_positives.sum(axis=0, dtype=np.int64)
+    shown = np.argsort(-overall, kind="stable")[:MAX_NAMED]
+    share = 100 * tallies.true_positives[:, shown] / tallies.images[:, None]
+    whole = 100 * overall[shown] / tallies.images.sum()
+    places = np.arange(len(shown))
+    figure, (axis,) = _figure(min(12.0, 4.0 + 0.3 * len(shown)), 5)
+    low, first, middle, third, high = np.quantile(share, [0.05, 0.25, 0.5, 0.75, 0.95], axis=0)
+    axis.vlines(places, low, high, color=LIGHT, linewidth=2, label="5 % to 95 % of clients")
+    axis.vlines(places, first, third, color=INK, linewidth=6, label="middle half of clients")
+    axis.plot(places, middle, "o", color="white", markeredgecolor=INK, markersize=4, label="median client")
+    axis.plot(places, whole, "_", color=ACCENT, markersize=14, markeredgewidth=2.5, label="all clients together")
+    axis.set_xticks(places, [label_names[label] for label in shown], rotation=90 if len(shown) > 10 else 45)
+    axis.set_xlabel("label, most frequent first")
+    axis.set_ylabel("training images with the label, in truth (%)")
+    axis.set_ylim(bottom=0)
+    axis.legend(frameon=False)
+    some = f" (the {len(shown)} most frequent of {len(label_names):,})" if len(shown) < len(label_names) else ""
+    axis.set_title(f"How common labels are at clients and overall{some}")
+    return figure
