@@ -1,0 +1,269 @@
+"""From images to a map of features: the backbone, and the plainest classifier on top of it.
+
+Methods differ in what they put on the feature map; the backbone is the experiment's.
+Its kinds are in ``models/``; each is a factory that returns a ``Model``.
+
+BatchNorm needs a decision in federated learning, because its running statistics are
+neither trained nor private. Every backbone states one of three policies:
+
+* ``none``: there is no BatchNorm (GroupNorm stands in its place);
+* ``frozen``: pretrained statistics are used and never change, the affine part trains;
+* ``pooled``: running statistics are updated locally, exchanged, and merged by the server.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import pickle
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fedmlic.errors import InputError, nearest
+
+BatchNormPolicy = Literal["none", "frozen", "pooled"]
+POOLS = ("mean", "max", "logsumexp")
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+
+
+class Backbone(nn.Module, ABC):
+    """The part of a network that every method shares.
+
+    Attributes:
+        num_features: channels of the feature map.
+        bn_policy: what happens to BatchNorm statistics.
+    """
+
+    num_features: int
+    bn_policy: BatchNormPolicy
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """The feature map float32 ``[batch, features, height', width']``.
+
+        Args:
+            images: float32 ``[batch, channels, height, width]`` as ``training.to_float`` makes
+                them, (byte - 127.5) / 63.75. A network that was pretrained on another scale
+                converts by itself.
+        """
+
+
+class Model(NamedTuple):
+    """A backbone's description.
+
+    Attributes:
+        build: a new backbone for images of so many channels. Initial weights that are not
+            from a file come from torch's global generator; the caller sets it.
+        source: where the initial weights come from, for the record (``scratch``, or a file
+            name with the start of its SHA-256).
+        bn_policy: what the built backbones state.
+    """
+
+    build: Callable[[int], Backbone]
+    source: str = "scratch"
+    bn_policy: BatchNormPolicy = "none"
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether training starts from somebody else's weights."""
+        return self.source != "scratch"
+
+
+class Classifier(nn.Module):
+    """One logit per label: a linear unit at every place of the feature map, then a pool over places.
+
+    With z_1 ... z_P the logits of one label at the P places, the pool is
+
+    * ``mean``: (z_1 + ... + z_P) / P;
+    * ``max``: the largest;
+    * ``logsumexp``: T * (log(exp(z_1 / T) + ... + exp(z_P / T)) - log P), between the two: it
+      tends to the maximum as the temperature T goes to 0 and to the mean as T grows, and
+      gives back a constant map's constant.
+
+    Args:
+        backbone: makes the feature map.
+        num_labels: labels to predict.
+        pool: ``mean``, ``max`` or ``logsumexp``.
+        temperature: T above, larger than 0.
+
+    Source: the log-sum-exp pool is that of Pinheiro and Collobert 2015, "From Image-level to
+    Pixel-level Labeling with Convolutional Networks" (CVPR), with r = 1 / T.
+    """
+
+    label_rows: ClassVar[tuple[str, str]] = ("head.weight", "head.bias")
+    """Tensors with one row per label (first axis): ``[labels, features]`` and ``[labels]``."""
+
+    def __init__(self, backbone: Backbone, num_labels: int, pool: str = "mean", temperature: float = 1.0) -> None:
+        super().__init__()
+        if pool not in POOLS:
+            msg = f"Expected pool to be one of {', '.join(POOLS)}, got {pool!r}. {nearest(pool, POOLS)}"
+            raise InputError(msg)
+        if not (temperature > 0 and math.isfinite(temperature)):
+            msg = f"Expected temperature to be a number above 0, got {temperature}. 1 is the usual choice."
+            raise InputError(msg)
+        self.backbone = backbone
+        self.head = nn.Linear(backbone.num_features, num_labels)
+        self.pool, self.temperature = pool, temperature
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits float32 ``[batch, labels]`` of images ``[batch, channels, height, width]``."""
+        features: Tensor = self.backbone(images)
+        if self.pool == "mean":
+            # The head is linear, so the order of mean and head does not matter; this one is cheaper.
+            logits: Tensor = self.head(features.mean(dim=(2, 3)))
+            return logits.float()
+        places: Tensor = self.head(features.flatten(2).transpose(1, 2)).float()
+        if self.pool == "max":
+            return places.amax(dim=1)
+        return self.temperature * ((places / self.temperature).logsumexp(dim=1) - math.log(places.shape[1]))
+
+
+def group_norm(channels: int, num_groups: int) -> nn.GroupNorm:
+    """GroupNorm with the largest number of equal groups that is at most ``num_groups``.
+
+    Source: Wu and He 2018, "Group Normalization" (ECCV).
+
+    >>> group_norm(48, 32).num_groups
+    24
+    """
+    groups = max(g for g in range(1, min(num_groups, channels) + 1) if channels % g == 0)
+    return nn.GroupNorm(groups, channels)
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """BatchNorm whose statistics are constants; its weight and bias train.
+
+    It computes what ``nn.BatchNorm2d`` computes in evaluation mode, in either mode, so
+    ``train()`` cannot thaw it. Tensor names are those of ``nn.BatchNorm2d`` without
+    ``num_batches_tracked``. (torchvision's class of this name freezes weight and bias too.)
+
+    Args:
+        num_features: channels.
+        eps: added to the variance.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(num_features))
+        self.bias = nn.Parameter(torch.zeros(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Normalise ``[batch, features, height, width]``."""
+        return F.batch_norm(features, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
+def apply_bn_policy(network: nn.Module, policy: BatchNormPolicy, num_groups: int = 32) -> None:
+    """Replace every ``nn.BatchNorm2d`` below ``network`` in place, as ``policy`` says.
+
+    ``pooled`` leaves them; ``frozen`` takes over statistics, weight and bias; ``none`` puts
+    GroupNorm there, which takes over weight and bias only. Tensor names stay.
+
+    Args:
+        network: changed in place.
+        policy: see the module's docstring.
+        num_groups: upper limit of groups, for ``none``.
+    """
+    if policy == "pooled":
+        return
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(parent, name, _frozen(child) if policy == "frozen" else _grouped(child, num_groups))
+
+
+def _frozen(batch_norm: nn.BatchNorm2d) -> FrozenBatchNorm2d:
+    frozen = FrozenBatchNorm2d(batch_norm.num_features, batch_norm.eps)
+    frozen.load_state_dict({k: v for k, v in batch_norm.state_dict().items() if k != "num_batches_tracked"})
+    return frozen
+
+
+def _grouped(batch_norm: nn.BatchNorm2d, num_groups: int) -> nn.GroupNorm:
+    grouped = group_norm(batch_norm.num_features, num_groups)
+    grouped.load_state_dict({k: v for k, v in batch_norm.state_dict().items() if k in {"weight", "bias"}})
+    return grouped
+
+
+def check_weights_file(path: str) -> str:
+    """A line for the record: the file's name and the first 12 digits of its SHA-256.
+
+    Raises:
+        InputError: no such file, or not a format that is read without running code.
+    """
+    file = Path(path)
+    if file.suffix not in WEIGHT_SUFFIXES:
+        msg = f"Expected weights to be a file ending in {', '.join(WEIGHT_SUFFIXES)}, got {path!r}."
+        raise InputError(msg)
+    if not file.is_file():
+        msg = f"Expected weights to be a file, got nothing at {path!r}. Copy it there or correct the path."
+        raise InputError(msg)
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return f"{file.name} sha256:{digest[:12]}"
+
+
+def read_weights(path: str) -> dict[str, Tensor]:
+    """A state dict from a safetensors file, or from a torch file with ``weights_only=True``.
+
+    Raises:
+        InputError: missing, unreadable, or something else than names with tensors.
+    """
+    check_weights_file(path)
+    try:
+        if path.endswith(".safetensors"):
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        msg = f"Expected {path!r} to hold tensors only, got a file that cannot be read so: {reason}"
+        raise InputError(msg) from error
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        msg = f"Expected {path!r} to hold a state dict (names with tensors). Save model.state_dict() alone."
+        raise InputError(msg)
+    return dict(content)
+
+
+def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], ignore: tuple[str, ...], where: str) -> None:
+    """Load all of ``network`` from ``tensors``, or nothing.
+
+    Args:
+        network: changed in place.
+        tensors: by name; counters of BatchNorm (``num_batches_tracked``) may be missing.
+        ignore: prefixes of names that the network has no use for, such as a classifier's.
+        where: the file's name, for messages.
+
+    Raises:
+        InputError: names are missing, unknown or of another shape, or numbers are not finite.
+    """
+    given = {name: value for name, value in tensors.items() if not name.startswith(ignore)}
+    own = {name: value for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")}
+    problems = {
+        "missing": sorted(own.keys() - given.keys()),
+        "unknown": sorted(n for n in given.keys() - own.keys() if not n.endswith("num_batches_tracked")),
+        "of another shape": [
+            f"{n} {tuple(given[n].shape)} for {tuple(own[n].shape)}"
+            for n in own
+            if n in given and given[n].shape != own[n].shape
+        ],
+        "not finite": [n for n in own if n in given and not bool(given[n].isfinite().all())],
+    }
+    found = [f"{len(names)} {what} ({', '.join(names[:5])})" for what, names in problems.items() if names]
+    if found:
+        msg = f"Expected {where} to fit the network, got tensors {'; '.join(found)}. Use weights of this very network."
+        raise InputError(msg)
+    network.load_state_dict({name: given[name] for name in own}, strict=False)

@@ -1,0 +1,252 @@
+"""Pools, BatchNorm policies and weight files, each against torch's own or a plain loop."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional as F
+
+from fedmlic.errors import InputError
+from fedmlic.model import (
+    Backbone,
+    Classifier,
+    FrozenBatchNorm2d,
+    apply_bn_policy,
+    check_weights_file,
+    group_norm,
+    load_weights,
+    read_weights,
+)
+
+
+class Identity(Backbone):
+    """The images are the features."""
+
+    def __init__(self, num_features):
+        super().__init__()
+        self.num_features = num_features
+        self.bn_policy = "none"
+
+    def forward(self, images):
+        return images
+
+
+def maps(batch=4, features=3, height=5, width=6):
+    return torch.randn(batch, features, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def plain_logits(network, features, pool, temperature):
+    """One place, one label, one image at a time, in Python's float64."""
+    weight, bias = network.head.weight.tolist(), network.head.bias.tolist()
+    result = []
+    for image in features.flatten(2).transpose(1, 2).tolist():
+        row = []
+        for label_weight, label_bias in zip(weight, bias, strict=True):
+            z = [sum(w * x for w, x in zip(label_weight, place, strict=True)) + label_bias for place in image]
+            row.append(
+                {
+                    "mean": sum(z) / len(z),
+                    "max": max(z),
+                    "logsumexp": temperature * math.log(sum(math.exp(v / temperature) for v in z) / len(z)),
+                }[pool]
+            )
+        result.append(row)
+    return torch.tensor(result)
+
+
+@pytest.mark.parametrize("pool", ["mean", "max", "logsumexp"])
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 5.0])
+def test_classifier_equals_the_plain_loop(pool, temperature):
+    network = Classifier(Identity(3), 2, pool, temperature)
+    features = maps()
+
+    torch.testing.assert_close(network(features), plain_logits(network, features, pool, temperature))
+
+
+def test_the_head_is_a_1x1_convolution():
+    network = Classifier(Identity(3), 2, "max")
+    features = maps()
+
+    logits = F.conv2d(features, network.head.weight[:, :, None, None], network.head.bias)
+
+    torch.testing.assert_close(network(features), logits.amax(dim=(2, 3)))
+
+
+@given(
+    logits=hnp.arrays("float32", (2, 1, 3, 2), elements=st.floats(-50, 50, width=32)),
+    temperature=st.floats(0.05, 20),
+)
+def test_logsumexp_lies_between_mean_and_maximum_and_keeps_constants(logits, temperature):
+    network = Classifier(Identity(1), 1, "logsumexp", temperature)
+    nn.init.ones_(network.head.weight)
+    nn.init.zeros_(network.head.bias)
+    features = torch.from_numpy(logits)
+
+    with torch.no_grad():
+        pooled = network(features)[:, 0]
+        constant = network(features[:, :, :1, :1].expand(2, 1, 4, 4))[:, 0]
+
+    assert (pooled >= features.mean(dim=(1, 2, 3)) - 1e-3).all()
+    assert (pooled <= features.amax(dim=(1, 2, 3)) + 1e-3).all()
+    torch.testing.assert_close(constant, features[:, 0, 0, 0], atol=1e-3, rtol=1e-4)
+
+
+def test_the_first_axis_of_label_rows_is_the_labels():
+    network = Classifier(Identity(3), 7)
+    tensors = dict(network.named_parameters())
+
+    assert [len(tensors[name]) for name in Classifier.label_rows] == [7, 7]
+    features = maps()
+    before = network(features)
+    with torch.no_grad():
+        for name in Classifier.label_rows:
+            tensors[name][2] += 1
+    changed = (network(features) != before).any(dim=0)
+    assert changed.tolist() == [i == 2 for i in range(7)]
+
+
+@pytest.mark.parametrize(
+    ("argument", "match"), [({"pool": "avg"}, "mean, max, logsumexp"), ({"temperature": 0.0}, "above 0")]
+)
+def test_classifier_rejects(argument, match):
+    with pytest.raises(InputError, match=match):
+        Classifier(Identity(3), 2, **argument)
+
+
+def test_logits_are_float32_under_autocast():
+    for pool in ("mean", "max", "logsumexp"):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert Classifier(Identity(3), 2, pool)(maps()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("channels", "limit", "groups"), [(64, 32, 32), (48, 32, 24), (7, 32, 7), (7, 4, 1), (12, 8, 6)]
+)
+def test_group_norm_takes_the_largest_divisor(channels, limit, groups):
+    assert group_norm(channels, limit).num_groups == groups
+
+
+def used_batch_norm():
+    """A BatchNorm in a network, with statistics, weight and bias that are not the initial ones."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.Sequential(nn.BatchNorm2d(4, eps=1e-2), nn.ReLU()))
+    with torch.no_grad():
+        network[1][0].weight.copy_(torch.tensor([0.5, 1.0, 2.0, -1.0]))
+        network[1][0].bias.copy_(torch.tensor([0.1, 0.0, -1.0, 1.0]))
+    network(maps() * 3 + 1)
+    return network
+
+
+def test_frozen_equals_batch_norm_in_evaluation_and_never_thaws():
+    network = used_batch_norm()
+    reference = network.eval()(maps())
+    names = set(network.state_dict()) - {"1.0.num_batches_tracked"}
+
+    apply_bn_policy(network, "frozen")
+    network.train()
+    outputs = [network(maps()) for _ in range(2)]
+
+    assert isinstance(network[1][0], FrozenBatchNorm2d)
+    assert set(network.state_dict()) == names
+    for output in outputs:
+        torch.testing.assert_close(output, reference)
+    outputs[0].square().sum().backward()
+    assert network[1][0].weight.grad.abs().sum() > 0
+    assert network[1][0].bias.grad.abs().sum() > 0
+
+
+def test_frozen_equals_torchvision_where_that_is_frozen_too():
+    from torchvision.ops import FrozenBatchNorm2d as Reference  # noqa: PLC0415
+
+    ours, theirs = FrozenBatchNorm2d(3, eps=1e-3), Reference(3, eps=1e-3)
+    values = {
+        name: torch.rand(3, generator=torch.Generator().manual_seed(i)) for i, name in enumerate(ours.state_dict())
+    }
+    ours.load_state_dict(values)
+    theirs.load_state_dict(values)
+
+    torch.testing.assert_close(ours(maps()), theirs(maps()))
+
+
+def test_group_norm_takes_weight_and_bias_over():
+    network = used_batch_norm()
+    weight, bias = network[1][0].weight.clone(), network[1][0].bias.clone()
+
+    apply_bn_policy(network, "none", num_groups=2)
+
+    expected = F.group_norm(network[0](maps()), 2, weight, bias, eps=1e-5).relu()
+    torch.testing.assert_close(network(maps()), expected)
+    assert set(network.state_dict()) == {"0.weight", "1.0.weight", "1.0.bias"}
+
+
+def test_pooled_leaves_batch_norm():
+    network = used_batch_norm()
+    batch_norm = network[1][0]
+
+    apply_bn_policy(network, "pooled")
+
+    assert network[1][0] is batch_norm
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt", ".bin"])
+def test_weights_survive_the_file(tmp_path, suffix):
+    network = used_batch_norm()
+    path = str(tmp_path / f"weights{suffix}")
+    save_file(network.state_dict(), path) if suffix == ".safetensors" else torch.save(network.state_dict(), path)
+    other = used_batch_norm()
+
+    load_weights(other, {**read_weights(path), "fc.weight": torch.zeros(2)}, ("fc.",), "weights")
+
+    torch.testing.assert_close(other.eval()(maps()), network.eval()(maps()), rtol=0, atol=0)
+    assert check_weights_file(path).startswith(f"weights{suffix} sha256:")
+
+
+def test_misfits_are_listed_together_and_nothing_is_loaded():
+    network = used_batch_norm()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    tensors = {
+        "0.weight": torch.zeros(4, 1, 3, 3),
+        "1.0.weight": torch.full((4,), math.nan),
+        "1.0.bias": torch.zeros(4),
+        "1.0.running_mean": torch.zeros(4),
+        "head.weight": torch.zeros(2),
+    }
+
+    with pytest.raises(InputError) as caught:
+        load_weights(network, tensors, ("fc.",), "weights.pth")
+
+    for part in ("1 missing (1.0.running_var)", "1 unknown (head.weight)", "0.weight (4, 1, 3, 3) for (4, 3, 3, 3)"):
+        assert part in str(caught.value)
+    assert "1 not finite (1.0.weight)" in str(caught.value)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+class Evil:
+    """Unpickling it would run code."""
+
+    def __reduce__(self):
+        return (print, ("run",))
+
+
+def test_unreadable_files_are_input_errors(tmp_path, capsys):
+    with pytest.raises(InputError, match="nothing at"):
+        read_weights(str(tmp_path / "none.pth"))
+    (tmp_path / "weights.pkl").write_bytes(b"")
+    with pytest.raises(InputError, match="ending in"):
+        read_weights(str(tmp_path / "weights.pkl"))
+    for name in ("broken.pth", "broken.safetensors"):
+        (tmp_path / name).write_bytes(b"not weights at all")
+        with pytest.raises(InputError, match="cannot be read"):
+            read_weights(str(tmp_path / name))
+    torch.save({"state_dict": {}}, tmp_path / "nested.pth")
+    with pytest.raises(InputError, match="state dict"):
+        read_weights(str(tmp_path / "nested.pth"))
+    torch.save({"weight": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_weights(str(tmp_path / "evil.pth"))
+    assert "run" not in capsys.readouterr().out
