@@ -121,19 +121,16 @@ class Federation:
     @cached_property
     def label_counts(self) -> NDArray[np.int64]:
         """int64 ``[clients, labels]``: known annotations among the training images."""
-        if self.path is not None:
-            return _load(self.path, "tallies.known").astype(np.int64)
-        return known(self._all_labels()).sum(axis=0, keepdims=True, dtype=np.int64)
+        if self.path is None:
+            return np.asarray(known(self.training.of(0)[1]).sum(axis=0, keepdims=True, dtype=np.int64))
+        return np.asarray(_load(self.path, "tallies.known"), dtype=np.int64)
 
     @cached_property
     def positive_counts(self) -> NDArray[np.int64]:
         """int64 ``[clients, labels]``: annotations that say present among the training images."""
-        if self.path is not None:
-            return _load(self.path, "tallies.positives").astype(np.int64)
-        return (self._all_labels() == PRESENT).sum(axis=0, keepdims=True, dtype=np.int64)
-
-    def _all_labels(self) -> NDArray[np.int8]:
-        return self.training.of(0)[1]
+        if self.path is None:
+            return np.asarray((self.training.of(0)[1] == PRESENT).sum(axis=0, keepdims=True, dtype=np.int64))
+        return np.asarray(_load(self.path, "tallies.positives"), dtype=np.int64)
 
     def tallies(self) -> Tallies:
         """The counts behind the report on what was achieved.
@@ -144,7 +141,7 @@ class Federation:
         if self.path is None:
             msg = "Expected a built federation for the statistics, got a device's own images, whose truth is unknown."
             raise InputError(msg)
-        return Tallies(**{field.name: _load(self.path, f"tallies.{field.name}") for field in fields(Tallies)})
+        return Tallies(**{field.name: _widened(_load(self.path, f"tallies.{field.name}")) for field in fields(Tallies)})
 
     def shard(self, client: int) -> Shard:
         """What ``client`` holds.
@@ -343,7 +340,7 @@ def _build(corpus: Corpus, plan: _Plan, target: Path) -> None:
     train_rows = np.arange(split.start, split.stop)
     population = Population(corpus.labels.take(train_rows), np.array(corpus.owners[split.start : split.stop]))
     dealt = plan.partitioner(population, identity["num_clients"], stream(identity["seed"], "partition"))
-    dealt.check(len(split))
+    _check_dealt(dealt, len(split), identity)
     image_keys = _image_keys(corpus, split)[dealt.rows]
     truth = population.labels[dealt.rows]
     observed = _annotate(corpus, dealt, truth, image_keys, plan)
@@ -358,8 +355,8 @@ def _build(corpus: Corpus, plan: _Plan, target: Path) -> None:
     labels = {name: observed[mask] for name, mask in parts.items()}
     about = {
         "num_clients": dealt.num_clients,
-        "num_images": int(len(dealt.rows)),
-        "images_left_out": int(len(split) - len(dealt.rows)),
+        "num_images": len(dealt.rows),
+        "images_left_out": len(split) - len(dealt.rows),
         "notes": dict(dealt.notes),
         "label_names": list(corpus.label_names),
         "corpus": {"name": corpus.name, "key": corpus.key},
@@ -367,11 +364,24 @@ def _build(corpus: Corpus, plan: _Plan, target: Path) -> None:
     _write(target, arrays, labels, {"key": target.name, "identity": identity, **about})
 
 
+def _check_dealt(dealt: Partition, num_images: int, identity: Mapping[str, Any]) -> None:
+    dealt.check(num_images)
+    asked = identity["num_clients"]
+    if asked not in {0, dealt.num_clients}:
+        msg = f"Expected partition {identity['partition']} to make {asked} clients, got {dealt.num_clients}."
+        raise InputError(msg)
+
+
 def _narrow(counts: NDArray[Any]) -> NDArray[Any]:
     """Counts in the smallest unsigned type: 41,000 clients x 1,628 labels are half a gigabyte as int64."""
     if counts.ndim < 2:
         return counts
     return counts.astype(np.min_scalar_type(int(counts.max(initial=0))))
+
+
+def _widened(stored: NDArray[Any]) -> NDArray[Any]:
+    """Stored counts as int64, in which sums and products do not overflow."""
+    return stored.astype(np.int64) if stored.dtype.kind == "u" else stored
 
 
 def _write(
@@ -419,13 +429,7 @@ def open_federation(path: Path, corpus: Corpus) -> Federation:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         _check_manifest(path, manifest)
         num_clients = int(manifest["num_clients"])
-        parts = [
-            Holdings(
-                _load(path, f"{name}.client_ptr"), _load(path, f"{name}.rows"), open_labels(path, f"{name}.labels")
-            )
-            for name in ("train", "holdout")
-        ]
-        _check_holdings(parts, num_clients)
+        training, holdout = (_open_holdings(path, name, num_clients) for name in ("train", "holdout"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         msg = (
             f"Expected {path} to be a complete federation, got: {error or type(error).__name__}. "
@@ -438,7 +442,7 @@ def open_federation(path: Path, corpus: Corpus) -> Federation:
             "Build the federation from this corpus instead."
         )
         raise InputError(msg)
-    return Federation(corpus, manifest, tuple(manifest["label_names"]), range(num_clients), *parts, path)
+    return Federation(corpus, manifest, tuple(manifest["label_names"]), range(num_clients), training, holdout, path)
 
 
 def _check_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
@@ -456,13 +460,15 @@ def _check_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
             raise ValueError(msg)
 
 
-def _check_holdings(parts: list[Holdings], num_clients: int) -> None:
-    for part in parts:
-        if len(part.client_ptr) != num_clients + 1 or int(part.client_ptr[-1]) != len(part.rows):
-            msg = (
-                f"{len(part.rows)} rows of {len(part.client_ptr) - 1} clients where {num_clients} clients were written"
-            )
-            raise ValueError(msg)
+def _open_holdings(path: Path, name: str, num_clients: int) -> Holdings:
+    client_ptr, rows = _load(path, f"{name}.client_ptr"), _load(path, f"{name}.rows")
+    labels = open_labels(path, f"{name}.labels")
+    found = (len(client_ptr) - 1, len(rows), len(labels))
+    expected = (num_clients, int(client_ptr[-1]), int(client_ptr[-1]))
+    if found != expected:
+        msg = f"{name} has clients, rows and labels {found} where {expected} were written"
+        raise ValueError(msg)
+    return Holdings(client_ptr, rows, labels)
 
 
 def _load(path: Path, name: str) -> NDArray[Any]:
@@ -492,12 +498,12 @@ def local_federation(
     rows = _train_split(corpus)
     labels = _mapped(corpus, label_names, rows)
     held_out = _held_out(_image_keys(corpus, rows), np.array([len(rows)]), holdout_fraction, seed)
-    parts = [
+    training, holdout = (
         Holdings(np.array([0, mask.sum()]), np.flatnonzero(mask) + rows.start, _Array(labels[mask]))
         for mask in (~held_out, held_out)
-    ]
+    )
     manifest = {"corpus": {"name": corpus.name, "key": corpus.key}, "num_clients": 1, "label_names": list(label_names)}
-    return Federation(corpus, manifest, tuple(label_names), range(client, client + 1), *parts)
+    return Federation(corpus, manifest, tuple(label_names), range(client, client + 1), training, holdout)
 
 
 def _mapped(corpus: Corpus, label_names: Sequence[str], rows: range) -> NDArray[np.int8]:

@@ -75,7 +75,7 @@ class Partition:
         return Partition(client_ptr, order.astype(np.int64), dict(notes or {}))
 
     def check(self, num_images: int) -> None:
-        """Raise ``InputError`` unless the invariants hold: rows valid and unique, no client empty."""
+        """Raise ``InputError`` unless the invariants hold: rows valid, unique and in order, no client empty."""
         if self.client_ptr[0] != 0 or self.client_ptr[-1] != len(self.rows) or (self.sizes < 0).any():
             msg = "Expected client_ptr to rise from 0 to the number of rows. Rebuild the federation."
             raise InputError(msg)
@@ -84,6 +84,10 @@ class Partition:
             raise InputError(msg)
         if len(np.unique(self.rows)) != len(self.rows):
             msg = "Expected every image to belong to one client at most, got some images twice."
+            raise InputError(msg)
+        falling = np.flatnonzero(np.diff(self.rows) < 0) + 1
+        if not np.isin(falling, self.client_ptr).all():
+            msg = "Expected rows to be ascending within a client. Build with Partition.from_clients."
             raise InputError(msg)
         empty = np.flatnonzero(self.sizes == 0)
         if len(empty):

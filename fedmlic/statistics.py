@@ -55,19 +55,19 @@ class Tallies:
     Attributes:
         images: int64 ``[clients]``.
         holdout_images: int64 ``[clients]``, held out of training.
-        known: int ``[clients, labels]``, entries that are annotations.
-        positives: int ``[clients, labels]``, annotations that say present.
-        wrong: int ``[clients, labels]``, annotations that differ from the truth.
-        true_positives: int ``[clients, labels]``, entries that are present in truth.
+        known: int64 ``[clients, labels]``, entries that are annotations.
+        positives: int64 ``[clients, labels]``, annotations that say present.
+        wrong: int64 ``[clients, labels]``, annotations that differ from the truth.
+        true_positives: int64 ``[clients, labels]``, entries that are present in truth.
         phi_distance: float64 ``[clients]``, or NaN.
     """
 
     images: NDArray[np.int64]
     holdout_images: NDArray[np.int64]
-    known: NDArray[np.integer[Any]]
-    positives: NDArray[np.integer[Any]]
-    wrong: NDArray[np.integer[Any]]
-    true_positives: NDArray[np.integer[Any]]
+    known: NDArray[np.int64]
+    positives: NDArray[np.int64]
+    wrong: NDArray[np.int64]
+    true_positives: NDArray[np.int64]
     phi_distance: NDArray[np.float64]
 
 
@@ -200,13 +200,13 @@ def _phi_distances(
     return out
 
 
-def js_distances(counts: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
+def js_distances(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """float64 ``[clients]``: Jensen-Shannon distance of each row's distribution to that of the column sums.
 
     Base 2, so 0 to 1. Rows are divided by their sum; a row without counts gives NaN.
 
     Args:
-        counts: int ``[clients, labels]``, not negative.
+        counts: int64 ``[clients, labels]``, not negative.
 
     Source: Endres and Schindelin, "A new metric for probability distributions" (2003).
     """
@@ -218,7 +218,7 @@ def js_distances(counts: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
     return np.concatenate([np.empty(0), *parts])
 
 
-def _js_distances(counts: NDArray[np.integer[Any]], reference: NDArray[np.float64]) -> NDArray[np.float64]:
+def _js_distances(counts: NDArray[np.int64], reference: NDArray[np.float64]) -> NDArray[np.float64]:
     rows = counts / counts.sum(axis=1, keepdims=True, dtype=np.int64)
     reference = np.broadcast_to(reference, rows.shape)
     middle = (rows + reference) / 2

@@ -7,6 +7,7 @@ and averaged in groups, so a picture says as much about 50,000 clients as about 
 from __future__ import annotations
 
 import json
+import textwrap
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from matplotlib.axes import Axes
+    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
     from numpy.typing import NDArray
     from rich.console import Console
     from rich.table import Table
@@ -69,6 +72,7 @@ def _write(
 ) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     title = "{partition}, {regime}, seed {seed}".format(**federation.manifest["identity"])
+    title = f"{federation.corpus.name}: {title}"
     figures = {
         "sizes.png": _sizes_figure(tallies),
         "positives.png": _positives_figure(tallies, federation.label_names),
@@ -76,7 +80,7 @@ def _write(
         "known.png": _known_figure(tallies, federation.label_names),
     }
     for name, figure in figures.items():
-        figure.suptitle(f"{federation.corpus.name}: {title}", fontsize=9, color="0.4")
+        figure.suptitle(textwrap.fill(title, int(12 * figure.get_figwidth())), fontsize=9, color="0.4")
         figure.savefig(out / name, dpi=150)
     statistics.labels.to_csv(out / "labels.csv", index=False)
     statistics.clients.to_csv(out / "clients.csv", index=False)
@@ -225,12 +229,26 @@ def _rows(tallies: Tallies) -> _Rows:
     return _Rows(order, starts, f"{num_clients:,} clients by characteristic label{size}", [])
 
 
-def _columns(tallies: Tallies, names: tuple[str, ...]) -> tuple[NDArray[np.int64], list[str], str]:
+class _Columns(NamedTuple):
     """Label columns in drawing order, their names (if they fit) and the axis caption."""
+
+    order: NDArray[np.int64]
+    names: list[str]
+    caption: str
+
+
+class _Style(NamedTuple):
+    """A colour map's name and its scale."""
+
+    colours: str
+    norm: Normalize
+
+
+def _columns(tallies: Tallies, names: tuple[str, ...]) -> _Columns:
     if len(names) <= MAX_NAMED:
-        return np.arange(len(names)), list(names), "label"
+        return _Columns(np.arange(len(names)), list(names), "label")
     order = np.argsort(-tallies.true_positives.sum(axis=0, dtype=np.int64), kind="stable")
-    return order, [], f"{len(names):,} labels, most frequent first"
+    return _Columns(order, [], f"{len(names):,} labels, most frequent first")
 
 
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
@@ -243,11 +261,10 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list
     return figure, list(axes)
 
 
-def _heat_map(
-    axis: Axes, values: NDArray[np.float64], rows: _Rows, names: list[str], caption: str, **style: Any
-) -> Any:  # noqa: ANN401
-    drawn = axis.imshow(values, aspect="auto", interpolation="nearest", **style)
-    axis.set_xlabel(caption)
+def _heat_map(axis: Axes, values: NDArray[np.float64], rows: _Rows, columns: _Columns, style: _Style) -> AxesImage:
+    drawn = axis.imshow(values, aspect="auto", interpolation="nearest", cmap=style.colours, norm=style.norm)
+    names = columns.names
+    axis.set_xlabel(columns.caption)
     axis.set_ylabel(rows.caption)
     axis.set_yticks(range(len(rows.names)), rows.names)
     axis.set_xticks(range(len(names)), names, rotation=90 if len(names) > 10 else 45, ha="center")
@@ -260,51 +277,73 @@ def _map_size(rows: _Rows, num_labels: int) -> tuple[float, float]:
     return min(12.0, 4.0 + 0.3 * num_labels), min(9.0, 3.0 + 0.22 * len(rows.starts))
 
 
+def _plainly(value: float, place: object = None) -> str:
+    """A tick's number as people write it: 20, not 2 x 10^1."""
+    del place
+    return f"{value:,g}"
+
+
 def _positives_figure(tallies: Tallies, label_names: tuple[str, ...]) -> Figure:
     from matplotlib.colors import LogNorm  # noqa: PLC0415
+    from matplotlib.ticker import LogLocator, NullLocator  # noqa: PLC0415
 
     rows = _rows(tallies)
-    columns, names, caption = _columns(tallies, label_names)
-    values = rows.mean(tallies.positives)[:, columns]
-    figure, (axis,) = _figure(*_map_size(rows, len(columns)))
+    columns = _columns(tallies, label_names)
+    values = rows.mean(tallies.positives)[:, columns.order]
+    figure, (axis,) = _figure(*_map_size(rows, len(label_names)))
     positive = values[values > 0]
     low, high = (float(positive.min()), float(positive.max())) if len(positive) else (1.0, 1.0)
-    style = {"cmap": "viridis", "norm": LogNorm(low, max(high, low * 1.01))}
+    style = _Style("viridis", LogNorm(low, max(high, low * 1.5)))
     axis.set_facecolor("0.92")
-    drawn = _heat_map(axis, np.ma.masked_equal(values, 0), rows, names, caption, **style)
+    drawn = _heat_map(axis, np.ma.masked_equal(values, 0), rows, columns, style)
     each = "images" if rows.names else "images per client, mean of the row"
-    figure.colorbar(drawn, ax=axis, label=f"known positives ({each}); grey: none")
+    label = f"known positives ({each}); grey: none"
+    bar = figure.colorbar(drawn, ax=axis, label=label, ticks=LogLocator(subs=(1, 2, 5)), format=_plainly)
+    bar.ax.yaxis.set_minor_locator(NullLocator())
     axis.set_title("Which labels clients know to be present")
     return figure
 
 
 def _known_figure(tallies: Tallies, label_names: tuple[str, ...]) -> Figure:
+    from matplotlib.colors import Normalize  # noqa: PLC0415
+
     rows = _rows(tallies)
-    columns, names, caption = _columns(tallies, label_names)
-    values = 100 * rows.mean(tallies.known / tallies.images[:, None])[:, columns]
-    width, height = _map_size(rows, len(columns))
+    columns = _columns(tallies, label_names)
+    shares = 100 * tallies.known / tallies.images[:, None]
+    values = rows.mean(shares)[:, columns.order]
+    width, height = _map_size(rows, len(label_names))
     figure, (left, right) = _figure(width + 4.5, height, 2)
-    drawn = _heat_map(left, values, rows, names, caption, cmap="Blues", vmin=0, vmax=100)
+    drawn = _heat_map(left, values, rows, columns, _Style("Blues", Normalize(0, _top(values))))
     figure.colorbar(drawn, ax=left, label="known entries (% of images)")
     left.set_title("Which labels clients annotate")
-    _known_shares(right, 100 * (tallies.known / tallies.images[:, None]).mean(axis=1), rows)
+    wrong = 100 * tallies.wrong.mean(axis=1) / tallies.images
+    _known_shares(right, shares.mean(axis=1), wrong, rows)
     return figure
 
 
-def _known_shares(axis: Axes, shares: NDArray[np.float64], rows: _Rows) -> None:
-    """Known percentage per client: bars in line with the heat map, or a histogram."""
+def _top(percentages: NDArray[np.float64]) -> float:
+    """Upper end of a percentage scale: 100, unless everything is small."""
+    highest = float(percentages.max(initial=0))
+    return 100.0 if highest > 25 or highest == 0 else highest
+
+
+def _known_shares(axis: Axes, shares: NDArray[np.float64], wrong: NDArray[np.float64], rows: _Rows) -> None:
+    """Known percentage per client and how much of it is wrong: bars beside the heat map, or a histogram."""
     axis.set_xlabel("known entries (% of a client's images x labels)")
-    axis.set_xlim(0, 100)
+    axis.set_xlim(0, 1.05 * _top(shares))
     if rows.names:
-        axis.barh(range(len(shares)), shares, color=INK)
+        axis.barh(range(len(shares)), shares, color=INK, label=f"known, mean {shares.mean():.3g} %")
+        axis.barh(range(len(shares)), wrong, color=ACCENT, label=f"of these wrong, mean {wrong.mean():.3g} %")
         axis.set_yticks(range(len(shares)), rows.names)
         axis.set_ylim(len(shares) - 0.5, -0.5)
         axis.set_ylabel("client")
     else:
-        axis.hist(shares, bins=np.linspace(0, 100, 51).tolist(), color=INK)
+        bins = np.linspace(0, _top(shares), 41).tolist()
+        axis.hist(shares, bins=bins, color=INK, label=f"known, mean {shares.mean():.3g} %")
+        if wrong.any():
+            axis.hist(wrong, bins=bins, color=ACCENT, alpha=0.7, label=f"of these wrong, mean {wrong.mean():.3g} %")
         axis.set_ylabel("clients")
-    axis.axvline(float(shares.mean()), color=ACCENT, linestyle="--", label=f"mean {shares.mean():.1f} %")
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.06), ncols=2)
     axis.set_title("How much clients annotate")
 
 
@@ -323,15 +362,15 @@ def _sizes_figure(tallies: Tallies) -> Figure:
         axis.hist(sizes, bins=_size_bins(sizes).tolist(), color=INK)
         if sizes.max() > 20 * sizes.min():
             axis.set_xscale("log")
+            axis.xaxis.set_major_formatter(_plainly)
         axis.set_xlabel("training images of a client")
         axis.set_ylabel("clients")
     middle = float(np.median(sizes))
     line = axis.axhline if len(sizes) <= MAX_SINGLE else axis.axvline
     line(middle, color=ACCENT, linestyle="--", label=f"median {middle:,.0f} training images")
     axis.legend(frameon=False)
-    axis.set_title(
-        f"Client sizes: {len(sizes):,} clients, {sizes.sum():,} training images, {sizes.min():,} to {sizes.max():,} each"
-    )
+    spread = f"{sizes.min():,} to {sizes.max():,} each"
+    axis.set_title(f"Client sizes: {len(sizes):,} clients, {sizes.sum():,} training images, {spread}")
     return figure
 
 
@@ -355,13 +394,14 @@ def _prevalence_figure(tallies: Tallies, label_names: tuple[str, ...]) -> Figure
     low, first, middle, third, high = np.quantile(share, [0.05, 0.25, 0.5, 0.75, 0.95], axis=0)
     axis.vlines(places, low, high, color=LIGHT, linewidth=2, label="5 % to 95 % of clients")
     axis.vlines(places, first, third, color=INK, linewidth=6, label="middle half of clients")
-    axis.plot(places, middle, "o", color="white", markeredgecolor=INK, markersize=4, label="median client")
+    dots: dict[str, Any] = {"markeredgecolor": INK, "markersize": 4, "clip_on": False, "zorder": 3}
+    axis.plot(places, middle, "o", color="white", label="median client", **dots)
     axis.plot(places, whole, "_", color=ACCENT, markersize=14, markeredgewidth=2.5, label="all clients together")
     axis.set_xticks(places, [label_names[label] for label in shown], rotation=90 if len(shown) > 10 else 45)
     axis.set_xlabel("label, most frequent first")
     axis.set_ylabel("training images with the label, in truth (%)")
     axis.set_ylim(bottom=0)
-    axis.legend(frameon=False)
+    figure.legend(frameon=False, loc="outside lower center", ncols=4)
     some = f" (the {len(shown)} most frequent of {len(label_names):,})" if len(shown) < len(label_names) else ""
     axis.set_title(f"How common labels are at clients and overall{some}")
     return figure
