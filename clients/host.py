@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from fedmlic.histograms import ScoreHistograms
 from fedmlic.labels import known
 from fedmlic.learner import Learner, build_network
 from fedmlic.method import Local
-from fedmlic.metrics import ScoreHistograms, evaluate
+from fedmlic.metrics import evaluate
 from fedmlic.protocol import HostInfo, Reply, Request, Turn
 from fedmlic.update import Update, units_for
 

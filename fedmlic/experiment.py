@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -103,6 +104,11 @@ class Runtime(BaseModel):
     min_hosts: Positive = Field(1, description="Flower nodes to wait for before the first round")
     out: str = Field("", description="run folder (empty: runs/DATE-TIME)")
     home: str = Field("", description="folder of corpora and federations (empty: $FEDMLIC_HOME or the user's cache)")
+
+
+def home_of(runtime: Runtime) -> Path | None:
+    """The folder of corpora and federations, or None for the default."""
+    return Path(runtime.home).expanduser() if runtime.home else None
 
 
 def split_settings(settings: Mapping[str, Any]) -> tuple[Experiment, Runtime]:

@@ -147,6 +147,10 @@ class RunFolder:
         stems = [file.stem for file in self.checkpoint_folder.glob("round-*.json")]
         return sorted(int(stem.removeprefix("round-")) for stem in stems)
 
+    def checkpoint_values(self, number: int) -> dict[str, Any]:
+        """The values of the checkpoint of round ``number``, without its tensors."""
+        return read_json(self.checkpoint_folder / f"round-{number:05d}.json")
+
     def load_checkpoint(self, number: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The tensors and values of the checkpoint of round ``number``.
 

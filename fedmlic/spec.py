@@ -122,7 +122,7 @@ def factory(key: str, name: str) -> Callable[..., Any]:
         module = importlib.import_module(f"{CATALOGUES[key]}.{name}")
     found = getattr(module, attribute, None)
     if not callable(found):
-        msg = f"Expected {module.__name__} to define {attribute!r}. {nearest(attribute, names)}"
+        msg = f"Expected {module.__name__} to define a factory {attribute!r}, got none. {nearest(attribute, names)}"
         raise InputError(msg)
     return found  # type: ignore[no-any-return]
 

@@ -40,6 +40,8 @@ EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
 def main() -> None:
     """Entry point of the ``fedmlic`` command."""
+    # Last, so that a plug-in beside you is found and an installed package is never shadowed.
+    sys.path.append(str(Path.cwd()))
     app()
 
 
@@ -189,6 +191,107 @@ def _finish(result: dict[str, Any], *, json_output: bool) -> None:
     if line:
         console.print(line, highlight=False)
     console.print(f"run folder: {result['run']}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def describe(settings: Settings = None, *, out: Out = None, json_output: Json = False) -> None:
+    """Show who holds which images and labels, before anything is trained."""
+    with _errors():
+        from rich.console import Console  # noqa: PLC0415
+
+        from fedmlic.experiment import split_settings  # noqa: PLC0415
+        from sim.describe import describe as tell  # noqa: PLC0415
+        from sim.run import describe_federation  # noqa: PLC0415
+
+        experiment, runtime = split_settings(read_settings(settings or []))
+        federation = describe_federation(experiment, runtime)
+        found = tell(federation, out, None if json_output else Console())
+        if json_output:
+            _print_json(found)
+
+
+@app.command("list")
+def list_entries(
+    catalogue: Annotated[Optional[str], typer.Argument(help="Only this one, e.g. method.")] = None,  # noqa: UP045
+    *,
+    json_output: Json = False,
+) -> None:
+    """List data sets, partitions, regimes, models, methods and strategies."""
+    with _errors():
+        from rich.console import Console  # noqa: PLC0415
+        from rich.table import Table  # noqa: PLC0415
+
+        from sim.catalogue import everything, settings  # noqa: PLC0415
+
+        found = everything()
+        if catalogue is not None:
+            key = catalogue.removesuffix("s") if catalogue not in found else catalogue
+            if key not in found:
+                msg = f"Expected a catalogue, got {catalogue!r}. {nearest(catalogue, found)}"
+                raise InputError(msg)
+            found = {key: found[key]}
+        if json_output:
+            _print_json({key: [entry._asdict() for entry in entries] for key, entries in found.items()})
+            return
+        console = Console()
+        for key, entries in found.items():
+            table = Table(title=key, title_justify="left", box=None, pad_edge=False, show_header=False)
+            table.add_column("name", style="bold", no_wrap=True)
+            table.add_column("summary")
+            for entry in entries:
+                table.add_row(entry.name, entry.summary)
+                if entry.arguments:
+                    table.add_row("", f"[dim]{entry.call}[/]")
+            console.print(table)
+            console.print()
+        if catalogue is None:
+            table = Table(title="other settings (key=value)", title_justify="left", box=None, pad_edge=False)
+            for title in ("key", "default", "what it is"):
+                table.add_column(title)
+            for key, (default, about) in settings().items():
+                table.add_row(key, str(default), about)
+            console.print(table)
+
+
+@app.command()
+def show(path: RunPath, *, json_output: Json = False) -> None:
+    """Show a run: its settings, curve, labels and failures."""
+    with _errors():
+        from rich.console import Console  # noqa: PLC0415
+
+        from sim import show as reader  # noqa: PLC0415
+
+        found = reader.summary(path)
+        if json_output:
+            _print_json(found)
+        else:
+            reader.show(found, Console())
+
+
+@app.command()
+def predict(
+    path: RunPath,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE ...", help="Image files.")],
+    *,
+    round_number: Annotated[Optional[int], typer.Option("--round", help="A kept round (default: the best).")] = None,  # noqa: UP045
+    json_output: Json = False,
+) -> None:
+    """Label images with a run's model (the best on validation)."""
+    with _errors():
+        from rich.console import Console  # noqa: PLC0415
+
+        from sim.predict import predict as label  # noqa: PLC0415
+
+        found = label(path, images, round_number)
+        if json_output:
+            _print_json(found)
+            return
+        console = Console()
+        for entry in found["images"]:
+            console.print(f"[bold]{entry['image']}[/]", highlight=False, soft_wrap=True)
+            for item in entry["labels"][:10]:
+                mark = "●" if item["probability"] >= found["threshold"] else "○"
+                console.print(f"  {mark} {item['probability']:.3f}  {item['label']}", highlight=False)
 
 
 if __name__ == "__main__":

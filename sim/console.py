@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -28,7 +28,7 @@ def number(value: object, digits: int = 3) -> str:
     """A number for a table; a dash where it is undefined."""
     if isinstance(value, (int, float)) and value == value:  # noqa: PLR0124  (NaN)
         return f"{value:.{digits}f}"
-    return "–"
+    return "-"
 
 
 def duration(seconds: float) -> str:
@@ -58,7 +58,7 @@ class Display(Watch):
         self._started = time.monotonic()
         self._last_built = 0.0
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> Self:
         if self._console.is_terminal:
             columns = (
                 TextColumn("[bold]{task.description}"),

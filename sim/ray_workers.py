@@ -13,6 +13,7 @@ failed client.
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -66,9 +67,11 @@ class Worker:
 
     Args:
         name: how records call it.
+        search_path: the driver's module search path, so that plug-ins are found here too.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, search_path: Sequence[str]) -> None:
+        sys.path.extend(entry for entry in search_path if entry not in sys.path)
         import torch  # noqa: F401, PLC0415  (imported while the server still prepares the data)
 
         import clients.host  # noqa: F401, PLC0415
@@ -192,7 +195,7 @@ class RayWorkers:
         self._ray.shutdown()
 
     def _new_actor(self, name: str) -> Any:  # noqa: ANN401  (Ray's handles are untyped)
-        return self._remote.options(num_cpus=1, num_gpus=self._runtime.gpus_per_worker).remote(name)
+        return self._remote.options(num_cpus=1, num_gpus=self._runtime.gpus_per_worker).remote(name, sys.path)
 
     def _arguments(self) -> tuple[dict[str, Any], tuple[str, ...]]:
         if self._setup is None:

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from fedmlic.errors import InputError
-from fedmlic.experiment import split_settings
+from fedmlic.experiment import home_of, split_settings
 from fedmlic.record import Listener, RunFolder, create, open_run, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from clients.host import Host
+    from fedmlic.corpus import Corpus
     from fedmlic.experiment import Experiment, Runtime
     from fedmlic.federation import Federation
     from fedmlic.protocol import Turn
@@ -54,20 +55,28 @@ def num_workers(experiment: Experiment, runtime: Runtime) -> int:
     return max(1, min(wanted, cohort))
 
 
-def open_federation(experiment: Experiment, server: Server) -> Federation:
-    """The experiment's federation over the server's corpus, built first if it is not there."""
+def open_federation(experiment: Experiment, runtime: Runtime, corpus: Corpus) -> Federation:
+    """The experiment's federation over its corpus, built first if it is not there."""
     from fedmlic.federation import build_federation  # noqa: PLC0415
-    from strategies.server import home_of  # noqa: PLC0415
 
     return build_federation(
-        server.corpus,
+        corpus,
         partition=experiment.partition,
         regime=experiment.regime,
         num_clients=experiment.num_clients,
         seed=experiment.seed,
         holdout_fraction=experiment.holdout_fraction,
-        home=home_of(server.runtime),
+        home=home_of(runtime),
     )
+
+
+def describe_federation(experiment: Experiment, runtime: Runtime) -> Federation:
+    """The experiment's federation, without building any network."""
+    from fedmlic import spec  # noqa: PLC0415
+    from fedmlic.corpus import open_corpus  # noqa: PLC0415
+
+    corpus = open_corpus(spec.build("dataset", experiment.dataset), home_of(runtime))
+    return open_federation(experiment, runtime, corpus)
 
 
 def build_host(name: str, settings: dict[str, Any], label_names: tuple[str, ...]) -> Host:
@@ -80,7 +89,7 @@ def build_host(name: str, settings: dict[str, Any], label_names: tuple[str, ...]
     if tuple(server.learner.task.label_names) != label_names:
         msg = f"Expected worker {name} to see the labels {label_names[:5]}, got {server.learner.task.label_names[:5]}."
         raise InputError(msg)
-    return Host(name, experiment, open_federation(experiment, server), server.learner)
+    return Host(name, experiment, open_federation(experiment, runtime, server.corpus), server.learner)
 
 
 def run(experiment: Experiment, runtime: Runtime, out: Path, watch: Watch | None = None) -> dict[str, Any]:
@@ -121,7 +130,7 @@ def _play(
         from strategies.server import build_server, serve  # noqa: PLC0415  (imports torch)
 
         server = build_server(experiment, runtime, lambda done, total: watch.building("images", done, total))
-        federation = open_federation(experiment, server)
+        federation = open_federation(experiment, runtime, server.corpus)
         if workers is not None:
             workers.setup(experiment, tuple(server.learner.task.label_names))
         else:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from fedmlic.arrays import sha256
-from fedmlic.metrics import ScoreHistograms, spread
+from fedmlic.histograms import ScoreHistograms
+from fedmlic.metrics import spread
 from fedmlic.protocol import Reply, Request, Turn
 from fedmlic.update import Update, units_for
 from strategies.cohort import Directory, sample_cohort

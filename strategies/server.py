@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +18,7 @@ from fedmlic import spec
 from fedmlic.corpus import Corpus, open_corpus
 from fedmlic.errors import InputError
 from fedmlic.evaluation import Evaluator
+from fedmlic.experiment import home_of
 from fedmlic.learner import Learner, build_learner, choose_device
 from fedmlic.record import RunFolder, write_bytes, write_json
 from strategies.rounds import Outcome, Progress, Rounds
@@ -42,11 +42,6 @@ class Server:
     corpus: Corpus
     learner: Learner
     strategy: Strategy
-
-
-def home_of(runtime: Runtime) -> Path | None:
-    """The folder of corpora, or None for the default."""
-    return Path(runtime.home).expanduser() if runtime.home else None
 
 
 def label_space(experiment: Experiment, corpus: Corpus) -> tuple[str, ...]:
@@ -150,7 +145,11 @@ def serve(
         FolderRecord(folder, server),
         on_turn,
     )
-    outcome = rounds.run(start)
+    try:
+        outcome = rounds.run(start)
+    except Exception as error:
+        folder.event("failed", {"reason": f"{type(error).__name__}: {error}"})
+        raise
     result = result_of(folder, server, outcome)
     folder.event("end", {"round": outcome.progress.round, "weights-sha256": outcome.weights_sha256})
     folder.write_tables()

@@ -1,0 +1,118 @@
+"""Label images with the model of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedmlic.errors import InputError
+from fedmlic.record import RunFolder, open_run
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fedmlic.learner import Learner
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A trained network ready to label images.
+
+    Attributes:
+        learner: the method with the run's weights.
+        label_names: column names.
+        round: the checkpoint's round.
+        threshold: probability above which a label counts as predicted.
+    """
+
+    learner: Learner
+    label_names: tuple[str, ...]
+    round: int
+    threshold: float
+
+    def scores(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Probabilities float32 ``[images, labels]`` of uint8 ``[images, height, width, channels]``."""
+        import torch  # noqa: PLC0415
+
+        from fedmlic.training import to_float  # noqa: PLC0415
+
+        network = self.learner.resident.network.eval()
+        with torch.inference_mode():
+            batch = to_float(images, self.learner.device)
+            return self.learner.method.predict(network, batch).float().cpu().numpy()
+
+
+def load_predictor(path: Path, round_number: int | None = None) -> Predictor:
+    """The network of a run at its best checkpoint on validation (or the last, or a given round).
+
+    Raises:
+        InputError: not a run, no checkpoint yet, or a damaged or foreign one.
+    """
+    from safetensors import safe_open  # noqa: PLC0415
+
+    from fedmlic.learner import build_learner  # noqa: PLC0415
+    from strategies.server import MODEL  # noqa: PLC0415
+
+    folder = open_run(path)
+    number = _checkpoint(folder, round_number)
+    tensors, values = folder.load_checkpoint(number)
+    with safe_open(path / "frozen.safetensors", framework="pt") as frozen:
+        about = frozen.metadata()
+        frozen_tensors = {name: frozen.get_tensor(name) for name in frozen.keys()}  # noqa: SIM118  (not a mapping)
+    label_names = tuple(json.loads(about["label_names"]))
+    height, width, channels = json.loads(about["image_shape"])
+    experiment, _ = folder.settings()
+    learner = build_learner(experiment, label_names, (height, width, channels))
+    layout = learner.resident.layout
+    model = {name.removeprefix(MODEL): tensor for name, tensor in tensors.items() if name.startswith(MODEL)}
+    learner.resident.load(layout.pack(model))
+    own = learner.resident.network.state_dict()
+    for name, tensor in frozen_tensors.items():
+        own[name].copy_(tensor)
+    return Predictor(learner, label_names, values["round"], experiment.threshold)
+
+
+def _checkpoint(folder: RunFolder, wanted: int | None) -> int:
+    numbers = folder.checkpoints()
+    if not numbers:
+        msg = f"Expected {folder.path} to have a checkpoint, got none. Let at least one round finish."
+        raise InputError(msg)
+    if wanted is None:
+        best = folder.checkpoint_values(numbers[-1])["best_round"]
+        return best if best in numbers else numbers[-1]
+    if wanted not in numbers:
+        msg = f"Expected round to be one of the kept checkpoints {numbers}, got {wanted}."
+        raise InputError(msg)
+    return wanted
+
+
+def predict(path: Path, images: Sequence[Path], round_number: int | None = None) -> dict[str, Any]:
+    """Labels with probabilities for image files, as ``fedmlic predict --json`` prints them."""
+    from fedmlic.images import read_images  # noqa: PLC0415
+
+    stored = read_images(images, load_shape(path))
+    predictor = load_predictor(path, round_number)
+    scores = predictor.scores(stored)
+    found = []
+    for file, row in zip(images, scores, strict=True):
+        order = np.argsort(-row, kind="stable")
+        labels = [{"label": predictor.label_names[i], "probability": float(row[i])} for i in order]
+        present = [entry["label"] for entry in labels if float(str(entry["probability"])) >= predictor.threshold]
+        found.append({"image": str(file), "present": present, "labels": labels})
+    return {"run": str(path.absolute()), "round": predictor.round, "threshold": predictor.threshold, "images": found}
+
+
+def load_shape(path: Path) -> tuple[int, int, int]:
+    """Height, width and channels of the images that a run's network wants."""
+    from safetensors import safe_open  # noqa: PLC0415
+
+    folder = open_run(path)
+    _checkpoint(folder, None)
+    with safe_open(path / "frozen.safetensors", framework="np") as frozen:
+        height, width, channels = json.loads(frozen.metadata()["image_shape"])
+    return height, width, channels
