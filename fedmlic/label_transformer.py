@@ -1,0 +1,333 @@
+"""The network of C-Tran and FedLGT: image tokens and label tokens in one transformer encoder.
+
+Reading order, for one image with a feature map of ``height x width`` cells::
+
+    backbone -> height * width image tokens ----------------+
+                                                            +-> LayerNorm -> encoder layers
+    label c: its vector + the vector of its state s_c ------+        |
+                                                                     v
+                  logit of c  =  readout.weight[c] . h_c + readout.bias[c]
+
+A label's state is what the network is told about it: nothing (unknown), absent
+or present. States are int8 in the codes of ``fedmlic.labels``; which labels to
+tell is decided in ``fedmlic.label_masking`` and ``fedmlic.methods.fedlgt``.
+
+Sources: Lanchantin et al. 2021, "General Multi-label Image Classification with
+Transformers" (CVPR); Liu et al. 2024, "Language-Guided Transformer for
+Federated Multi-Label Classification" (AAAI, arXiv 2312.07165), section 1.2 of
+``docs/methods/fedlgt.md``. Where the papers are silent this follows FedLGT's
+released code: no positional encoding, post-norm layers, a feed-forward part as
+wide as the tokens, uniform initial weights of plus or minus 1 / sqrt(inputs).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedmlic.errors import InputError
+from fedmlic.labels import UNKNOWN
+from fedmlic.text import LabelVectors, label_vectors, state_vectors
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from fedmlic.method import Task
+    from fedmlic.model import Backbone
+
+Positions = Literal["none", "sine"]
+
+
+class LabelTransformer(nn.Module):
+    """A backbone and an encoder that returns one logit per label.
+
+    Args:
+        backbone: makes the feature map.
+        labels: ``[labels, width]``, one vector per label, to be trained or frozen.
+        states: ``[3, width]``, rows unknown (zeros), negative, positive, to be trained
+            (unknown stays zero) or frozen.
+        num_layers: encoder layers.
+        num_heads: attention heads; must divide the width.
+        feedforward: hidden units of an encoder layer (None: the width).
+        dropout: probability, in attention weights and after each part of a layer.
+        positions: what image tokens are told of their place: nothing, or 2-D sines.
+
+    Raises:
+        InputError: ``num_heads`` does not divide the width, or the sines do not fit it.
+    """
+
+    label_tokens: Tensor
+    state_tokens: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        labels: LabelVectors,
+        states: LabelVectors,
+        *,
+        num_layers: int = 3,
+        num_heads: int = 4,
+        feedforward: int | None = None,
+        dropout: float = 0.1,
+        positions: Positions = "none",
+    ) -> None:
+        super().__init__()
+        num_labels, width = labels.vectors.shape
+        _check_width(width, num_heads, positions)
+        self.backbone = backbone
+        self.positions = positions
+        num_features = backbone.num_features
+        self.projection = nn.Linear(num_features, width) if num_features != width else nn.Identity()
+        _hold(self, "label_tokens", labels.vectors, learned=labels.trainable)
+        # Row 0 (unknown) is zero by definition and is not kept, so that nothing can train it.
+        _hold(self, "state_tokens", states.vectors[1:], learned=states.trainable)
+        self.norm = nn.LayerNorm(width)
+        self.layers = nn.ModuleList(
+            EncoderLayer(width, num_heads, feedforward or width, dropout) for _ in range(num_layers)
+        )
+        self.readout = Readout(num_labels, width)
+        if isinstance(self.projection, nn.Linear):
+            uniform_by_inputs(self.projection)
+
+    def forward(self, images: Tensor, states: Tensor | None = None) -> Tensor:
+        """Logits float32 ``[batch, labels]``.
+
+        Args:
+            images: float32 ``[batch, channels, height, width]``.
+            states: int8 ``[batch, labels]``, what the network is told (UNCERTAIN tells
+                nothing); None tells nothing, as in prediction.
+        """
+        image_tokens = self.image_tokens(images)
+        tokens = self.norm(torch.cat([image_tokens, self.told_labels(states, len(images))], dim=1))
+        num_labels = len(self.label_tokens)
+        for index, layer in enumerate(self.layers):
+            # Nobody reads the image tokens after the last layer.
+            tokens = layer(tokens, num_labels if index == len(self.layers) - 1 else None)
+        logits: Tensor = self.readout(tokens[:, -num_labels:])
+        return logits
+
+    def image_tokens(self, images: Tensor) -> Tensor:
+        """``[batch, cells, width]``: the cells of the feature map, row by row."""
+        features = self.backbone(images)
+        tokens: Tensor = self.projection(features.flatten(2).transpose(1, 2))
+        if self.positions == "sine":
+            tokens = tokens + sine_positions(features.shape[2], features.shape[3], tokens.shape[2]).to(tokens)
+        return tokens
+
+    def told_labels(self, states: Tensor | None, batch: int) -> Tensor:
+        """``[batch, labels, width]``: each label's vector plus the vector of its state."""
+        tokens = self.label_tokens.expand(batch, -1, -1)
+        if states is None:
+            return tokens
+        table = F.pad(self.state_tokens, (0, 0, 1, 0))
+        return tokens + F.embedding(states.clamp(min=UNKNOWN).to(torch.int64) - UNKNOWN, table)
+
+    def label_rows(self) -> tuple[str, ...]:
+        """Names of the trainable tensors with one row per label."""
+        rows = ("readout.weight", "readout.bias")
+        return ("label_tokens", *rows) if isinstance(self.label_tokens, nn.Parameter) else rows
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention, then two linear maps with ReLU, each added to its input and normalised.
+
+    The same function as ``torch.nn.TransformerEncoderLayer`` with post-norm; written out so
+    that the last layer can answer for the label tokens only, and because it is faster at
+    the small widths used on small images.
+
+    Args:
+        width: of the tokens.
+        num_heads: attention heads.
+        feedforward: hidden units.
+        dropout: probability.
+    """
+
+    def __init__(self, width: int, num_heads: int, feedforward: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.queries_keys_values = nn.Linear(width, 3 * width)
+        self.attended = nn.Linear(width, width)
+        self.norm_attended = nn.LayerNorm(width)
+        self.expand = nn.Linear(width, feedforward)
+        self.contract = nn.Linear(feedforward, width)
+        self.norm_contracted = nn.LayerNorm(width)
+        self.dropout = dropout
+        # As in the release, whose generic initialiser passes over torch's joint projection.
+        nn.init.xavier_uniform_(self.queries_keys_values.weight)
+        nn.init.zeros_(self.queries_keys_values.bias)
+        for linear in (self.attended, self.expand, self.contract):
+            uniform_by_inputs(linear)
+
+    def forward(self, tokens: Tensor, num_last: int | None = None) -> Tensor:
+        """New tokens ``[batch, tokens, width]``, or only the last ``num_last`` of them."""
+        own = tokens if num_last is None else tokens[:, -num_last:]
+        own = self.norm_attended(own + self.drop(self.attention(tokens, own)))
+        hidden = self.drop(F.relu(self.expand(own)))
+        result: Tensor = self.norm_contracted(own + self.drop(self.contract(hidden)))
+        return result
+
+    def attention(self, tokens: Tensor, own: Tensor) -> Tensor:
+        """What ``own`` (some of ``tokens``) gather from all ``tokens``; same shape as ``own``."""
+        queries, keys, values = (
+            part.view(*part.shape[:2], self.num_heads, -1).transpose(1, 2) for part in self.projected(tokens, own)
+        )
+        if self.training and self.dropout > 0 and tokens.device.type == "cpu":
+            scores = (queries * queries.shape[3] ** -0.5) @ keys.transpose(2, 3)
+            gathered = self.drop(scores.softmax(dim=3)) @ values
+        else:
+            chance = self.dropout if self.training else 0.0
+            gathered = F.scaled_dot_product_attention(queries, keys, values, dropout_p=chance)
+        result: Tensor = self.attended(gathered.transpose(1, 2).flatten(2))
+        return result
+
+    def projected(self, tokens: Tensor, own: Tensor) -> tuple[Tensor, ...]:
+        """Queries of ``own``, keys and values of ``tokens``, each ``[batch, tokens, width]``."""
+        joint = self.queries_keys_values
+        width = tokens.shape[2]
+        if own is tokens:
+            return joint(tokens).tensor_split(3, dim=2)  # type: ignore[no-any-return]
+        queries = F.linear(own, joint.weight[:width], joint.bias[:width])
+        others = F.linear(tokens, joint.weight[width:], joint.bias[width:])
+        return queries, others[..., :width], others[..., width:]
+
+    def drop(self, values: Tensor) -> Tensor:
+        """``values`` with dropout in training mode."""
+        return dropout(values, self.dropout) if self.training else values
+
+
+def dropout(values: Tensor, probability: float) -> Tensor:
+    """Each value zero with ``probability``, else divided by 1 minus it; draws from torch's global generator.
+
+    On the CPU the probability is rounded to a multiple of 2**-16, and four decisions are
+    made per 64-bit draw: torch's own takes one slow draw for each, which for attention
+    weights is half the time of a training step.
+    """
+    if probability == 0 or values.device.type != "cpu":
+        return F.dropout(values, probability)
+    draws = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    dropped = min(round(probability * 2**16), 2**16 - 1)
+    kept = draws.view(torch.int16)[: values.numel()].view(values.shape) >= dropped - 2**15
+    return values * kept.to(values.dtype).mul_(2**16 / (2**16 - dropped))
+
+
+class Readout(nn.Module):
+    """One linear unit per label, each reading its own token: the diagonal of a linear map.
+
+    Args:
+        num_labels: labels.
+        width: of the tokens.
+    """
+
+    def __init__(self, num_labels: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_labels, width))
+        self.bias = nn.Parameter(torch.empty(num_labels))
+        uniform_by_inputs(self)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits ``[batch, labels]`` of tokens ``[batch, labels, width]``."""
+        return (tokens * self.weight).sum(dim=2) + self.bias
+
+
+def build_label_transformer(
+    task: Task,
+    *,
+    text: str,
+    layers: int,
+    heads: int,
+    width: int | None,
+    feedforward: int | None,
+    dropout: float,
+    positions: Positions,
+    swap_states: bool = False,
+) -> LabelTransformer:
+    """The network for a task, its label and state vectors made by ``fedmlic.text``.
+
+    Args:
+        task: what is to be learned.
+        text: where the vectors come from, such as ``"learned()"``.
+        layers: encoder layers.
+        heads: attention heads.
+        width: of the tokens (None: the backbone's number of features, no projection).
+        feedforward: hidden units of an encoder layer (None: the width).
+        dropout: probability.
+        positions: of image tokens.
+        swap_states: give absent labels the positive vector and present ones the negative.
+    """
+    backbone = task.model.build(task.image_shape[2])
+    width = width or backbone.num_features
+    labels = label_vectors(text, task.label_names, width, task.seed)
+    states = state_vectors(text, width, task.seed)
+    if swap_states:
+        states = states._replace(vectors=states.vectors[[0, 2, 1]])
+    return LabelTransformer(
+        backbone,
+        labels,
+        states,
+        num_layers=layers,
+        num_heads=heads,
+        feedforward=feedforward,
+        dropout=dropout,
+        positions=positions,
+    )
+
+
+def predict(network: nn.Module, images: Tensor) -> Tensor:
+    """Probabilities float32 ``[batch, labels]``, telling the network nothing."""
+    return torch.sigmoid(network(images))
+
+
+def label_rows(network: nn.Module) -> tuple[str, ...]:
+    """Names of the trainable tensors with one row per label."""
+    assert isinstance(network, LabelTransformer)  # noqa: S101  (our own build made it)
+    return network.label_rows()
+
+
+def sine_positions(height: int, width: int, num_features: int) -> Tensor:
+    """float32 ``[height * width, num_features]``: where each cell is, as sines and cosines.
+
+    The first half of the features tells the row, the second half the column: for
+    ``frequency_i = 10000 ** (-i / (num_features / 4))`` the sines of ``place *
+    frequency_i``, then the cosines. Any grid fits; rows and columns count 0, 1, ...
+
+    Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.5, once per axis.
+    """
+    quarter = num_features // 4
+    frequencies = torch.exp(torch.arange(quarter) * (-math.log(10000.0) / quarter))
+
+    def waves(places: int) -> Tensor:
+        angles = torch.arange(places)[:, None] * frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+    rows = waves(height)[:, None].expand(height, width, -1)
+    columns = waves(width)[None].expand(height, width, -1)
+    return torch.cat([rows, columns], dim=2).flatten(0, 1)
+
+
+def uniform_by_inputs(module: nn.Linear | Readout) -> None:
+    """Draw weights and biases uniformly from plus or minus 1 / sqrt(inputs)."""
+    bound = 1 / math.sqrt(module.weight.shape[1])
+    nn.init.uniform_(module.weight, -bound, bound)
+    nn.init.uniform_(module.bias, -bound, bound)
+
+
+def _hold(module: nn.Module, name: str, vectors: NDArray[np.float32], *, learned: bool) -> None:
+    values = torch.tensor(vectors)
+    if learned:
+        module.register_parameter(name, nn.Parameter(values))
+    else:
+        module.register_buffer(name, values)
+
+
+def _check_width(width: int, num_heads: int, positions: Positions) -> None:
+    if width % num_heads:
+        msg = f"Expected heads to divide the width {width}, got {num_heads}. Choose another width or number of heads."
+        raise InputError(msg)
+    if positions == "sine" and width % 4:
+        msg = f"Expected the width to be a multiple of 4 for positions='sine', got {width}. Choose another width."
+        raise InputError(msg)

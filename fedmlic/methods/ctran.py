@@ -1,0 +1,80 @@
+"""C-Tran: a transformer that is told some labels and predicts the others.
+
+Label and state vectors are learned (the vector of "unknown" is zero), and
+label-mask training reveals a random part of the annotations of each image
+(``fedmlic.label_masking``). Nothing is revealed in prediction.
+
+Deviations: with incomplete labels only known entries are revealed or judged,
+UNCERTAIN counting as UNKNOWN; the loss is a mean over the judged entries. The
+paper's tokens are 2,048 wide because its backbone is a ResNet-101; here the
+tokens are as wide as the backbone's features unless ``width`` says otherwise.
+
+Source: Lanchantin et al. 2021, "General Multi-label Image Classification with
+Transformers" (CVPR).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from fedmlic.label_masking import masked_loss, reveal
+from fedmlic.label_transformer import build_label_transformer, label_rows, predict
+from fedmlic.method import Local, Method, Task, Trained
+from fedmlic.training import fit
+
+if TYPE_CHECKING:
+    from fedmlic.arrays import Resident
+    from fedmlic.shard import Shard
+
+
+def ctran(
+    *,
+    layers: Annotated[int, Field(ge=1)] = 3,
+    heads: Annotated[int, Field(ge=1)] = 4,
+    width: Annotated[int, Field(ge=1)] | None = None,
+    feedforward: Annotated[int, Field(ge=1)] | None = None,
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
+    positions: Literal["none", "sine"] = "none",
+    known_fraction_max: Annotated[float, Field(ge=0, lt=1)] = 0.75,
+    reduction: Literal["mean", "sum"] = "mean",
+) -> Method:
+    """Learned label tokens in a transformer, trained by revealing some labels.
+
+    Args:
+        layers: encoder layers.
+        heads: attention heads; must divide the width.
+        width: of the tokens (None: the backbone's features, without a projection).
+        feedforward: hidden units of an encoder layer (None: the width).
+        dropout: probability.
+        positions: what image tokens are told of their place.
+        known_fraction_max: largest share of an image's annotations that is revealed.
+        reduction: mean over the judged entries of a batch, or their sum.
+    """
+
+    def build(task: Task) -> nn.Module:
+        return build_label_transformer(
+            task,
+            text="learned()",
+            layers=layers,
+            heads=heads,
+            width=width,
+            feedforward=feedforward,
+            dropout=dropout,
+            positions=positions,
+        )
+
+    def train(resident: Resident, shard: Shard, local: Local) -> Trained:
+        if not shard.annotations.any():
+            return Trained(0.0, 0, {})
+        rng = local.torch_rng("reveal")
+
+        def loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+            states = reveal(labels, known_fraction_max, rng)
+            return masked_loss(network(images, states), labels, states, reduction)
+
+        return fit(resident, shard, local, loss)
+
+    return Method(build, train, predict, label_rows)

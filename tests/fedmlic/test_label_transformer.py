@@ -1,0 +1,240 @@
+"""The label transformer against torch's own encoder layer, and its parts by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fedmlic import label_transformer
+from fedmlic.errors import InputError
+from fedmlic.label_transformer import EncoderLayer, LabelTransformer, Readout, dropout, sine_positions
+from fedmlic.model import Backbone
+from fedmlic.text import LabelVectors
+
+
+class Patches(Backbone):
+    """One convolution; the smallest thing that makes a feature map."""
+
+    bn_policy = "none"
+
+    def __init__(self, num_features):
+        super().__init__()
+        self.num_features = num_features
+        self.conv = nn.Conv2d(1, num_features, 4, stride=4)
+
+    def forward(self, images):
+        return self.conv(images)
+
+
+def network(num_labels=5, width=8, features=8, learned=False, **settings):
+    torch.manual_seed(1)
+    rng = np.random.default_rng(1)
+    labels = rng.standard_normal((num_labels, width), dtype=np.float32)
+    states = rng.standard_normal((3, width), dtype=np.float32) * np.array([[0], [1], [1]], np.float32)
+    return LabelTransformer(
+        Patches(features),
+        LabelVectors(labels, learned, "test"),
+        LabelVectors(states, learned, "test"),
+        **{"num_layers": 2, "num_heads": 2, **settings},
+    )
+
+
+def states_like(values):
+    return torch.tensor(values, dtype=torch.int8)
+
+
+@pytest.mark.parametrize(("width", "heads", "feedforward"), [(8, 1, 8), (12, 3, 20), (16, 4, 16)])
+@pytest.mark.parametrize("training", [False, True])
+def test_an_encoder_layer_is_torchs_post_norm_layer(width, heads, feedforward, training):
+    torch.manual_seed(2)
+    ours = EncoderLayer(width, heads, feedforward, 0.0).train(training)
+    theirs = nn.TransformerEncoderLayer(width, heads, feedforward, 0.0, batch_first=True).train(training)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    names = {
+        "queries_keys_values.weight": "self_attn.in_proj_weight",
+        "queries_keys_values.bias": "self_attn.in_proj_bias",
+        "attended": "self_attn.out_proj",
+        "norm_attended": "norm1",
+        "expand": "linear1",
+        "contract": "linear2",
+        "norm_contracted": "norm2",
+    }
+    renamed = {}
+    for name, value in ours.state_dict().items():
+        stem = name if name in names else name.rpartition(".")[0]
+        renamed[name.replace(stem, names[stem])] = value
+    theirs.load_state_dict(renamed)
+    tokens = torch.randn(3, 7, width)
+
+    torch.testing.assert_close(ours(tokens), theirs(tokens), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours(tokens, 4), theirs(tokens)[:, -4:], rtol=1e-5, atol=1e-5)
+
+
+def test_training_without_drops_equals_evaluation():
+    """A dropout probability that rounds to 0 takes the written-out attention; both paths agree."""
+    ours = network(dropout=1e-6)
+    images, states = torch.randn(3, 1, 12, 8), states_like([[1, 0, -1, -1, 1]] * 3)
+
+    torch.testing.assert_close(ours.train()(images, states), ours.eval()(images, states), rtol=1e-5, atol=1e-5)
+
+
+def test_the_read_out_is_the_diagonal_of_a_linear_map():
+    torch.manual_seed(3)
+    readout, tokens = Readout(6, 4), torch.randn(2, 6, 4)
+
+    dense = F.linear(tokens, readout.weight, readout.bias)
+
+    torch.testing.assert_close(readout(tokens), dense.diagonal(dim1=1, dim2=2))
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_state_adds_its_vector_to_its_label(learned):
+    ours = network(learned=learned)
+
+    told = ours.told_labels(states_like([[1, 0, -1, -2, 1]]), 1)
+
+    negative, positive = ours.state_tokens
+    zero = torch.zeros(8)
+    expected = ours.label_tokens + torch.stack([positive, negative, zero, zero, positive])
+    torch.testing.assert_close(told, expected[None])
+
+
+def test_telling_nothing_is_telling_unknown():
+    ours = network().eval()
+    images = torch.randn(2, 1, 8, 8)
+
+    torch.testing.assert_close(ours(images), ours(images, states_like([[-1] * 5] * 2)), rtol=0, atol=0)
+
+
+def test_a_revealed_label_changes_the_others():
+    ours = network().eval()
+    images = torch.randn(1, 1, 8, 8)
+
+    difference = ours(images, states_like([[1, -1, -1, -1, -1]])) - ours(images)
+
+    assert (difference.abs() > 1e-6).all()
+
+
+def test_frozen_tables_are_buffers_and_learned_ones_parameters():
+    frozen, learned = network(), network(learned=True)
+
+    tables = {"label_tokens", "state_tokens"}
+    assert tables <= dict(frozen.named_buffers()).keys()
+    assert not tables & dict(frozen.named_parameters()).keys()
+    assert tables <= dict(learned.named_parameters()).keys()
+    assert frozen.label_rows() == ("readout.weight", "readout.bias")
+    assert learned.label_rows() == ("label_tokens", "readout.weight", "readout.bias")
+
+
+def test_a_projection_exists_only_where_widths_differ():
+    same, different = network(), network(features=6)
+
+    assert not list(same.projection.parameters())
+    assert {name: tuple(p.shape) for name, p in different.projection.named_parameters()} == {
+        "weight": (8, 6),
+        "bias": (8,),
+    }
+    assert different(torch.randn(2, 1, 8, 8)).shape == (2, 5)
+
+
+def test_positions_tell_cells_apart():
+    """Without positions an image and its mirror image of patches look the same; with them they do not."""
+    patches = torch.randn(1, 1, 4, 2, 4)
+    images = patches.reshape(1, 1, 4, 8)
+    mirrored = patches.flip(3).reshape(1, 1, 4, 8)
+    plain, placed = network().eval(), network(positions="sine").eval()
+
+    torch.testing.assert_close(plain(images), plain(mirrored), rtol=1e-5, atol=1e-5)
+    assert (placed(images) - placed(mirrored)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(("height", "width", "features"), [(1, 1, 4), (3, 2, 8), (2, 5, 12)])
+def test_sine_positions_by_loop(height, width, features):
+    table = sine_positions(height, width, features)
+
+    quarter = features // 4
+    expected = []
+    for row in range(height):
+        for column in range(width):
+            cell = []
+            for place in (row, column):
+                angles = [place / 10000 ** (i / quarter) for i in range(quarter)]
+                cell += [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
+            expected.append(cell)
+    torch.testing.assert_close(table, torch.tensor(expected))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"), [({"num_heads": 3}, "heads"), ({"positions": "sine"}, "multiple of 4")]
+)
+def test_widths_that_do_not_fit_are_errors(settings, message):
+    with pytest.raises(InputError, match=message):
+        network(width=10 if "positions" in settings else 8, features=8, **settings)
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
+def test_dropout_has_its_probability_and_keeps_the_mean(probability):
+    torch.manual_seed(4)
+    values = torch.ones(1000, 331)
+
+    dropped = dropout(values, probability)
+
+    share = (dropped == 0).double().mean().item()
+    spread = 5 * math.sqrt(probability * (1 - probability) / values.numel())
+    assert abs(share - probability) < spread + 2**-16
+    torch.testing.assert_close(dropped.unique(), torch.tensor([0.0, 1 / (1 - probability)]), rtol=2**-12, atol=0)
+    # Four decisions share one draw; neighbours must still be independent.
+    both = (dropped[:, 1:] == 0) & (dropped[:, :-1] == 0)
+    assert abs(both.double().mean().item() - probability**2) < 0.01
+
+
+def test_dropout_sends_gradient_through_what_it_kept():
+    values = torch.ones(50, requires_grad=True)
+    torch.manual_seed(5)
+    first = dropout(values, 0.4)
+    first.sum().backward()
+
+    torch.manual_seed(5)
+    torch.testing.assert_close(dropout(values, 0.4), first, rtol=0, atol=0)
+    torch.testing.assert_close(values.grad, first.detach())
+    assert dropout(values, 0.0) is not None
+    torch.testing.assert_close(dropout(values, 0.0), values)
+    assert dropout(values, 1 - 1e-9).isfinite().all()
+
+
+def test_initial_weights_are_within_their_bounds():
+    ours = network(width=16, features=8, num_heads=4)
+    bounds = {"projection": 8**-0.5, "readout": 16**-0.5, "attended": 0.25, "expand": 0.25, "contract": 0.25}
+
+    for name, parameter in ours.named_parameters():
+        for part, bound in bounds.items():
+            if f".{part}." in f".{name}":
+                assert parameter.abs().max() <= bound, name
+                assert parameter.abs().max() > bound / 2, name
+    joint = ours.layers[0].queries_keys_values
+    assert (joint.bias == 0).all()
+    assert joint.weight.abs().max() <= math.sqrt(6 / (4 * 16))
+
+
+def test_it_runs_in_inference_mode_on_any_grid():
+    ours = network(positions="sine").eval()
+
+    with torch.inference_mode():
+        for height, width in [(4, 4), (8, 20), (32, 12)]:
+            assert ours(torch.randn(2, 1, height, width)).shape == (2, 5)
+
+
+def test_the_last_layer_answers_for_labels_only(monkeypatch):
+    """Only a saving: all tokens give the same logits."""
+    ours = network(num_layers=3).eval()
+    images = torch.randn(2, 1, 8, 8)
+    expected = ours(images)
+    forward = EncoderLayer.forward
+    monkeypatch.setattr(label_transformer.EncoderLayer, "forward", lambda self, tokens, _: forward(self, tokens))
+
+    torch.testing.assert_close(ours(images), expected, rtol=1e-5, atol=1e-6)
