@@ -80,7 +80,7 @@ def _write(
         "known.png": _known_figure(tallies, federation.label_names),
     }
     for name, figure in figures.items():
-        figure.suptitle(textwrap.fill(title, int(12 * figure.get_figwidth())), fontsize=9, color="0.4")
+        figure.suptitle(textwrap.fill(title, int(13 * figure.get_figwidth())), fontsize=9, color="0.4")
         figure.savefig(out / name, dpi=150)
     statistics.labels.to_csv(out / "labels.csv", index=False)
     statistics.clients.to_csv(out / "clients.csv", index=False)
@@ -321,6 +321,9 @@ def _known_figure(tallies: Tallies, label_names: tuple[str, ...]) -> Figure:
     return figure
 
 
+WRONG = "known but wrong"
+
+
 def _top(percentages: NDArray[np.float64]) -> float:
     """Upper end of a percentage scale: 100, unless everything is small."""
     highest = float(percentages.max(initial=0))
@@ -330,21 +333,22 @@ def _top(percentages: NDArray[np.float64]) -> float:
 def _known_shares(axis: Axes, shares: NDArray[np.float64], wrong: NDArray[np.float64], rows: _Rows) -> None:
     """Known percentage per client and how much of it is wrong: bars beside the heat map, or a histogram."""
     axis.set_xlabel("known entries (% of a client's images x labels)")
-    axis.set_xlim(0, 1.05 * _top(shares))
+    axis.set_xlim(0, _top(shares))
     if rows.names:
-        axis.barh(range(len(shares)), shares, color=INK, label=f"known, mean {shares.mean():.3g} %")
-        axis.barh(range(len(shares)), wrong, color=ACCENT, label=f"of these wrong, mean {wrong.mean():.3g} %")
+        axis.barh(range(len(shares)), shares, color=INK, label="known")
+        axis.barh(range(len(shares)), wrong, color=ACCENT, label=WRONG)
         axis.set_yticks(range(len(shares)), rows.names)
         axis.set_ylim(len(shares) - 0.5, -0.5)
         axis.set_ylabel("client")
     else:
         bins = np.linspace(0, _top(shares), 41).tolist()
-        axis.hist(shares, bins=bins, color=INK, label=f"known, mean {shares.mean():.3g} %")
+        axis.hist(shares, bins=bins, color=INK, label="known")
         if wrong.any():
-            axis.hist(wrong, bins=bins, color=ACCENT, alpha=0.7, label=f"of these wrong, mean {wrong.mean():.3g} %")
+            axis.hist(wrong, bins=bins, color=ACCENT, alpha=0.7, label=WRONG)
         axis.set_ylabel("clients")
-    axis.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.06), ncols=2)
-    axis.set_title("How much clients annotate")
+    axis.set_title(f"How much clients annotate (mean {shares.mean():.3g} %)")
+    if wrong.any():
+        axis.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.06), ncols=2)
 
 
 def _sizes_figure(tallies: Tallies) -> Figure:
@@ -390,7 +394,7 @@ def _prevalence_figure(tallies: Tallies, label_names: tuple[str, ...]) -> Figure
     share = 100 * tallies.true_positives[:, shown] / tallies.images[:, None]
     whole = 100 * overall[shown] / tallies.images.sum()
     places = np.arange(len(shown))
-    figure, (axis,) = _figure(min(12.0, 4.0 + 0.3 * len(shown)), 5)
+    figure, (axis,) = _figure(min(12.0, 8.5 + 0.1 * len(shown)), 5)
     low, first, middle, third, high = np.quantile(share, [0.05, 0.25, 0.5, 0.75, 0.95], axis=0)
     axis.vlines(places, low, high, color=LIGHT, linewidth=2, label="5 % to 95 % of clients")
     axis.vlines(places, first, third, color=INK, linewidth=6, label="middle half of clients")
