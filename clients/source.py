@@ -1,0 +1,162 @@
+"""Where a Flower node's data come from: the one place that tells a simulation from a device.
+
+Flower gives every node a small configuration. In a simulation it holds only
+``partition-id`` and ``num-partitions``; the node can then play any client of the
+experiment's federation, which lies on this machine. A device says with ``data``
+which of its own images it trains on, and is one client. Its own paths, device and
+threads are its own business: those in the run's configuration are the server's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from clients.host import Host
+from fedmlic import spec
+from fedmlic.corpus import open_corpus
+from fedmlic.errors import InputError, nearest
+from fedmlic.experiment import Experiment, Runtime, split_settings
+from fedmlic.federation import Federation, build_federation, local_federation
+from fedmlic.learner import Learner, build_learner, choose_device
+
+Setting = bool | int | float | str
+
+NODE_KEYS = {
+    "partition-id": "given by Flower in a simulation; else this device's client id if client is not set",
+    "num-partitions": "given by Flower in a simulation",
+    "data": "this device's own data set, such as folder(root='/data')",
+    "client": "this device's client id: 0, 1, ...",
+    "home": "folder for prepared images (default: $FEDMLIC_HOME or the user's cache)",
+    "device": "auto, cpu, cuda or cuda:N",
+    "threads": "torch threads",
+    "tracebacks": "whether errors are sent with their traceback, which may show file names",
+}
+"""What ``--node-config`` of a SuperNode may hold."""
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A host that is ready to play, and what the server should know of its node.
+
+    Attributes:
+        host: plays the clients.
+        learner: the method with its network.
+        num_hosts: nodes of the simulation, 0 on a device.
+        discreet: whether errors leave the node without their traceback.
+    """
+
+    host: Host
+    learner: Learner
+    num_hosts: int
+    discreet: bool
+
+
+def is_device(node_config: Mapping[str, Setting]) -> bool:
+    """Whether the node has images of its own.
+
+    Raises:
+        InputError: unknown keys, or neither a device's nor a simulation's.
+    """
+    for key in node_config:
+        if key not in NODE_KEYS:
+            msg = f"Expected --node-config to hold keys of a node, got {key!r}. {nearest(key, NODE_KEYS)}"
+            raise InputError(msg)
+    if "data" in node_config:
+        return True
+    if {"partition-id", "num-partitions"} <= node_config.keys():
+        return False
+    msg = (
+        f"Expected --node-config to name this device's images, got {dict(node_config)}. "
+        'Start the SuperNode with --node-config "client=0 data=\'folder(root=\\"/data\\")\'".'
+    )
+    raise InputError(msg)
+
+
+def node_name(node_config: Mapping[str, Setting]) -> str:
+    """How records call the node: the same in every run, whatever node id Flower drew."""
+    if is_device(node_config):
+        return f"device-{client_id(node_config)}"
+    return f"node-{_integer(node_config, 'partition-id')}"
+
+
+def client_id(node_config: Mapping[str, Setting]) -> int:
+    """The client that a device is: ``client``, or its ``partition-id``."""
+    for key in ("client", "partition-id"):
+        if key in node_config:
+            return _integer(node_config, key)
+    msg = "Expected --node-config to hold this device's client id, got none. Add client=0, client=1, ..."
+    raise InputError(msg)
+
+
+def open_seat(run_config: Mapping[str, Setting], node_config: Mapping[str, Setting]) -> Seat:
+    """Open the data (preparing them once, under a lock) and build the network.
+
+    Args:
+        run_config: the run's settings, as Flower carries them.
+        node_config: the node's settings.
+
+    Raises:
+        InputError: settings or data that a person has to correct.
+    """
+    experiment, runtime = split_settings(run_config)
+    if is_device(node_config):
+        return _open_device(experiment, node_config)
+    return _open_simulation(experiment, runtime, node_config)
+
+
+def _open_simulation(experiment: Experiment, runtime: Runtime, node_config: Mapping[str, Setting]) -> Seat:
+    torch.set_num_threads(runtime.threads)
+    home = Path(runtime.home).expanduser() if runtime.home else None
+    corpus = open_corpus(spec.build("dataset", experiment.dataset), home)
+    federation = build_federation(
+        corpus,
+        partition=experiment.partition,
+        regime=experiment.regime,
+        num_clients=experiment.num_clients,
+        seed=experiment.seed,
+        holdout_fraction=experiment.holdout_fraction,
+        home=home,
+    )
+    num_hosts = _integer(node_config, "num-partitions")
+    return _seat(experiment, federation, node_config, runtime.device, num_hosts)
+
+
+def _open_device(experiment: Experiment, node_config: Mapping[str, Setting]) -> Seat:
+    torch.set_num_threads(_integer(node_config, "threads") if "threads" in node_config else 1)
+    home = Path(str(node_config["home"])).expanduser() if "home" in node_config else None
+    corpus = open_corpus(spec.build("dataset", str(node_config["data"])), home)
+    names = [name.strip() for name in experiment.label_names.split(",")] if experiment.label_names else None
+    federation = local_federation(
+        corpus,
+        label_names=names or corpus.label_names,
+        holdout_fraction=experiment.holdout_fraction,
+        seed=experiment.seed,
+        client=client_id(node_config),
+    )
+    return _seat(experiment, federation, node_config, str(node_config.get("device", "auto")), 0)
+
+
+def _seat(
+    experiment: Experiment,
+    federation: Federation,
+    node_config: Mapping[str, Setting],
+    device: str,
+    num_hosts: int,
+) -> Seat:
+    image_shape = federation.corpus.image_shape
+    learner = build_learner(experiment, federation.label_names, image_shape, choose_device(device))
+    host = Host(node_name(node_config), experiment, federation, learner)
+    discreet = num_hosts == 0 and node_config.get("tracebacks") is not True
+    return Seat(host, learner, num_hosts, discreet)
+
+
+def _integer(node_config: Mapping[str, Setting], key: str) -> int:
+    value = node_config[key]
+    if type(value) is not int or value < 0:
+        msg = f"Expected {key} of --node-config to be 0, 1, ..., got {value!r}."
+        raise InputError(msg)
+    return value
