@@ -54,14 +54,14 @@ class Host:
         self._experiment = experiment
         self._federation = federation
         self._learner = learner
-        self._clients = np.array(sorted(range(federation.num_clients) if clients is None else clients), dtype=np.int64)
+        self._clients = np.array(sorted(federation.clients if clients is None else clients), dtype=np.int64)
         self._incoming: tuple[int, nn.Module] | None = None
         self._total: Update | None = None
         self._histograms: ScoreHistograms | None = None
 
     def info(self) -> HostInfo:
         """Which clients it can play, with their sizes."""
-        sizes = self._federation.sizes[self._clients]
+        sizes = self._federation.sizes[self._clients - self._federation.clients.start]
         return HostInfo(self.name, self._clients, sizes, self._federation.label_names)
 
     def play(self, request: Request, clients: Iterable[int], on_turn: Callable[[Turn], None] | None = None) -> Reply:

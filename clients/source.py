@@ -19,7 +19,7 @@ from clients.host import Host
 from fedmlic import spec
 from fedmlic.corpus import open_corpus
 from fedmlic.errors import InputError, nearest
-from fedmlic.experiment import Experiment, Runtime, split_settings
+from fedmlic.experiment import Experiment, Runtime, home_of, split_settings
 from fedmlic.federation import Federation, build_federation, local_federation
 from fedmlic.learner import Learner, build_learner, choose_device
 
@@ -110,7 +110,7 @@ def open_seat(run_config: Mapping[str, Setting], node_config: Mapping[str, Setti
 
 def _open_simulation(experiment: Experiment, runtime: Runtime, node_config: Mapping[str, Setting]) -> Seat:
     torch.set_num_threads(runtime.threads)
-    home = Path(runtime.home).expanduser() if runtime.home else None
+    home = home_of(runtime)
     corpus = open_corpus(spec.build("dataset", experiment.dataset), home)
     federation = build_federation(
         corpus,

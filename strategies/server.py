@@ -47,6 +47,12 @@ class Server:
 def label_space(experiment: Experiment, corpus: Corpus) -> tuple[str, ...]:
     """The label names: those of the experiment if it fixes them, else the corpus's."""
     if not experiment.label_names:
+        if not corpus.label_names:
+            msg = (
+                f"Expected label-names, since {experiment.dataset} has none, got nothing. List the labels of all "
+                "devices, separated by commas, in the order that everybody uses."
+            )
+            raise InputError(msg)
         return tuple(corpus.label_names)
     names = tuple(name.strip() for name in experiment.label_names.split(","))
     if corpus.label_names and tuple(corpus.label_names) != names:
