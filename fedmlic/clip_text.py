@@ -1,0 +1,156 @@
+"""CLIP's text half through open_clip: prompts, their length, and their features.
+
+``fedmlic.text.clip`` is what configurations name; this file needs torch and, when a
+tower is built, the optional package open_clip.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+
+from fedmlic.errors import InputError, nearest
+from fedmlic.model import check_weights_file
+from fedmlic.seeds import torch_global_stream
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+UNFIT = (
+    *(RuntimeError, OSError, ValueError, TypeError, LookupError, AttributeError, AssertionError, StopIteration),
+    *(pickle.UnpicklingError, SafetensorError),
+)
+"""What open_clip raises for files that are not weights of the model."""
+
+
+class Tower:
+    """The text half of a CLIP model on the CPU, in float32.
+
+    Args:
+        name: open_clip's name of the architecture.
+        weights: a local file, or empty.
+        tag: else open_clip's tag of weights, fetched if they are not in its cache.
+
+    Attributes:
+        source: where the weights come from, for the record.
+
+    Raises:
+        InputError: open_clip is missing, or the names or weights do not fit.
+    """
+
+    def __init__(self, name: str, weights: str, tag: str) -> None:
+        try:
+            import open_clip  # noqa: PLC0415  (optional, and slow to import)
+        except ImportError as error:
+            msg = "Expected open_clip to be installed for clip vectors. Run: pip install 'fedmlic[clip]'"
+            raise InputError(msg) from error
+        self._check_name(open_clip, name)
+        self.source, quick_gelu = self._origin(open_clip, name, weights, tag)
+        origin = str(Path(weights).resolve()) if weights else tag
+        try:
+            # Weights are drawn before they are loaded; that must not move anybody's stream.
+            with torch_global_stream(0, "text/clip"):
+                self._model = open_clip.create_model(name, pretrained=origin, force_quick_gelu=quick_gelu)
+        except UNFIT as error:
+            reason = " ".join(str(error).split())[:300]
+            msg = f"Expected {origin!r} to hold weights of {name}, got: {reason}. Use the file of this very model."
+            raise InputError(msg) from error
+        self._model.eval()
+        self._tokenizer = open_clip.get_tokenizer(name)
+
+    @staticmethod
+    def _check_name(open_clip: Any, name: str) -> None:  # noqa: ANN401  (a module)
+        known = open_clip.list_models()
+        if name not in known:
+            msg = f"Expected model of clip to be a name of open_clip's, got {name!r}. {nearest(name, known)}"
+            raise InputError(msg)
+        text = open_clip.get_model_config(name).get("text_cfg", {})
+        if "hf_tokenizer_name" in text or "hf_model_name" in text or "siglip" in name.lower():
+            msg = f"Expected model of clip to use CLIP's own tokenizer, got {name!r}. Use another, such as ViT-B-16."
+            raise InputError(msg)
+
+    @staticmethod
+    def _origin(open_clip: Any, name: str, weights: str, tag: str) -> tuple[str, bool]:  # noqa: ANN401
+        """Where the weights come from, and whether they need the QuickGELU activation to be forced."""
+        if weights:
+            return check_weights_file(weights), False
+        settings = open_clip.get_pretrained_cfg(name, tag)
+        if not settings:
+            known = open_clip.list_pretrained_tags_by_model(name)
+            msg = f"Expected pretrained of clip to be a tag of {name}, got {tag!r}. {nearest(tag, known)}"
+            raise InputError(msg)
+        return f"open_clip {tag}", bool(settings.get("quick_gelu", False))
+
+    def fits(self, prompt: str) -> bool:
+        """Whether the model reads the whole prompt (start and end tokens included)."""
+        length: int = self._tokenizer.context_length
+        return len(self._tokenizer.encode(prompt)) + 2 <= length
+
+    def encode(self, prompts: list[str]) -> NDArray[np.float64]:
+        """Features of length 1, float64 ``[prompts, width]`` (computed in float32)."""
+        long = [prompt for prompt in prompts if not self.fits(prompt)]
+        if long:
+            msg = (
+                f"Expected prompts of at most {self._tokenizer.context_length} tokens, got {len(long)} longer ones, "
+                f"first {long[0]!r}. Shorten the names or the template."
+            )
+            raise InputError(msg)
+        with torch.inference_mode():
+            parts = [
+                self._model.encode_text(self._tokenizer(prompts[start : start + 256]), normalize=True)
+                for start in range(0, len(prompts), 256)
+            ]
+        return np.asarray(torch.cat(parts).double().numpy())
+
+
+def join_prompts(
+    tower: Tower, names: tuple[str, ...], fine_names: Mapping[str, Sequence[str]], template: str, join: str, limit: int
+) -> tuple[list[list[str]], str]:
+    """The prompts whose features are averaged into each label's vector, and a note for the record.
+
+    Args:
+        tower: knows how long a prompt may be.
+        names: the labels.
+        fine_names: label -> fine names, most frequent first; needed unless ``join`` is ``plain``.
+        template: has one ``{}``.
+        join: ``plain``, ``concat`` or ``average``.
+        limit: fine names that ``concat`` takes at most.
+
+    Raises:
+        InputError: a label without fine names.
+    """
+    note = f"template {template!r}, {join}"
+    if join == "plain":
+        return [[template.replace("{}", name)] for name in names], note
+    missing = [name for name in names if not fine_names.get(name)]
+    if missing:
+        msg = (
+            f"Expected fine names for every label with join={join!r}, got none for {len(missing)} of {len(names)} "
+            f"({', '.join(missing[:5])}). Give them as fine_names, or use join='plain'."
+        )
+        raise InputError(msg)
+    if join == "average":
+        return [[template.replace("{}", fine) for fine in fine_names[name]] for name in names], note
+    taken = [_fitting(tower, fine_names[name][:limit], template) for name in names]
+    shortened = [
+        f"{name} {len(t)} of {len(fine_names[name])}"
+        for name, t in zip(names, taken, strict=True)
+        if len(t) < len(fine_names[name])
+    ]
+    if shortened:
+        note += f", first fine names only: {', '.join(shortened)}"
+    return [[template.replace("{}", ", ".join(t))] for t in taken], note
+
+
+def _fitting(tower: Tower, fine_names: Sequence[str], template: str) -> Sequence[str]:
+    """The longest start of ``fine_names`` whose joined prompt the model reads in full (at least one)."""
+    for count in range(len(fine_names), 1, -1):
+        if tower.fits(template.replace("{}", ", ".join(fine_names[:count]))):
+            return fine_names[:count]
+    return fine_names[:1]

@@ -1,0 +1,435 @@
+"""From label names to label vectors: one vector per label that all clients share.
+
+A transformer method gives every label a token; its vector is this table's row. The kind
+is chosen by a spec such as ``clip(weights='vit_b16.safetensors')``; the functions
+``learned``, ``one_hot``, ``random_orthogonal``, ``simplex_etf``, ``file`` and ``clip`` below
+are the kinds, and a dotted name loads another from outside the repository. All kinds but
+``learned`` are frozen: every host builds them itself and nobody sends them.
+
+``docs/label_vectors.md`` has the formulas, and says what width changes do to cosines.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from fedmlic.errors import InputError, nearest
+from fedmlic.seeds import stream
+from fedmlic.spec import build, parse
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+KINDS = ("learned", "one_hot", "random_orthogonal", "simplex_etf", "file", "clip")
+STATE_NAMES = ("negative", "positive")
+"""Words for the states absent and present, in the order of their rows 1 and 2; row 0 is unknown."""
+
+
+class LabelVectors(NamedTuple):
+    """A table of vectors.
+
+    Attributes:
+        vectors: float32 ``[labels, features]``; of ``state_vectors``, ``[3, features]``.
+        trainable: whether they are a start to be trained and exchanged, or constants.
+        source: one line for the record: where they come from and what was done to them.
+    """
+
+    vectors: NDArray[np.float32]
+    trainable: bool
+    source: str
+
+
+class Request(NamedTuple):
+    """What a kind is asked for.
+
+    Attributes:
+        names: one text per vector.
+        fine_names: the finer names behind each, most frequent first; may be empty.
+        features: the width wanted; a kind may answer with another, which is then fitted.
+        seed: of every random choice.
+        states: whether the names are ``STATE_NAMES`` rather than labels.
+    """
+
+    names: tuple[str, ...]
+    fine_names: Mapping[str, Sequence[str]]
+    features: int
+    seed: int
+    states: bool
+
+    def rng(self) -> np.random.Generator:
+        """The stream of the vectors themselves; labels and states have different ones."""
+        return stream(self.seed, "text/states" if self.states else "text/labels")
+
+
+class Kind(NamedTuple):
+    """How vectors are made.
+
+    Attributes:
+        make: float64 ``[names, any width]`` and the line for the record.
+        trainable: as in ``LabelVectors``.
+    """
+
+    make: Callable[[Request], tuple[NDArray[np.float64], str]]
+    trainable: bool = False
+
+
+def label_vectors(
+    spec: str, names: Sequence[str], features: int, seed: int, fine_names: Mapping[str, Sequence[str]] | None = None
+) -> LabelVectors:
+    """One vector per label.
+
+    Args:
+        spec: the kind and its arguments.
+        names: label names, unique, in column order.
+        features: width of the vectors.
+        seed: the experiment's.
+        fine_names: the finer names behind each label, most frequent first; used by the joins
+            ``concat`` and ``average`` of ``clip`` alone.
+
+    Raises:
+        InputError: unknown kind or argument, names that do not fit, too narrow for the kind.
+
+    >>> label_vectors("one_hot()", ["cat", "dog"], 3, seed=0).vectors.tolist()
+    [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
+    """
+    if not names or len(set(names)) != len(names):
+        msg = f"Expected label names to be unique and at least one, got {list(names)}."
+        raise InputError(msg)
+    return _answer(spec, Request(tuple(names), fine_names or {}, features, seed, states=False))
+
+
+def state_vectors(spec: str, features: int, seed: int) -> LabelVectors:
+    """One vector per state, float32 ``[3, features]``: row 0 unknown, 1 negative, 2 positive.
+
+    Unknown is the zero vector. It stays that: of a trainable table, a method trains rows 1
+    and 2 only. The state s (-1, 0 or 1) has row s + 1.
+
+    The rows 1 and 2 are of the same kind as labels called "negative" and "positive" would
+    be, with two exceptions: ``clip`` encodes the bare words without the template, and
+    ``one_hot`` takes two random orthonormal rows, since axes could make the sums of a label
+    and a state coincide.
+    """
+    table = _answer(spec, Request(STATE_NAMES, {}, features, seed, states=True))
+    return table._replace(vectors=np.concatenate([np.zeros((1, features), np.float32), table.vectors]))
+
+
+def save_vectors(path: str, names: Sequence[str], vectors: NDArray[np.float32]) -> None:
+    """Write vectors to a safetensors file that ``file(path=...)`` reads: name -> ``[features]``."""
+    from safetensors.numpy import save_file  # noqa: PLC0415
+
+    save_file({name: np.ascontiguousarray(vector) for name, vector in zip(names, vectors, strict=True)}, path)
+
+
+def learned() -> Kind:
+    """Trained and exchanged like any weight; starts uniform in +-1/sqrt(features)."""
+
+    def make(request: Request) -> tuple[NDArray[np.float64], str]:
+        bound = 1 / math.sqrt(request.features)
+        shape = (len(request.names), request.features)
+        return request.rng().uniform(-bound, bound, shape), "learned"
+
+    return Kind(make, trainable=True)
+
+
+def one_hot() -> Kind:
+    """One axis per label; needs at least as many features as labels."""
+
+    def make(request: Request) -> tuple[NDArray[np.float64], str]:
+        if request.states:
+            return random_orthogonal().make(request)
+        count, features = len(request.names), request.features
+        if count > features:
+            msg = (
+                f"Expected at least {count} features for one_hot vectors of {count} labels, got {features}. "
+                "Use random_orthogonal(), or a wider model."
+            )
+            raise InputError(msg)
+        return np.eye(count, features), "one_hot"
+
+    return Kind(make)
+
+
+def random_orthogonal() -> Kind:
+    """Random orthonormal rows; beyond as many labels as features, several orthonormal bases stacked.
+
+    Then rows of one basis are orthogonal and rows of two are random to each other, with
+    cosines of about 1/sqrt(features).
+    """
+
+    def make(request: Request) -> tuple[NDArray[np.float64], str]:
+        rng, features = request.rng(), request.features
+        left = len(request.names)
+        bases = []
+        while left > 0:
+            bases.append(_orthonormal_rows(min(left, features), features, rng))
+            left -= features
+        rows = np.concatenate(bases)
+        return rows, f"random_orthogonal, largest |cosine| {_coherence(rows):.3f}"
+
+    return Kind(make)
+
+
+def simplex_etf() -> Kind:
+    """Unit vectors as far apart as possible: all cosines -1/(labels - 1), randomly rotated.
+
+    Needs at least labels - 1 features.
+
+    Source: Papyan, Han and Donoho 2020, "Prevalence of neural collapse" (PNAS).
+    """
+
+    def make(request: Request) -> tuple[NDArray[np.float64], str]:
+        count, features = len(request.names), request.features
+        if count < 2 or count > features + 1:
+            msg = (
+                f"Expected 2 to {features + 1} labels for simplex_etf vectors of {features} features, got {count}. "
+                "Use random_orthogonal(), or a wider model."
+            )
+            raise InputError(msg)
+        corners = math.sqrt(count / (count - 1)) * _helmert(count)
+        rotation = _orthonormal_rows(count - 1, features, request.rng())
+        return corners @ rotation, "simplex_etf"
+
+    return Kind(make)
+
+
+def file(*, path: str) -> Kind:
+    """Vectors from a file, as they are.
+
+    Args:
+        path: ``.safetensors`` or ``.json`` with one vector under each name, or ``.npy`` with
+            one row per name in column order (such a file cannot be checked against names).
+            Names beyond those asked for are left out, which the record says.
+    """
+    readers = {".npy": _read_npy, ".safetensors": _read_safetensors, ".json": _read_json}
+    suffix = Path(path).suffix
+    if suffix not in readers:
+        msg = f"Expected path of file to end in {', '.join(readers)}, got {path!r}."
+        raise InputError(msg)
+
+    def make(request: Request) -> tuple[NDArray[np.float64], str]:
+        try:
+            content = readers[suffix](path)
+        except (OSError, ValueError, pickle.UnpicklingError) as error:
+            msg = f"Expected {path!r} to be a readable {suffix} file of vectors, got: {error}"
+            raise InputError(msg) from error
+        rows, note = _rows_of(content, request.names, path)
+        return rows, f"file {Path(path).name}{note}"
+
+    return Kind(make)
+
+
+def clip(
+    *,
+    model: str = "ViT-B-16",
+    weights: str = "",
+    pretrained: str = "",
+    download: bool = False,
+    template: str = "The photo contains {}.",
+    join: Literal["plain", "concat", "average"] = "plain",
+    fine_names: str = "",
+    max_names: Annotated[int, Field(ge=1)] = 20,
+    renormalise: bool = False,
+) -> Kind:
+    """Text features of a CLIP model through open_clip, each of length 1.
+
+    Args:
+        model: open_clip's name of the architecture. OpenAI's own weights need the
+            ``-quickgelu`` variant, which open_clip cannot see from a file.
+        weights: a local state dict (.safetensors, .pt, .pth, .bin).
+        pretrained: instead, open_clip's tag of weights to fetch; needs ``download=True``.
+        download: allow open_clip to fetch weights that are not in its cache.
+        template: the prompt, with one ``{}`` for the name.
+        join: ``plain``: the label's own name; ``concat``: its fine names, joined by commas in
+            one prompt; ``average``: the mean of the features of one prompt per fine name.
+        fine_names: JSON file of label -> fine names, most frequent first.
+        max_names: fine names that ``concat`` takes at most, from the first on; fewer if the
+            prompt would be longer than the model's context.
+        renormalise: scale the means of ``average`` to length 1 again (the FedLGT code does not).
+
+    Source: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language
+    Supervision" (ICML); the template and joins are those of FedLGT (Liu et al. 2024, AAAI).
+    """
+    from fedmlic.clip_text import Tower, join_prompts  # noqa: PLC0415  (torch is needed for clip only)
+
+    _check_clip(weights, pretrained, template, fine_names, join, download=download)
+
+    def make(request: Request) -> tuple[NDArray[np.float64], str]:
+        tower = Tower(model, weights, pretrained)
+        if request.states:
+            prompts, note = [[name] for name in request.names], "bare words"
+        else:
+            fine = _read_fine_names(fine_names) if fine_names else request.fine_names
+            prompts, note = join_prompts(tower, request.names, fine, template, join, max_names)
+        rows = tower.encode([prompt for group in prompts for prompt in group])
+        ends = np.cumsum([len(group) for group in prompts])
+        means = np.stack([part.mean(axis=0) for part in np.split(rows, ends[:-1])])
+        if renormalise:
+            means /= np.linalg.norm(means, axis=1, keepdims=True)
+            note += ", means renormalised"
+        return means, f"clip {model} ({tower.source}), {note}"
+
+    return Kind(make)
+
+
+def _answer(spec: str, request: Request) -> LabelVectors:
+    if request.features < 1:
+        msg = f"Expected features of label vectors to be 1 or more, got {request.features}."
+        raise InputError(msg)
+    kind = _kind(spec)
+    rows, source = kind.make(request)
+    fitted, note = _fit(rows, request)
+    return LabelVectors(np.ascontiguousarray(fitted, dtype=np.float32), kind.trainable, source + note)
+
+
+def _kind(spec: str) -> Kind:
+    name = parse(spec, "label vectors").name
+    if "." not in name:
+        if name not in KINDS:
+            msg = f"Expected label vectors to be one of {', '.join(KINDS)}, got {name!r}. {nearest(name, KINDS)}"
+            raise InputError(msg)
+        spec = f"{__name__}.{spec.strip()}"
+    kind: Kind = build("label vectors", spec)
+    return kind
+
+
+def _fit(rows: NDArray[np.float64], request: Request) -> tuple[NDArray[np.float64], str]:
+    """Bring ``rows`` to the wanted width; returns them with a note for the record."""
+    (count, width), features = rows.shape, request.features
+    if width == features:
+        return rows, ""
+    rng = stream(request.seed, "text/width", width, features)
+    if width < features:
+        # One map for labels and states, so that their cosines to each other are kept too.
+        return rows @ _orthonormal_rows(width, features, rng), f"; rotated from {width} into {features} features"
+    if count <= features:
+        own = stream(request.seed, "text/width/states" if request.states else "text/width/labels", width, features)
+        coordinates = _square_root(rows @ rows.T)
+        note = f"; {width} to {features} features, cosines kept"
+        return coordinates @ _orthonormal_rows(count, features, own), note
+    projected = rows @ _orthonormal_rows(features, width, rng).T
+    before, after = (np.linalg.norm(part, axis=1, keepdims=True) for part in (rows, projected))
+    scaled = projected * np.divide(before, after, out=np.zeros_like(before), where=after > 0)
+    shift = float(np.abs(_cosines(scaled) - _cosines(rows)).max())
+    return scaled, f"; projected from {width} to {features} features, cosines moved by up to {shift:.3f}"
+
+
+def _orthonormal_rows(count: int, width: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Uniformly random orthonormal rows ``[count, width]``, count at most width.
+
+    The signs of R are fixed, without which QR is neither unique nor uniform (Mezzadri 2007,
+    "How to generate random matrices from the classical compact groups").
+    """
+    q, r = np.linalg.qr(rng.standard_normal((width, count)))
+    signs = np.where(np.diagonal(r) < 0, -1.0, 1.0)
+    return np.asarray((q * signs).T, dtype=np.float64)
+
+
+def _square_root(gram: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The symmetric S with S @ S = gram. Unlike factors by QR or eigenvectors, it is unique."""
+    values, vectors = np.linalg.eigh(gram)
+    return np.asarray((vectors * np.sqrt(values.clip(min=0))) @ vectors.T, dtype=np.float64)
+
+
+def _helmert(count: int) -> NDArray[np.float64]:
+    """``[count, count - 1]``: orthonormal columns, each orthogonal to the vector of ones."""
+    column = np.arange(1, count)
+    below = np.arange(count)[:, None]
+    values = np.where(below < column, 1.0, np.where(below == column, -column, 0.0))
+    return np.asarray(values / np.sqrt(column * (column + 1)), dtype=np.float64)
+
+
+def _cosines(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    unit = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+    return np.asarray(unit @ unit.T, dtype=np.float64)
+
+
+def _coherence(rows: NDArray[np.float64]) -> float:
+    cosines = np.abs(_cosines(rows))
+    np.fill_diagonal(cosines, 0.0)
+    return float(cosines.max())
+
+
+def _read_npy(path: str) -> Any:  # noqa: ANN401  (checked by _rows_of)
+    return np.load(path, allow_pickle=False)
+
+
+def _read_safetensors(path: str) -> dict[str, Any]:
+    from safetensors import SafetensorError  # noqa: PLC0415
+    from safetensors.numpy import load_file  # noqa: PLC0415
+
+    try:
+        return dict(load_file(path))
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
+def _read_json(path: str) -> dict[str, Any]:
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        msg = f"a JSON {type(content).__name__} instead of an object of names"
+        raise ValueError(msg)  # noqa: TRY004  (the file is wrong, not the program)
+    return content
+
+
+def _rows_of(content: Any, names: tuple[str, ...], path: str) -> tuple[NDArray[np.float64], str]:  # noqa: ANN401
+    """The rows of ``names`` and a note about what was left out."""
+    note = ", order of its rows taken as that of the labels"
+    if isinstance(content, dict):
+        missing = [name for name in names if name not in content]
+        if missing:
+            msg = (
+                f"Expected {path!r} to hold a vector for each of {len(names)} names, got none for {len(missing)} "
+                f"({', '.join(missing[:5])}). It holds: {', '.join(sorted(content)[:10])}."
+            )
+            raise InputError(msg)
+        note = f", {len(content) - len(names)} other names left out" if len(content) > len(names) else ""
+        content = [content[name] for name in names]
+    try:
+        rows = np.asarray(content, dtype=np.float64)
+    except (TypeError, ValueError):
+        rows = np.empty(0)
+    if rows.ndim != 2 or len(rows) != len(names) or rows.shape[1] < 1 or not np.isfinite(rows).all():
+        got = list(rows.shape) if rows.size else "vectors of different lengths or no numbers"
+        msg = f"Expected {path!r} to hold finite numbers [{len(names)} names, features], got {got}. Write it anew."
+        raise InputError(msg)
+    return rows, note
+
+
+def _read_fine_names(path: str) -> dict[str, list[str]]:
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        msg = f"Expected fine_names to be a readable JSON file, got {path!r}: {error}"
+        raise InputError(msg) from error
+    lists = content.values() if isinstance(content, dict) else [None]
+    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
+        msg = f'Expected {path!r} to be an object like {{"label": ["fine name", ...]}}, got something else.'
+        raise InputError(msg)
+    return dict(content)
+
+
+def _check_clip(weights: str, pretrained: str, template: str, fine_names: str, join: str, *, download: bool) -> None:
+    if bool(weights) == bool(pretrained):
+        msg = (
+            "Expected clip to have either weights (a local file) or pretrained (a tag of open_clip, with "
+            f"download=True), got weights={weights!r} and pretrained={pretrained!r}. Random weights carry no meaning."
+        )
+        raise InputError(msg)
+    if pretrained and not download:
+        msg = f"Expected download=True of clip for pretrained={pretrained!r}. Or give a local file as weights."
+        raise InputError(msg)
+    if template.count("{}") != 1:
+        msg = f"Expected template of clip to contain {{}} once, for the name, got {template!r}."
+        raise InputError(msg)
+    if fine_names and join == "plain":
+        msg = "Expected join of clip to be concat or average where fine_names are given, got 'plain'."
+        raise InputError(msg)
