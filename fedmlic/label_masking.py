@@ -44,8 +44,9 @@ def reveal(labels: Tensor, known_fraction_max: float, rng: torch.Generator) -> T
     """
     is_known = labels >= ABSENT
     draws = torch.rand(len(labels), labels.shape[1] + 1, generator=rng, dtype=torch.float64).to(labels.device)
-    most = (is_known.sum(dim=1) * known_fraction_max).floor()
-    # Rounding may carry draw * (most + 1) up to most + 1 although draw < 1.
+    num_known = is_known.sum(dim=1, dtype=torch.float64)
+    # Products may be rounded up to the next integer, which both minima undo.
+    most = (num_known * known_fraction_max).floor().minimum((num_known - 1).clamp(min=0))
     count = (draws[:, 0] * (most + 1)).floor().minimum(most)
     # Known entries in random order come first, the others (2 is above every draw) after them.
     place = torch.where(is_known, draws[:, 1:], 2.0).argsort(dim=1).argsort(dim=1)

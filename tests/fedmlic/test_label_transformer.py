@@ -29,7 +29,7 @@ class Patches(Backbone):
         return self.conv(images)
 
 
-def network(num_labels=5, width=8, features=8, learned=False, **settings):
+def network(num_labels=5, width=8, features=8, *, learned=False, **settings):
     torch.manual_seed(1)
     rng = np.random.default_rng(1)
     labels = rng.standard_normal((num_labels, width), dtype=np.float32)

@@ -1,0 +1,228 @@
+"""What every method in the catalogue must do."""
+
+import copy
+import inspect
+
+import numpy as np
+import pytest
+import torch
+
+from fedmlic import spec
+from fedmlic.experiment import Experiment
+from fedmlic.labels import ABSENT, PRESENT, UNCERTAIN, UNKNOWN
+from fedmlic.learner import build_learner, build_network
+from fedmlic.method import Local
+from fedmlic.shard import Shard
+from fedmlic.training import to_float
+
+NAMES = ("zero", "one", "two", "three")
+SIDE = 16
+METHODS = spec.entries("method")
+
+
+class Pixels:
+    """Images in memory, as a shard reads them."""
+
+    def __init__(self, pixels):
+        self.pixels = pixels
+
+    def take(self, rows):
+        return self.pixels[rows]
+
+
+def experiment(method, **settings):
+    values = {"model": "small_cnn(width=8)", "batch_size": 8, "local_epochs": 1, "learning_rate": 3e-3, **settings}
+    return Experiment(method=f"{method}()", **values)
+
+
+def scenes(num_images=12, seed=0):
+    """Images with one bright quarter per present label, and their labels."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, (num_images, len(NAMES))).astype(np.int8)
+    half = SIDE // 2
+    bright = labels.astype(np.int64).reshape(-1, 2, 2).repeat(half, axis=1).repeat(half, axis=2)
+    noise = rng.integers(0, 40, (num_images, SIDE, SIDE))
+    return (bright * 200 + noise).astype(np.uint8)[..., None], labels
+
+
+def partial(labels, missing=UNKNOWN, seed=1):
+    """Half of the labels hidden."""
+    hidden = np.random.default_rng(seed).random(labels.shape) < 0.5
+    return np.where(hidden, np.int8(missing), labels)
+
+
+def shard(pixels, labels, client=3):
+    rows, nothing = np.arange(len(labels)), np.zeros(0, dtype=np.int64)
+    return Shard(client, NAMES, Pixels(pixels), rows, labels, nothing, np.zeros((0, len(NAMES)), np.int8))
+
+
+def learner(settings):
+    return build_learner(settings, NAMES, (SIDE, SIDE, 1))
+
+
+def turn(settings, learned, data, start, client=3, round_number=2):
+    """One client's turn from ``start``; returns what it sends and what it told."""
+
+    def incoming():
+        network = build_network(settings, learned.task)[1].eval().requires_grad_(requires_grad=False)
+        tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+        for name, view in learned.resident.layout.views(start):
+            tensors[name].copy_(view)
+        return network
+
+    learned.resident.load(start)
+    local = Local(settings, round_number, client, torch.device("cpu"), incoming)
+    trained = learned.method.train(learned.resident, data, local)
+    return learned.resident.flat.clone(), trained
+
+
+@pytest.fixture(params=METHODS)
+def method(request):
+    return request.param
+
+
+def test_the_docstring_names_every_hyper_parameter(method):
+    factory = spec.factory("method", method)
+
+    for name, parameter in inspect.signature(factory).parameters.items():
+        assert parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        assert parameter.default is not inspect.Parameter.empty
+        assert f"{name}:" in factory.__doc__
+
+
+def test_the_same_seed_builds_the_same_network(method):
+    first, second, other = (learner(experiment(method, seed=seed)) for seed in (5, 5, 6))
+
+    assert torch.equal(first.resident.flat, second.resident.flat)
+    assert not torch.equal(first.resident.flat, other.resident.flat)
+    states = first.resident.other_state(), second.resident.other_state()
+    assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
+
+
+def test_label_rows_are_exchanged_with_one_row_per_label(method):
+    learned = learner(experiment(method))
+
+    names = learned.method.label_rows(learned.resident.network)
+    layout = learned.resident.layout
+    assert names
+    assert set(names) == set(layout.names[-layout.num_row_tensors :])
+
+
+def test_training_is_a_function_of_its_streams(method):
+    """Whatever was trained before in the same network, and whatever torch drew in between."""
+    settings = experiment(method)
+    pixels, labels = scenes()
+    data = shard(pixels, partial(labels))
+    fresh, used = learner(settings), learner(settings)
+    start = fresh.resident.flat.clone()
+
+    expected, told = turn(settings, fresh, data, start)
+    turn(settings, used, shard(*scenes(9, seed=7), client=1), start, client=1)
+    torch.rand(3)
+    again, told_again = turn(settings, used, data, start)
+
+    assert torch.equal(expected, again)
+    assert told == told_again
+    assert not torch.equal(expected, start)
+    assert not torch.equal(expected, turn(settings, fresh, data, start, round_number=3)[0])
+
+
+def test_frozen_tensors_stay(method):
+    settings = experiment(method)
+    learned = learner(settings)
+    before = copy.deepcopy(learned.resident.other_state())
+
+    turn(settings, learned, shard(*scenes()), learned.resident.flat.clone())
+
+    after = learned.resident.other_state()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_it_learns_a_few_images_by_heart(method):
+    settings = experiment(method, local_steps=60, learning_rate=1e-2)
+    learned = learner(settings)
+    pixels, labels = scenes()
+    data, rows = shard(pixels, labels), np.arange(len(labels))
+
+    def gap():
+        probs = learned.predict(data.images, rows)
+        return probs[labels == PRESENT].mean() - probs[labels == ABSENT].mean()
+
+    before = gap()
+    _, trained = turn(settings, learned, data, learned.resident.flat.clone())
+
+    assert trained.num_steps == 60
+    assert abs(before) < 0.2
+    assert gap() > 0.4
+
+
+def test_the_loss_goes_down(method):
+    settings = experiment(method, local_epochs=15, learning_rate=1e-2)
+    learned = learner(settings)
+    data = shard(*scenes())
+
+    after, first = turn(settings, learned, data, learned.resident.flat.clone())
+    _, second = turn(settings, learned, data, after)
+
+    assert second.loss < first.loss
+
+
+def test_predictions_are_probabilities_of_each_image_alone(method):
+    learned = learner(experiment(method))
+    network = learned.resident.network.eval()
+    images = to_float(scenes(7)[0])
+
+    with torch.inference_mode():
+        probs = learned.method.predict(network, images)
+        alone = torch.cat([learned.method.predict(network, image[None]) for image in images])
+        reversed_order = learned.method.predict(network, images.flip(0)).flip(0)
+
+    assert probs.shape == (7, len(NAMES))
+    assert probs.dtype == torch.float32
+    assert ((probs >= 0) & (probs <= 1)).all()
+    torch.testing.assert_close(alone, probs, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(reversed_order, probs, rtol=1e-5, atol=1e-6)
+
+
+def test_uncertain_is_unknown(method):
+    settings = experiment(method)
+    learned = learner(settings)
+    start = learned.resident.flat.clone()
+    pixels, labels = scenes()
+
+    unknown, told = turn(settings, learned, shard(pixels, partial(labels, UNKNOWN)), start)
+    uncertain, told_uncertain = turn(settings, learned, shard(pixels, partial(labels, UNCERTAIN)), start)
+
+    assert torch.equal(unknown, uncertain)
+    assert told == told_uncertain
+
+
+@pytest.mark.parametrize("state", [PRESENT, ABSENT, UNKNOWN])
+@pytest.mark.parametrize("num_images", [1, 9])
+def test_one_sided_shards_and_batches_of_one_train(method, state, num_images):
+    settings = experiment(method)
+    learned = learner(settings)
+    pixels, labels = scenes(num_images)
+
+    flat, trained = turn(settings, learned, shard(pixels, np.full_like(labels, state)), learned.resident.flat.clone())
+
+    assert flat.isfinite().all()
+    assert np.isfinite(trained.loss)
+    assert all(np.isfinite(value) for value in trained.metrics.values())
+
+
+def test_columns_that_nobody_annotated_do_not_matter(method):
+    """Rows of a label without annotations stay, unless the method guesses absent entries."""
+    settings = experiment(method)
+    learned = learner(settings)
+    start = learned.resident.flat.clone()
+    pixels, labels = scenes()
+    labels[:, 2] = UNKNOWN
+
+    flat, _ = turn(settings, learned, shard(pixels, labels), start)
+
+    before, after = (dict(learned.resident.layout.row_views(vector)) for vector in (start, flat))
+    for name in ("readout.weight", "readout.bias", "head.weight", "head.bias"):
+        if name in before:
+            changed = (before[name] != after[name]).any(dim=1).tolist()
+            assert changed == [True, True, method == "assume_negative", True]
