@@ -14,14 +14,14 @@ images, its own labels.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -113,19 +113,19 @@ class Federation:
         """How many clients there are."""
         return len(self.clients)
 
-    @cached_property
+    @functools.cached_property
     def sizes(self) -> NDArray[np.int64]:
         """int64 ``[clients]``: training images per client."""
         return np.diff(self.training.client_ptr)
 
-    @cached_property
+    @functools.cached_property
     def label_counts(self) -> NDArray[np.int64]:
         """int64 ``[clients, labels]``: known annotations among the training images."""
         if self.path is None:
             return np.asarray(known(self.training.of(0)[1]).sum(axis=0, keepdims=True, dtype=np.int64))
         return np.asarray(_load(self.path, "tallies.known"), dtype=np.int64)
 
-    @cached_property
+    @functools.cached_property
     def positive_counts(self) -> NDArray[np.int64]:
         """int64 ``[clients, labels]``: annotations that say present among the training images."""
         if self.path is None:
@@ -222,7 +222,7 @@ def _plan(corpus: Corpus, partition: str, regime: str, num_clients: int, seed: i
         "corpus": corpus.key,
         "partition": canonical("partition", partition),
         "regime": canonical("regime", regime),
-        "code": [_code_hash("partition", partition), _code_hash("regime", regime)],
+        "code": [_code_hash(_factory("partition", partition)), _code_hash(_factory("regime", regime))],
         "num_clients": num_clients,
         "seed": seed,
         "holdout_fraction": float(holdout_fraction),
@@ -250,17 +250,25 @@ def canonical(key: str, text: str) -> str:
     """
     spec = parse(text, key)
     build(key, text)  # wrong names and values are explained there
-    parameters = inspect.signature(factory(key, spec.name)).parameters.values()
+    parameters = inspect.signature(_factory(key, text)).parameters.values()
     arguments = {p.name: spec.arguments.get(p.name, p.default) for p in parameters}
     # An int given for a float means the same number.
     floats = {p.name for p in parameters if isinstance(p.default, float) and isinstance(arguments[p.name], int)}
     return str(Spec(spec.name, {n: float(v) if n in floats else v for n, v in arguments.items()}))
 
 
-def _code_hash(key: str, text: str) -> str:
-    """Hash of the file that defines an entry: whoever edits a regime must not get yesterday's labels."""
+def _factory(key: str, text: str) -> Callable[..., Any]:
+    return factory(key, parse(text, key).name)
+
+
+@functools.cache
+def _code_hash(make: Callable[..., Any]) -> str:
+    """Hash of the file that defines an entry: whoever edits a regime must not get yesterday's labels.
+
+    Cached per function, so an edit counts once the edited module is imported, not before.
+    """
     try:
-        source = inspect.getsourcefile(factory(key, parse(text, key).name))
+        source = inspect.getsourcefile(make)
         content = Path(source).read_bytes() if source else b""
     except (OSError, TypeError):  # defined in an interactive session
         content = b""
