@@ -130,9 +130,9 @@ QUANTITIES = {
     "labels_annotated": "labels annotated",
     "positives": "known positives",
     "cardinality": "labels per image",
-    "js_true": "label skew (JS distance, truth)",
-    "js_known": "label skew (JS distance, known)",
-    "phi_distance": "co-occurrence skew (mean |phi_k - phi|)",
+    "js_true": "label skew (JS), truth",
+    "js_known": "label skew (JS), known",
+    "phi_distance": "co-occurrence skew (phi)",
 }
 """Per-client quantities of a summary, as tables name them."""
 
@@ -169,7 +169,7 @@ def _label_table(statistics: Statistics) -> Table:
         "known positives",
         "wrong",
         "clients annotating",
-        "clients w/o positive",
+        "clients without",
     )
     for name in heads:
         table.add_column(name, justify="right")
