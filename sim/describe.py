@@ -169,7 +169,7 @@ def _label_table(statistics: Statistics) -> Table:
         "known positives",
         "wrong",
         "clients annotating",
-        "clients without",
+        "clients without positives",
     )
     for name in heads:
         table.add_column(name, justify="right")
