@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from clients.host import Host
-from fedmlic import spec
+from fedmlic import spec, wire
 from fedmlic.corpus import open_corpus
 from fedmlic.errors import InputError, nearest
 from fedmlic.experiment import Experiment, Runtime, home_of, split_settings
@@ -109,6 +109,7 @@ def open_seat(run_config: Mapping[str, Setting], node_config: Mapping[str, Setti
 
 
 def _open_simulation(experiment: Experiment, runtime: Runtime, node_config: Mapping[str, Setting]) -> Seat:
+    wire.enter_work_folder()
     torch.set_num_threads(runtime.threads)
     home = home_of(runtime)
     corpus = open_corpus(spec.build("dataset", experiment.dataset), home)

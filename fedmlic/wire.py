@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -40,6 +41,9 @@ VERSION: Final = 1
 
 PACKAGES: Final = ("fedmlic", "clients")
 """Packages whose code decides what a client computes."""
+
+WORK_FOLDER: Final = "FEDMLIC_WORK_FOLDER"
+"""Environment variable: where relative paths start."""
 
 STALE_HINT: Final = (
     "Flower imports packages from the folder in which its SuperLink was started: stop it and start it from a folder "
@@ -138,6 +142,17 @@ def check_packages(beside: str, names: Iterable[str] = PACKAGES) -> None:
                 "Start from a folder without that name in it, and look at PYTHONPATH."
             )
             raise InputError(msg)
+
+
+def enter_work_folder() -> None:
+    """Go to the folder that ``FEDMLIC_WORK_FOLDER`` names, if it is set.
+
+    ``fedmlic run --engine flower`` starts Flower's processes in an empty folder; relative
+    paths in the experiment mean the one where the user typed the command.
+    """
+    folder = os.environ.get(WORK_FOLDER)
+    if folder:
+        os.chdir(folder)
 
 
 def layout_digest(layout: Layout) -> str:

@@ -65,8 +65,14 @@ def play(grid: Grid, run_config: Mapping[str, bool | int | float | str]) -> tupl
     runtime = runtime.model_copy(update={"engine": "flower"})
     path = run_path(runtime)
     check_run(path, experiment)
+    transport = FlowerTransport(grid, experiment, runtime)
+    if wire.WORK_FOLDER in os.environ:
+        # Ray lets its workers import from what is the current folder when it starts, which must stay an empty one;
+        # once the nodes have answered it has started.
+        transport.hosts()
+        wire.enter_work_folder()
     server = build_server(experiment, runtime)
-    transport = FlowerTransport(grid, experiment, runtime, server.learner.resident.layout)
+    transport.layout = server.learner.resident.layout
     folder = open_run(path) if is_run(path) else create(path, experiment, runtime)
     folder.listeners.append(_show)
     _say(f"run folder {folder.path}")

@@ -108,13 +108,16 @@ class FlowerTransport:
         grid: Flower's connection, as the ServerApp gets it.
         experiment: for the number of clients a round needs.
         runtime: time limits and the number of hosts to wait for.
-        layout: of the exchanged tensors.
+
+    Attributes:
+        layout: of the exchanged tensors; to be set before the first ``play``.
     """
 
-    def __init__(self, grid: Grid, experiment: Experiment, runtime: Runtime, layout: Layout) -> None:
+    layout: Layout
+
+    def __init__(self, grid: Grid, experiment: Experiment, runtime: Runtime) -> None:
         self._grid = grid
         self._runtime = runtime
-        self._layout = layout
         self._min_hosts = max(runtime.min_hosts, experiment.cohort_size)
         self._nodes: dict[str, int] = {}
         self._infos: dict[str, HostInfo] = {}
@@ -122,25 +125,17 @@ class FlowerTransport:
         self._simulated = False
 
     def hosts(self) -> list[HostInfo]:
-        """Ask every node what it hosts, until enough have answered.
+        """Ask every node once what it hosts, until enough have answered.
 
         In a simulation that is all its nodes; else ``min-hosts``, and at least the cohort.
+        Asked again, it repeats what it knows.
 
         Raises:
             InputError: too few within ``node-timeout``, two devices that claim one client,
                 nodes that run other code, or bad input that a simulated node found.
         """
-        found, problems = self._query(self._are_enough)
-        if not self._are_enough(found):
-            told = " ".join(problems) or "No other node has connected."
-            msg = (
-                f"Expected {self._needed(found)} nodes within {self._runtime.node_timeout:g} s, got {len(found)}. "
-                f"{told} Start SuperNodes, raise node-timeout, or lower min-hosts and cohort-size."
-            )
-            raise InputError(msg)
-        for node, who in found.items():
-            self._welcome(node, who)
-        self._simulated = any(who.simulated for who in found.values())
+        if not self._infos:
+            self._introduce()
         return [self._infos[name] for name in sorted(self._infos)]
 
     def play(self, request: Request, clients: Sequence[int]) -> Iterator[Reply]:
@@ -182,7 +177,7 @@ class FlowerTransport:
             yield host, shares[host], self._read(request, host, shares[host], answer)
 
     def _message(self, request: Request, host: str, share: list[int], model: ArrayRecord) -> Message:
-        content = wire.pack_request(request, share, self._layout, model)
+        content = wire.pack_request(request, share, self.layout, model)
         kind = MessageType.TRAIN if request.kind == "train" else MessageType.EVALUATE
         return Message(content, self._nodes[host], kind, ttl=self._runtime.round_timeout, group_id=str(request.round))
 
@@ -191,7 +186,7 @@ class FlowerTransport:
         if isinstance(answer, str):
             return answer
         try:
-            reply = wire.unpack_reply(answer, self._layout)
+            reply = wire.unpack_reply(answer, self.layout)
         except (wire.WireError, wire.RemoteError) as error:
             return str(error)
         turns = sorted(turn.client for turn in reply.turns if turn.host == host)
@@ -204,6 +199,19 @@ class FlowerTransport:
         return reply
 
     # --- who is there -----------------------------------------------------------------
+
+    def _introduce(self) -> None:
+        found, problems = self._query(self._are_enough)
+        if not self._are_enough(found):
+            told = " ".join(problems) or "No other node has connected."
+            msg = (
+                f"Expected {self._needed(found)} nodes within {self._runtime.node_timeout:g} s, got {len(found)}. "
+                f"{told} Start SuperNodes, raise node-timeout, or lower min-hosts and cohort-size."
+            )
+            raise InputError(msg)
+        for node, who in found.items():
+            self._welcome(node, who)
+        self._simulated = any(who.simulated for who in found.values())
 
     def _query(
         self, enough: Callable[[Mapping[int, wire.Introduction]], bool], skip: set[int] | None = None
