@@ -77,14 +77,14 @@ class Host:
     def turn(self, request: Request, client: int) -> Turn:
         """Play one client; its contribution is kept until ``collect``.
 
-        Nothing a client does stops the host: an exception, a number that is not finite or an
-        exhausted memory becomes the turn's ``error``.
+        Nothing a client does stops the host: an exception, an attempt to exit, a number that is
+        not finite or an exhausted memory becomes the turn's ``error``.
         """
         started = time.perf_counter()
         try:
             play = self._train if request.kind == "train" else self._evaluate
             turn = play(request, client)
-        except Exception as error:  # noqa: BLE001  (a client may fail in any way; the error is recorded)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  (a client may fail in any way; it is recorded)
             if isinstance(error, torch.OutOfMemoryError):
                 torch.cuda.empty_cache()
             text = "".join(traceback.format_exception(error)).strip()
@@ -115,6 +115,7 @@ class Host:
             incoming=lambda: self._incoming_network(request),
         )
         trained = self._learner.method.train(resident, shard, local)
+        resident.check()
         annotations = torch.from_numpy(shard.annotations)
         if self._total is None:
             units = request.units

@@ -17,7 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from fedmlic.errors import InputError
+from fedmlic.errors import InputError, nearest
 
 ALIGNMENT = 16
 """Tensors start at multiples of 16 floats (64 bytes), as torch's own allocations do."""
@@ -151,6 +151,8 @@ class Resident:
     ) -> None:
         self.network = network.to(device)
         trainable = {n: p for n, p in network.named_parameters() if p.requires_grad}
+        label_rows, private = tuple(label_rows), tuple(private)
+        _check_names(network, label_rows, private)
         rows = [name for name in trainable if name in set(label_rows)]
         own = [name for name in trainable if name in set(private)]
         shared = [name for name in trainable if name not in {*rows, *own}]
@@ -166,11 +168,11 @@ class Resident:
         everything = layout([*buffers, *shared, *rows, *own])
         vector = torch.zeros(everything.size, device=device)
         gradient = torch.zeros_like(vector)
+        self._bound: list[tuple[str, Tensor, Tensor, Tensor | None]] = []
         for (name, view), (_, slope) in zip(everything.views(vector), everything.views(gradient), strict=True):
             view.copy_(tensors[name].detach())
-            tensors[name].data = view
-            if name in trainable:
-                tensors[name].grad = slope
+            self._bound.append((name, tensors[name], view, slope if name in trainable else None))
+        self._bind()
         start = everything.offsets[len(buffers)]
         self.flat = vector[: self.layout.size]
         self.parameter = nn.Parameter(vector[start:])
@@ -183,6 +185,8 @@ class Resident:
 
     def load(self, flat: Tensor) -> None:
         """Start afresh from the exchanged tensors ``flat``; private tensors and buffers are reset."""
+        # A client's method may have replaced tensors or dropped gradients; the next one must not notice.
+        self._bind()
         with torch.no_grad():
             self.flat.copy_(flat)
             self._private.copy_(self._private_start)
@@ -194,10 +198,40 @@ class Resident:
         """Set all gradients to zero."""
         self._gradient.zero_()
 
+    def check(self) -> None:
+        """Raise ``RuntimeError`` if a tensor of the network was replaced, so that its training would be lost."""
+        replaced = [
+            name
+            for name, tensor, view, _ in self._bound
+            if tensor.data_ptr() != view.data_ptr() or tensor.shape != view.shape
+        ]
+        if replaced:
+            msg = f"Expected training to change tensors in place, got others in place of {replaced[:5]}. Use copy_()."
+            raise RuntimeError(msg)
+
+    def _bind(self) -> None:
+        for _, tensor, view, slope in self._bound:
+            tensor.data = view
+            if slope is not None:
+                tensor.grad = slope
+
     def other_state(self) -> dict[str, Tensor]:
         """What the network needs beyond the exchanged tensors: frozen tables and buffers, by name."""
         state = self.network.state_dict()
         return {name: tensor for name, tensor in state.items() if name not in self.layout.names}
+
+
+def _check_names(network: nn.Module, label_rows: Sequence[str], private: Sequence[str]) -> None:
+    known = dict(network.named_parameters())
+    for what, names in (("label_rows", label_rows), ("private", private)):
+        for name in names:
+            if name not in known:
+                msg = f"Expected {what} to name parameters of the network, got {name!r}. {nearest(name, known)}"
+                raise InputError(msg)
+    both = sorted({*label_rows} & {*private})
+    if both:
+        msg = f"Expected private tensors to stay on the client, got {both} that are label rows too. Choose one."
+        raise InputError(msg)
 
 
 def _check_rows(tensors: Mapping[str, Tensor], rows: Sequence[str], num_labels: int) -> None:

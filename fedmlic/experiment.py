@@ -30,7 +30,7 @@ class Experiment(BaseModel):
     under *regime*, trained by *method* on *model*, merged by *strategy*.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     dataset: str = Field("multidigits()", description="the images and their complete labels")
     partition: str = Field("dirichlet(alpha=0.3)", description="which client holds which image")

@@ -57,7 +57,7 @@ def parse(text: str, what: str = "value") -> Spec:
     problem = f"Expected {what} to look like name(key=value, ...), got {text!r}."
     try:
         node = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         msg = f"{problem} {getattr(error, 'msg', error)}."
         raise InputError(msg) from None
     call = node if isinstance(node, ast.Call) else ast.Call(func=node, args=[], keywords=[])
@@ -71,7 +71,7 @@ def parse(text: str, what: str = "value") -> Spec:
             raise InputError(msg)
         try:
             arguments[keyword.arg] = ast.literal_eval(keyword.value)
-        except ValueError:
+        except (ValueError, TypeError):
             value = ast.unparse(keyword.value)
             msg = f"{problem} {keyword.arg}={value} is not a number, text, list or boolean; quote text."
             raise InputError(msg) from None
@@ -106,7 +106,7 @@ def factory(key: str, name: str) -> Callable[..., Any]:
             module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             # An import that fails inside the plug-in is its author's error, not a wrong name.
-            if error.name is None or not module_name.startswith(error.name):
+            if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
                 raise
             msg = (
                 f"Expected {key} {name!r} to be an importable factory, got no module {error.name!r}. "

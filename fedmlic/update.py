@@ -34,6 +34,8 @@ QUANTUM_BITS = 36
 LIMIT = 2.0**15
 """Largest magnitude of an exchanged number; a client beyond it has diverged."""
 METRIC_BITS = 20
+METRIC_LIMIT = 2.0**25
+"""Largest magnitude of a metric; sums of 256 such are exact."""
 _ROUNDER = 1.5 * 2.0 ** (52 - QUANTUM_BITS)
 _BLOCK = 1 << 18
 
@@ -134,8 +136,8 @@ class Update:
         """Add one client's trained tensors ``flat`` (float32 ``[layout.size]``) in place.
 
         Raises:
-            ValueError: a number is NaN, infinite or beyond ``LIMIT``, or the weights exceed
-                the units; the sum is then unchanged.
+            ValueError: a number is NaN, infinite or beyond ``LIMIT`` (``METRIC_LIMIT`` for a
+                metric), or the weights exceed the units; the sum is then unchanged.
         """
         check_finite(self.layout, flat, metrics)
         shared, rows = weights_of(weighting, num_images, annotations)
@@ -145,13 +147,16 @@ class Update:
             msg = f"Expected client {client}'s weights to fit {self.units}, got {shared} and {float(rows.max())}."
             raise ValueError(msg)
         with torch.no_grad():
-            values = _with_second_moments(self.layout, flat)
             split = self.layout.rows_start
-            _add_scaled(self.sums[:split], values[:split], shared)
+            _add_scaled(self.sums[:split], flat[:split], shared)
+            for mean, variance in self.layout.moments:
+                # A variance travels as its second moment, which adds: E[x^2] = Var[x] + E[x]^2.
+                square = self.layout.view(flat, mean).double().square()
+                self.layout.view(self.sums, variance).add_(square.mul_(shared).add_(_ROUNDER).sub_(_ROUNDER))
             columns = rows.to(flat.device)[:, None]
-            pairs = zip(self.layout.row_views(self.sums), self.layout.row_views(values), strict=True)
-            for (_, total), (_, value) in pairs:
-                total.add_((value.double() * columns).add_(_ROUNDER).sub_(_ROUNDER))
+            pairs = zip(self.layout.row_views(self.sums), self.layout.row_views(flat), strict=True)
+            for (_, total), (_, sent) in pairs:
+                total.add_((sent.double() * columns).add_(_ROUNDER).sub_(_ROUNDER))
         self.weight += shared
         self.row_weights += rows
         self.clients.append(client)
@@ -201,9 +206,14 @@ def check_finite(layout: Layout, flat: Tensor, metrics: Mapping[str, float]) -> 
         wrong = [name for name, view in layout.views(flat) if not bool((view.abs() <= LIMIT).all())]
         msg = f"Expected trained tensors to be finite and within {LIMIT:g}, got NaN or larger in {wrong[:5]}."
         raise ValueError(msg)
+    for mean, variance in layout.moments:
+        second = layout.view(flat, mean).double().square() + layout.view(flat, variance)
+        if bool((second > LIMIT).any()):
+            msg = f"Expected mean squares of BatchNorm to be within {LIMIT:g}, got larger in {mean} and {variance}."
+            raise ValueError(msg)
     for name, value in metrics.items():
-        if not math.isfinite(value):
-            msg = f"Expected the metric {name} to be finite, got {value}."
+        if not abs(value) <= METRIC_LIMIT:
+            msg = f"Expected the metric {name} to be finite and within {METRIC_LIMIT:g}, got {value}."
             raise ValueError(msg)
 
 
@@ -212,15 +222,6 @@ def _add_scaled(total: Tensor, values: Tensor, weight: float) -> None:
         block = values[start : start + _BLOCK].to(torch.float64)
         # Adding and subtracting 1.5 * 2**16 rounds to the nearest multiple of 2**-36.
         total[start : start + _BLOCK] += block.mul_(weight).add_(_ROUNDER).sub_(_ROUNDER)
-
-
-def _with_second_moments(layout: Layout, flat: Tensor) -> Tensor:
-    if not layout.moments:
-        return flat
-    values = flat.clone()
-    for mean, variance in layout.moments:
-        layout.view(values, variance).add_(layout.view(values, mean).square())
-    return values
 
 
 def _from_second_moments(layout: Layout, result: Tensor, mean: Tensor) -> None:

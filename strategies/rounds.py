@@ -180,7 +180,8 @@ class Rounds:
     def _require_enough(self, number: int, turns: list[Turn], asked: int) -> None:
         failed = [turn for turn in turns if turn.error]
         succeeded = len(turns) - len(failed)
-        needed = max(1, math.ceil(self._experiment.min_replies * asked))
+        # 0.07 * 100 is a little more than 7 in binary.
+        needed = max(1, math.ceil(self._experiment.min_replies * asked - 1e-9))
         if succeeded >= needed:
             return
         self._write_turns(number, turns)
