@@ -20,19 +20,19 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from fedmlic.dataset import SPLITS, Objects
-from fedmlic.errors import InputError
+from fedmlic.errors import InputError, listing
 from fedmlic.labels import STATES
+from fedmlic.stores import Images, LabelStore, check_states, encode_jpeg, open_labels, write_labels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,14 +41,10 @@ if TYPE_CHECKING:
 
     Progress = Callable[[int, int], None]
 
+__all__ = ["Corpus", "Images", "LabelStore", "home", "load_corpus", "open_corpus", "open_labels", "write_labels"]
+
 SCHEMA = "fedmlic-corpus"
 SCHEMA_VERSION = 1
-
-MAX_DENSE_LABELS = 256
-"""Label matrices with more columns than this are stored as CSR."""
-
-JPEG_QUALITY = 95
-"""Quality of stored images where the raw pixels would exceed the budget."""
 
 CHUNK = 256
 """Images drawn per task."""
@@ -64,224 +60,6 @@ def home() -> Path:
         return Path(chosen).expanduser()
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "fedmlic"
-
-
-class Images:
-    """Stored images, opened when first read.
-
-    Pickling carries the path, never the pixels: each process maps the file itself.
-
-    Args:
-        folder: a corpus folder.
-        shape: images, height, width, channels.
-        storage: ``"raw"`` or ``"jpeg"``.
-    """
-
-    def __init__(self, folder: Path, shape: tuple[int, int, int, int], storage: str) -> None:
-        self.folder = folder
-        self.shape = shape
-        self.storage = storage
-        self._pixels: NDArray[np.uint8] | None = None
-        self._offsets: NDArray[np.int64] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Everything but the open maps."""
-        return {**self.__dict__, "_pixels": None, "_offsets": None}
-
-    def __len__(self) -> int:
-        """How many images there are."""
-        return self.shape[0]
-
-    def take(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """uint8 ``[rows, height, width, channels]``: a contiguous copy, in the order asked."""
-        if self.storage == "raw":
-            return self._take_raw(np.asarray(rows, dtype=np.int64))
-        return self._take_jpeg(np.asarray(rows, dtype=np.int64))
-
-    def _take_raw(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        if self._pixels is None:
-            self._pixels = np.load(self.folder / "images.u8.npy", mmap_mode="r")
-        # The copy is an ordinary array: a subclass that remembers the map would be pickled whole.
-        return np.asarray(self._pixels)[rows]
-
-    def _take_jpeg(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        if self._pixels is None:
-            self._pixels = np.memmap(self.folder / "images.blob", dtype=np.uint8, mode="r")
-        if self._offsets is None:
-            self._offsets = np.load(self.folder / "images.offsets.npy")
-        out = np.empty((len(rows), *self.shape[1:]), dtype=np.uint8)
-        for place, row in enumerate(rows.tolist()):
-            data = self._pixels[self._offsets[row] : self._offsets[row + 1]].tobytes()
-            out[place] = _decode_jpeg(data).reshape(self.shape[1:])
-        return out
-
-
-def _encode_jpeg(image: NDArray[np.uint8]) -> bytes:
-    from PIL import Image  # noqa: PLC0415  (only large corpora need it)
-
-    buffer = BytesIO()
-    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    picture.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    return buffer.getvalue()
-
-
-def _decode_jpeg(data: bytes) -> NDArray[np.uint8]:
-    from PIL import Image  # noqa: PLC0415
-
-    with Image.open(BytesIO(data), formats=["JPEG"]) as picture:
-        return np.asarray(picture, dtype=np.uint8)
-
-
-class LabelStore:
-    """A stored label matrix, dense or compressed, opened when first read.
-
-    Args:
-        folder: where it lies.
-        stem: beginning of its file names.
-        shape: images, labels.
-        fill: the state that is not stored, or ``None`` for a dense matrix.
-    """
-
-    def __init__(self, folder: Path, stem: str, shape: tuple[int, int], fill: int | None) -> None:
-        self.folder = folder
-        self.stem = stem
-        self.shape = shape
-        self.fill = fill
-        self._arrays: dict[str, NDArray[Any]] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Everything but the open maps."""
-        return {**self.__dict__, "_arrays": {}}
-
-    def __len__(self) -> int:
-        """How many images there are."""
-        return self.shape[0]
-
-    @property
-    def num_labels(self) -> int:
-        """How many labels there are."""
-        return self.shape[1]
-
-    def take(self, rows: NDArray[np.int64]) -> NDArray[np.int8]:
-        """int8 ``[rows, labels]``: a contiguous copy, in the order asked."""
-        rows = np.asarray(rows, dtype=np.int64)
-        if self.fill is None:
-            return cast("NDArray[np.int8]", self._array("i8")[rows])
-        indptr = self._array("indptr")
-        starts = indptr[rows]
-        counts = indptr[rows + 1] - starts
-        entries = _ranges(starts, counts)
-        out = np.full((len(rows), self.num_labels), self.fill, dtype=np.int8)
-        out[np.repeat(np.arange(len(rows)), counts), self._array("indices")[entries]] = self._array("values")[entries]
-        return out
-
-    def _array(self, part: str) -> NDArray[Any]:
-        if part not in self._arrays:
-            mapped = np.load(self.folder / f"{self.stem}.{part}.npy", mmap_mode="r")
-            self._arrays[part] = np.asarray(mapped)
-        return self._arrays[part]
-
-
-def _ranges(starts: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """``start, start + 1, ...`` of every run, one after another."""
-    before = np.cumsum(counts) - counts
-    return np.repeat(starts - before, counts) + np.arange(counts.sum())
-
-
-def write_labels(
-    folder: Path,
-    stem: str,
-    labels: NDArray[np.int8] | Iterable[NDArray[np.int8]],
-    num_labels: int,
-    *,
-    max_dense_labels: int = MAX_DENSE_LABELS,
-) -> list[str]:
-    """Write a label matrix, whole or in blocks of rows, and name the files written.
-
-    Matrices with at most ``max_dense_labels`` columns are stored dense; wider ones as CSR
-    around their commonest state (of the first block), whichever that is.
-
-    Args:
-        folder: an existing folder.
-        stem: beginning of the file names.
-        labels: int8 ``[images, labels]``, or such blocks in order.
-        num_labels: columns.
-        max_dense_labels: when to compress.
-    """
-    blocks = iter([labels] if isinstance(labels, np.ndarray) else labels)
-    fill: int | None = None
-    if num_labels <= max_dense_labels:
-        arrays = {"i8": np.concatenate([np.empty((0, num_labels), np.int8), *blocks])}
-        num_images = len(arrays["i8"])
-    else:
-        fill, arrays = _compress(blocks, num_labels)
-        num_images = len(arrays["indptr"]) - 1
-    for part, array in arrays.items():
-        np.save(folder / f"{stem}.{part}.npy", array, allow_pickle=False)
-    about = {"shape": [num_images, num_labels], "fill": fill, "states": STATES}
-    (folder / f"{stem}.json").write_text(json.dumps(about), encoding="utf-8")
-    return [f"{stem}.json", *(f"{stem}.{part}.npy" for part in arrays)]
-
-
-def _compress(blocks: Iterator[NDArray[np.int8]], num_labels: int) -> tuple[int, dict[str, NDArray[Any]]]:
-    """The fill state, and CSR arrays ``indptr``, ``indices`` and ``values`` of everything else."""
-    index_type = np.uint16 if num_labels <= 1 << 16 else np.uint32
-    fill: int | None = None
-    counts, indices, values = [np.zeros(1, np.int64)], [np.empty(0, index_type)], [np.empty(0, np.int8)]
-    for block in blocks:
-        if fill is None and block.size:
-            states, sizes = np.unique(block, return_counts=True)
-            fill = int(states[sizes.argmax()])
-        stored = block != (0 if fill is None else fill)
-        counts.append(stored.sum(axis=1, dtype=np.int64))
-        indices.append(np.nonzero(stored)[1].astype(index_type))
-        values.append(block[stored])
-    arrays: dict[str, NDArray[Any]] = {
-        "indptr": np.cumsum(np.concatenate(counts)),
-        "indices": np.concatenate(indices),
-        "values": np.concatenate(values),
-    }
-    return fill or 0, arrays
-
-
-def open_labels(folder: Path, stem: str) -> LabelStore:
-    """Open what ``write_labels`` wrote.
-
-    Raises:
-        InputError: files are missing or disagree with each other.
-    """
-    try:
-        about = json.loads((folder / f"{stem}.json").read_text(encoding="utf-8"))
-        num_images, num_labels = about["shape"]
-        store = LabelStore(folder, stem, (num_images, num_labels), about["fill"])
-        _check_states(about["states"])
-        _check_label_arrays(store)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        msg = (
-            f"Expected {folder} to hold the label matrix {stem!r}, got: {error}. Delete that folder and build it again."
-        )
-        raise InputError(msg) from error
-    return store
-
-
-def _check_states(states: Mapping[str, int]) -> None:
-    if states != STATES:
-        msg = f"it uses another code for label states: {states}"
-        raise ValueError(msg)
-
-
-def _check_label_arrays(store: LabelStore) -> None:
-    if store.fill is None:
-        found: tuple[int, ...] = store._array("i8").shape  # noqa: SLF001
-        expected: tuple[int, ...] = store.shape
-    else:
-        indptr = store._array("indptr")  # noqa: SLF001
-        num_entries = int(indptr[-1])
-        found = (len(indptr) - 1, len(store._array("indices")), len(store._array("values")))  # noqa: SLF001
-        expected = (store.shape[0], num_entries, num_entries)
-    if found != expected:
-        msg = f"sizes {found} where {expected} were written"
-        raise ValueError(msg)
 
 
 @dataclass(frozen=True)
@@ -324,6 +102,10 @@ class Corpus:
     def num_images(self) -> int:
         """Images of all splits."""
         return self.images.shape[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields without what was read through them; each process reads for itself."""
+        return {name: self.__dict__[name] for name in ("path", "manifest", "labels", "images")}
 
     @cached_property
     def splits(self) -> dict[str, range]:
@@ -378,7 +160,7 @@ def open_corpus(
         InputError: anything wrong with the data set (all of it at once), a damaged corpus
             in the way, or no room for a new one.
     """
-    base = (home or globals()["home"]()) / "corpora" / _folder_name(dataset.name)
+    base = _base(home, dataset.name)
     key = corpus_key(dataset.name, dataset.version, dataset.identity)
     found = _find(base, key, max_raw_gb)
     if found is not None:
@@ -400,8 +182,9 @@ def open_corpus(
         lock.release()
 
 
-def _folder_name(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".") or "unnamed"
+def _base(chosen: Path | None, name: str) -> Path:
+    """The folder of all corpora of one data set."""
+    return (chosen or home()) / "corpora" / (re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".") or "unnamed")
 
 
 def _num_cores() -> int:
@@ -443,23 +226,39 @@ class _Options:
     max_raw_gb: float
 
 
+@dataclass(frozen=True)
+class _Job:
+    """What is written where: table rows ``order`` to ``folder``."""
+
+    dataset: Dataset
+    table: Table
+    order: NDArray[np.int64]
+    folder: Path
+    storage: str
+    options: _Options
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Images, height, width, channels."""
+        return (len(self.order), *self.dataset.image_shape)
+
+
 def _build(dataset: Dataset, base: Path, key: str, options: _Options) -> Corpus:
     """Write the corpus to a temporary folder and move it into place. Call under the lock."""
     for leftover in base.glob(f".{key}*.tmp"):
         shutil.rmtree(leftover)  # of a build that was killed: the lock is ours
     table = dataset.table()
     _check_table(dataset, table)
-    shape = (len(table.image_ids), *dataset.image_shape)
-    storage = _storage(shape, options.max_raw_gb)
+    storage = _storage((len(table.image_ids), *dataset.image_shape), options.max_raw_gb)
     target = base / _stored_key(key, storage)
     part = base / f".{target.name}.tmp"
     part.mkdir()
     try:
-        _check_room(part, shape, storage)
-        order = _row_order(table)
-        _write_images(dataset, table, order, part, storage, options)
-        _write_rows(table, order, part)
-        _write_manifest(dataset, table, order, part, target.name, storage)
+        job = _Job(dataset, table, _row_order(table), part, storage, options)
+        _check_room(job)
+        _write_images(job)
+        _write_rows(job)
+        _write_manifest(job, target.name)
         part.rename(target)
         _sync(base)
     finally:
@@ -479,12 +278,12 @@ def _check_table(dataset: Dataset, table: Table) -> None:
         raise InputError(msg)
 
 
-def _check_room(folder: Path, shape: tuple[int, int, int, int], storage: str) -> None:
-    needed = int(np.prod(shape, dtype=np.float64)) if storage == "raw" else 0
-    free = shutil.disk_usage(folder).free
+def _check_room(job: _Job) -> None:
+    needed = int(np.prod(job.shape, dtype=np.float64)) if job.storage == "raw" else 0
+    free = shutil.disk_usage(job.folder).free
     if needed > free:
         msg = (
-            f"Expected {folder.parent} to have {needed / 1e9:.1f} GB free, got {free / 1e9:.1f} GB. "
+            f"Expected {job.folder.parent} to have {needed / 1e9:.1f} GB free, got {free / 1e9:.1f} GB. "
             "Set FEDMLIC_HOME to a larger disk or choose a smaller image size."
         )
         raise InputError(msg)
@@ -497,16 +296,17 @@ def _row_order(table: Table) -> NDArray[np.int64]:
     return np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
 
 
-def _draw(dataset: Dataset, table: Table, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], list[str]]:
+def _draw(job: _Job, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], list[str]]:
     """uint8 ``[rows, height, width, channels]`` and what is wrong with them."""
-    out = np.zeros((len(rows), *dataset.image_shape), dtype=np.uint8)
+    dataset, table = job.dataset, job.table
+    shape = (len(rows), *dataset.image_shape)
     if dataset.images is not None:
-        out[:] = _checked(dataset.images(rows), out.shape)
-        return out, []
+        return _checked(dataset.images(rows), shape), []
+    out = np.zeros(shape, dtype=np.uint8)
     problems = []
     for place, row in enumerate(rows.tolist()):
         try:
-            out[place] = _checked(dataset.image(row), out.shape[1:])
+            out[place] = _checked(dataset.image(row), dataset.image_shape)
         except InputError as error:
             where = table.sources[row] if table.sources else table.image_ids[row]
             problems.append(f"{where}: {error}")
@@ -520,35 +320,26 @@ def _checked(image: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uin
     return image
 
 
-def _write_images(
-    dataset: Dataset, table: Table, order: NDArray[np.int64], folder: Path, storage: str, options: _Options
-) -> None:
+def _write_images(job: _Job) -> None:
     """Draw every image, ``CHUNK`` at a time and several chunks at once, and store them in order."""
     problems: list[str] = []
-    chunks = [order[start : start + CHUNK] for start in range(0, len(order), CHUNK)]
-    writer = _raw_writer if storage == "raw" else _jpeg_writer
-    shape = (len(order), *dataset.image_shape)
+    workers = job.options.workers
+    chunks = [job.order[start : start + CHUNK] for start in range(0, len(job.order), CHUNK)]
+    writer = _raw_writer if job.storage == "raw" else _jpeg_writer
     done = 0
-    with ThreadPoolExecutor(options.workers) as pool, writer(folder, shape) as write:
+    with ThreadPoolExecutor(workers) as pool, writer(job.folder, job.shape) as write:
         # A few chunks at a time: finished chunks must not pile up in front of a slow disk.
-        for wave in range(0, len(chunks), options.workers):
-            for pixels, wrong in pool.map(
-                lambda rows: _draw(dataset, table, rows), chunks[wave : wave + options.workers]
-            ):
+        for wave in range(0, len(chunks), workers):
+            for pixels, wrong in pool.map(lambda rows: _draw(job, rows), chunks[wave : wave + workers]):
                 problems += wrong
                 if not problems:
                     write(done, pixels)
                 done += len(pixels)
-                if options.progress is not None:
-                    options.progress(done, len(order))
+                if job.options.progress is not None:
+                    job.options.progress(done, len(job.order))
     if problems:
-        raise InputError(_summary(f"Expected every image of {dataset.name} to be readable", problems))
-
-
-def _summary(expected: str, problems: list[str]) -> str:
-    shown = "\n".join(f"  {problem}" for problem in problems[:10])
-    more = f"\n  ... and {len(problems) - 10} more" if len(problems) > 10 else ""
-    return f"{expected}, got {len(problems)} problems. Correct them and start again:\n{shown}{more}"
+        expected = f"Expected every image of data set {job.dataset.name} to be readable"
+        raise listing(expected, problems)
 
 
 @contextlib.contextmanager
@@ -569,13 +360,14 @@ def _jpeg_writer(folder: Path, shape: tuple[int, int, int, int]) -> Iterator[Cal
 
         def write(start: int, images: NDArray[np.uint8]) -> None:
             for place, image in enumerate(images, start):
-                offsets[place + 1] = offsets[place] + blob.write(_encode_jpeg(image))
+                offsets[place + 1] = offsets[place] + blob.write(encode_jpeg(image))
 
         yield write
     np.save(folder / "images.offsets.npy", offsets)
 
 
-def _write_rows(table: Table, order: NDArray[np.int64], folder: Path) -> None:
+def _write_rows(job: _Job) -> None:
+    table, order, folder = job.table, job.order, job.folder
     write_labels(folder, "labels", table.labels[order], table.labels.shape[1])
     np.save(folder / "owners.npy", table.owners[order].astype(np.int64))
     _write_json(folder / "owner_names.json", table.owner_names)
@@ -586,12 +378,12 @@ def _write_rows(table: Table, order: NDArray[np.int64], folder: Path) -> None:
 
 
 def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=None), encoding="utf-8")
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
-def _write_manifest(
-    dataset: Dataset, table: Table, order: NDArray[np.int64], folder: Path, key: str, storage: str
-) -> None:
+def _write_manifest(job: _Job, key: str) -> None:
+    """Describe every file, wait until all are on the disk, and only then write the manifest."""
+    dataset, table, folder = job.dataset, job.table, job.folder
     counts = [table.splits.count(split) for split in SPLITS]
     ends = np.cumsum(counts).tolist()
     manifest = {
@@ -604,15 +396,15 @@ def _write_manifest(
         "licence": dataset.licence,
         "label_names": list(dataset.label_names),
         "states": STATES,
-        "num_images": len(order),
-        "image": {"shape": list(dataset.image_shape), "dtype": "uint8", "layout": "NHWC", "storage": storage},
+        "num_images": len(job.order),
+        "image": {"shape": list(dataset.image_shape), "dtype": "uint8", "layout": "NHWC", "storage": job.storage},
         "splits": {split: [end - count, end] for split, count, end in zip(SPLITS, counts, ends, strict=True)},
         "report": dict(table.report),
         "files": {path.name: _describe(path) for path in sorted(folder.iterdir())},
     }
     for path in folder.iterdir():
         _sync(path)
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+    _write_json(folder / "manifest.json", manifest)
     _sync(folder / "manifest.json")
     _sync(folder)
 
@@ -680,7 +472,7 @@ def _check_manifest(manifest: Mapping[str, Any]) -> None:
     if manifest["key"] != _stored_key(key, manifest["image"]["storage"]):
         msg = f"its manifest describes corpus {key} but is marked {manifest['key']}"
         raise ValueError(msg)
-    _check_states(manifest["states"])
+    check_states(manifest["states"])
 
 
 def _check_file(path: Path, about: Mapping[str, Any]) -> None:

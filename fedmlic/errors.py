@@ -11,7 +11,7 @@ import difflib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 
 class InputError(ValueError):
@@ -29,3 +29,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f"Did you mean {close[0]!r}?"
     return f"Known: {', '.join(names)}."
+
+
+def listing(expected: str, problems: Sequence[str]) -> InputError:
+    """One error that shows up to ten problems, a line each, and counts them all.
+
+    >>> print(listing("Expected images to be readable", ["a.png: empty"]))
+    Expected images to be readable, got 1 problem. Correct and start again:
+      a.png: empty
+    """
+    lines = [f"  {problem}" for problem in problems[:10]]
+    if len(problems) > 10:
+        lines.append(f"  ... and {len(problems) - 10} more")
+    count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
+    return InputError("\n".join([f"{expected}, got {count}. Correct and start again:", *lines]))
