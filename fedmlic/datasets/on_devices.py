@@ -12,7 +12,7 @@ from fedmlic.dataset import NO_OWNER, Dataset, Table
 
 def on_devices(
     *,
-    image_size: Annotated[int, Field(ge=8, le=1024)] = 64,
+    image_size: Annotated[int, Field(ge=8, le=1024)] = 128,
     channels: Literal[1, 3] = 3,
 ) -> Dataset:
     """The server's side of a deployment whose images never leave their devices.

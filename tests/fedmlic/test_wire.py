@@ -1,0 +1,340 @@
+"""What goes onto Flower's wire comes off it unchanged, and nothing else gets through."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from fedmlic import wire
+from fedmlic.arrays import Layout
+from fedmlic.errors import InputError
+from fedmlic.protocol import HostInfo, Reply, Request, Turn
+from fedmlic.update import Units, Update, Weighting, units_for
+
+LAYOUT = Layout(("backbone", "head.weight", "head.bias"), ((5, 3), (4, 2), (4,)), num_labels=4, num_row_tensors=2)
+TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=20)
+FLOATS = st.floats(width=64, allow_nan=True, allow_infinity=True)
+COUNTS = st.integers(0, 2**62)
+CLIENTS = st.lists(st.integers(0, 2**40), unique=True, max_size=6)
+
+
+def through(content):
+    """The records after Flower's own serialisation."""
+    return recorddict_from_proto(recorddict_to_proto(content))
+
+
+def same(left, right):
+    """Equality that holds for NaN."""
+    return left == right or (math.isnan(left) and math.isnan(right))
+
+
+def float64s(shape):
+    return hnp.arrays(np.float64, shape, elements=FLOATS)
+
+
+@st.composite
+def turns(draw, host="node-1"):
+    return tuple(
+        Turn(
+            client=client,
+            host=host,
+            seconds=draw(FLOATS),
+            num_images=draw(COUNTS),
+            num_annotations=draw(COUNTS),
+            loss=draw(FLOATS),
+            num_steps=draw(COUNTS),
+            metrics=draw(st.dictionaries(TEXT, FLOATS, max_size=3)),
+            error=draw(TEXT),
+        )
+        for client in draw(CLIENTS)
+    )
+
+
+@st.composite
+def updates(draw):
+    return Update(
+        layout=LAYOUT,
+        units=Units(2.0 ** draw(st.integers(0, 30)), 2.0 ** draw(st.integers(0, 30))),
+        sums=torch.from_numpy(draw(float64s(LAYOUT.size))),
+        weight=draw(FLOATS),
+        row_weights=torch.from_numpy(draw(float64s(4))),
+        clients=draw(CLIENTS),
+        num_images=draw(COUNTS),
+        annotations=torch.from_numpy(draw(hnp.arrays(np.int64, 4))),
+        metrics=draw(st.dictionaries(TEXT, FLOATS, max_size=3)),
+    )
+
+
+@st.composite
+def replies(draw):
+    shapes = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
+    arrays = st.dictionaries(TEXT, hnp.arrays(np.int64, shapes), max_size=3)
+    return Reply(draw(turns()), tuple(draw(st.lists(updates(), max_size=2))), draw(arrays))
+
+
+def assert_same_update(left, right):
+    assert left.layout == right.layout
+    assert left.units == right.units
+    for name in ("sums", "row_weights", "annotations"):
+        one, two = getattr(left, name).numpy(), getattr(right, name).numpy()
+        assert one.dtype == two.dtype
+        assert one.tobytes() == two.tobytes()
+    assert same(left.weight, right.weight)
+    assert left.clients == right.clients
+    assert left.num_images == right.num_images
+    assert left.metrics.keys() == right.metrics.keys()
+    assert all(same(left.metrics[name], right.metrics[name]) for name in left.metrics)
+
+
+@settings(deadline=None, max_examples=60)
+@given(replies())
+def test_replies_survive_the_wire_bit_for_bit(reply):
+    got = wire.unpack_reply(through(wire.pack_reply(reply, LAYOUT)), LAYOUT)
+
+    assert len(reply.turns) == len(got.turns)
+    for left, right in zip(reply.turns, got.turns, strict=True):
+        exact = replace(right, seconds=left.seconds, loss=left.loss, metrics=left.metrics)
+        assert exact == left
+        assert same(left.seconds, right.seconds)
+        assert same(left.loss, right.loss)
+        assert left.metrics.keys() == right.metrics.keys()
+        assert all(same(left.metrics[name], right.metrics[name]) for name in left.metrics)
+    assert len(reply.updates) == len(got.updates)
+    for left, right in zip(reply.updates, got.updates, strict=True):
+        assert_same_update(left, right)
+    assert reply.evaluation.keys() == got.evaluation.keys()
+    for name, array in reply.evaluation.items():
+        assert array.shape == got.evaluation[name].shape
+        assert array.tobytes() == got.evaluation[name].tobytes()
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    kind=st.sampled_from(["train", "evaluate"]),
+    number=st.integers(0, 10**6),
+    flat=hnp.arrays(np.float32, LAYOUT.size, elements=st.floats(width=32, allow_nan=True)),
+    clients=CLIENTS,
+    each=st.booleans(),
+    shared=st.sampled_from(["images", "annotations", "uniform"]),
+    rows=st.sampled_from(["shared", "annotations"]),
+)
+def test_requests_survive_the_wire(kind, number, flat, clients, each, shared, rows):
+    request = Request(kind, number, torch.from_numpy(flat), Units(64.0, 8.0), Weighting(shared, rows), each)
+    packed = wire.pack_request(request, clients, LAYOUT, wire.pack_model(request.flat))
+
+    got, asked = wire.unpack_request(through(packed), LAYOUT)
+
+    assert asked == clients
+    assert got.flat.numpy().tobytes() == flat.tobytes()
+    assert replace(got, flat=request.flat) == request
+
+
+@given(clients=CLIENTS, names=st.lists(TEXT, max_size=4), num_hosts=st.integers(0, 100))
+def test_introductions_survive_the_wire(clients, names, num_hosts):
+    ids = np.array(clients, dtype=np.int64)
+    told = wire.Introduction(HostInfo("device-3", ids, ids + 7, tuple(names)), num_hosts, "abc")
+
+    got = wire.unpack_introduction(through(wire.pack_introduction(told)))
+
+    assert got.info.clients.tolist() == clients
+    assert got.info.sizes.tolist() == [client + 7 for client in clients]
+    assert (got.info.host, got.info.label_names) == ("device-3", tuple(names))
+    assert (got.num_hosts, got.code, got.simulated) == (num_hosts, "abc", num_hosts > 0)
+
+
+def test_updates_merge_the_same_before_and_after_the_wire():
+    generator = torch.Generator().manual_seed(3)
+    units = units_for(Weighting(), [5, 9], 4)
+    parts = []
+    for client, count in ((0, 5), (1, 9)):
+        update = Update.zero(LAYOUT, units)
+        flat = torch.randn(LAYOUT.size, generator=generator)
+        known = torch.tensor([count, 0, 1, 2])
+        update.add_client(
+            client, flat, weighting=Weighting(), num_images=count, annotations=known, metrics={"loss": 0.1}
+        )
+        parts.append(update)
+    sent = [wire.unpack_reply(through(wire.pack_reply(Reply((), (p,)), LAYOUT)), LAYOUT).updates[0] for p in parts]
+
+    parts[0].merge(parts[1])
+    sent[1].merge(sent[0])
+
+    zeros = torch.zeros(LAYOUT.size)
+    assert torch.equal(parts[0].mean(zeros), sent[1].mean(zeros))
+
+
+def num_bytes(content):
+    return len(recorddict_to_proto(content).SerializeToString())
+
+
+def test_a_message_costs_one_model_out_and_one_sum_in():
+    """Counted on the serialised messages: everything else is below two kilobytes."""
+    layout = Layout(("weights",), ((100_000,),), num_labels=4, num_row_tensors=0)
+    request = Request("train", 1, torch.randn(layout.size))
+    update = Update.zero(layout, Units(1.0, 1.0))
+    update.sums.normal_()
+    turn = Turn(1, "node-0", metrics={"mAP": 0.5})
+
+    out = num_bytes(wire.pack_request(request, range(10), layout, wire.pack_model(request.flat)))
+    back = num_bytes(wire.pack_reply(Reply((turn,) * 10, (update,)), layout))
+
+    assert 0 <= out - 4 * layout.size < 2000
+    assert 0 <= back - 8 * layout.size < 4000
+
+
+def request_records():
+    request = Request("train", 2, torch.ones(LAYOUT.size))
+    return wire.pack_request(request, [1, 2], LAYOUT, wire.pack_model(request.flat))
+
+
+def reply_records():
+    update = Update.zero(LAYOUT, Units(1.0, 1.0))
+    turn = Turn(4, "node-0", metrics={"mAP": 0.5})
+    return wire.pack_reply(Reply((turn,), (update,), {"bins": np.zeros((2, 2), np.int64)}), LAYOUT)
+
+
+def drop(name):
+    def change(content):
+        del content[name]
+
+    return change
+
+
+def add_record(content):
+    content["patients"] = ConfigRecord({"names": ["Anna"]})
+
+
+def put(record, key, value):
+    def change(content):
+        content[record][key] = value
+
+    return change
+
+
+def array(values, dtype):
+    return Array(np.asarray(values, dtype=dtype))
+
+
+BAD_REQUESTS = {
+    "a missing part": (drop("model"), "parts of request"),
+    "an unknown part": (add_record, "patients"),
+    "an unknown field": (put("request", "lr", 0.1), "lr"),
+    "another version": (put("request", "version", 2), "protocol version"),
+    "another kind": (put("request", "kind", "upload"), "upload"),
+    "a boolean for a number": (put("request", "round", True), "round"),
+    "a short model": (put("model", "flat", array(np.ones(3), np.float32)), "shape"),
+    "a float64 model": (put("model", "flat", array(np.ones(LAYOUT.size), np.float64)), "float32"),
+    "other units": (put("request", "units", [1.0]), "units"),
+    "clients in a table": (put("played", "clients", array([[1]], np.int64)), "shape"),
+}
+
+BAD_REPLIES = {
+    "a missing part": (drop("turns"), "parts of reply"),
+    "an unknown part": (add_record, "patients"),
+    "more updates than parts": (put("reply", "num-updates", 10**12), "number of updates"),
+    "another count of updates": (put("reply", "num-updates", 2), "parts of reply"),
+    "a float32 sum": (put("update-0", "sums", array(np.zeros(LAYOUT.size), np.float32)), "float64"),
+    "a short sum": (put("update-0", "sums", array(np.zeros(3), np.float64)), "shape"),
+    "weights for fewer labels": (put("update-0", "row-weights", array([1.0], np.float64)), "shape"),
+    "a weight in words": (put("update-0-about", "weight", "heavy"), "heavy"),
+    "a whole number for a metric": (put("update-0-metrics", "loss", 1), "loss"),
+    "scores instead of counts": (put("evaluation", "bins", array([0.5], np.float64)), "int64"),
+    "errors of fewer turns": (put("turn-texts", "errors", []), "1 entries"),
+    "a metric of no turn": (put("turns", "metric-turns", array([7], np.int64)), "metrics of turns"),
+    "bytes that are no array": (put("turns", "clients", Array("int64", (1,), "numpy.ndarray", b"no")), "readable"),
+    "another serialisation": (put("turns", "clients", Array("int64", (1,), "pickle", b"x")), "readable"),
+}
+
+
+@pytest.mark.parametrize(("change", "told"), BAD_REQUESTS.values(), ids=BAD_REQUESTS.keys())
+def test_wrong_requests_are_refused(change, told):
+    content = request_records()
+    change(content)
+
+    with pytest.raises(wire.WireError, match=told):
+        wire.unpack_request(through(content), LAYOUT)
+
+
+@pytest.mark.parametrize(("change", "told"), BAD_REPLIES.values(), ids=BAD_REPLIES.keys())
+def test_wrong_replies_are_refused(change, told):
+    content = reply_records()
+    change(content)
+
+    with pytest.raises(wire.WireError, match=told):
+        wire.unpack_reply(through(content), LAYOUT)
+
+
+def test_a_pickle_in_an_array_is_not_loaded():
+    import io  # noqa: PLC0415
+
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    content = reply_records()
+    content["turns"]["clients"] = Array("int64", (1,), "numpy.ndarray", buffer.getvalue())
+
+    with pytest.raises(wire.WireError, match="readable"):
+        wire.unpack_reply(content, LAYOUT)
+
+
+def test_another_network_is_refused_by_name_of_the_cause():
+    other = Layout(LAYOUT.names, ((5, 3), (4, 3), (4,)), num_labels=4, num_row_tensors=2)
+
+    with pytest.raises(wire.WireError, match="image size"):
+        wire.unpack_request(request_records(), other)
+    with pytest.raises(wire.WireError, match="image size"):
+        wire.unpack_reply(reply_records(), other)
+
+
+def test_failures_of_devices_hold_one_line():
+    error = InputError("Expected images to be readable, got 2 problems:\n  /data/anna.png\n  /data/ben.png")
+
+    for simulated in (False, True):
+        with pytest.raises(wire.RemoteError, match="Expected images") as caught:
+            wire.unpack_reply(through(wire.pack_failure(error, simulated=simulated)), LAYOUT)
+
+        assert ("anna" in str(caught.value)) is simulated
+        assert (caught.value.kind, caught.value.simulated) == ("InputError", simulated)
+
+
+def test_the_code_digest_sees_every_changed_file(tmp_path, monkeypatch):
+    for name in wire.PACKAGES:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("")
+    monkeypatch.setattr(wire, "package_folder", lambda name: tmp_path / name)
+    digest = wire.code_digest.__wrapped__
+    first = digest()
+
+    (tmp_path / "clients" / "host.py").write_text("a = 1")
+    second = digest()
+    (tmp_path / "clients" / "host.py").write_text("a = 2")
+    third = digest()
+    (tmp_path / "clients" / "notes.txt").write_text("not code")
+
+    assert len({first, second, third}) == 3
+    assert digest() == third
+
+
+def test_a_foreign_package_is_named(tmp_path, monkeypatch):
+    wire.check_packages(wire.__file__, ["clients", "fedmlic"])
+    monkeypatch.setattr(wire, "package_folder", lambda name: tmp_path / name)
+
+    with pytest.raises(InputError, match=r"package clients to come from .*got the one in"):
+        wire.check_packages(wire.__file__, ["clients"])
+
+
+def test_records_of_another_kind_are_refused():
+    content = RecordDict({"failure": MetricRecord({"kind": 1})})
+    with pytest.raises(wire.WireError, match="ConfigRecord"):
+        wire.unpack_reply(content, LAYOUT)
+    content = request_records()
+    content["model"] = ConfigRecord({"flat": 1})
+    with pytest.raises(wire.WireError, match="ArrayRecord"):
+        wire.unpack_request(content, LAYOUT)
+    assert isinstance(request_records()["model"], ArrayRecord)
