@@ -200,10 +200,11 @@ class Resident:
 
     def check(self) -> None:
         """Raise ``RuntimeError`` if a tensor of the network was replaced, so that its training would be lost."""
+        there = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
         replaced = [
             name
             for name, tensor, view, _ in self._bound
-            if tensor.data_ptr() != view.data_ptr() or tensor.shape != view.shape
+            if there.get(name) is not tensor or tensor.data_ptr() != view.data_ptr() or tensor.shape != view.shape
         ]
         if replaced:
             msg = f"Expected training to change tensors in place, got others in place of {replaced[:5]}. Use copy_()."
