@@ -102,7 +102,7 @@ def test_pack_and_unpack_are_inverse_and_tensors_are_aligned_and_apart(layout, s
     assert layout.num_values == sum(tensor.numel() for tensor in tensors.values())
     owner = torch.zeros(layout.size)
     for _, view in layout.views(owner):
-        view += 1
+        view.add_(1)
     assert owner.sum() == layout.num_values
     assert owner.max() <= 1 if layout.size else True
     rows = [name for name, _ in layout.row_views(flat)]
