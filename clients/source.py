@@ -127,6 +127,7 @@ def _open_simulation(experiment: Experiment, runtime: Runtime, node_config: Mapp
 
 
 def _open_device(experiment: Experiment, node_config: Mapping[str, Setting]) -> Seat:
+    client = client_id(node_config)
     torch.set_num_threads(_integer(node_config, "threads") if "threads" in node_config else 1)
     home = Path(str(node_config["home"])).expanduser() if "home" in node_config else None
     corpus = open_corpus(spec.build("dataset", str(node_config["data"])), home)
@@ -136,7 +137,7 @@ def _open_device(experiment: Experiment, node_config: Mapping[str, Setting]) -> 
         label_names=names or corpus.label_names,
         holdout_fraction=experiment.holdout_fraction,
         seed=experiment.seed,
-        client=client_id(node_config),
+        client=client,
     )
     return _seat(experiment, federation, node_config, str(node_config.get("device", "auto")), 0)
 

@@ -211,6 +211,7 @@ class Rounds:
                 part = ScoreHistograms.from_arrays(reply.evaluation)
                 pooled = part if pooled is None else pooled + part
         turns = list(played.values())
+        turns.sort(key=lambda turn: turn.client)  # a mean must not depend on who answered first
         scores = [float(turn.metrics["mAP"]) for turn in turns if "mAP" in turn.metrics]
         values = {f"client/mAP/{name}": value for name, value in spread(scores).items()}
         if pooled is not None:
@@ -225,7 +226,7 @@ class Rounds:
         self, progress: Progress, turns: list[Turn], evaluation: Evaluation | None, train_seconds: float
     ) -> None:
         self._write_turns(progress.round, turns)
-        good = [turn for turn in turns if not turn.error]
+        good = sorted((turn for turn in turns if not turn.error), key=lambda turn: turn.client)
         if evaluation is not None:
             for split, metrics in evaluation.splits.items():
                 table = {name: np.asarray(column).tolist() for name, column in asdict(metrics.per_label).items()}

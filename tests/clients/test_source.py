@@ -1,0 +1,233 @@
+"""A node knows whether it is a device or a part of a simulation, and answers whatever happens."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Context, RecordDict
+from PIL import Image
+
+from clients import app, source
+from fedmlic import wire
+from fedmlic.errors import InputError
+from fedmlic.experiment import flower_config, split_settings
+from fedmlic.protocol import Request
+from fedmlic.update import units_for
+
+LABELS = ("cat", "dog", "bird")
+NODE = {"partition-id": 1, "num-partitions": 3}
+
+
+@pytest.fixture(autouse=True)
+def _no_seat():
+    app._seats.clear()
+    yield
+    app._seats.clear()
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of 12 small pictures whose annotators know two of the three labels."""
+    rng = np.random.default_rng(0)
+    lines = ["path,dog,cat,split"]
+    for number in range(12):
+        name = f"anna-{number}.png"
+        Image.fromarray(rng.integers(0, 255, (24, 24, 3), dtype=np.uint8)).save(tmp_path / name)
+        lines.append(f"{name},{number % 2},{int(number % 3 == 0)},train")
+    (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+@pytest.fixture
+def device(photos):
+    """The node configuration of a SuperNode beside these pictures."""
+    return {"client": 4, "data": f"folder(root={str(photos)!r}, image_size=24)", "device": "cpu"}
+
+
+@pytest.fixture
+def run_config(settings):
+    def made(**changes):
+        return flower_config(*split_settings(settings(**changes)))
+
+    return made
+
+
+@pytest.fixture
+def deployed(run_config):
+    """The settings of a run on devices."""
+    return run_config(dataset="on_devices(image_size=24)", label_names=", ".join(LABELS), cohort_size=0)
+
+
+def context(node_config, config, run_id=1):
+    return Context(run_id=run_id, node_id=99, node_config=node_config, state=RecordDict(), run_config=config)
+
+
+def request_to(seat, clients, **changes):
+    layout = seat.learner.resident.layout
+    flat = seat.learner.resident.flat.clone()
+    request = Request(
+        **{"kind": "train", "round": 1, "flat": flat, "units": units_for(Request.weighting, [500], 9)} | changes
+    )
+    return wire.pack_request(request, clients, layout, wire.pack_model(request.flat))
+
+
+def ask(seat, where, clients, **changes):
+    answer = app.answer_to(request_to(seat, clients, **changes), where)
+    return wire.unpack_reply(answer, seat.learner.resident.layout)
+
+
+def test_a_simulated_node_can_play_every_client(run_config):
+    seat = source.open_seat(run_config(), NODE)
+    info = seat.host.info()
+
+    assert info.host == "node-1"
+    assert info.clients.tolist() == list(range(6))
+    assert info.sizes.sum() + 48 == 240  # a fifth is held out
+    assert (seat.num_hosts, seat.discreet) == (3, False)
+
+
+def test_a_device_is_one_client_with_the_labels_it_knows(device, deployed):
+    seat = source.open_seat(deployed, device)
+    info = seat.host.info()
+    reply = ask(seat, context(device, deployed), [4])
+
+    assert (info.host, info.clients.tolist(), info.label_names) == ("device-4", [4], LABELS)
+    assert (seat.num_hosts, seat.discreet) == (0, True)
+    assert reply.turns[0].error == ""
+    assert reply.updates[0].clients == [4]
+    # Nobody looked for birds, and columns are in the federation's order.
+    assert reply.updates[0].annotations.tolist() == [int(info.sizes[0]), int(info.sizes[0]), 0]
+
+
+def test_the_client_id_may_come_from_the_partition(device, deployed):
+    del device["client"]
+    with pytest.raises(InputError, match="client id"):
+        source.open_seat(deployed, device)
+
+    assert source.node_name({**device, "partition-id": 7, "num-partitions": 9}) == "device-7"
+
+
+@pytest.mark.parametrize(
+    ("node_config", "told"),
+    [
+        ({}, "name this device's images"),
+        ({"partition-id": 0}, "name this device's images"),
+        ({**NODE, "dta": "folder()"}, "Did you mean 'data'"),
+        ({"data": "folder(root='x')", "client": -1}, "client of --node-config"),
+        ({"data": "folder(root='x')", "client": True}, "client of --node-config"),
+        ({"data": "folder(rot='x')", "client": 0}, "Did you mean 'root'"),
+    ],
+)
+def test_wrong_node_settings_are_named(node_config, told, deployed):
+    with pytest.raises(InputError, match=told):
+        source.open_seat(deployed, node_config)
+
+
+def test_a_device_does_not_follow_the_servers_paths(device, deployed, tmp_path):
+    home = tmp_path / "mine"
+    config = {**deployed, "home": "/nowhere/at/all", "device": "cuda:7", "threads": 64}
+
+    seat = source.open_seat(config, {**device, "home": str(home)})
+
+    assert seat.learner.device == torch.device("cpu")
+    assert (home / "corpora").is_dir()
+
+
+def test_one_seat_serves_all_messages_of_a_run(run_config):
+    config = run_config()
+    first = app.seat_of(context(NODE, config))
+    other_node = app.seat_of(context({**NODE, "partition-id": 2}, config))
+    name = other_node.host.name
+    other_run = app.seat_of(context(NODE, config, run_id=2))
+    other_seed = app.seat_of(context(NODE, run_config(seed=5), run_id=2))
+
+    assert other_node is first
+    assert name == "node-2"
+    assert other_run is not first
+    assert other_seed is not other_run
+    assert len(app._seats) == 1
+
+
+def test_a_message_gets_the_same_update_as_a_direct_call(run_config):
+    where = context(NODE, run_config())
+    seat = app.seat_of(where)
+    direct = source.open_seat(run_config(), NODE).host
+    request = Request("train", 1, seat.learner.resident.flat.clone(), units_for(Request.weighting, [500], 9))
+    expected = direct.play(request, [3, 1])
+
+    reply = ask(seat, where, [3, 1])
+
+    assert [turn.client for turn in reply.turns] == [3, 1]
+    assert torch.equal(expected.updates[0].sums, reply.updates[0].sums)
+    assert expected.updates[0].metrics == reply.updates[0].metrics
+
+
+def test_each_client_apart_when_the_strategy_wants_so(run_config):
+    where = context(NODE, run_config())
+    reply = ask(app.seat_of(where), where, [3, 1], each=True)
+
+    assert [update.clients for update in reply.updates] == [[3], [1]]
+
+
+def test_evaluation_is_counted(run_config):
+    where = context(NODE, run_config())
+    reply = ask(app.seat_of(where), where, [0, 5], kind="evaluate")
+
+    assert [turn.client for turn in reply.turns] == [0, 5]
+    assert set(reply.turns[0].metrics) == {"mAP", "num-evaluable"}
+    assert reply.evaluation
+    assert not reply.updates
+
+
+def test_a_broken_off_message_leaves_nothing_behind(run_config):
+    where = context(NODE, run_config())
+    seat = app.seat_of(where)
+    start = seat.learner.resident.flat.clone()
+    clean = ask(seat, where, [2], flat=start).updates[0]
+    seat.host.turn(Request("train", 1, start, units_for(Request.weighting, [500], 9)), 0)  # and nobody collects
+
+    again = ask(seat, where, [2], flat=start).updates[0]
+
+    assert again.clients == [2]
+    assert torch.equal(clean.sums, again.sums)
+
+
+@pytest.mark.parametrize("tracebacks", [False, True])
+def test_errors_of_a_device_keep_their_traceback_at_home(device, deployed, monkeypatch, caplog, tracebacks):
+    node = {**device, "tracebacks": tracebacks}
+    where = context(node, deployed)
+    seat = app.seat_of(where)
+
+    def fail(*_):
+        msg = "no such thing\n  at /data/anna.png"
+        raise KeyError(msg)
+
+    monkeypatch.setattr(type(seat.host), "_train", fail)
+    with caplog.at_level(logging.ERROR, logger="fedmlic"):
+        turn = ask(seat, where, [4]).turns[0]
+
+    assert turn.error.startswith("KeyError")
+    assert ("test_source.py" in turn.error) is tracebacks
+    assert ("test_source.py" in caplog.text) is not tracebacks
+
+
+def test_a_device_that_cannot_open_its_images_says_so_in_one_line(device, deployed, photos):
+    (photos / "anna-3.png").unlink()
+    content = app._failure(ValueError("x\ny"), context(device, deployed))
+    with pytest.raises(wire.RemoteError, match=r"^ValueError: x$"):
+        wire.unpack_introduction(content)
+
+    with pytest.raises(wire.RemoteError) as caught:
+        wire.unpack_introduction(app.answer_to(RecordDict(), context(device, deployed)))
+
+    assert caught.value.kind == "InputError"
+    assert "anna" not in str(caught.value)
+
+
+def test_messages_of_another_protocol_are_answered(run_config):
+    where = context(NODE, run_config())
+    with pytest.raises(wire.RemoteError, match="WireError") as caught:
+        wire.unpack_reply(app.answer_to(RecordDict(), where), app.seat_of(where).learner.resident.layout)
+
+    assert caught.value.simulated
