@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from fedmlic.method import Local, Method, Task, Trained
 from fedmlic.model import Classifier
+from fedmlic.optimiser import clip_norm, make_optimiser
 from fedmlic.seeds import torch_global_stream
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fedmlic.arrays import Resident
-    from fedmlic.experiment import Experiment
     from fedmlic.shard import Shard
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -57,7 +57,7 @@ def fit(resident: Resident, shard: Shard, local: Local, loss: Loss) -> Trained:
     """
     settings = local.experiment
     network = resident.network.train()
-    optimiser = make_optimiser(resident.parameter, settings, local.round)
+    step = make_optimiser(resident.parameter, settings, local.round)
     total = torch.zeros((), dtype=torch.float64, device=local.device)
     num_steps = 0
     with torch_global_stream(settings.seed, "train/torch", local.client, local.round):
@@ -67,7 +67,7 @@ def fit(resident: Resident, shard: Shard, local: Local, loss: Loss) -> Trained:
             value.backward()  # type: ignore[no-untyped-call]
             if settings.clip_norm > 0:
                 clip_norm(resident.parameter, settings.clip_norm)
-            optimiser.step()
+            step()
             total += value.detach()
             num_steps += 1
     mean = float(total) / max(num_steps, 1)
@@ -125,33 +125,6 @@ def augment(images: Tensor, kind: str, rng: torch.Generator) -> Tensor:
         channel = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
         images = padded[image, channel, rows, columns]
     return images
-
-
-def make_optimiser(parameter: nn.Parameter, settings: Experiment, round_number: int) -> torch.optim.Optimizer:
-    """A fresh optimiser over the flat parameter, at the round's learning rate."""
-    rate = learning_rate(settings, round_number)
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(
-            [parameter], lr=rate, momentum=settings.momentum, weight_decay=settings.weight_decay, foreach=False
-        )
-    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
-    return kind([parameter], lr=rate, weight_decay=settings.weight_decay, foreach=False)
-
-
-def learning_rate(settings: Experiment, round_number: int) -> float:
-    """The local learning rate in round 1, 2, ...: constant, or half a cosine over the rounds."""
-    if settings.schedule == "constant":
-        return settings.learning_rate
-    progress = (round_number - 1) / settings.num_rounds
-    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def clip_norm(parameter: nn.Parameter, limit: float) -> None:
-    """Scale the gradient in place so that its Euclidean norm is at most ``limit``."""
-    gradient = parameter.grad
-    if gradient is not None:
-        norm = torch.linalg.vector_norm(gradient)
-        gradient.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
 
 
 def classifier(loss: Callable[[Tensor, Tensor], Tensor], *, pool: str = "mean") -> Method:
