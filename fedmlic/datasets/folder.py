@@ -66,6 +66,9 @@ WIDE_VALUES = {
 
 EXIF_ORIENTATION = 0x0112
 
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
+"""What Pillow raises for a damaged file, besides its own exceptions."""
+
 
 class _Row(NamedTuple):
     """One line of the CSV: its number and its cells by column, stripped."""
@@ -160,7 +163,7 @@ class _Reader:
         path = posixpath.normpath(text)
         if not text:
             self.wrong(row, "no path")
-        elif posixpath.isabs(text) or ntpath.splitdrive(text)[0] or path.startswith("..") or path == ".":
+        elif posixpath.isabs(text) or ntpath.splitdrive(text)[0] or path.split("/")[0] in {".", ".."}:
             self.wrong(row, f"{row.cells['path']!r} is not a path below the folder")
         elif not (self.root / path).is_file():
             self.wrong(row, f"no image {path!r}")
@@ -255,7 +258,7 @@ def _decode(path: Path, size: int, channels: int, resize: str) -> NDArray[np.uin
     except UnidentifiedImageError:
         msg = "Expected an image, got a file that Pillow does not recognise. Replace it or take it out of the table."
         raise InputError(msg) from None
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+    except (*UNREADABLE, Image.DecompressionBombError) as error:
         msg = f"Expected an undamaged image, got: {error}. Replace it or take it out of the table."
         raise InputError(msg) from error
     return np.asarray(small, dtype=np.uint8).reshape(size, size, channels)
@@ -300,11 +303,14 @@ def _report(files: list[Path]) -> dict[str, object]:
     for file in files:
         try:
             with Image.open(file) as picture:
-                modes[picture.mode] += 1
-                turned += picture.getexif().get(EXIF_ORIENTATION, 1) != 1
-                several += getattr(picture, "n_frames", 1) > 1
-        except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError):
-            modes["unreadable"] += 1
+                # Pillow decodes a whole PNG to look for EXIF behind its pixels.
+                exif = picture.getexif() if picture.format != "PNG" else {}
+                found = picture.mode, exif.get(EXIF_ORIENTATION, 1) != 1, getattr(picture, "n_frames", 1) > 1
+        except (*UNREADABLE, Image.DecompressionBombError):
+            found = "unreadable", False, False
+        modes[found[0]] += 1
+        turned += found[1]
+        several += found[2]
     counts = dict(sorted(modes.items()))
     return {"modes": counts, "exif_turned": turned, "several_frames": several, "pillow": PIL.__version__}
 
