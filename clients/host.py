@@ -117,12 +117,13 @@ class Host:
         trained = self._learner.method.train(resident, shard, local)
         resident.check()
         annotations = torch.from_numpy(shard.annotations)
-        if self._total is None:
+        total = self._total
+        if total is None:
             units = request.units
             if request.each:
                 units = units_for(request.weighting, [shard.num_images], shard.num_labels)
-            self._total = Update.zero(resident.layout, units, self._learner.device)
-        self._total.add_client(
+            total = Update.zero(resident.layout, units, self._learner.device)
+        total.add_client(
             client,
             resident.flat,
             weighting=request.weighting,
@@ -130,6 +131,7 @@ class Host:
             annotations=annotations,
             metrics={"loss": trained.loss, "steps": float(trained.num_steps), **trained.metrics},
         )
+        self._total = total  # only now: if the first client is refused there is no sum, not an empty one
         return {
             "num_images": shard.num_images,
             "num_annotations": int(annotations.sum()),

@@ -1,0 +1,341 @@
+"""A host plays clients: each alone, all added up, no failure spreads."""
+
+import gc
+
+import numpy as np
+import pytest
+import torch
+
+from clients.host import Host
+from fedmlic.federation import local_federation
+from fedmlic.histograms import ScoreHistograms
+from fedmlic.labels import known
+from fedmlic.learner import build_learner
+from fedmlic.protocol import Request
+from fedmlic.update import Weighting, units_for
+from sim.run import open_federation
+from strategies.server import build_server
+
+FAULTY = """
+import sys
+import torch
+from torch import nn
+from fedmlic.methods.bce import known_entries_loss
+from fedmlic.method import Trained
+from fedmlic.training import classifier
+
+
+def endless():
+    endless()
+
+
+def faulty(*, clients: str = "", how: str = "none"):
+    base = classifier(known_entries_loss)
+    marked = {int(client) for client in clients.split(",") if client}
+
+    def train(resident, shard, local):
+        trained = base.train(resident, shard, local)
+        if shard.client not in marked:
+            return trained
+        network = resident.network
+        with torch.no_grad():
+            if how == "raise":
+                raise ValueError("these data are bad")
+            if how == "nan":
+                resident.flat[3] = float("nan")
+            if how == "inf":
+                network.head.bias[1] = float("inf")
+            if how == "large":
+                network.head.bias[0] = 1e30
+            if how == "shape":
+                network.head.bias.data = torch.zeros(3)
+            if how == "swap":
+                network.head.weight.data = torch.zeros_like(network.head.weight)
+            if how == "memory":
+                raise MemoryError
+            if how == "device-memory":
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            if how == "exit":
+                sys.exit("bye")
+            if how == "recursion":
+                endless()
+            if how == "nothing":
+                return None
+            if how == "metric":
+                return Trained(float("nan"), 3, {})
+            if how == "text":
+                return Trained(0.5, 3, {"extra": "much"})
+        if how == "gradients":
+            network.zero_grad(set_to_none=True)
+        return trained
+
+    return base._replace(train=train)
+"""
+FAILURES = {
+    "raise": "ValueError: these data are bad",
+    "nan": "ValueError: Expected trained tensors to be finite",
+    "inf": "ValueError: Expected trained tensors to be finite",
+    "large": "ValueError: Expected trained tensors to be finite",
+    "shape": "RuntimeError: Expected training to change tensors in place",
+    "swap": "RuntimeError: Expected training to change tensors in place",
+    "memory": "MemoryError: ",
+    "device-memory": "OutOfMemoryError: CUDA out of memory",
+    "exit": "SystemExit: bye",
+    "recursion": "RecursionError: ",
+    "nothing": "AttributeError: ",
+    "metric": "ValueError: Expected the metric loss to be finite",
+    "text": "TypeError: ",
+}
+
+
+@pytest.fixture
+def host(tiny, plug):
+    """A function: a host over the tiny experiment."""
+    plug("faulty", FAULTY)
+
+    def make(**changes):
+        experiment, runtime = tiny(**changes)
+        server = build_server(experiment, runtime)
+        return Host("test", experiment, open_federation(experiment, runtime, server.corpus), server.learner)
+
+    return make
+
+
+def request_for(host, kind="train", number=1, *, each=False, seed=None, weighting=None):
+    flat = host._learner.resident.flat.clone()
+    if seed is not None:
+        flat += 0.01 * torch.randn(flat.shape, generator=torch.Generator().manual_seed(seed))
+    weighting = weighting or Weighting("annotations", "annotations")
+    units = units_for(weighting, host.info().sizes.tolist(), 10)
+    return Request(kind, number, flat, units, weighting, each=each)
+
+
+def bits(update):
+    return (
+        update.sums.numpy().tobytes(),
+        update.weight,
+        update.row_weights.tolist(),
+        sorted(update.clients),
+        update.num_images,
+        update.annotations.tolist(),
+        update.metrics,
+    )
+
+
+def test_it_says_whom_it_can_play(host):
+    made = host()
+
+    info = made.info()
+
+    assert (info.host, info.clients.tolist()) == ("test", [0, 1, 2, 3, 4, 5])
+    assert info.sizes.tolist() == [made._federation.shard(client).num_images for client in range(6)]
+    assert info.label_names == made._federation.label_names
+
+
+def test_a_device_is_the_client_it_was_told_to_be(tiny):
+    experiment, runtime = tiny()
+    server = build_server(experiment, runtime)
+    names = server.corpus.label_names
+    federation = local_federation(server.corpus, label_names=names, holdout_fraction=0.1, seed=0, client=7)
+    made = Host("device", experiment, federation, server.learner)
+
+    assert made.info().clients.tolist() == [7]
+    assert made.info().sizes.tolist() == [federation.shard(7).num_images]
+    request = Request("train", 1, server.learner.resident.flat.clone(), units_for(Weighting(), [216], 10))
+    reply = made.play(request, [7])
+    assert not reply.turns[0].error
+    assert reply.updates[0].clients == [7]
+
+
+def test_together_is_the_sum_of_each_alone_in_any_order(host):
+    made = host()
+    request = request_for(made)
+    together = made.play(request, [0, 1, 2, 3]).updates
+    backward = made.play(request, [3, 1, 2, 0]).updates
+    alone = [made.play(request, [client]).updates[0] for client in (2, 0, 3, 1)]
+    for update in alone[1:]:
+        alone[0].merge(update)
+
+    assert len(together) == len(backward) == 1
+    assert bits(together[0]) == bits(backward[0]) == bits(alone[0])
+
+
+def test_a_client_trains_the_same_whoever_trained_before(host):
+    made, fresh = host(), host()
+    made.play(request_for(made, number=3, seed=1), [5, 0])
+    made.play(request_for(made, "evaluate", number=3, seed=1), [1, 2])
+
+    request = request_for(fresh, number=4, seed=2)
+
+    assert bits(made.play(request, [2]).updates[0]) == bits(fresh.play(request, [2]).updates[0])
+
+
+def test_rounds_and_clients_draw_different_batches(host):
+    made = host()
+    results = {
+        made.play(request_for(made, number=number, seed=1), [client]).updates[0].sums.numpy().tobytes()
+        for number in (1, 2)
+        for client in (0, 1)
+    }
+
+    assert len(results) == 4
+
+
+@pytest.mark.parametrize("how", FAILURES)
+def test_a_failing_client_is_one_failed_turn_and_the_others_do_not_notice(host, how):
+    made = host(method=f"faulty.faulty(clients='1', how='{how}')")
+    without = host(method="faulty.faulty()")
+
+    reply = made.play(request_for(made), [0, 1, 2])
+
+    errors = [turn.error for turn in reply.turns]
+    assert [bool(error) for error in errors] == [False, True, False]
+    assert errors[1].startswith(FAILURES[how])
+    assert "Traceback" in errors[1]
+    assert bits(reply.updates[0]) == bits(without.play(request_for(without), [0, 2]).updates[0])
+    again = made.play(request_for(made, number=2), [3])
+    assert bits(again.updates[0]) == bits(without.play(request_for(without, number=2), [3]).updates[0])
+
+
+def test_a_client_that_drops_its_gradients_does_not_stop_the_next_from_learning(host):
+    made, without = host(method="faulty.faulty(clients='1', how='gradients')"), host(method="faulty.faulty()")
+    request = request_for(made)
+
+    assert bits(made.play(request, [1, 2]).updates[0]) == bits(without.play(request, [1, 2]).updates[0])
+
+
+def test_when_all_fail_there_is_no_update(host):
+    made = host(method="faulty.faulty(clients='0,1', how='nan')")
+
+    reply = made.play(request_for(made), [0, 1])
+
+    assert reply.updates == ()
+    assert all(turn.error for turn in reply.turns)
+
+
+def test_each_update_by_itself_when_asked(host):
+    made = host(method="faulty.faulty(clients='1', how='raise')")
+    request = request_for(made, each=True, weighting=Weighting("uniform"))
+
+    replies = [made.turn_alone(request, client) for client in (0, 1, 2)]
+
+    assert [len(reply.updates) for reply in replies] == [1, 0, 1]
+    assert [reply.turns[0].client for reply in replies] == [0, 1, 2]
+    assert replies[2].updates[0].clients == [2]
+    assert made.collect().updates == ()
+
+
+def test_a_client_without_a_single_annotation_takes_part_without_a_say(host):
+    made = host(regime="random_missing(known_fraction=0.0)")
+    request = request_for(made)
+
+    reply = made.play(request, [0, 1])
+
+    assert [turn.error for turn in reply.turns] == ["", ""]
+    assert [turn.num_annotations for turn in reply.turns] == [0, 0]
+    assert torch.equal(reply.updates[0].mean(request.flat), request.flat)
+
+
+def test_held_out_images_are_scored_exactly_and_never_trained_on(host):
+    made = host()
+    flat = request_for(made, seed=4).flat
+
+    reply = made.play(Request("evaluate", 1, flat), [0, 3])
+
+    learner, federation = made._learner, made._federation
+    expected = None
+    for turn, client in zip(reply.turns, (0, 3), strict=True):
+        shard = federation.shard(client)
+        learner.resident.load(flat)
+        part = ScoreHistograms.of(learner.predict(shard.images, shard.holdout_rows), shard.holdout_labels)
+        expected = part if expected is None else expected + part
+        assert turn.num_images == len(shard.holdout_rows) > 0
+        assert turn.num_annotations == known(shard.holdout_labels).sum()
+        assert not set(shard.holdout_rows) & set(shard.rows)
+    for name, array in expected.to_arrays().items():
+        assert np.array_equal(array, reply.evaluation[name])
+    assert reply.updates == ()
+
+
+def test_clients_without_held_out_images_can_be_asked_all_the_same(host):
+    made = host(holdout_fraction=0.0)
+
+    reply = made.play(request_for(made, "evaluate"), [0])
+
+    assert not reply.turns[0].error
+    assert reply.turns[0].num_images == 0
+    assert np.isnan(reply.turns[0].metrics["mAP"])
+
+
+def test_an_unknown_client_is_a_failed_turn(host):
+    reply = host().play(request_for(host()), [77])
+
+    assert "Expected client to be 0 to 5, got 77" in reply.turns[0].error
+
+
+LOOKS = """
+from fedmlic.method import Trained
+from fedmlic.methods.bce import known_entries_loss
+from fedmlic.training import classifier
+import torch
+
+
+def looks():
+    base = classifier(known_entries_loss)
+
+    def train(resident, shard, local):
+        incoming = local.incoming()
+        assert not incoming.training
+        assert not any(p.requires_grad for p in incoming.parameters())
+        before = {n: p.clone() for n, p in incoming.named_parameters()}
+        for name, value in resident.network.named_parameters():
+            assert torch.equal(before[name], value), name
+        trained = base.train(resident, shard, local)
+        for name, value in local.incoming().named_parameters():
+            assert torch.equal(before[name], value), name
+        return trained
+
+    return base._replace(train=train)
+"""
+
+
+def test_the_incoming_model_is_the_rounds_and_stays_as_it_came(host, plug):
+    plug("looks", LOOKS)
+    made = host(method="looks.looks()", model="small_cnn(width=4, num_blocks=0, norm='pooled')")
+
+    for number in (1, 2, 3):
+        reply = made.play(request_for(made, number=number, seed=number), [0, 1])
+        assert [turn.error for turn in reply.turns] == ["", ""]
+
+
+def test_progress_is_told_turn_by_turn(host):
+    made = host()
+    seen = []
+
+    made.play(request_for(made), [2, 0], on_turn=lambda turn: seen.append(turn.client))
+
+    assert seen == [2, 0]
+
+
+def test_many_turns_do_not_gather_memory(host):
+    made = host(local_steps=1, batch_size=4)
+    made.play(request_for(made), [0])
+    gc.collect()
+    before = sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+    for number in range(40):
+        made.play(request_for(made, number=number + 1), [0, 1])
+    gc.collect()
+
+    assert sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()) <= before + 2
+
+
+def test_the_learner_is_the_same_in_every_process(tiny):
+    experiment, _ = tiny()
+    first = build_learner(experiment, ("a", "b"), (24, 24, 3))
+    torch.manual_seed(99)
+    torch.rand(5)
+
+    second = build_learner(experiment, ("a", "b"), (24, 24, 3))
+
+    assert torch.equal(first.resident.flat, second.resident.flat)
