@@ -62,7 +62,12 @@ class RunFolder:
     def settings(self) -> tuple[Experiment, Runtime]:
         """The experiment and runtime this run was started with."""
         found = read_json(self.path / "experiment.json")
-        return split_settings({**found["experiment"], **found["runtime"]})
+        try:
+            values = {**found["experiment"], **found["runtime"]}
+        except (KeyError, TypeError):
+            msg = f"Expected {self.path / 'experiment.json'} to hold settings, got something else. Restore it."
+            raise InputError(msg) from None
+        return split_settings(values)
 
     # --- events -------------------------------------------------------------------
 
@@ -78,11 +83,15 @@ class RunFolder:
         """All complete events so far; NaN comes back as NaN."""
         if not self.events_path.exists():
             return
-        with self.events_path.open(encoding="utf-8") as log:
-            for line in log:
+        with self.events_path.open(encoding="utf-8", errors="replace") as log:
+            for number, line in enumerate(log, 1):
                 if not line.endswith("\n"):
                     return  # the writer was killed in the middle of this line
-                yield json.loads(line)
+                try:
+                    yield json.loads(line)
+                except json.JSONDecodeError as error:
+                    msg = f"Expected line {number} of {self.events_path} to be JSON, got damaged content ({error})."
+                    raise InputError(msg) from None
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """The ``rounds``, ``clients`` and ``labels`` tables, made from the events.
@@ -138,14 +147,14 @@ class RunFolder:
 
     def identity(self) -> str:
         """The hash of the experiment this folder belongs to."""
-        return str(read_json(self.path / "experiment.json")["identity"])
+        return str(read_json(self.path / "experiment.json").get("identity"))
 
     def checkpoints(self) -> list[int]:
         """Rounds that have a complete checkpoint, ascending."""
         if not self.checkpoint_folder.exists():
             return []
-        stems = [file.stem for file in self.checkpoint_folder.glob("round-*.json")]
-        return sorted(int(stem.removeprefix("round-")) for stem in stems)
+        numbers = [file.stem.removeprefix("round-") for file in self.checkpoint_folder.glob("round-*.json")]
+        return sorted(int(number) for number in numbers if number.isdecimal())
 
     def checkpoint_values(self, number: int) -> dict[str, Any]:
         """The values of the checkpoint of round ``number``, without its tensors."""
@@ -169,7 +178,7 @@ class RunFolder:
             raise InputError(msg)
         file = stem.with_suffix(".safetensors")
         data = file.read_bytes() if file.exists() else b""
-        if hashlib.sha256(data).hexdigest() != manifest["sha256"]:
+        if hashlib.sha256(data).hexdigest() != manifest.get("sha256") or manifest.get("round") != number:
             msg = f"Expected {file} to have the hash its manifest states, got another. Delete both files and resume."
             raise InputError(msg)
         return load(data), manifest
@@ -184,26 +193,44 @@ class RunFolder:
                 stem.with_suffix(".safetensors").unlink(missing_ok=True)
 
     def rewind(self, events_bytes: int) -> None:
-        """Cut the event log back to what it was at a checkpoint, and clear what was half-written."""
-        if self.events_path.exists():
+        """Cut the event log back to what it was at a checkpoint, and clear what was half-written.
+
+        Raises:
+            InputError: the log is shorter than it was then.
+        """
+        there = self.events_path.stat().st_size if self.events_path.exists() else 0
+        if there < events_bytes:
+            msg = (
+                f"Expected {self.events_path} to have at least the {events_bytes} bytes of the last checkpoint, "
+                f"got {there}. Restore it from a copy."
+            )
+            raise InputError(msg)
+        if there > events_bytes:
             with self.events_path.open("r+b") as log:
                 log.truncate(events_bytes)
-        for leftover in [*self.path.glob(".*.tmp"), *self.checkpoint_folder.glob(".*.tmp")]:
+        orphans = [
+            file
+            for file in self.checkpoint_folder.glob("round-*.safetensors")
+            if not file.with_suffix(".json").exists()
+        ]
+        for leftover in [*self.path.glob(".*.tmp"), *self.checkpoint_folder.glob(".*.tmp"), *orphans]:
             leftover.unlink(missing_ok=True)
 
 
-def create(path: Path, experiment: Experiment, runtime: Runtime) -> RunFolder:
-    """Make the folder of a new run.
+def create(path: Path | None, experiment: Experiment, runtime: Runtime) -> RunFolder:
+    """Make the folder of a new run: ``path``, or one named by date and time.
 
     Raises:
-        InputError: it exists and is not empty.
+        InputError: it exists and is not empty, or cannot be made.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        advice = f"Use 'fedmlic resume {path}' or another --out." if is_run(path) else "Choose another --out."
-        msg = f"Expected the run folder {path} to be new or empty, got one with files in it. {advice}"
-        raise InputError(msg)
-    path.mkdir(parents=True, exist_ok=True)
-    write_json(path / "environment.json", environment())
+    if path is None:
+        path = _reserve()
+    check_new(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        msg = f"Expected the run folder {path} to be makeable, got {error}. Choose another --out."
+        raise InputError(msg) from None
     settings = {
         "schema": SCHEMA,
         "identity": experiment.identity(),
@@ -211,7 +238,34 @@ def create(path: Path, experiment: Experiment, runtime: Runtime) -> RunFolder:
         "runtime": runtime.model_dump(),
     }
     write_json(path / "experiment.json", settings)
+    write_json(path / "environment.json", environment())
     return RunFolder(path)
+
+
+def check_new(path: Path) -> None:
+    """Raise ``InputError`` unless ``path`` is free for a new run."""
+    if not path.exists():
+        return
+    # A run that was killed while it made its folder leaves at most a hidden file.
+    if path.is_dir() and all(entry.name.startswith(".") for entry in path.iterdir()):
+        return
+    advice = f"Use 'fedmlic resume {path}' or another --out." if is_run(path) else "Choose another --out."
+    msg = f"Expected the run folder {path} to be new or empty, got one with files in it. {advice}"
+    raise InputError(msg)
+
+
+def _reserve() -> Path:
+    """A new empty folder of default name; two runs that start at once get two."""
+    while True:
+        path = default_path()
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            msg = f"Expected the folder {path} to be makeable, got {error}. Choose one with --out."
+            raise InputError(msg) from None
+        return path
 
 
 def open_run(path: Path) -> RunFolder:

@@ -75,7 +75,7 @@ def read_recipe(name: str) -> dict[str, Any]:
         raise InputError(msg)
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         msg = f"Expected {path} to be TOML, got an error: {error}."
         raise InputError(msg) from None
     return {key.replace("_", "-"): value for key, value in found.items()}
@@ -98,8 +98,8 @@ def _errors() -> Iterator[None]:
         _fail(str(error), EXIT_INPUT)
     except KeyboardInterrupt:
         _fail("Interrupted. The last checkpoint is kept; 'fedmlic resume RUN' goes on.", EXIT_INTERRUPTED)
-    except RuntimeError as error:
-        # RunFailedError and worker deaths: the cause is in the text, the rest in the event log.
+    except (RuntimeError, OSError) as error:
+        # RunFailedError, worker deaths, a full disk: the cause is in the text, the rest in the event log.
         if os.environ.get("FEDMLIC_TRACEBACK"):
             raise
         _fail(f"{type(error).__name__}: {error}", EXIT_FAILED)
@@ -115,7 +115,7 @@ def _terminate(signum: int, frame: object) -> NoReturn:
 def _fail(text: str, code: int) -> NoReturn:
     from rich.console import Console  # noqa: PLC0415
 
-    Console(stderr=True).print(text, style="red", highlight=False, soft_wrap=True)
+    Console(stderr=True).print(text, style="red", highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(code)
 
 
@@ -138,7 +138,6 @@ def run(
     """Run an experiment: build the data if it is not there, train, evaluate, record."""
     with _errors():
         from fedmlic.experiment import split_settings  # noqa: PLC0415
-        from fedmlic.record import default_path  # noqa: PLC0415
 
         values = read_settings(settings or [])
         options = {"engine": engine, "workers": workers, "gpus-per-worker": gpus_per_worker}
@@ -146,7 +145,7 @@ def run(
         if out is not None:
             values["out"] = str(out)
         experiment, runtime = split_settings(values)
-        folder = Path(runtime.out) if runtime.out else default_path()
+        folder = Path(runtime.out).expanduser() if runtime.out else None
         _finish(_run(experiment, runtime, folder, resume_from=None), json_output=json_output)
 
 
@@ -165,14 +164,14 @@ def resume(
         _finish(_run(None, None, path, resume_from=kept), json_output=json_output)
 
 
-def _run(experiment: Any, runtime: Any, folder: Path, resume_from: dict[str, Any] | None) -> dict[str, Any]:  # noqa: ANN401
+def _run(experiment: Any, runtime: Any, folder: Path | None, resume_from: dict[str, Any] | None) -> dict[str, Any]:  # noqa: ANN401
     from rich.console import Console  # noqa: PLC0415
 
     from sim import run as engine  # noqa: PLC0415
     from sim.console import Display  # noqa: PLC0415
 
     with Display(Console(stderr=True)) as display:
-        if resume_from is not None:
+        if folder is not None and resume_from is not None:
             return engine.resume(folder, display, resume_from)
         return engine.run(experiment, runtime, folder, display)
 
@@ -190,7 +189,7 @@ def _finish(result: dict[str, Any], *, json_output: bool) -> None:
     line = spread_line(result["metrics"])
     if line:
         console.print(line, highlight=False)
-    console.print(f"run folder: {result['run']}", highlight=False, soft_wrap=True)
+    console.print(f"run folder: {result['run']}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -219,6 +218,7 @@ def list_entries(
     """List data sets, partitions, regimes, models, methods and strategies."""
     with _errors():
         from rich.console import Console  # noqa: PLC0415
+        from rich.markup import escape  # noqa: PLC0415
         from rich.table import Table  # noqa: PLC0415
 
         from sim.catalogue import everything, settings  # noqa: PLC0415
@@ -239,9 +239,9 @@ def list_entries(
             table.add_column("name", style="bold", no_wrap=True)
             table.add_column("summary")
             for entry in entries:
-                table.add_row(entry.name, entry.summary)
+                table.add_row(entry.name, escape(entry.summary))
                 if entry.arguments:
-                    table.add_row("", f"[dim]{entry.call}[/]")
+                    table.add_row("", f"[dim]{escape(entry.call)}[/]")
             console.print(table)
             console.print()
         if catalogue is None:
@@ -249,7 +249,7 @@ def list_entries(
             for title in ("key", "default", "what it is"):
                 table.add_column(title)
             for key, (default, about) in settings().items():
-                table.add_row(key, str(default), about)
+                table.add_row(key, escape(str(default)), escape(about))
             console.print(table)
 
 
@@ -279,6 +279,7 @@ def predict(
     """Label images with a run's model (the best on validation)."""
     with _errors():
         from rich.console import Console  # noqa: PLC0415
+        from rich.markup import escape  # noqa: PLC0415
 
         from sim.predict import predict as label  # noqa: PLC0415
 
@@ -288,10 +289,11 @@ def predict(
             return
         console = Console()
         for entry in found["images"]:
-            console.print(f"[bold]{entry['image']}[/]", highlight=False, soft_wrap=True)
+            console.print(f"[bold]{escape(entry['image'])}[/]", highlight=False, soft_wrap=True)
             for item in entry["labels"][:10]:
                 mark = "●" if item["probability"] >= found["threshold"] else "○"
-                console.print(f"  {mark} {item['probability']:.3f}  {item['label']}", highlight=False)
+                line = f"  {mark} {item['probability']:.3f}  {item['label']}"
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

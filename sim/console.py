@@ -83,7 +83,7 @@ class Display(Watch):
             self._bars.update(self._rounds_task, description=f"building {what}", completed=done, total=total)
         elif done == total or time.monotonic() - self._last_built > 5:
             self._last_built = time.monotonic()
-            self._console.print(f"building {what}: {done}/{total}", highlight=False)
+            self._console.print(f"building {what}: {done}/{total}", highlight=False, markup=False)
 
     def started(self, folder: RunFolder, experiment: Experiment, resumed_round: int) -> None:
         """Show what is run and where it is recorded."""
@@ -93,11 +93,11 @@ class Display(Watch):
             f"{experiment.dataset} split by {experiment.partition}, annotated under {experiment.regime}, "
             f"trained by {experiment.method}, merged by {experiment.strategy}"
         )
-        self._console.print(sentence, style="dim", highlight=False, soft_wrap=True)
+        self._console.print(sentence, style="dim", highlight=False, markup=False, soft_wrap=True)
         where = f"run folder: {folder.path}"
         if resumed_round:
             where += f" (resumed after round {resumed_round})"
-        self._console.print(where, highlight=False, soft_wrap=True)
+        self._console.print(where, highlight=False, markup=False, soft_wrap=True)
         if self._bars is not None:
             self._bars.update(
                 self._rounds_task, description="rounds", completed=resumed_round, total=experiment.num_rounds
@@ -110,7 +110,8 @@ class Display(Watch):
         self._done.add(turn.client)
         if turn.error:
             reason = turn.error.splitlines()[0]
-            self._console.print(f"round {round_number}: client {turn.client} failed: {reason}", style="yellow")
+            line = f"round {round_number}: client {turn.client} failed: {reason}"
+            self._console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
         if self._bars is not None:
             self._bars.update(self._clients_task, completed=len(self._done), total=total, visible=True)
 
@@ -128,7 +129,7 @@ class Display(Watch):
         else:
             failed = f", {values['num-failed']} failed" if values["num-failed"] else ""
             line = f"round {done}/{self._num_rounds}  clients {values['num-clients']}{failed}  {note}"
-            self._console.print(line, highlight=False)
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def results_table(result: Mapping[str, Any]) -> Table:

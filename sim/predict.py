@@ -15,6 +15,7 @@ from fedmlic.record import RunFolder, open_run
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from fedmlic.learner import Learner
 
@@ -53,21 +54,15 @@ def load_predictor(path: Path, round_number: int | None = None) -> Predictor:
     Raises:
         InputError: not a run, no checkpoint yet, or a damaged or foreign one.
     """
-    from safetensors import safe_open  # noqa: PLC0415
-
     from fedmlic.learner import build_learner  # noqa: PLC0415
     from strategies.server import MODEL  # noqa: PLC0415
 
     folder = open_run(path)
     number = _checkpoint(folder, round_number)
     tensors, values = folder.load_checkpoint(number)
-    with safe_open(path / "frozen.safetensors", framework="pt") as frozen:
-        about = frozen.metadata()
-        frozen_tensors = {name: frozen.get_tensor(name) for name in frozen.keys()}  # noqa: SIM118  (not a mapping)
-    label_names = tuple(json.loads(about["label_names"]))
-    height, width, channels = json.loads(about["image_shape"])
+    frozen_tensors, label_names, image_shape = _frozen(path)
     experiment, _ = folder.settings()
-    learner = build_learner(experiment, label_names, (height, width, channels))
+    learner = build_learner(experiment, label_names, image_shape)
     layout = learner.resident.layout
     model = {name.removeprefix(MODEL): tensor for name, tensor in tensors.items() if name.startswith(MODEL)}
     learner.resident.load(layout.pack(model))
@@ -109,10 +104,21 @@ def predict(path: Path, images: Sequence[Path], round_number: int | None = None)
 
 def load_shape(path: Path) -> tuple[int, int, int]:
     """Height, width and channels of the images that a run's network wants."""
-    from safetensors import safe_open  # noqa: PLC0415
+    _checkpoint(open_run(path), None)
+    return _frozen(path)[2]
 
-    folder = open_run(path)
-    _checkpoint(folder, None)
-    with safe_open(path / "frozen.safetensors", framework="np") as frozen:
-        height, width, channels = json.loads(frozen.metadata()["image_shape"])
-    return height, width, channels
+
+def _frozen(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...], tuple[int, int, int]]:
+    """What a run keeps besides its checkpoints: frozen tensors, label names, image shape."""
+    from safetensors import SafetensorError, safe_open  # noqa: PLC0415
+
+    file = path / "frozen.safetensors"
+    try:
+        with safe_open(file, framework="pt") as frozen:
+            about = frozen.metadata()
+            tensors = {name: frozen.get_tensor(name) for name in frozen.keys()}  # noqa: SIM118  (not a mapping)
+        height, width, channels = json.loads(about["image_shape"])
+        return tensors, tuple(json.loads(about["label_names"])), (height, width, channels)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        msg = f"Expected {file} to be as the run wrote it, got {error}. Restore it from a copy."
+        raise InputError(msg) from None

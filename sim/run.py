@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from fedmlic.errors import InputError
 from fedmlic.experiment import home_of, split_settings
-from fedmlic.record import Listener, RunFolder, create, open_run, read_json
+from fedmlic.record import Listener, RunFolder, check_new, create, open_run, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,13 +92,15 @@ def build_host(name: str, settings: dict[str, Any], label_names: tuple[str, ...]
     return Host(name, experiment, open_federation(experiment, runtime, server.corpus), server.learner)
 
 
-def run(experiment: Experiment, runtime: Runtime, out: Path, watch: Watch | None = None) -> dict[str, Any]:
-    """Run ``experiment`` into the new folder ``out`` and return what ``--json`` prints.
+def run(experiment: Experiment, runtime: Runtime, out: Path | None, watch: Watch | None = None) -> dict[str, Any]:
+    """Run ``experiment`` into the new folder ``out`` (``runs/DATE-TIME`` if None); return what ``--json`` prints.
 
     Raises:
         InputError: bad configuration or data; nothing was written to ``out``.
         RunFailedError: a round could not be completed; ``resume`` goes on from the checkpoint.
     """
+    if out is not None:
+        check_new(out)  # before minutes are spent on data
     return _play(experiment, runtime, lambda: create(out, experiment, runtime), watch or Watch())
 
 
@@ -117,7 +119,7 @@ def resume(path: Path, watch: Watch | None = None, changes: Mapping[str, Any] | 
     if (path / "result.json").exists():
         return read_json(path / "result.json")
     experiment, runtime = folder.settings()
-    runtime = runtime.model_copy(update=dict(changes or {}))
+    experiment, runtime = split_settings({**experiment.model_dump(), **runtime.model_dump(), **(changes or {})})
     return _play(experiment, runtime, lambda: folder, watch or Watch())
 
 
@@ -125,14 +127,16 @@ def _play(
     experiment: Experiment, runtime: Runtime, open_folder: Callable[[], RunFolder], watch: Watch
 ) -> dict[str, Any]:
     workers = _start_workers(experiment, runtime) if runtime.engine == "ray" else None
-    transport: Transport | None = workers
     try:
         from strategies.server import build_server, serve  # noqa: PLC0415  (imports torch)
 
         server = build_server(experiment, runtime, lambda done, total: watch.building("images", done, total))
         federation = open_federation(experiment, runtime, server.corpus)
+        _check_cohort(experiment, federation)
+        transport: Transport
         if workers is not None:
             workers.setup(experiment, tuple(server.learner.task.label_names))
+            transport = workers
         else:
             transport = _in_process(experiment, server, federation)
         folder = open_folder()
@@ -141,8 +145,18 @@ def _play(
             serve(server, transport, folder, watch.turn)
         return read_json(folder.path / "result.json")
     finally:
-        if transport is not None:
-            transport.close()
+        if workers is not None:
+            workers.close()
+
+
+def _check_cohort(experiment: Experiment, federation: Federation) -> None:
+    """With num-clients 0 only the partition knows how many clients there are."""
+    if experiment.cohort_size > federation.num_clients:
+        msg = (
+            f"Expected cohort-size to be at most the {federation.num_clients} clients that "
+            f"{experiment.partition} made, got {experiment.cohort_size}. Lower it, or use 0 for all clients."
+        )
+        raise InputError(msg)
 
 
 def _start_workers(experiment: Experiment, runtime: Runtime) -> RayWorkers:

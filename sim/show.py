@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from fedmlic.record import open_run, read_json
@@ -58,9 +59,10 @@ def show(found: Mapping[str, Any], console: Console) -> None:
     """Print ``summary`` as tables."""
     experiment = found["experiment"]
     names = ("dataset", "partition", "regime", "model", "method", "strategy")
-    console.print(f"[bold]{found['run']}[/]  {found['status']} {found['reason']}", soft_wrap=True, highlight=False)
+    head = f"[bold]{escape(found['run'])}[/]  {found['status']} {escape(found['reason'])}"
+    console.print(head, soft_wrap=True, highlight=False)
     for name in names:
-        console.print(f"  {name:<10} {experiment[name]}", highlight=False, soft_wrap=True)
+        console.print(f"  {name:<10} {experiment[name]}", highlight=False, markup=False, soft_wrap=True)
     console.print(
         f"  {experiment['num_clients']} clients, {experiment['cohort_size'] or 'all'} a round, "
         f"{experiment['num_rounds']} rounds, seed {experiment['seed']}",
@@ -99,7 +101,7 @@ def _labels(split: str, event: Mapping[str, Any]) -> Table:
     columns = [event[name] for name in ("ap", "precision", "recall", "f1", "num_present", "num_known")]
     rows = list(zip(event["label"], *columns, strict=True))
     for label, *values in rows[: 4 * MAX_ROWS]:
-        table.add_row(label, *[number(v) for v in values[:4]], *[str(v) for v in values[4:]])
+        table.add_row(escape(label), *[number(v) for v in values[:4]], *[str(v) for v in values[4:]])
     if len(rows) > 4 * MAX_ROWS:
         table.caption = f"{len(rows) - 4 * MAX_ROWS} more labels in labels.parquet"
     return table
@@ -110,5 +112,5 @@ def _failures(failures: list[dict[str, Any]]) -> Table:
     for title in ("round", "client", "host", "reason"):
         table.add_column(title)
     for event in failures[-MAX_ROWS:]:
-        table.add_row(str(event["round"]), str(event["client"]), event["host"], event["error"].splitlines()[0])
+        table.add_row(str(event["round"]), str(event["client"]), event["host"], escape(event["error"].splitlines()[0]))
     return table

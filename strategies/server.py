@@ -97,13 +97,22 @@ class FolderRecord:
         tensors = {MODEL + name: view for name, view in layout.views(progress.state.flat)}
         tensors |= {MEMORY + name: tensor for name, tensor in progress.state.memory.items()}
         best = None if math.isinf(progress.best_value) else progress.best_value
-        values = {"best_round": progress.best_round, "best_value": best, "seconds": progress.seconds}
+        values = {
+            "corpus": self._server.corpus.key,
+            "best_round": progress.best_round,
+            "best_value": best,
+            "seconds": progress.seconds,
+        }
         self._folder.save_checkpoint(progress.round, tensors, values)
         self._folder.prune_checkpoints(self._server.runtime.keep_checkpoints, progress.best_round)
 
 
 def start_of(folder: RunFolder, server: Server) -> Progress:
-    """Where a run goes on: its last checkpoint, or the initial model if there is none yet."""
+    """Where a run goes on: its last checkpoint, or the initial model if there is none yet.
+
+    Raises:
+        InputError: the checkpoint is damaged, or of another experiment or of other images.
+    """
     layout = server.learner.resident.layout
     numbers = folder.checkpoints()
     if not numbers:
@@ -112,6 +121,12 @@ def start_of(folder: RunFolder, server: Server) -> Progress:
         _write_frozen(folder, server)
         return Progress(0, server.strategy.init(flat, layout))
     tensors, values = folder.load_checkpoint(numbers[-1])
+    if values["corpus"] != server.corpus.key:
+        msg = (
+            f"Expected the images and labels that {folder.path} was started with (corpus {values['corpus']}), "
+            f"got others (corpus {server.corpus.key}). Restore them, or start a new run."
+        )
+        raise InputError(msg)
     folder.rewind(values["events_bytes"])
     model = {name.removeprefix(MODEL): tensor for name, tensor in tensors.items() if name.startswith(MODEL)}
     memory = {name.removeprefix(MEMORY): tensor for name, tensor in tensors.items() if name.startswith(MEMORY)}
