@@ -28,7 +28,6 @@ import hashlib
 import json
 import ntpath
 import posixpath
-import struct
 from collections import Counter
 from dataclasses import dataclass
 from io import StringIO
@@ -40,12 +39,12 @@ from pydantic import Field
 
 from fedmlic.dataset import NO_OWNER, SPLITS, Dataset, Table
 from fedmlic.errors import InputError, listing, nearest
+from fedmlic.images import UNREADABLE, Resize, decode
 from fedmlic.labels import ABSENT, PRESENT, UNCERTAIN, UNKNOWN
 from fedmlic.seeds import stream
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from PIL.Image import Image as Picture
 
 VERSION = "1"
 RESERVED = ("path", "labels", "owner", "split")
@@ -65,9 +64,6 @@ WIDE_VALUES = {
 """What a cell of the wide form may say, besides nothing."""
 
 EXIF_ORIENTATION = 0x0112
-
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
-"""What Pillow raises for a damaged file, besides its own exceptions."""
 
 
 class _Row(NamedTuple):
@@ -246,53 +242,6 @@ def _deal(paths: list[str], owners: NDArray[np.int64], fractions: tuple[float, f
     return splits
 
 
-def _decode(path: Path, size: int, channels: int, resize: str) -> NDArray[np.uint8]:
-    """uint8 ``[size, size, channels]``."""
-    from PIL import Image, UnidentifiedImageError  # noqa: PLC0415  (only a build decodes)
-
-    try:
-        with Image.open(path) as picture:
-            # JPEG decoders shrink by 2, 4 or 8 almost for free; twice the size keeps detail for the filter.
-            picture.draft(None, (2 * size, 2 * size))
-            small = _fit(_upright(picture, channels), size, resize)
-    except UnidentifiedImageError:
-        msg = "Expected an image, got a file that Pillow does not recognise. Replace it or take it out of the table."
-        raise InputError(msg) from None
-    except (*UNREADABLE, Image.DecompressionBombError) as error:
-        msg = f"Expected an undamaged image, got: {error}. Replace it or take it out of the table."
-        raise InputError(msg) from error
-    return np.asarray(small, dtype=np.uint8).reshape(size, size, channels)
-
-
-def _upright(picture: Picture, channels: int) -> Picture:
-    """The picture as a person sees it, in 8 bits per channel."""
-    from PIL import Image, ImageOps  # noqa: PLC0415
-
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode == "F":
-        raise ValueError("floating-point pixels have no fixed range; save it with 8 or 16 bits")
-    if picture.mode.startswith("I"):
-        values = np.asarray(picture).astype(np.int64)
-        if values.size and (values.min() < 0 or values.max() > 65535):
-            msg = f"grey values {values.min()} to {values.max()}; save it with 8 or 16 bits"
-            raise ValueError(msg)
-        picture = Image.fromarray(np.round(values / 257).astype(np.uint8))
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture)
-    return picture.convert("RGB" if channels == 3 else "L")
-
-
-def _fit(picture: Picture, size: int, resize: str) -> Picture:
-    from PIL import Image, ImageOps  # noqa: PLC0415
-
-    if resize == "crop":
-        return ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)
-    if resize == "pad":
-        return ImageOps.pad(picture, (size, size), Image.Resampling.BILINEAR)
-    return picture.resize((size, size), Image.Resampling.BILINEAR)
-
-
 def _report(files: list[Path]) -> dict[str, object]:
     """Modes, turned images and frames, from the files' headers; unreadable ones fail later, by name."""
     import PIL  # noqa: PLC0415
@@ -335,7 +284,7 @@ def folder(
     blank: Literal["unknown", "absent"] = "unknown",
     label_names: list[str] | None = None,
     image_size: Annotated[int, Field(ge=8, le=1024)] = 128,
-    resize: Literal["squash", "crop", "pad"] = "squash",
+    resize: Resize = "squash",
     channels: Literal[1, 3] = 3,
     val_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.1,
     test_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.1,
@@ -392,6 +341,6 @@ def folder(
         label_names=tuple(names),
         image_shape=(image_size, image_size, channels),
         table=table,
-        image=lambda row: _decode(files[row], image_size, channels, resize),
+        image=lambda row: decode(files[row], image_size, channels, resize),
         licence="yours",
     )

@@ -1,0 +1,96 @@
+"""From an image file to the bytes that networks see: one policy for every data set and for prediction.
+
+A picture is turned upright (EXIF), 16-bit grey is scaled, transparency lies on black, and the
+result is squared to one size. A file that cannot be read whole is an error, never a
+blank image.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from fedmlic.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from PIL.Image import Image as Picture
+
+Resize = Literal["squash", "crop", "pad"]
+"""Change the aspect, cut the longer side around the centre, or add black bars."""
+
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
+"""What Pillow raises for a damaged file, besides its own exceptions."""
+
+
+def decode(path: Path, size: int, channels: int, resize: Resize) -> NDArray[np.uint8]:
+    """uint8 ``[size, size, channels]``."""
+    from PIL import Image, UnidentifiedImageError  # noqa: PLC0415  (only a build decodes)
+
+    try:
+        with Image.open(path) as picture:
+            # JPEG decoders shrink by 2, 4 or 8 almost for free; twice the size keeps detail for the filter.
+            picture.draft(None, (2 * size, 2 * size))
+            small = _fit(_upright(picture, channels), size, resize)
+    except UnidentifiedImageError:
+        msg = "Expected an image, got a file that Pillow does not recognise. Replace it or take it out of the table."
+        raise InputError(msg) from None
+    except (*UNREADABLE, Image.DecompressionBombError) as error:
+        msg = f"Expected an undamaged image, got: {error}. Replace it or take it out of the table."
+        raise InputError(msg) from error
+    return np.asarray(small, dtype=np.uint8).reshape(size, size, channels)
+
+
+def _upright(picture: Picture, channels: int) -> Picture:
+    """The picture as a person sees it, in 8 bits per channel."""
+    from PIL import Image, ImageOps  # noqa: PLC0415
+
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode == "F":
+        raise ValueError("floating-point pixels have no fixed range; save it with 8 or 16 bits")
+    if picture.mode.startswith("I"):
+        values = np.asarray(picture).astype(np.int64)
+        if values.size and (values.min() < 0 or values.max() > 65535):
+            msg = f"grey values {values.min()} to {values.max()}; save it with 8 or 16 bits"
+            raise ValueError(msg)
+        picture = Image.fromarray(np.round(values / 257).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture)
+    return picture.convert("RGB" if channels == 3 else "L")
+
+
+def _fit(picture: Picture, size: int, resize: Resize) -> Picture:
+    from PIL import Image, ImageOps  # noqa: PLC0415
+
+    if resize == "crop":
+        return ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)
+    if resize == "pad":
+        return ImageOps.pad(picture, (size, size), Image.Resampling.BILINEAR)
+    return picture.resize((size, size), Image.Resampling.BILINEAR)
+
+
+def read_images(paths: Sequence[Path], shape: tuple[int, int, int], resize: Resize = "squash") -> NDArray[np.uint8]:
+    """uint8 ``[images, height, width, channels]`` of image files, as a corpus would store them.
+
+    Raises:
+        InputError: naming every file that is missing or unreadable.
+    """
+    height, _, channels = shape
+    images, problems = [], []
+    for path in paths:
+        if not path.is_file():
+            problems.append(f"{path}: no such file")
+            continue
+        try:
+            images.append(decode(path, height, channels, resize))
+        except (InputError, ValueError) as error:
+            problems.append(f"{path}: {error}")
+    if problems:
+        msg = f"Expected {len(paths)} readable images, got {len(problems)} problems: {'; '.join(problems[:10])}"
+        raise InputError(msg)
+    return np.stack(images)
