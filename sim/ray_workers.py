@@ -93,6 +93,7 @@ class Worker:
         import torch  # noqa: PLC0415
 
         request, flat = packed
+        self._request = None  # should the copy fail, nobody must train on the last round's model
         self._request = replace(request, flat=torch.from_numpy(np.array(flat)))
         if self._host is not None:
             self._host.collect()  # forget what a broken-off round left behind
@@ -126,12 +127,14 @@ class _Seat:
     Attributes:
         name: of the seat; a replacement takes it over with a number added.
         actor: the handle.
+        begun: the call that gives the actor the round's model.
         played: clients whose turns are in the actor's uncollected sum.
         pending: chunk under way by call.
     """
 
     name: str
     actor: Any
+    begun: Any = None
     played: list[int] = field(default_factory=list)
     pending: dict[Any, list[int]] = field(default_factory=dict)
 
@@ -149,6 +152,7 @@ class RayWorkers:
 
     def __init__(self, num_workers: int, runtime: Runtime) -> None:
         self._ray = start_ray(num_workers, runtime.gpus_per_worker)
+        self._deaths = (self._ray.exceptions.RayActorError, self._ray.exceptions.OutOfMemoryError)
         self._runtime = runtime
         self._remote = self._ray.remote(Worker)
         self._seats = [_Seat(f"worker-{i}", self._new_actor(f"worker-{i}")) for i in range(num_workers)]
@@ -181,7 +185,7 @@ class RayWorkers:
         suspects: Counter[int] = Counter()
         for seat in self._seats:
             seat.played, seat.pending = [], {}
-            seat.actor.begin.remote(model)
+            seat.begun = seat.actor.begin.remote(model)
         while queue or any(seat.pending or seat.played for seat in self._seats):
             self._hand_out(queue)
             if any(seat.pending for seat in self._seats):
@@ -218,11 +222,14 @@ class RayWorkers:
 
     def _gather(self, request: Request, model: Any, queue: deque[list[int]], suspects: Counter[int]) -> Iterator[Reply]:  # noqa: ANN401
         calls = [call for seat in self._seats for call in seat.pending]
-        for call in self._ray.wait(calls, num_returns=1)[0]:
+        ready = self._ray.wait(calls, num_returns=1, timeout=self._runtime.round_timeout)[0]
+        if not ready:
+            self._kill_silent()
+        for call in ready:
             seat = next(seat for seat in self._seats if call in seat.pending)
             try:
                 turns, sums = self._ray.get(call)
-            except self._ray.exceptions.RayActorError as error:
+            except self._deaths as error:
                 yield from self._bury(seat, model, queue, suspects, error)
                 continue
             chunk = seat.pending.pop(call)
@@ -237,7 +244,7 @@ class RayWorkers:
         for call, seat in calls.items():
             try:
                 sums, evaluation = self._ray.get(call)
-            except self._ray.exceptions.RayActorError as error:
+            except self._deaths as error:
                 yield from self._bury(seat, model, queue, Counter(), error)
                 continue
             seat.played = []
@@ -269,15 +276,23 @@ class RayWorkers:
             if len(running) == 1 and suspects[client] > 1:
                 reason = f"WorkerDied: {seat.name} died while it played client {client} alone ({type(error).__name__})"
                 failed.append(Turn(client, seat.name, error=reason))
+                self._deaths_in_a_row = 0  # the cause is found
             else:
-                queue.append([client])
+                # At once and alone: whoever killed it is found before it kills another.
+                queue.appendleft([client])
         queue.extend([client] for client in [*seat.played, *(c for chunk in waiting for c in chunk)])
         seat.played, seat.pending = [], {}
         seat.name = f"{seat.name.split('+', maxsplit=1)[0]}+{self._num_deaths}"
         seat.actor = self._new_actor(seat.name)
         seat.actor.setup.remote(*self._arguments())
-        seat.actor.begin.remote(model)
+        seat.begun = seat.actor.begin.remote(model)
         yield Reply(tuple(failed))
+
+    def _kill_silent(self) -> None:
+        """Kill whoever plays on and on; calls under way then end as those of any dead worker."""
+        for seat in self._seats:
+            if seat.pending and self._ray.wait([seat.begun], timeout=0)[0]:
+                self._ray.kill(seat.actor)
 
 
 def start_ray(num_workers: int, gpus_per_worker: float) -> Any:  # noqa: ANN401  (the ray module, imported late)
