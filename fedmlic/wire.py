@@ -17,6 +17,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -386,6 +387,8 @@ def _unpack_update(content: RecordDict, stem: str, layout: Layout) -> Update:
 def pack_failure(error: BaseException, *, simulated: bool) -> RecordDict:
     """An answer in place of any other: what went wrong; from a device one line, without a traceback."""
     text = str(error) if simulated else first_line(str(error))
+    if simulated and not isinstance(error, InputError):
+        text += "\n" + "".join(traceback.format_exception(error)).strip()
     return RecordDict({"failure": ConfigRecord({"kind": type(error).__name__, "text": text, "simulated": simulated})})
 
 

@@ -9,6 +9,8 @@ client has failed this round and is asked again in the next. Every wait is bound
 
 from __future__ import annotations
 
+import gc
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
@@ -143,38 +145,50 @@ class FlowerTransport:
         if not self._simulated:
             self._find_returned()
         model = wire.pack_model(request.flat)
-        hosts, waiting = set(self._infos), list(clients)
-        # A dead Ray actor stays in Flower's pool, so a second try goes to as many nodes as answered.
-        for last in (False, True) if self._simulated else (True,):
-            answered, lost = set(), {}
-            for host, share, reply in self._share_out(request, waiting, hosts, model):
-                if isinstance(reply, Reply):
-                    answered.add(host)
-                    yield reply
-                else:
-                    lost.update(dict.fromkeys(share, (host, reply)))
-            if not lost:
-                return
-            hosts, waiting = answered or hosts, list(lost)
-            if last:
-                yield Reply(tuple(Turn(c, host, error=f"NodeFailed: {host}: {why}") for c, (host, why) in lost.items()))
+        lost: dict[int, Turn] = {}
+        answered: set[str] = set()
+        yield from self._try(request, model, self._shares(clients), lost, answered)
+        again, hosts = (list(lost), sorted(answered or self._infos)) if self._simulated else ([], [])
+        for start in range(0, len(again), max(len(hosts), 1)):
+            # One by one, so that a client that kills its worker takes no other along.
+            replace_dead_actors()
+            batch = {host: [client] for host, client in zip(hosts, again[start : start + len(hosts)], strict=False)}
+            yield from self._try(request, model, batch, lost, answered)
+        if lost:
+            replace_dead_actors()
+            yield Reply(tuple(lost.values()))
 
     def close(self) -> None:
         """Nothing to let go of: the connection is Flower's."""
 
-    def _share_out(
-        self, request: Request, clients: Sequence[int], hosts: set[str], model: ArrayRecord
-    ) -> Iterator[tuple[str, list[int], Reply | str]]:
-        """Send one message per host; yield host, its clients, and its reply or why there is none."""
+    def _shares(self, clients: Sequence[int]) -> dict[str, list[int]]:
+        """Who plays whom."""
         costs: dict[int, float] = {}
         for info in self._infos.values():
             costs.update(zip(info.clients.tolist(), info.sizes.tolist(), strict=True))
-        able = {name: None if self._simulated else set(self._infos[name].clients.tolist()) for name in hosts}
-        shares = deal(clients, costs, able)
+        able = {name: None if self._simulated else set(info.clients.tolist()) for name, info in self._infos.items()}
+        return deal(clients, costs, able)
+
+    def _try(
+        self,
+        request: Request,
+        model: ArrayRecord,
+        shares: Mapping[str, list[int]],
+        lost: dict[int, Turn],
+        answered: set[str],
+    ) -> Iterator[Reply]:
+        """Send one message per host and yield the replies; keep note of who answered and whom that leaves lost."""
         exchange = _Exchange(self._grid, self._runtime.round_timeout)
         exchange.send({host: self._message(request, host, share, model) for host, share in shares.items()})
         for host, answer in exchange.until_answered():
-            yield host, shares[host], self._read(request, host, shares[host], answer)
+            reply = self._read(request, host, shares[host], answer)
+            if isinstance(reply, str):
+                lost.update({c: Turn(c, host, error=f"NodeFailed: {host}: {reply}") for c in shares[host]})
+                continue
+            answered.add(host)
+            for client in shares[host]:
+                lost.pop(client, None)
+            yield reply
 
     def _message(self, request: Request, host: str, share: list[int], model: ArrayRecord) -> Message:
         content = wire.pack_request(request, share, self.layout, model)
@@ -284,3 +298,27 @@ class FlowerTransport:
             if who.info.host in missing and who.code == wire.code_digest():
                 self._nodes[who.info.host] = node
         self._strangers |= present - set(self._nodes.values())
+
+
+def replace_dead_actors() -> int:
+    """Put new Ray actors in the place of dead ones, if Flower's simulation runs in this process.
+
+    Flower 1.41 hands a dead actor back to its pool, which gives it out first ever after,
+    and has no way to ask for another. Call it while no message is under way.
+
+    Returns:
+        How many were replaced.
+    """
+    module = sys.modules.get("flwr.simulation.ray_transport.ray_actor")
+    if module is None:
+        return 0
+    pools = [found for found in gc.get_objects() if type(found) is module.BasicActorPool]
+    count = 0
+    for pool in pools:
+        for place, actor in enumerate(pool.pool):
+            try:
+                module.ray.get(actor.__ray_ready__.remote())
+            except module.ray.exceptions.RayActorError:
+                pool.pool[place] = pool.create_actor_fn()
+                count += 1
+    return count

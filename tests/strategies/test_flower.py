@@ -187,7 +187,7 @@ def test_what_a_simulated_node_does_not_answer_is_played_by_another(simulation, 
 
 
 def test_when_every_node_fails_twice_the_clients_have_failed(simulation):
-    _, transport = simulation({"train": [crash, crash]}, {"train": [crash, silence]})
+    _, transport = simulation({"train": [crash] * 3}, {"train": [crash, silence, silence]})
     turns, update = gather(transport, ready(transport), [0, 1, 2, 3])
 
     assert sorted(turns) == [0, 1, 2, 3]
@@ -384,7 +384,7 @@ def test_a_run_through_flowers_records_has_the_hash_of_one_in_process(simulation
 
 def test_starting_again_goes_on_from_the_checkpoint(simulation, play, tmp_path, monkeypatch):
     expected = play(tmp_path / "whole")
-    faults = {"train": [None, None, *[crash] * 2]}
+    faults = {"train": [None, None, *[crash] * 5]}
     grid, _ = simulation(faults)
     config = {**grid.run_config, "out": str(tmp_path / "run")}
     grid.run_config = config
@@ -400,7 +400,7 @@ def test_starting_again_goes_on_from_the_checkpoint(simulation, play, tmp_path, 
     _, outcome = server_app.play(grid, config)
 
     assert outcome.weights_sha256 == expected["weights_sha256"]
-    assert next(iter(grid.nodes.values())).asked.count("train") == 2 + 2 + 2
+    assert next(iter(grid.nodes.values())).asked.count("train") == 2 + 5 + 2
 
 
 def test_a_relative_out_is_refused(simulation):
