@@ -166,6 +166,7 @@ class RunFolder:
         Raises:
             InputError: it is missing, damaged or of another experiment.
         """
+        from safetensors import SafetensorError  # noqa: PLC0415
         from safetensors.torch import load  # noqa: PLC0415
 
         stem = self.checkpoint_folder / f"round-{number:05d}"
@@ -181,7 +182,11 @@ class RunFolder:
         if hashlib.sha256(data).hexdigest() != manifest.get("sha256") or manifest.get("round") != number:
             msg = f"Expected {file} to have the hash its manifest states, got another. Delete both files and resume."
             raise InputError(msg)
-        return load(data), manifest
+        try:
+            return load(data), manifest
+        except SafetensorError as error:
+            msg = f"Expected {file} to be safetensors, got {error}. Delete both files and resume."
+            raise InputError(msg) from None
 
     def prune_checkpoints(self, keep: int, best: int) -> None:
         """Delete all checkpoints but the ``keep`` last ones and the ``best``."""
