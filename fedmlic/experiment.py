@@ -89,7 +89,11 @@ class Experiment(BaseModel):
 
 
 class Runtime(BaseModel):
-    """Where and how fast a run is computed; changes nothing in its weights on the CPU."""
+    """Where and how fast a run is computed.
+
+    Engine and workers change nothing in the weights. Another ``device``, or another number
+    of ``threads`` in one process, rounds differently.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -1,0 +1,332 @@
+"""Killed runs go on to the weights of the run that nobody killed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from fedmlic.errors import InputError
+from fedmlic.record import RunFolder, open_run, read_json
+from sim import run as engine
+from strategies import rounds, server
+
+ROUNDS = 6
+SLOW = """
+import time
+from fedmlic.methods.bce import known_entries_loss
+from fedmlic.training import classifier
+
+
+def slow(*, seconds: float = 0.0):
+    base = classifier(known_entries_loss)
+
+    def train(resident, shard, local):
+        time.sleep(seconds)
+        return base.train(resident, shard, local)
+
+    return base._replace(train=train)
+"""
+
+
+@pytest.fixture(scope="module")
+def whole(play, tmp_path_factory):
+    """The undisturbed run: (folder, result)."""
+    path = tmp_path_factory.mktemp("whole") / "run"
+    return path, play(path, num_rounds=ROUNDS)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: no handler of the program catches it."""
+
+
+def broken_at(monkeypatch, play, out, target, name, call, **changes):
+    """Run into ``out`` and break off when ``target.name`` is called the ``call``-th time."""
+    original, calls = getattr(target, name), []
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == call:
+            raise Killed
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(target, name, counted)
+        with pytest.raises(Killed):
+            play(out, **{"num_rounds": ROUNDS, **changes})
+
+
+MOMENTS = {
+    "before the frozen tensors": (server, "_write_frozen", 1),
+    "in the first round": (rounds.Rounds, "_updates", 1),
+    "before the first checkpoint": (RunFolder, "save_checkpoint", 1),
+    "between two rounds": (rounds, "sample_cohort", 4),
+    "after the events and before the checkpoint": (RunFolder, "save_checkpoint", 3),
+    "after the checkpoint and before pruning": (RunFolder, "prune_checkpoints", 4),
+    "in the final evaluation": (rounds.Rounds, "_evaluate_clients", 1),
+    "before the tables": (RunFolder, "write_tables", 1),
+    "before the result": (server, "write_json", 1),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_broken_off_at_a_chosen_moment(monkeypatch, play, whole, tmp_path, moment):
+    path, expected = whole
+    out = tmp_path / "run"
+    target, name, call = MOMENTS[moment]
+
+    broken_at(monkeypatch, play, out, target, name, call)
+    result = engine.resume(out)
+
+    assert expected["weights_sha256"] == result["weights_sha256"]
+    assert expected["metrics"] == pytest.approx(result["metrics"], nan_ok=True)
+    assert (expected["best_round"], expected["rounds"]) == (result["best_round"], result["rounds"])
+    first, second = (without_time(folder) for folder in (path, out))
+    assert first == second, "the log should not tell that the run was interrupted"
+    assert all((out / f"{name}.parquet").exists() for name in ("rounds", "clients", "labels"))
+
+
+def without_time(path):
+    """Events of rounds, clients and labels without durations."""
+    return [
+        {key: value for key, value in event.items() if "seconds" not in key}
+        for event in RunFolder(path).events()
+        if event["event"] in {"round", "client", "labels", "clients-evaluated"}
+    ]
+
+
+@pytest.mark.parametrize("half", ["tensors-tmp", "tensors", "manifest-tmp"])
+def test_broken_off_while_a_checkpoint_was_written(monkeypatch, play, whole, tmp_path, half):
+    out = tmp_path / "run"
+    broken_at(monkeypatch, play, out, RunFolder, "save_checkpoint", 4)
+    folder = out / "checkpoints"
+    data = (folder / "round-00003.safetensors").read_bytes()
+    if half == "tensors-tmp":
+        (folder / ".round-00004.safetensors.tmp").write_bytes(data[:100])
+    else:
+        (folder / "round-00004.safetensors").write_bytes(data)
+    if half == "manifest-tmp":
+        (folder / ".round-00004.json.tmp").write_text('{"schema": 1, "round": 4')
+    with (out / "events.jsonl").open("a") as log:
+        log.write('{"event":"round","rou')
+
+    assert whole[1]["weights_sha256"] == engine.resume(out)["weights_sha256"]
+    assert not list(out.rglob(".*.tmp"))
+
+
+@pytest.mark.parametrize("strategy", ["fedavg()", "loss_weighted()"])
+def test_every_strategy_resumes(monkeypatch, play, tmp_path, strategy):
+    change = {"strategy": strategy, "optimizer": "sgd", "schedule": "cosine", "augmentation": "shift"}
+    expected = play(tmp_path / "whole", num_rounds=ROUNDS, **change)
+
+    broken_at(monkeypatch, play, tmp_path / "run", RunFolder, "save_checkpoint", 3, **change)
+
+    assert expected["weights_sha256"] == engine.resume(tmp_path / "run")["weights_sha256"]
+
+
+def test_interrupted_again_and_again(monkeypatch, play, whole, tmp_path):
+    out = tmp_path / "run"
+    broken_at(monkeypatch, play, out, RunFolder, "save_checkpoint", 2)
+    for _ in range(3):
+        with monkeypatch.context() as patch:
+            original, calls = RunFolder.prune_checkpoints, []
+
+            def second(*args, original=original, calls=calls):
+                calls.append(1)
+                if len(calls) == 2:
+                    raise Killed
+                original(*args)
+
+            patch.setattr(RunFolder, "prune_checkpoints", second)
+            try:
+                engine.resume(out)
+            except Killed:
+                continue
+
+    assert whole[1]["weights_sha256"] == engine.resume(out)["weights_sha256"]
+
+
+def test_a_complete_run_is_not_played_again(whole, monkeypatch):
+    path, expected = whole
+    monkeypatch.setattr(engine, "_play", None)
+
+    assert expected == engine.resume(path)
+
+
+def test_time_spent_before_the_kill_counts(monkeypatch, play, tmp_path):
+    out = tmp_path / "run"
+    broken_at(monkeypatch, play, out, RunFolder, "save_checkpoint", 4)
+    spent = open_run(out).checkpoint_values(3)["seconds"]
+
+    assert engine.resume(out)["seconds"] > spent > 0
+
+
+@pytest.fixture
+def interrupted(monkeypatch, play, tmp_path):
+    """The folder of a run that was killed before its fourth checkpoint."""
+    out = tmp_path / "run"
+    broken_at(monkeypatch, play, out, RunFolder, "save_checkpoint", 4)
+    return out
+
+
+def test_a_damaged_checkpoint_is_an_error_and_deleting_it_helps(interrupted, whole):
+    last = interrupted / "checkpoints" / "round-00003"
+    last.with_suffix(".safetensors").write_bytes(b"rubbish")
+
+    with pytest.raises(InputError, match="Delete both files and resume"):
+        engine.resume(interrupted)
+    last.with_suffix(".safetensors").unlink()
+    last.with_suffix(".json").unlink()
+
+    assert whole[1]["weights_sha256"] == engine.resume(interrupted)["weights_sha256"]
+
+
+def test_a_checkpoint_of_another_experiment_is_an_error(interrupted, play, tmp_path):
+    play(tmp_path / "other", num_rounds=5)
+    for file in (tmp_path / "other" / "checkpoints").iterdir():
+        shutil.copy(file, interrupted / "checkpoints")
+
+    with pytest.raises(InputError, match="belong to this run's experiment"):
+        engine.resume(interrupted)
+
+
+def test_other_images_than_at_the_start_are_an_error(interrupted):
+    """A folder of images can change between the kill and the resume."""
+    for file in (interrupted / "checkpoints").glob("*.json"):
+        values = read_json(file)
+        values["corpus"] = "0" * 12
+        file.write_text(json.dumps(values))
+
+    with pytest.raises(InputError, match=r"images and labels that .* was started with"):
+        engine.resume(interrupted)
+
+
+def test_a_run_can_be_resumed_with_other_workers_but_not_with_nonsense(interrupted, whole):
+    for change in ({"engine": "rey"}, {"workers": -1}, {"threads": 0}):
+        with pytest.raises(InputError):
+            engine.resume(interrupted, changes=change)
+
+    assert whole[1]["weights_sha256"] == engine.resume(interrupted, changes={"workers": 3})["weights_sha256"]
+
+
+def test_two_processes_on_one_folder_are_refused(interrupted):
+    with (
+        FileLock(interrupted / ".lock"),
+        pytest.raises(InputError, match="another process is running"),
+    ):
+        engine.resume(interrupted)
+
+
+# Real processes
+
+
+def command(settings, *arguments, **changes):
+    """Start ``fedmlic`` as a process in a session of its own."""
+    pairs = [f"{key}={value}" for key, value in {**settings(num_rounds=ROUNDS), **changes}.items()]
+    pairs = pairs if arguments[0] == "run" else []
+    return subprocess.Popen(
+        [sys.executable, "-m", "sim.command", *arguments, *pairs, "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        cwd=Path(__file__).parents[2],
+    )
+
+
+def alive(session):
+    """Processes of a session."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and int((entry / "stat").read_text().rpartition(")")[2].split()[3]) == session:
+                found.append(int(entry.name))
+        except (OSError, IndexError):
+            continue
+    return found
+
+
+def wait_for(condition, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def slowly(plug):
+    """The method whose clients take their time, so that a kill hits them."""
+    plug("slow", SLOW)
+    return "slow.slow(seconds=0.1)"
+
+
+@pytest.mark.parametrize("checkpoints", [0, 2])
+def test_killed_for_real(settings, play, tmp_path, slowly, checkpoints):
+    expected = play(tmp_path / "whole", num_rounds=ROUNDS, method=slowly)
+    out = tmp_path / "run"
+    process = command(settings, "run", "--out", str(out), method=slowly)
+    wait_for(lambda: (out / "events.jsonl").exists() and len(RunFolder(out).checkpoints()) >= checkpoints)
+
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+    assert process.returncode == -signal.SIGKILL
+    assert not (out / "result.json").exists()
+    assert not alive(process.pid)
+    assert expected["weights_sha256"] == engine.resume(out)["weights_sha256"]
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_interrupted_by_a_person(settings, play, tmp_path, slowly, sent):
+    out = tmp_path / "run"
+    process = command(settings, "run", "--out", str(out), method=slowly)
+    wait_for(lambda: (out / "events.jsonl").exists() and RunFolder(out).checkpoints())
+
+    os.killpg(process.pid, sent)
+    stdout, stderr = process.communicate(timeout=60)
+
+    assert process.returncode == 130
+    assert stdout == ""
+    assert "Interrupted. The last checkpoint is kept" in stderr
+    assert "Traceback" not in stderr
+    assert not alive(process.pid)
+    expected = play(tmp_path / "whole", num_rounds=ROUNDS, method=slowly)
+    assert expected["weights_sha256"] == engine.resume(out)["weights_sha256"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_ray_leaves_nothing_behind(settings, play, tmp_path, slowly, sent):
+    out = tmp_path / "run"
+    process = command(settings, "run", "--out", str(out), method=slowly, engine="ray", workers=2)
+    wait_for(lambda: (out / "events.jsonl").exists() and RunFolder(out).checkpoints())
+
+    if sent == signal.SIGKILL:
+        process.send_signal(sent)
+    else:
+        os.killpg(process.pid, sent)
+    _, stderr = process.communicate(timeout=60)
+
+    assert process.returncode == (-sent if sent == signal.SIGKILL else 130)
+    assert "Traceback" not in stderr
+    wait_for(lambda: not alive(process.pid), 20)
+    expected = play(tmp_path / "whole", num_rounds=ROUNDS, method=slowly)
+    assert expected["weights_sha256"] == engine.resume(out, changes={"engine": "inprocess"})["weights_sha256"]
+
+
+def test_a_folder_that_another_process_runs_is_refused(settings, tmp_path, slowly):
+    out = tmp_path / "run"
+    first = command(settings, "run", "--out", str(out), method=slowly.replace("0.1", "1.0"))
+    wait_for((out / "events.jsonl").exists)
+
+    with pytest.raises(InputError, match="another process is running"):
+        engine.resume(out)
+
+    first.kill()
+    first.communicate()
