@@ -14,6 +14,7 @@ from torch import nn
 
 from fedmlic import spec
 from fedmlic.arrays import Resident
+from fedmlic.errors import InputError
 from fedmlic.method import Method, Task
 from fedmlic.seeds import torch_global_stream
 from fedmlic.training import to_float
@@ -48,9 +49,17 @@ class Learner:
 
 
 def choose_device(text: str) -> torch.device:
-    """``auto`` is the GPU where there is one, else the CPU."""
+    """``auto`` is the GPU where there is one, else the CPU.
+
+    Raises:
+        InputError: no device is called so, or this machine has none such.
+    """
+    there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if text == "auto":
-        text = "cuda" if torch.cuda.is_available() else "cpu"
+        text = "cuda" if len(there) > 1 else "cpu"
+    if text not in there and (text != "cuda" or len(there) == 1):
+        msg = f"Expected device to be auto or one of {', '.join(there)}, got {text!r}."
+        raise InputError(msg)
     return torch.device(text)
 
 

@@ -8,7 +8,7 @@ import signal
 import sys
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, Optional
 
@@ -119,6 +119,11 @@ def _fail(text: str, code: int) -> NoReturn:
     raise typer.Exit(code)
 
 
+def _working(*, json_output: bool) -> AbstractContextManager[object]:
+    """While work is done: what a plug-in prints must not end up beside the JSON."""
+    return redirect_stdout(sys.stderr) if json_output else nullcontext()
+
+
 def _print_json(value: object) -> None:
     from fedmlic.record import jsonable  # noqa: PLC0415
 
@@ -146,7 +151,9 @@ def run(
             values["out"] = str(out)
         experiment, runtime = split_settings(values)
         folder = Path(runtime.out).expanduser() if runtime.out else None
-        _finish(_run(experiment, runtime, folder, resume_from=None), json_output=json_output)
+        with _working(json_output=json_output):
+            result = _run(experiment, runtime, folder, resume_from=None)
+        _finish(result, json_output=json_output)
 
 
 @app.command()
@@ -161,7 +168,9 @@ def resume(
     with _errors():
         changes = {"engine": engine, "workers": workers}
         kept = {key: value for key, value in changes.items() if value is not None}
-        _finish(_run(None, None, path, resume_from=kept), json_output=json_output)
+        with _working(json_output=json_output):
+            result = _run(None, None, path, resume_from=kept)
+        _finish(result, json_output=json_output)
 
 
 def _run(experiment: Any, runtime: Any, folder: Path | None, resume_from: dict[str, Any] | None) -> dict[str, Any]:  # noqa: ANN401
@@ -203,8 +212,9 @@ def describe(settings: Settings = None, *, out: Out = None, json_output: Json = 
         from sim.run import describe_federation  # noqa: PLC0415
 
         experiment, runtime = split_settings(read_settings(settings or []))
-        federation = describe_federation(experiment, runtime)
-        found = tell(federation, out, None if json_output else Console())
+        with _working(json_output=json_output):
+            federation = describe_federation(experiment, runtime)
+            found = tell(federation, out, None if json_output else Console())
         if json_output:
             _print_json(found)
 
@@ -283,7 +293,8 @@ def predict(
 
         from sim.predict import predict as label  # noqa: PLC0415
 
-        found = label(path, images, round_number)
+        with _working(json_output=json_output):
+            found = label(path, images, round_number)
         if json_output:
             _print_json(found)
             return

@@ -1,0 +1,345 @@
+"""The command: settings, errors in one line with exit code 2, JSON on stdout, nothing half-written."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from fedmlic.errors import InputError
+from fedmlic.experiment import Experiment
+from sim.command import app, read_settings
+
+FAULTY = """
+from fedmlic.methods.bce import known_entries_loss
+from fedmlic.training import classifier
+
+
+def faulty():
+    base = classifier(known_entries_loss)
+
+    def train(resident, shard, local):
+        raise ValueError("[/red] no [bold] luck")
+
+    return base._replace(train=train)
+"""
+
+
+@pytest.fixture
+def fedmlic(tmp_path, monkeypatch):
+    """A function: run the command in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def call(*arguments):
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return call
+
+
+@pytest.fixture
+def pairs(settings):
+    """A function: the tiny experiment as ``key=value`` arguments, some of them changed."""
+    return lambda **changes: [f"{key}={value}" for key, value in settings(**changes).items()]
+
+
+def one_line(result):
+    """The message of a result that must be one clear line and nothing else."""
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+# Settings
+
+
+def test_recipe_then_pairs_with_dashes_or_underscores(tmp_path):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('dataset = "multidigits(num_train=9)"\nnum-rounds = 7\nbatch_size = 5\nlearning-rate = 0.5\n')
+
+    found = read_settings([str(recipe), "num_rounds=8", "method=bce(pool='max')", "device=cpu", "seed = 3"])
+
+    assert found == {
+        "dataset": "multidigits(num_train=9)",
+        "num-rounds": 8,
+        "batch-size": 5,
+        "learning-rate": 0.5,
+        "method": "bce(pool='max')",
+        "device": "cpu",
+        "seed": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("a=1", 1),
+        ("a=-1.5e-3", -0.0015),
+        ("a=true", True),
+        ("a='x'", "x"),
+        ("a=x=y", "x=y"),
+        ("a=", ""),
+        ("a=labelwise(shared='images')", "labelwise(shared='images')"),
+        ("a=cat, dog", "cat, dog"),
+    ],
+)
+def test_values_are_toml_where_that_works_and_text_elsewhere(text, value):
+    assert read_settings([text]) == {"a": value}
+
+
+def test_options_win_over_pairs_and_pairs_over_the_recipe(fedmlic, pairs, tmp_path):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('num-rounds = 3\nengine = "ray"\nseed = 4\nout = "from-recipe"\n')
+    arguments = [pair for pair in pairs() if not pair.startswith(("num-rounds", "engine"))]
+
+    result = fedmlic(
+        "run", recipe, *arguments, "seed=5", "engine=ray", "--engine", "inprocess", "--out", "out", "--json"
+    )
+
+    assert result.exit_code == 0, result.stderr
+    found = json.loads((tmp_path / "out" / "experiment.json").read_text())
+    assert (found["experiment"]["num_rounds"], found["experiment"]["seed"]) == (3, 5)
+    assert found["runtime"]["engine"] == "inprocess"
+    assert not (tmp_path / "from-recipe").exists()
+
+
+def test_the_shipped_recipes_are_valid():
+    for file in (Path(__file__).parents[2] / "sim" / "recipes").glob("*.toml"):
+        found = read_settings([file.stem])
+        assert found, file
+        assert {key.replace("-", "_") for key in found} <= set(Experiment.model_fields) | {"engine", "workers"}
+
+
+# Bad input
+
+BAD = {
+    # unknown keys name the nearest
+    ("num-round=3",): "Did you mean 'num-rounds'",
+    ("metod=bce()",): "Did you mean 'method'",
+    ("xyzzy=1",): "Known: augmentation",
+    # unknown names and arguments
+    ("method=fedlgtt()",): "Did you mean 'fedlgt'",
+    ("partition=dirichlett(alpha=1)",): "Did you mean 'dirichlet'",
+    ("regime=[1]",): "regime",
+    ("strategy=fedavg(weight='images')",): "Did you mean 'weights'",
+    ("strategy=fedavg(weights='pictures')",): "'images'",
+    ("dataset=multidigits(num_train=0)",): "num_train",
+    ("dataset=multidigits(600)",): "by name",
+    ("dataset=multidigits(num_train=__import__('os'))",): "is not a number, text, list or boolean",
+    ("dataset=multidigits(",): "name(key=value, ...)",
+    ("method=",): "name(key=value, ...)",
+    ("method=no_such_module.thing()",): "no module 'no_such_module'",
+    ("method=fedmlic.methods.bce.bse()",): "Did you mean 'bce'",
+    ("model=small_cnn(width=abc)",): "quote text",
+    # values out of range or of another type
+    ("num-rounds=0",): "num-rounds: should be greater than or equal to 1, got 0",
+    ("num-rounds=2.5",): "num-rounds",
+    ("num-rounds=many",): "num-rounds",
+    ("learning-rate=-1",): "learning-rate",
+    ("learning-rate=inf",): "learning-rate",
+    ("learning-rate=nan",): "learning-rate",
+    ("optimizer=sgdd",): "optimizer",
+    ("cohort-size=7",): "at most num-clients (6), got 7",
+    ("seed=-1",): "seed",
+    ("holdout-fraction=1",): "holdout-fraction",
+    ("engine=rey",): "engine",
+    ("workers=-1",): "workers",
+    ("device=gpu",): "device",
+    # not settings at all
+    ("seed=1", "resnet"): "settings as key=value, got 'resnet'",
+    # impossible partitions and regimes
+    ("partition=iid()", "num-clients=500", "cohort-size=4"): "500",
+    ("partition=dirichlet(alpha=0.1, min_images=100)",): "min_images",
+    ("partition=natural()", "num-clients=0", "cohort-size=50"): "cohort-size",
+    ("regime=label_subset(labels_per_client=11)",): "labels_per_client",
+    ("label-names=cat,dog",): "label-names",
+}
+
+
+@pytest.mark.parametrize("changes", BAD, ids=" ".join)
+def test_bad_input_is_one_line_exit_code_2_and_nothing_written(fedmlic, pairs, tmp_path, changes):
+    keys = {change.partition("=")[0] for change in changes}
+    arguments = [pair for pair in pairs() if pair.partition("=")[0] not in keys]
+
+    line = one_line(fedmlic("run", *arguments, *changes, "--out", tmp_path / "out", "--json"))
+
+    assert BAD[changes] in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_recipes_that_do_not_exist_or_are_no_toml(fedmlic, tmp_path):
+    (tmp_path / "broken.toml").write_text("a = = 1")
+    (tmp_path / "latin.toml").write_bytes(b'dataset = "caf\xe9"')
+
+    assert "Expected a recipe or a TOML file, got 'absent.toml'" in one_line(fedmlic("run", "absent.toml"))
+    assert "Expected a recipe or a TOML file, got 'dirichlet(alpha=1)'" in one_line(
+        fedmlic("run", "dirichlet(alpha=1)")
+    )
+    assert "to be TOML" in one_line(fedmlic("run", "broken.toml"))
+    assert "to be TOML" in one_line(fedmlic("run", "latin.toml"))
+
+
+def test_a_folder_with_something_in_it_is_left_alone(fedmlic, pairs, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+
+    assert "new or empty" in one_line(fedmlic("run", *pairs(), "--out", "out"))
+    assert "new or empty" in one_line(fedmlic("run", *pairs(), "--out", "out/notes.txt"))
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["notes.txt"]
+
+
+def test_a_plug_in_that_cannot_be_imported_blames_what_is_missing(fedmlic, pairs, plug):
+    plug("mine", "import fe\n\ndef mine():\n    pass\n")
+
+    with pytest.raises(ModuleNotFoundError, match="No module named 'fe'"):
+        fedmlic("run", *pairs(method="mine.mine()"))
+
+
+def test_a_corrupt_corpus_is_named(fedmlic, pairs, tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDMLIC_HOME", str(tmp_path / "home"))
+    assert fedmlic("describe", *pairs(), "--json").exit_code == 0
+    next((tmp_path / "home").rglob("corpora/*/*/manifest.json")).write_text("{")
+
+    line = one_line(fedmlic("run", *pairs(), "--out", "out"))
+
+    assert "manifest" in line or "corpora" in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["resume", "show", "predict"])
+def test_what_is_no_run_is_refused(fedmlic, tmp_path, name):
+    more = [tmp_path / "image.png"] if name == "predict" else []
+
+    assert "the folder of a run" in one_line(fedmlic(name, tmp_path / "absent", *more))
+    assert "the folder of a run" in one_line(fedmlic(name, tmp_path, *more))
+
+
+def test_a_failed_run_exits_with_1_and_says_why_without_markup(fedmlic, pairs, plug):
+    plug("faulty", FAULTY)
+
+    result = fedmlic("run", *pairs(method="faulty.faulty()"), "--out", "out", "--json")
+
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("RunFailedError: Expected at least 2 of 4 clients to succeed in round 1, got 0.")
+    assert "[/red] no [bold] luck" in last
+    shown = fedmlic("show", "out")
+    assert "[/red] no [bold] luck" in " ".join(shown.stdout.split())
+    assert json.loads(fedmlic("show", "out", "--json").stdout)["status"] == "failed"
+
+
+# What comes out
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pictures") / "scene [1].png"
+    Image.new("RGB", (40, 30), (200, 10, 10)).save(path)
+    return path
+
+
+def test_each_command_prints_one_json_object_on_stdout(fedmlic, pairs, finished, picture):
+    results = {
+        "run": fedmlic("run", *pairs(), "--out", "out", "--json"),
+        "resume": fedmlic("resume", "out", "--json"),
+        "describe": fedmlic("describe", *pairs(), "--json"),
+        "list": fedmlic("list", "--json"),
+        "list method": fedmlic("list", "methods", "--json"),
+        "show": fedmlic("show", finished, "--json"),
+        "predict": fedmlic("predict", finished, picture, "--json"),
+    }
+
+    for name, result in results.items():
+        assert result.exit_code == 0, (name, result.stderr)
+        assert len(result.stdout.splitlines()) == 1, name
+        assert isinstance(json.loads(result.stdout), dict), name
+    run = json.loads(results["run"].stdout)
+    assert run == json.loads(results["resume"].stdout)
+    assert {"run", "rounds", "metrics", "weights_sha256", "seconds"} <= set(run)
+    assert Path(run["run"]).is_absolute()
+    assert 0 <= run["metrics"]["server/mAP"] <= 1
+    assert set(json.loads(results["list method"].stdout)) == {"method"}
+
+
+def test_without_a_terminal_progress_is_plain_lines_on_stderr(fedmlic, pairs, tmp_path):
+    result = fedmlic("run", *pairs(), "--out", "out")
+
+    assert "\x1b" not in result.output
+    lines = [line for line in result.stderr.splitlines() if line.startswith("round ")]
+    assert [line.split()[1] for line in lines] == ["1/4", "2/4", "3/4", "4/4"]
+    assert all("loss" in line and "mAP" in line and "ETA" in line for line in lines)
+    assert "mAP" in result.stdout
+    assert f"run folder: {tmp_path / 'out'}" in result.stdout
+    assert not any("round 1/" in line for line in result.stdout.splitlines())
+
+
+def test_tables_for_people(fedmlic, pairs, finished, picture):
+    shown = fedmlic("show", finished)
+    assert shown.exit_code == 0
+    assert "best on validation" in shown.stdout
+    assert "labels on test" in shown.stdout
+    assert "three" in shown.stdout
+
+    listed = fedmlic("list")
+    for name in ("multidigits", "dirichlet", "single_positive", "fedlgt", "labelwise", "learning-rate"):
+        assert name in listed.stdout
+
+    predicted = fedmlic("predict", finished, picture)
+    assert "scene [1].png" in predicted.stdout
+    assert len([line for line in predicted.stdout.splitlines() if line.startswith("  ")]) == 10
+
+    assert fedmlic("describe", *pairs()).exit_code == 0
+
+
+def test_an_unknown_catalogue_names_the_nearest(fedmlic):
+    assert "Did you mean 'method'" in one_line(fedmlic("list", "metod"))
+
+
+def test_nothing_but_errors_touches_the_working_folder(fedmlic, tmp_path):
+    fedmlic("list")
+
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_default_folder_is_named_by_date(fedmlic, pairs, tmp_path):
+    result = fedmlic("run", *pairs(num_rounds=1), "--json")
+
+    assert Path(json.loads(result.stdout)["run"]).parent == tmp_path / "runs"
+
+
+# The installed command
+
+
+def test_the_command_as_it_is_installed(settings, tmp_path):
+    """A plug-in beside you is found; stdout is JSON alone, also with warnings around."""
+    (tmp_path / "beside.py").write_text(
+        "from fedmlic.methods.bce import bce\n\n\ndef beside():\n    print('hello')\n    return bce()\n"
+    )
+    changes = settings(method="beside.beside()", num_rounds=1)
+    command = [Path(sys.executable).parent / "fedmlic", "run", *(f"{k}={v}" for k, v in changes.items())]
+
+    result = subprocess.run(
+        [*command, "--out", "out", "--json"], cwd=tmp_path, capture_output=True, text=True, check=False, env=os.environ
+    )
+
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["rounds"] == 1
+    bad = subprocess.run([*command, "--out", "out"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert "Traceback" not in bad.stderr
+
+
+def test_input_errors_are_value_errors():
+    assert issubclass(InputError, ValueError)
