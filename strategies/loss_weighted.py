@@ -12,6 +12,7 @@ mean-reduced losses and a temperature of 1 or more.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Annotated
 
 import torch
@@ -34,9 +35,12 @@ def loss_weighted(*, temperature: Annotated[float, Field(gt=0)] = 1.0) -> Strate
             return state
         losses = torch.tensor([update.metrics["loss"] for update in received], dtype=torch.float64)
         shares = torch.softmax(losses / temperature, dim=0)
-        mean = torch.zeros_like(state.flat, dtype=torch.float64)
+        first = received[0]
+        # Sums are weighted rather than means, so that BatchNorm's variances merge as second moments.
+        sums = torch.zeros_like(first.sums)
         for share, update in zip(shares.tolist(), received, strict=True):
-            mean += share * update.mean(state.flat).to(torch.float64)
-        return State(mean.to(torch.float32), state.memory)
+            sums += share / update.weight * update.sums
+        total = replace(first, sums=sums, weight=1.0, row_weights=torch.ones_like(first.row_weights))
+        return State(total.mean(state.flat), state.memory)
 
     return Strategy(aggregate, weighting=Weighting(shared="uniform"), needs="each")

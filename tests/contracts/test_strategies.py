@@ -1,0 +1,254 @@
+"""What every strategy promises, whoever wrote it: all entries of the catalogue are found by themselves."""
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedmlic.arrays import Layout
+from fedmlic.spec import build, entries, factory
+from fedmlic.update import Update, Weighting, units_for
+from strategies.strategy import State, Strategy
+
+NAMES = entries("strategy")
+VARIANTS = [*NAMES, "fedavg(weights='uniform')", "fedavg(weights='annotations')", "labelwise(shared='images')"]
+every_strategy = pytest.mark.parametrize("name", VARIANTS)
+NUM_LABELS = 3
+LAYOUT = Layout(
+    ("mean", "var", "w", "head", "bias"),
+    ((2,), (2,), (5,), (NUM_LABELS, 2), (NUM_LABELS,)),
+    NUM_LABELS,
+    2,
+    (("mean", "var"),),
+)
+SIZES = (10, 200, 3, 57)
+
+
+def start(seed=0):
+    flat = torch.randn(LAYOUT.size, generator=torch.Generator().manual_seed(seed))
+    tensors = LAYOUT.unpack(flat)
+    tensors["var"] = tensors["var"].abs()
+    return LAYOUT.pack(tensors)
+
+
+def model(client):
+    return start(100 + client)
+
+
+def known(client):
+    """Client 2 annotated nothing; nobody annotated label 2."""
+    return torch.tensor([[4, 10, 0], [100, 0, 0], [0, 0, 0], [57, 1, 0]])[client]
+
+
+def updates(strategy, clients=(0, 1, 2, 3), groups=None):
+    """Their updates as a host would send them: one each, or one sum per group."""
+    each = strategy.needs == "each"
+    groups = [[client] for client in clients] if each or groups is None else groups
+    units = units_for(strategy.weighting, SIZES, NUM_LABELS)
+    sent = []
+    for group in groups:
+        total = Update.zero(LAYOUT, units_for(strategy.weighting, [SIZES[group[0]]], NUM_LABELS) if each else units)
+        for client in group:
+            total.add_client(
+                client,
+                model(client),
+                weighting=strategy.weighting,
+                num_images=SIZES[client],
+                annotations=known(client),
+                metrics={"loss": 0.1 * client, "steps": 2.0},
+            )
+        sent.append(total)
+    return sent
+
+
+def aggregate(name, sent=None, flat=None):
+    strategy = build("strategy", name)
+    state = strategy.init(start() if flat is None else flat, LAYOUT)
+    return strategy.aggregate(state, iter(updates(strategy) if sent is None else sent))
+
+
+def bits(state):
+    return state.flat.numpy().tobytes(), {name: t.numpy().tobytes() for name, t in state.memory.items()}
+
+
+def test_the_catalogue_is_found():
+    assert {"fedavg", "labelwise", "loss_weighted"} <= set(NAMES)
+
+
+@every_strategy
+def test_it_says_what_it_needs(name):
+    strategy = build("strategy", name)
+
+    assert isinstance(strategy, Strategy)
+    assert strategy.needs in {"sum", "each"}
+    assert isinstance(strategy.weighting, Weighting)
+    assert isinstance(strategy.init(start(), LAYOUT), State)
+
+
+@every_strategy
+def test_the_first_model_is_the_one_given(name):
+    state = build("strategy", name).init(start(), LAYOUT)
+
+    assert torch.equal(state.flat, start())
+    assert all(isinstance(tensor, torch.Tensor) for tensor in state.memory.values())
+
+
+@every_strategy
+def test_without_updates_nothing_changes(name):
+    strategy = build("strategy", name)
+    state = strategy.init(start(), LAYOUT)
+    before = bits(state)
+
+    assert bits(strategy.aggregate(state, iter(()))) == before
+
+
+@every_strategy
+def test_the_state_that_goes_in_is_left_alone(name):
+    strategy = build("strategy", name)
+    state = strategy.init(start(), LAYOUT)
+    before = bits(state)
+
+    after = strategy.aggregate(state, iter(updates(strategy)))
+
+    assert bits(state) == before
+    assert after.flat.data_ptr() != state.flat.data_ptr()
+    assert after.flat.dtype == torch.float32
+    assert after.flat.shape == state.flat.shape
+    assert torch.isfinite(after.flat).all()
+
+
+@every_strategy
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_neither_order_nor_grouping_of_updates_changes_a_bit(name, data):
+    strategy = build("strategy", name)
+    expected = bits(aggregate(name))
+    order = data.draw(st.permutations(range(4)))
+    cut = data.draw(st.integers(1, 4))
+    groups = [list(order[:cut]), *([client] for client in order[cut:])]
+
+    assert expected == bits(aggregate(name, updates(strategy, order, groups)))
+
+
+@every_strategy
+def test_clients_that_all_send_the_same_model_are_agreed_with(name):
+    strategy = build("strategy", name)
+    units = units_for(strategy.weighting, SIZES, NUM_LABELS)
+    sent = []
+    for client in (0, 1):
+        update = Update.zero(LAYOUT, units)
+        update.add_client(
+            client,
+            model(0),
+            weighting=strategy.weighting,
+            num_images=SIZES[client],
+            annotations=torch.tensor([1, 2, 3]),
+            metrics={"loss": float(client)},
+        )
+        sent.append(update)
+
+    merged = aggregate(name, sent)
+
+    for tensor, (_, view) in zip(LAYOUT.unpack(model(0)).values(), LAYOUT.views(merged.flat), strict=True):
+        torch.testing.assert_close(view, tensor, rtol=1e-6, atol=1e-6)
+
+
+@every_strategy
+def test_the_mean_lies_between_the_models(name):
+    merged = aggregate(name)
+
+    for tensor, view in LAYOUT.views(merged.flat):
+        if tensor == "var":
+            continue
+        sent = torch.stack([LAYOUT.view(model(client), tensor) for client in range(4)] + [LAYOUT.view(start(), tensor)])
+        assert (view <= sent.amax(0) + 1e-6).all()
+        assert (view >= sent.amin(0) - 1e-6).all()
+
+
+@every_strategy
+def test_memory_survives_a_checkpoint(name):
+    from safetensors.torch import load, save  # noqa: PLC0415
+
+    strategy = build("strategy", name)
+    state = aggregate(name)
+    restored = State(state.flat.clone(), load(save(state.memory)) if state.memory else {})
+
+    again = strategy.aggregate(restored, iter(updates(strategy)))
+
+    assert bits(again) == bits(strategy.aggregate(state, iter(updates(strategy))))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parameter_is_a_documented_keyword_with_a_default(name):
+    make = factory("strategy", name)
+
+    for parameter in inspect.signature(make).parameters.values():
+        assert parameter.kind is parameter.KEYWORD_ONLY
+        assert parameter.default is not parameter.empty
+        assert f"{parameter.name}:" in make.__doc__
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_entries_do_not_know_each_other(name):
+    source = Path(inspect.getsourcefile(factory("strategy", name))).read_text(encoding="utf-8")
+    imported = {node.module for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)}
+
+    assert not imported & {f"strategies.{other}" for other in NAMES}
+
+
+# Each by a plain loop
+
+
+def plain_mean(weights):
+    """float64 mean of the four models by tensor; ``weights`` gives a number per client, or one per row."""
+    result = {}
+    for name in LAYOUT.names:
+        values = [LAYOUT.view(model(client), name).double() for client in range(4)]
+        if name == "var":
+            values = [v + LAYOUT.view(model(client), "mean").double() ** 2 for client, v in enumerate(values)]
+        rows = name in {"head", "bias"}
+        ws = [torch.as_tensor(weights(client, rows), dtype=torch.float64) for client in range(4)]
+        ws = [w.view(-1, *[1] * (values[0].ndim - 1)) if w.ndim else w for w in ws]
+        total = sum(w * v for w, v in zip(ws, values, strict=True)) / sum(ws)
+        result[name] = torch.where(torch.isnan(total), LAYOUT.view(start(), name).double(), total)
+    result["var"] = result["var"] - result["mean"] ** 2
+    return result
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("fedavg", lambda client, _: float(SIZES[client])),
+        ("fedavg(weights='uniform')", lambda _, __: 1.0),
+        ("fedavg(weights='annotations')", lambda client, _: float(known(client).sum())),
+        ("labelwise", lambda client, rows: known(client) if rows else float(known(client).sum())),
+        ("labelwise(shared='images')", lambda client, rows: known(client) if rows else float(SIZES[client])),
+    ],
+)
+def test_means_are_those_of_a_plain_loop(name, weights):
+    merged = LAYOUT.unpack(aggregate(name).flat)
+
+    for tensor, expected in plain_mean(weights).items():
+        torch.testing.assert_close(merged[tensor].double(), expected, rtol=1e-6, atol=1e-6, msg=tensor)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 1.0, 100.0])
+def test_loss_weighted_is_a_softmax_of_losses(temperature):
+    merged = aggregate(f"loss_weighted(temperature={temperature})").flat
+
+    shares = torch.softmax(torch.tensor([0.0, 0.1, 0.2, 0.3], dtype=torch.float64) / temperature, 0)
+    expected = plain_mean(lambda client, _: float(shares[client]))
+    for tensor, view in LAYOUT.views(merged):
+        torch.testing.assert_close(view.double(), expected[tensor], rtol=1e-5, atol=1e-5, msg=tensor)
+
+
+def test_labelwise_keeps_the_row_that_nobody_annotated_bit_for_bit():
+    merged = aggregate("labelwise").flat
+
+    for tensor in ("head", "bias"):
+        assert torch.equal(LAYOUT.view(merged, tensor)[2], LAYOUT.view(start(), tensor)[2])
+        assert not torch.equal(LAYOUT.view(merged, tensor)[1], LAYOUT.view(start(), tensor)[1])
