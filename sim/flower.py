@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Final
 from fedmlic import corpus
 from fedmlic.errors import InputError
 from fedmlic.experiment import flower_config, home_of
-from fedmlic.record import Listener, is_run, open_run, read_json
+from fedmlic.record import Listener, RunFolder, read_json
 
 if TYPE_CHECKING:
     from fedmlic.experiment import Experiment, Runtime
@@ -62,61 +62,47 @@ SERVICE_VARIABLES: Final = {
 }
 
 
-def run_flower(experiment: Experiment, runtime: Runtime, out: Path, on_event: Listener | None = None) -> dict[str, Any]:
-    """Run ``experiment`` with Flower into ``out``, or go on with the unfinished run there.
+def run_flower(
+    experiment: Experiment, runtime: Runtime, folder: RunFolder, on_event: Listener | None = None
+) -> dict[str, Any]:
+    """Have Flower play the rounds that are left of the run in ``folder``.
 
     Args:
-        experiment: what to do.
+        experiment: what to do; already checked, with its data prepared.
         runtime: workers, GPUs and time limits.
-        out: the run folder.
+        folder: of the run, new or unfinished.
         on_event: hears of every event of the run's log.
 
     Returns:
         What ``result.json`` holds.
 
     Raises:
-        InputError: bad configuration or data.
+        InputError: bad input that only Flower's side met.
         RunFailedError: a round could not be completed; the last checkpoint is kept.
         RuntimeError: anything else that went wrong inside Flower, with the end of its log.
     """
-    from sim.run import num_workers  # noqa: PLC0415  (which imports this module)
+    from sim.run import num_workers, only_one  # noqa: PLC0415  (which imports this module)
 
-    out = out.expanduser().absolute()
-    _prepare(experiment, runtime)
-    start = _rewind(out)
+    out = folder.path.absolute()
+    with only_one(folder):
+        start = _rewind(folder)
     with _service(runtime.threads) as service:
-        settings = runtime.model_copy(update={"engine": "flower", "out": str(out), "home": _home(runtime)})
+        home = str((home_of(runtime) or corpus.home()).absolute())
+        settings = runtime.model_copy(update={"engine": "flower", "out": str(out), "home": home})
         app = stage_app(service.folder / "app", flower_config(experiment, settings))
-        workers = num_workers(experiment, runtime)
-        run_id = service.submit(app, workers, runtime.gpus_per_worker)
+        run_id = service.submit(app, num_workers(experiment, runtime), runtime.gpus_per_worker)
         try:
             _follow(service, run_id, out, start, on_event)
         finally:
-            if out.is_dir():
-                shutil.copyfile(service.log, out / "flower.log")
+            shutil.copyfile(service.log, out / "flower.log")
     return read_json(out / "result.json")
 
 
-def _home(runtime: Runtime) -> str:
-    return str((home_of(runtime) or corpus.home()).absolute())
-
-
-def _prepare(experiment: Experiment, runtime: Runtime) -> None:
-    """Find bad input before anything is started, and build what all workers will open."""
-    from sim.run import describe_federation  # noqa: PLC0415
-
-    describe_federation(experiment, runtime)
-
-
-def _rewind(out: Path) -> int:
+def _rewind(folder: RunFolder) -> int:
     """Cut the log of an unfinished run back to its last checkpoint; return its length then."""
-    if not is_run(out):
-        return 0
-    folder = open_run(out)
     numbers = folder.checkpoints()
-    length = (
-        int(read_json(folder.checkpoint_folder / f"round-{numbers[-1]:05d}.json")["events_bytes"]) if numbers else 0
-    )
+    last = folder.checkpoint_folder / f"round-{numbers[-1]:05d}.json" if numbers else None
+    length = int(read_json(last)["events_bytes"]) if last else 0
     folder.rewind(length)
     return length
 

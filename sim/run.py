@@ -133,6 +133,8 @@ def _play(
         server = build_server(experiment, runtime, lambda done, total: watch.building("images", done, total))
         federation = open_federation(experiment, runtime, server.corpus)
         _check_cohort(experiment, federation)
+        if runtime.engine == "flower":
+            return _under_flower(experiment, runtime, open_folder(), watch)
         transport: Transport
         if workers is not None:
             workers.setup(experiment, tuple(server.learner.task.label_names))
@@ -147,6 +149,23 @@ def _play(
     finally:
         if workers is not None:
             workers.close()
+
+
+def _under_flower(experiment: Experiment, runtime: Runtime, folder: RunFolder, watch: Watch) -> dict[str, Any]:
+    """Have Flower play the rounds, and pass on what its ServerApp writes down."""
+    from fedmlic.protocol import Turn  # noqa: PLC0415
+    from sim.flower import run_flower  # noqa: PLC0415
+
+    total = experiment.cohort_size or experiment.num_clients
+
+    def relay(kind: str, values: Mapping[str, Any]) -> None:
+        if kind == "client":
+            turn = Turn(values["client"], values["host"], error=values.get("error", ""))
+            watch.turn(values["round"], turn, total)
+        watch.event(kind, values)
+
+    watch.started(folder, experiment, max(folder.checkpoints(), default=0))
+    return run_flower(experiment, runtime, folder, relay)
 
 
 def _check_cohort(experiment: Experiment, federation: Federation) -> None:

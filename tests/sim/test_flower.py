@@ -19,7 +19,7 @@ from fedmlic.errors import InputError
 from fedmlic.experiment import Experiment, Runtime, flower_config
 from fedmlic.record import create
 from sim import flower
-from sim.flower import run_flower
+from sim.run import Watch, resume, run
 from strategies.rounds import RunFailedError
 
 ROOT = Path(flower.__file__).resolve().parent.parent
@@ -124,29 +124,51 @@ def test_the_log_is_followed_line_by_line(tmp_path):
 def test_a_resumed_log_is_followed_from_its_checkpoint(tmp_path, tiny):
     import torch  # noqa: PLC0415
 
-    experiment, runtime = tiny()
-    folder = create(tmp_path / "run", experiment, runtime)
-    assert flower._rewind(tmp_path / "nothing") == 0
+    folder = create(tmp_path / "run", *tiny())
+    assert flower._rewind(folder) == 0
     folder.event("round", {"round": 1})
     length = folder.events_path.stat().st_size
     folder.save_checkpoint(1, {"model/a": torch.zeros(2)}, {})
     folder.event("client", {"round": 2})
 
-    assert flower._rewind(folder.path) == length
+    assert flower._rewind(folder) == length
     assert folder.events_path.stat().st_size == length
 
 
-def test_bad_input_is_found_before_anything_is_started(tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"num_clients": 100_000, "cohort_size": 1}, "clients"),
+        ({"method": "asl(gama_pos=1)"}, "gam"),
+    ],
+)
+def test_bad_input_is_found_before_anything_is_started(play, tmp_path, monkeypatch, changes, told):
     monkeypatch.setattr(flower, "_service", None)
-    experiment, runtime = tiny(num_clients=100_000, cohort_size=1, engine="flower")
 
-    with pytest.raises(InputError, match="clients"):
-        run_flower(experiment, runtime, tmp_path / "run")
+    with pytest.raises(InputError, match=told):
+        play(tmp_path / "run", engine="flower", **changes)
 
     assert not (tmp_path / "run").exists()
 
 
 # --- whole runs ----------------------------------------------------------------------------
+
+
+class Notes(Watch):
+    """Writes down what it hears."""
+
+    def __init__(self):
+        self.events, self.turns, self.starts = [], [], []
+
+    def started(self, folder, experiment, resumed_round):
+        del folder, experiment
+        self.starts.append(resumed_round)
+
+    def turn(self, round_number, turn, total):
+        self.turns.append((round_number, turn.client, turn.host, total))
+
+    def event(self, kind, values):
+        self.events.append((kind, values))
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are counted in /proc")
@@ -158,16 +180,16 @@ def test_flower_gives_the_hash_of_a_run_in_process_and_leaves_nothing_behind(tin
     (tmp_path / "clients" / "__init__.py").write_text("raise SystemExit('a foreign package was imported')")
     monkeypatch.chdir(tmp_path)
     expected = play(tmp_path / "in-process", num_rounds=2)
-    events = []
+    notes = Notes()
 
-    experiment, runtime = tiny(num_rounds=2, engine="flower", workers=2)
-    result = run_flower(experiment, runtime, Path("flower"), lambda kind, values: events.append((kind, values)))
+    result = run(*tiny(num_rounds=2, engine="flower", workers=2), Path("flower"), notes)
 
     assert result["weights_sha256"] == expected["weights_sha256"]
     assert result["metrics"] == expected["metrics"]
     assert result["run"] == str(tmp_path / "flower")
-    assert [values["round"] for kind, values in events if kind == "round"] == [1, 2]
-    assert {values["host"] for kind, values in events if kind == "client"} == {"node-0", "node-1"}
+    assert notes.starts == [0]
+    assert [values["round"] for kind, values in notes.events if kind == "round"] == [1, 2]
+    assert {(host, total) for _, _, host, total in notes.turns} == {("node-0", 4), ("node-1", 4)}
     assert list((tmp_path / "flower" / "tensorboard").iterdir())
     assert tagged(tag) == []
     assert not flower_home.exists()
@@ -205,13 +227,12 @@ def raiser():
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_changes_nothing(tiny, play, tmp_path, tag, plug):
+def test_a_worker_that_dies_changes_nothing(play, tmp_path, tag, plug):
     """Flower leaves the dead actor in its pool; its clients are played again, in that round and in later ones."""
     plug("killer", KILLER)
     flag = tmp_path / "killed"
     method = f"killer.killer(flag={str(flag)!r})"
-    experiment, runtime = tiny(engine="flower", workers=2, method=method)
-    result = run_flower(experiment, runtime, tmp_path / "flower")
+    result = play(tmp_path / "flower", engine="flower", workers=2, method=method)
     assert flag.exists()
 
     expected = play(tmp_path / "in-process", method=method)
@@ -221,17 +242,16 @@ def test_a_worker_that_dies_changes_nothing(tiny, play, tmp_path, tag, plug):
 
 
 @pytest.mark.slow
-def test_a_failed_run_is_an_error_and_goes_on_when_mended(tiny, play, tmp_path, tag, plug):
+def test_a_failed_run_is_an_error_and_goes_on_when_mended(play, tmp_path, tag, plug):
     folder = plug("killer", KILLER)
-    experiment, runtime = tiny(engine="flower", workers=1, method="killer.raiser()")
 
     with pytest.raises(RunFailedError, match=r"in round 2.*ArithmeticError"):
-        run_flower(experiment, runtime, tmp_path / "run")
+        play(tmp_path / "run", engine="flower", workers=1, method="killer.raiser()")
 
     assert tagged(tag) == []
     (folder / "killer.py").write_text(KILLER.replace("local.round == 2:", "False:"))
     sys.modules.pop("killer", None)
-    result = run_flower(experiment, runtime, tmp_path / "run")
+    result = resume(tmp_path / "run")
     expected = play(tmp_path / "in-process", method="killer.raiser()")
     assert result["weights_sha256"] == expected["weights_sha256"]
     assert tagged(tag) == []
@@ -243,8 +263,8 @@ def test_control_c_ends_everything_and_keeps_the_checkpoint(settings, tmp_path, 
         "import json, sys\n"
         "from pathlib import Path\n"
         "from fedmlic.experiment import split_settings\n"
-        "from sim.flower import run_flower\n"
-        "run_flower(*split_settings(json.loads(sys.argv[1])), Path(sys.argv[2]))\n"
+        "from sim.run import run\n"
+        "run(*split_settings(json.loads(sys.argv[1])), Path(sys.argv[2]))\n"
     )
     values = json.dumps(settings(engine="flower", workers=1, num_rounds=5000))
     out = tmp_path / "run"
