@@ -24,14 +24,15 @@ from pathlib import Path
 from fedmlic.experiment import Experiment
 
 SEARCH_SEED = 1000
-RATES = (1e-3, 3e-3, 1e-2)
-METHODS = {"bce": "bce()", "fedlgt": Experiment().method}
+RATES = (1e-3, 2e-3, 5e-3)
+METHODS = {"bce": "bce(pool='logsumexp')", "fedlgt": Experiment().method}
 STRATEGIES = {"fedavg": "fedavg()", "labelwise": "labelwise()"}
 
 
 def run(settings: dict[str, object], folder: Path) -> dict[str, float]:
     """Metrics of one run of the command in a process of its own, on one core."""
     out = folder / str(abs(hash(json.dumps(settings, sort_keys=True))))
+    settings = {**settings, "evaluate-every": 1000}  # the last round always is
     arguments = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
     command = [sys.executable, "-m", "sim.command", "run", *arguments, "engine=inprocess", "--out", str(out), "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -19,6 +19,13 @@ from fedmlic import spec
 from fedmlic.errors import InputError, nearest
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+DEFAULT_DATASET = (
+    "multidigits(num_train=12000, num_val=600, num_test=1000, image_size=24, max_glyphs=3, "
+    "glyph_size=[0.45, 0.55], contrast=0.8, rotation=5)"
+)
+DEFAULT_METHOD = "fedlgt(layers=1, dropout=0.0, known_fraction_max=0.25)"
+"""Sized so that the default run teaches something in a minute (``docs/default_experiment.md``)."""
+
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 
@@ -32,21 +39,21 @@ class Experiment(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    dataset: str = Field("multidigits()", description="the images and their complete labels")
-    partition: str = Field("dirichlet(alpha=0.3)", description="which client holds which image")
-    regime: str = Field("label_subset(labels_per_client=3)", description="which labels a client sees")
+    dataset: str = Field(DEFAULT_DATASET, description="the images and their complete labels")
+    partition: str = Field("dirichlet(alpha=1.0)", description="which client holds which image")
+    regime: str = Field("label_subset(labels_per_client=5)", description="which labels a client sees")
     model: str = Field("small_cnn()", description="the backbone")
-    method: str = Field("fedlgt()", description="what a client does")
+    method: str = Field(DEFAULT_METHOD, description="what a client does")
     strategy: str = Field("labelwise()", description="how the server merges")
     num_clients: Count = Field(20, description="clients in the federation (0: as many as the partition finds)")
-    num_rounds: Positive = Field(20, description="rounds")
-    cohort_size: Count = Field(10, description="clients per round (0: all)")
+    num_rounds: Positive = Field(12, description="rounds")
+    cohort_size: Count = Field(6, description="clients per round (0: all)")
     cohort: Literal["uniform", "size"] = Field("uniform", description="sampling: uniform, or by number of images")
-    local_epochs: Positive = Field(1, description="passes over a client's images per round")
+    local_epochs: Positive = Field(4, description="passes over a client's images per round")
     local_steps: Count = Field(0, description="optimiser steps per round instead of epochs (0: use epochs)")
-    batch_size: Positive = Field(32, description="images per step")
+    batch_size: Positive = Field(16, description="images per step")
     optimizer: Literal["sgd", "adam", "adamw"] = Field("adam", description="local optimiser, fresh each round")
-    learning_rate: Annotated[float, Field(gt=0)] = Field(3e-3, description="local learning rate")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(2e-3, description="local learning rate")
     schedule: Literal["constant", "cosine"] = Field("constant", description="learning rate over rounds")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of sgd")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="of the optimiser")
