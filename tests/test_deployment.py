@@ -294,7 +294,7 @@ def test_two_devices_give_the_hash_of_a_run_in_process(deployment, deployed, tmp
     )
     out = submit(deployment, "run", deployed())
     expected = in_process(deployment, deployed(), tmp_path / "in-process")
-    wait_for((out / "result.json").exists, 180, deployment)
+    wait_for((out / "result.json").exists, 300, deployment)
     result = json.loads((out / "result.json").read_text())
     clients = [event for event in open_run(out).events() if event["event"] == "client"]
 
@@ -316,9 +316,9 @@ def test_two_devices_give_the_hash_of_a_run_in_process(deployment, deployed, tmp
 @pytest.mark.slow
 def test_a_device_that_dies_does_not_end_the_run(deployment, deployed):
     out = submit(deployment, "robbed", deployed(min_replies=0.5, round_timeout=40.0))
-    wait_for((out / "checkpoints" / "round-00001.json").exists, 180, deployment)
+    wait_for((out / "checkpoints" / "round-00001.json").exists, 300, deployment)
     deployment.kill("node-1")
-    wait_for((out / "result.json").exists, 240, deployment)
+    wait_for((out / "result.json").exists, 300, deployment)
     second = {
         event["client"]: event
         for event in open_run(out).events()
