@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class InputError(ValueError):
-    """Bad input: *Expected X to be A, got B. Do C.*"""
+    """Bad input, told as: expected X to be A, got B; do C."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ round, so a client's turn replays wherever and whenever it is played.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fedmlic.arrays import Resident
+    from fedmlic.experiment import Experiment
     from fedmlic.shard import Shard
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -89,16 +91,21 @@ def batches(shard: Shard, local: Local) -> Iterator[tuple[Tensor, Tensor]]:
     observed = torch.from_numpy(np.ascontiguousarray(shard.labels)).to(device)
     rng = local.rng("order")
     augmentation = local.torch_rng("augmentation")
-    remaining = settings.local_steps or math.inf
-    epochs = settings.local_epochs if not settings.local_steps else math.ceil(1e9)
-    for _ in range(epochs):
-        order = torch.from_numpy(rng.permutation(shard.num_images)).to(device)
-        for chosen in order.split(settings.batch_size):
-            if remaining <= 0:
-                return
-            remaining -= 1
-            images = to_float(everything[chosen], device)
-            yield augment(images, settings.augmentation, augmentation), observed[chosen]
+    for chosen in itertools.islice(_chosen(shard.num_images, settings, rng), settings.local_steps or None):
+        rows = torch.from_numpy(chosen).to(device)
+        images = to_float(everything[rows], device)
+        yield augment(images, settings.augmentation, augmentation), observed[rows]
+
+
+def _chosen(num_images: int, settings: Experiment, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+    """Image numbers of every step: whole epochs, without end if the steps are counted instead."""
+    if num_images == 0:
+        return
+    epochs = itertools.count() if settings.local_steps else range(settings.local_epochs)
+    for _ in epochs:
+        order = rng.permutation(num_images)
+        for start in range(0, num_images, settings.batch_size):
+            yield order[start : start + settings.batch_size]
 
 
 def augment(images: Tensor, kind: str, rng: torch.Generator) -> Tensor:
