@@ -19,7 +19,8 @@ CPU = torch.device("cpu")
 
 
 def experiment(**changes):
-    return Experiment(**{"num_clients": 4, "cohort_size": 2, "batch_size": 4, **changes})
+    small = {"num_clients": 4, "cohort_size": 2, "batch_size": 4, "local_epochs": 1, "learning_rate": 3e-3}
+    return Experiment(**{**small, **changes})
 
 
 def shard(num_images=10, num_labels=3, *, client=0, labels=None):
