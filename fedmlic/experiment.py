@@ -53,7 +53,7 @@ class Experiment(BaseModel):
     local_steps: Count = Field(0, description="optimiser steps per round instead of epochs (0: use epochs)")
     batch_size: Positive = Field(16, description="images per step")
     optimizer: Literal["sgd", "adam", "adamw"] = Field("adam", description="local optimiser, fresh each round")
-    learning_rate: Annotated[float, Field(gt=0)] = Field(2e-3, description="local learning rate")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-3, description="local learning rate")
     schedule: Literal["constant", "cosine"] = Field("constant", description="learning rate over rounds")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of sgd")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="of the optimiser")

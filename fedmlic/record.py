@@ -26,9 +26,12 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from fedmlic.errors import InputError
 from fedmlic.experiment import Experiment, Runtime, split_settings
@@ -68,6 +71,20 @@ class RunFolder:
             msg = f"Expected {self.path / 'experiment.json'} to hold settings, got something else. Restore it."
             raise InputError(msg) from None
         return split_settings(values)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the folder for a block; ``InputError`` if another process is running it."""
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            msg = f"Expected {self.path} to be idle, got one that another process is running. Wait for it or stop it."
+            raise InputError(msg) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     # --- events -------------------------------------------------------------------
 

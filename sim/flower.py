@@ -81,10 +81,10 @@ def run_flower(
         RunFailedError: a round could not be completed; the last checkpoint is kept.
         RuntimeError: anything else that went wrong inside Flower, with the end of its log.
     """
-    from sim.run import num_workers, only_one  # noqa: PLC0415  (which imports this module)
+    from sim.run import num_workers  # noqa: PLC0415  (which imports this module)
 
     out = folder.path.absolute()
-    with only_one(folder):
+    with folder.alone():
         start = _rewind(folder)
     with _service(runtime.threads) as service:
         home = str((home_of(runtime) or corpus.home()).absolute())
@@ -353,20 +353,19 @@ def _signal(processes: list[int], number: int) -> None:
 def _follow(service: Service, run_id: str, out: Path, start: int, on_event: Listener | None) -> None:
     """Pass on the run's events until it is complete; raise what it failed of."""
     listeners = [on_event] if on_event else []
-    with _tensorboard(out, listeners):
-        events, status = _Tail(out / "events.jsonl", start), _Status(service, run_id)
-        while not (out / "result.json").exists():
-            events.read(listeners)
-            if service.failure_file.exists():
-                _raise(read_json(service.failure_file))
-            ended = "the SuperLink ended" if service.process.poll() is not None else status.ended()
-            # Whoever writes a result or a failure does so before Flower calls the run finished.
-            if ended and not service.failure_file.exists() and not (out / "result.json").exists():
-                words = service.last_words(run_id)
-                msg = f"Expected Flower to complete the run, got: {ended}. The end of its log:\n{words}"
-                raise RuntimeError(msg)
-            time.sleep(LOOK_S)
+    events, status = _Tail(out / "events.jsonl", start), _Status(service, run_id)
+    while not (out / "result.json").exists():
         events.read(listeners)
+        if service.failure_file.exists():
+            _raise(read_json(service.failure_file))
+        ended = "the SuperLink ended" if service.process.poll() is not None else status.ended()
+        # Whoever writes a result or a failure does so before Flower calls the run finished.
+        if ended and not service.failure_file.exists() and not (out / "result.json").exists():
+            words = service.last_words(run_id)
+            msg = f"Expected Flower to complete the run, got: {ended}. The end of its log:\n{words}"
+            raise RuntimeError(msg)
+        time.sleep(LOOK_S)
+    events.read(listeners)
 
 
 class _Status:
@@ -427,18 +426,6 @@ class _Tail:
                 kind = values.pop("event")
                 for listener in listeners:
                     listener(kind, values)
-
-
-@contextlib.contextmanager
-def _tensorboard(out: Path, listeners: list[Listener]) -> Iterator[None]:
-    from sim.tensorboard import Writer  # noqa: PLC0415
-
-    writer = Writer(out / "tensorboard")
-    listeners.append(writer.event)
-    try:
-        yield
-    finally:
-        writer.close()
 
 
 def _raise(failure: Mapping[str, Any]) -> None:

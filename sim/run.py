@@ -8,19 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
 from fedmlic.errors import InputError
 from fedmlic.experiment import home_of, split_settings
-from fedmlic.record import Listener, RunFolder, check_new, create, open_run, read_json
+from fedmlic.record import RunFolder, check_new, create, open_run, read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from clients.host import Host
     from fedmlic.corpus import Corpus
     from fedmlic.experiment import Experiment, Runtime
@@ -142,7 +137,8 @@ def _play(
         else:
             transport = _in_process(experiment, server, federation)
         folder = open_folder()
-        with only_one(folder), _listening(folder, watch):
+        folder.listeners.append(watch.event)
+        with folder.alone():
             watch.started(folder, experiment, max(folder.checkpoints(), default=0))
             serve(server, transport, folder, watch.turn)
         return read_json(folder.path / "result.json")
@@ -193,31 +189,3 @@ def _in_process(experiment: Experiment, server: Server, federation: Federation) 
     task = server.learner.task
     learner = build_learner(experiment, task.label_names, task.image_shape, server.learner.device)
     return InProcess(Host("in-process", experiment, federation, learner))
-
-
-@contextmanager
-def only_one(folder: RunFolder) -> Iterator[None]:
-    """Hold the run folder; ``InputError`` if another process is running it."""
-    lock = FileLock(folder.path / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        msg = f"Expected {folder.path} to be idle, got one that another process is running. Wait for it or stop it."
-        raise InputError(msg) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def _listening(folder: RunFolder, watch: Watch) -> Iterator[None]:
-    from sim.tensorboard import Writer  # noqa: PLC0415
-
-    writer = Writer(folder.path / "tensorboard")
-    listeners: list[Listener] = [watch.event, writer.event]
-    folder.listeners.extend(listeners)
-    try:
-        yield
-    finally:
-        writer.close()

@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from filelock import FileLock, Timeout
 from flwr.serverapp import Grid, ServerApp
 
 from fedmlic import corpus, wire
@@ -76,7 +74,7 @@ def play(grid: Grid, run_config: Mapping[str, bool | int | float | str]) -> tupl
     folder = open_run(path) if is_run(path) else create(path, experiment, runtime)
     folder.listeners.append(_show)
     _say(f"run folder {folder.path}")
-    with _only_one(folder):
+    with folder.alone():
         return folder, serve(server, transport, folder)
 
 
@@ -112,20 +110,6 @@ def check_run(path: Path, experiment: Experiment) -> None:
     if (path / "result.json").exists():
         msg = f"Expected {path} to hold a run to go on with, got a complete one. Choose another out."
         raise InputError(msg)
-
-
-@contextmanager
-def _only_one(folder: RunFolder) -> Iterator[None]:
-    lock = FileLock(folder.path / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        msg = f"Expected {folder.path} to be idle, got one that another process is running. Wait for it or stop it."
-        raise InputError(msg) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _report(error: BaseException) -> None:

@@ -21,6 +21,7 @@ from fedmlic.evaluation import Evaluator
 from fedmlic.experiment import home_of
 from fedmlic.learner import Learner, build_learner, choose_device
 from fedmlic.record import RunFolder, write_bytes, write_json
+from fedmlic.tensorboard import curves
 from strategies.rounds import Outcome, Progress, Rounds
 from strategies.strategy import State, Strategy
 
@@ -155,26 +156,25 @@ def serve(
 ) -> Outcome:
     """Play the rounds that are left, and write result.json and the tables at the end."""
     start = start_of(folder, server)
-    evaluator = Evaluator(server.learner, server.corpus, server.experiment.threshold)
-    folder.event("start", {"round": start.round, "num-rounds": server.experiment.num_rounds})
-    rounds = Rounds(
-        server.experiment,
-        server.learner,
-        server.strategy,
-        transport,
-        evaluator,
-        FolderRecord(folder, server),
-        on_turn,
-    )
-    try:
-        outcome = rounds.run(start)
-    except Exception as error:
-        folder.event("failed", {"reason": f"{type(error).__name__}: {error}"})
-        raise
-    result = result_of(folder, server, outcome)
-    folder.event("end", {"round": outcome.progress.round, "weights-sha256": outcome.weights_sha256})
+    with curves(folder):
+        folder.event("start", {"round": start.round, "num-rounds": server.experiment.num_rounds})
+        rounds = Rounds(
+            server.experiment,
+            server.learner,
+            server.strategy,
+            transport,
+            Evaluator(server.learner, server.corpus, server.experiment.threshold),
+            FolderRecord(folder, server),
+            on_turn,
+        )
+        try:
+            outcome = rounds.run(start)
+        except Exception as error:
+            folder.event("failed", {"reason": f"{type(error).__name__}: {error}"})
+            raise
+        folder.event("end", {"round": outcome.progress.round, "weights-sha256": outcome.weights_sha256})
     folder.write_tables()
-    write_json(folder.path / "result.json", result)
+    write_json(folder.path / "result.json", result_of(folder, server, outcome))
     return outcome
 
 

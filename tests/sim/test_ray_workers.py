@@ -14,7 +14,7 @@ import pytest
 
 from fedmlic.record import create
 from sim.ray_workers import RayWorkers
-from sim.run import only_one, open_federation
+from sim.run import open_federation
 from strategies.rounds import RunFailedError
 from strategies.server import build_server, serve
 
@@ -85,7 +85,7 @@ def on_ray(tiny, workers, tmp_path):
         workers.setup(experiment, server.learner.task.label_names)
         folder = create(tmp_path / f"run-{num_workers}-{len(list(tmp_path.iterdir()))}", experiment, runtime)
         try:
-            with only_one(folder):
+            with folder.alone():
                 outcome = serve(server, workers, folder, on_turn)
         finally:
             workers._seats = [*workers._seats, *seats[num_workers:]]

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    from fedmlic.record import RunFolder
+
+
+@contextmanager
+def curves(folder: RunFolder) -> Iterator[None]:
+    """Write the curves of whatever a block does in a run folder, below its ``tensorboard``."""
+    writer = Writer(folder.path / "tensorboard")
+    folder.listeners.append(writer.event)
+    try:
+        yield
+    finally:
+        folder.listeners.remove(writer.event)
+        writer.close()
 
 
 class Writer:
