@@ -20,7 +20,7 @@ from pydantic import ConfigDict, ValidationError, validate_call
 from fedmlic.errors import InputError, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 CATALOGUES = {
     "dataset": "fedmlic.datasets",
@@ -31,6 +31,9 @@ CATALOGUES = {
     "strategy": "strategies",
 }
 """Config key of each catalogue and the package that holds its entries."""
+
+RESULTS = {"dataset": "Dataset", "regime": "Regime", "method": "Method", "model": "Model", "strategy": "Strategy"}
+"""What a factory of each catalogue returns; a partition is any function."""
 
 NOT_ENTRIES = {"strategies": {"app", "cohort", "flower", "rounds", "server", "strategy", "transport"}}
 """Modules of a catalogue's package that are not entries of it."""
@@ -136,7 +139,7 @@ def build(key: str, text: str) -> Any:  # noqa: ANN401  (the catalogue decides t
     """
     spec = parse(text, key)
     make = factory(key, spec.name)
-    parameters = inspect.signature(make).parameters
+    parameters = _parameters(key, spec.name, make)
     for argument in spec.arguments:
         if argument not in parameters:
             hint = nearest(argument, parameters) if parameters else "It takes none."
@@ -144,9 +147,24 @@ def build(key: str, text: str) -> Any:  # noqa: ANN401  (the catalogue decides t
             raise InputError(msg)
     checked = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(make)
     try:
-        return checked(**spec.arguments)
+        found = checked(**spec.arguments)
     except ValidationError as error:
         raise InputError(_explain(key, spec.name, error)) from None
+    if type(found).__name__ != RESULTS.get(key, type(found).__name__):
+        msg = f"Expected {key} {spec.name} to return a {RESULTS[key]}, got a {type(found).__name__}."
+        raise InputError(msg)
+    return found
+
+
+def _parameters(key: str, name: str, make: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        parameters = inspect.signature(make).parameters
+    except (ValueError, TypeError):  # some built-in callables have none
+        parameters = None
+    if parameters is None or any(p.kind is not p.KEYWORD_ONLY for p in parameters.values()):
+        msg = f"Expected {key} {name} to be a factory with keyword-only parameters, def {name}(*, ...), got another."
+        raise InputError(msg)
+    return parameters
 
 
 def _explain(key: str, name: str, error: ValidationError) -> str:

@@ -46,6 +46,11 @@ def test_a_bare_name_is_a_call_without_arguments():
         ("dirichlet(**{})", "by name"),
         ("a + b", "look like name"),
         ("f()()", "look like name"),
+        ("f(a={[1]: 2})", "is not a number"),
+        ("f(a=1, a=2)", "look like name"),
+        ("f(a=" + "[" * 500 + "]" * 500 + ")", "look like name|is not a number"),
+        ("f(\0)", "look like name"),
+        ("1", "look like name"),
     ],
 )
 def test_what_is_no_call_is_refused_and_nothing_is_evaluated(text, words):
@@ -63,6 +68,10 @@ def test_what_is_no_call_is_refused_and_nothing_is_evaluated(text, words):
         ("partition", "iid(alpha=1)", "takes none|Known"),
         ("method", "nowhere_at_all.foo()", "no module 'nowhere_at_all'"),
         ("method", "fedmlic.method.foo()", "define a factory 'foo'"),
+        ("method", "os.system(command='true')", "keyword-only parameters"),
+        ("dataset", "builtins.dict()", "keyword-only parameters"),
+        ("method", "strategies.fedavg.fedavg()", "to return a Method, got a Strategy"),
+        ("strategy", "fedmlic.regimes.complete.complete()", "to return a Strategy, got a Regime"),
     ],
 )
 def test_wrong_names_and_arguments_name_the_right_ones(key, text, words):
@@ -81,6 +90,24 @@ def test_every_catalogue_has_entries_and_each_builds_or_says_what_it_needs():
                     build(key, name)
             else:
                 assert build(key, name) is not None
+
+
+@pytest.mark.parametrize("missing", ["plu", "numpi", "plugged.more"])
+def test_what_a_plug_in_itself_fails_to_import_is_its_authors_error(plug, missing):
+    plug("plugged", f"import {missing}\n\n\ndef plugged():\n    pass\n")
+
+    with pytest.raises(ModuleNotFoundError, match=missing):
+        build("method", "plugged.plugged()")
+
+
+def test_a_plug_in_is_found_by_its_dotted_name_and_checked_like_any_other(plug):
+    plug("plugged", "from fedmlic.methods.bce import bce\n\n\ndef mine(*, n: int = 3):\n    return bce()\n")
+
+    assert type(build("method", "plugged.mine(n=4)")).__name__ == "Method"
+    with pytest.raises(InputError, match="Did you mean 'mine'"):
+        build("method", "plugged.mind()")
+    with pytest.raises(InputError, match=r"Expected n of method plugged\.mine: .*integer"):
+        build("method", "plugged.mine(n='x')")
 
 
 def test_nearest_lists_all_when_nothing_is_close():
