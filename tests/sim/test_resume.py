@@ -260,6 +260,14 @@ def wait_for(condition, seconds=60.0):
 
 
 @pytest.fixture
+def heeded():
+    """Ctrl-C is heeded: a test run in the background of a script is told to ignore it, and passes that on."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
 def slowly(plug):
     """The method whose clients take their time, so that a kill hits them."""
     plug("slow", SLOW)
@@ -283,6 +291,7 @@ def test_killed_for_real(settings, play, tmp_path, slowly, checkpoints):
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("heeded")
 def test_interrupted_by_a_person(settings, play, tmp_path, slowly, sent):
     out = tmp_path / "run"
     process = command(settings, "run", "--out", str(out), method=slowly)
@@ -302,6 +311,7 @@ def test_interrupted_by_a_person(settings, play, tmp_path, slowly, sent):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.usefixtures("heeded")
 def test_ray_leaves_nothing_behind(settings, play, tmp_path, slowly, sent):
     out = tmp_path / "run"
     process = command(settings, "run", "--out", str(out), method=slowly, engine="ray", workers=2)
