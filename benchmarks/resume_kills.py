@@ -46,7 +46,7 @@ class Trial(NamedTuple):
         kills: where each kill hit: ``before the folder``, or rounds with a checkpoint and
             the stage that followed.
         sha256: of the final weights.
-        left: processes that outlived their kill by more than five seconds.
+        left: processes that outlived their kill by more than 30 seconds.
     """
 
     kills: list[str]
@@ -101,13 +101,14 @@ def marked(mark: str) -> list[int]:
     return found
 
 
-def left_over(mark: str, patience_s: float = 5.0) -> int:
+def left_over(mark: str, patience_s: float = 30.0) -> int:
     """How many processes of a killed command are still there after a while; they are ended then."""
     deadline = time.monotonic() + patience_s
     while marked(mark) and time.monotonic() < deadline:
         time.sleep(0.1)
     rest = marked(mark)
     for pid in rest:
+        print(f"     left: {Path(f'/proc/{pid}/cmdline').read_bytes().replace(bytes(1), b' ')[:120]!r}", flush=True)
         os.kill(pid, signal.SIGKILL)
     return len(rest)
 
