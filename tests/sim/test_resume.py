@@ -19,6 +19,7 @@ from strategies import rounds, server
 
 ROUNDS = 6
 SLOW = """
+import os
 import time
 from fedmlic.methods.bce import known_entries_loss
 from fedmlic.training import classifier
@@ -28,7 +29,7 @@ def slow(*, seconds: float = 0.0):
     base = classifier(known_entries_loss)
 
     def train(resident, shard, local):
-        time.sleep(seconds)
+        time.sleep(seconds if "FEDMLIC_TEST_SLOW" in os.environ else 0)
         return base.train(resident, shard, local)
 
     return base._replace(train=train)
@@ -237,6 +238,7 @@ def command(settings, *arguments, **changes):
         text=True,
         start_new_session=True,
         cwd=Path(__file__).parents[2],
+        env={**os.environ, "FEDMLIC_TEST_SLOW": "1"},
     )
 
 
@@ -269,9 +271,9 @@ def heeded():
 
 @pytest.fixture
 def slowly(plug):
-    """The method whose clients take their time, so that a kill hits them."""
+    """The method whose clients take their time in started processes, so that a kill hits them."""
     plug("slow", SLOW)
-    return "slow.slow(seconds=0.1)"
+    return "slow.slow(seconds=0.5)"
 
 
 @pytest.mark.parametrize("checkpoints", [0, 2])
