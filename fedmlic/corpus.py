@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from fedmlic.dataset import SPLITS, Objects
+from fedmlic.dataset import SPLITS, Flags, Objects
 from fedmlic.errors import InputError, listing
 from fedmlic.labels import STATES
 from fedmlic.stores import Images, LabelStore, check_states, encode_jpeg, open_labels, write_labels
@@ -126,6 +126,24 @@ class Corpus:
     def image_ids(self) -> list[str]:
         """One unique text per image."""
         return cast("list[str]", _read_json(self.path / "image_ids.json"))
+
+    @property
+    def label_ids(self) -> tuple[str, ...]:
+        """The source's own id of each label, in order; empty where it has none."""
+        return tuple(self.manifest.get("label_ids", ()))
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """The coarser label each label belongs to, in order; empty where there is no hierarchy."""
+        return tuple(self.manifest.get("parents", ()))
+
+    @cached_property
+    def flags(self) -> Flags | None:
+        """What the source says of single entries beyond their state; ``row`` counts rows of this corpus."""
+        if not (self.path / "flags.npz").exists():
+            return None
+        with np.load(self.path / "flags.npz") as arrays:
+            return Flags(arrays["row"], arrays["label"], arrays["bits"])
 
     @cached_property
     def objects(self) -> Objects | None:
@@ -270,6 +288,10 @@ def _check_table(dataset: Dataset, table: Table) -> None:
     if not table.image_ids:
         msg = f"Expected data set {dataset.name} to hold an image, got none."
         raise InputError(msg)
+    for what, entries in (("label_ids", dataset.label_ids), ("parents", dataset.parents)):
+        if entries and len(entries) != len(dataset.label_names):
+            msg = f"Expected {what} of data set {dataset.name} to be {len(dataset.label_names)}, got {len(entries)}."
+            raise InputError(msg)
     if table.labels.shape[1] != len(dataset.label_names):
         msg = (
             f"Expected data set {dataset.name} to name every label, got {len(dataset.label_names)} names "
@@ -375,6 +397,9 @@ def _write_rows(job: _Job) -> None:
     if table.objects is not None:
         objects = table.objects.take(order)
         np.savez(folder / "objects.npz", row=objects.row, label=objects.label, box=objects.box, area=objects.area)
+    if table.flags is not None:
+        flags = table.flags.take(order)
+        np.savez(folder / "flags.npz", row=flags.row, label=flags.label, bits=flags.bits)
 
 
 def _write_json(path: Path, value: object) -> None:
@@ -400,6 +425,8 @@ def _write_manifest(job: _Job, key: str) -> None:
         "image": {"shape": list(dataset.image_shape), "dtype": "uint8", "layout": "NHWC", "storage": job.storage},
         "splits": {split: [end - count, end] for split, count, end in zip(SPLITS, counts, ends, strict=True)},
         "report": dict(table.report),
+        **({"label_ids": list(dataset.label_ids)} if dataset.label_ids else {}),
+        **({"parents": list(dataset.parents)} if dataset.parents else {}),
         "files": {path.name: _describe(path) for path in sorted(folder.iterdir())},
     }
     for path in folder.iterdir():

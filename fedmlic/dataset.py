@@ -44,12 +44,43 @@ class Objects:
 
     def take(self, rows: NDArray[np.int64]) -> Objects:
         """The objects of the images ``rows``, renumbered to 0, 1, ... in that order."""
-        starts = np.searchsorted(self.row, rows, side="left")
-        counts = np.searchsorted(self.row, rows, side="right") - starts
-        first = np.repeat(starts - np.concatenate(([0], np.cumsum(counts)[:-1])), counts)
-        chosen = first + np.arange(counts.sum())
-        new_row = np.repeat(np.arange(len(rows), dtype=np.int64), counts)
+        chosen, new_row = _entries_of(self.row, rows)
         return Objects(new_row, self.label[chosen], self.box[chosen], self.area[chosen])
+
+
+DIFFICULT_ONLY, CROWD_ONLY, NOT_EXHAUSTIVE, MACHINE, NOT_VISIBLE = 1, 2, 4, 8, 16
+"""Bits of a flag: what a source says of one entry beyond its state."""
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What a source says of single entries beyond their state, as a sparse matrix in row order.
+
+    Attributes:
+        row: int64 ``[flags]``, the image, ascending.
+        label: int16 ``[flags]``, the column.
+        bits: uint8 ``[flags]``: ``DIFFICULT_ONLY`` (present through instances marked difficult
+            alone), ``CROWD_ONLY`` (through crowd regions alone), ``NOT_EXHAUSTIVE`` (not every
+            instance is marked), ``MACHINE`` (a program said so), ``NOT_VISIBLE`` (annotators
+            could not see it).
+    """
+
+    row: NDArray[np.int64]
+    label: NDArray[np.int16]
+    bits: NDArray[np.uint8]
+
+    def take(self, rows: NDArray[np.int64]) -> Flags:
+        """The flags of the images ``rows``, renumbered to 0, 1, ... in that order."""
+        chosen, new_row = _entries_of(self.row, rows)
+        return Flags(new_row, self.label[chosen], self.bits[chosen])
+
+
+def _entries_of(row: NDArray[np.int64], rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Places of the entries of ``rows`` in a table sorted by ``row``, and their new row numbers."""
+    starts = np.searchsorted(row, rows, side="left")
+    counts = np.searchsorted(row, rows, side="right") - starts
+    first = np.repeat(starts - np.concatenate(([0], np.cumsum(counts)[:-1])), counts)
+    return first + np.arange(counts.sum()), np.repeat(np.arange(len(rows), dtype=np.int64), counts)
 
 
 @dataclass(frozen=True)
@@ -66,6 +97,7 @@ class Table:
         owner_names: name of owner 0, 1, ...; empty where they have none.
         report: anything about the source worth keeping (image modes, rows left out);
             JSON values only.
+        flags: what the source says of single entries beyond their state, where it does.
     """
 
     image_ids: list[str]
@@ -76,6 +108,7 @@ class Table:
     sources: list[str] = field(default_factory=list)
     owner_names: list[str] = field(default_factory=list)
     report: Mapping[str, Any] = field(default_factory=dict)
+    flags: Flags | None = None
 
     def __post_init__(self) -> None:
         """Check lengths, unique ids, split names, label states, owners and objects."""
@@ -96,7 +129,8 @@ class Table:
             msg = f"Expected splits to be among {SPLITS}, got {wrong}."
             raise InputError(msg)
         self._check_owners()
-        self._check_objects()
+        for what in ("objects", "flags"):
+            self._check_entries(what)
 
     def _check_owners(self) -> None:
         if self.owners.size and self.owners.min() < NO_OWNER:
@@ -108,15 +142,16 @@ class Table:
             )
             raise InputError(msg)
 
-    def _check_objects(self) -> None:
-        if self.objects is None or not len(self.objects.row):
+    def _check_entries(self, what: str) -> None:
+        entries: Objects | Flags | None = getattr(self, what)
+        if entries is None or not len(entries.row):
             return
-        row, label = self.objects.row, self.objects.label
+        row, label = entries.row, entries.label
         if (np.diff(row) < 0).any() or row[0] < 0 or row[-1] >= len(self.image_ids):
-            msg = f"Expected objects to be sorted by row, from 0 to {len(self.image_ids) - 1}. Sort them first."
+            msg = f"Expected {what} to be sorted by row, from 0 to {len(self.image_ids) - 1}. Sort them first."
             raise InputError(msg)
         if label.min() < 0 or label.max() >= self.labels.shape[1]:
-            msg = f"Expected labels of objects to be below {self.labels.shape[1]}, got {label.min()} to {label.max()}."
+            msg = f"Expected labels of {what} to be below {self.labels.shape[1]}, got {label.min()} to {label.max()}."
             raise InputError(msg)
 
 
@@ -138,6 +173,13 @@ class Dataset:
         licence: one line.
         images: the same for many rows at once, uint8 ``[rows, height, width, channels]``,
             where drawing them together is faster; the bytes must equal those of ``image``.
+        label_ids: the source's own id of each label, in order; empty where it has none.
+        parents: name of the coarser label or group each label belongs to, in order; empty
+            where labels have no hierarchy.
+        expected: published counts by name, such as ``{"train": 82783, "labels": 80}``: a
+            split's name stands for its images, ``positives/NAME`` for the images on which
+            label NAME is present. They are compared softly (``fedmlic data check`` warns);
+            a subset of a data set is not an error.
     """
 
     name: str
@@ -149,3 +191,6 @@ class Dataset:
     image: Callable[[int], NDArray[np.uint8]]
     licence: str = "unknown"
     images: Callable[[NDArray[np.int64]], NDArray[np.uint8]] | None = None
+    label_ids: tuple[str, ...] = ()
+    parents: tuple[str, ...] = ()
+    expected: Mapping[str, int] = field(default_factory=dict)

@@ -316,7 +316,15 @@ def _annotate(
     for client in range(dealt.num_clients):
         images = slice(dealt.client_ptr[client], dealt.client_ptr[client + 1])
         here = None if objects is None else objects.take(dealt.rows[images] + first)
-        assignment = Assignment(truth[images], image_keys[images], here, client, plan.identity["seed"])
+        assignment = Assignment(
+            truth[images],
+            image_keys[images],
+            here,
+            client,
+            plan.identity["seed"],
+            corpus.label_names,
+            corpus.image_shape[:2],
+        )
         seen = plan.regime.annotate(assignment)
         if seen.dtype != np.int8 or seen.shape != assignment.labels.shape:
             msg = (
@@ -346,7 +354,7 @@ def _build(corpus: Corpus, plan: _Plan, target: Path) -> None:
     """Deal, annotate, hold out, count; then write everything and move it into place. Call under the lock."""
     identity, split = plan.identity, _train_split(corpus)
     train_rows = np.arange(split.start, split.stop)
-    population = Population(corpus.labels.take(train_rows), np.array(corpus.owners[split.start : split.stop]))
+    population = _population(corpus, split)
     dealt = plan.partitioner(population, identity["num_clients"], stream(identity["seed"], "partition"))
     _check_dealt(dealt, len(split), identity)
     image_keys = _image_keys(corpus, split)[dealt.rows]
@@ -370,6 +378,13 @@ def _build(corpus: Corpus, plan: _Plan, target: Path) -> None:
         "corpus": {"name": corpus.name, "key": corpus.key},
     }
     _write(target, arrays, labels, {"key": target.name, "identity": identity, **about})
+
+
+def _population(corpus: Corpus, split: range) -> Population:
+    rows = np.arange(split.start, split.stop)
+    objects = None if corpus.objects is None else corpus.objects.take(rows)
+    owners = np.array(corpus.owners[split.start : split.stop])
+    return Population(corpus.labels.take(rows), owners, objects, corpus.label_names, corpus.parents)
 
 
 def _check_dealt(dealt: Partition, num_images: int, identity: Mapping[str, Any]) -> None:

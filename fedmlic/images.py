@@ -27,15 +27,27 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 """What Pillow raises for a damaged file, besides its own exceptions."""
 
 
-def decode(path: Path, size: int, channels: int, resize: Resize) -> NDArray[np.uint8]:
-    """uint8 ``[size, size, channels]``."""
+def decode(path: Path, size: int, channels: int, resize: Resize, *, upright: bool = True) -> NDArray[np.uint8]:
+    """uint8 ``[size, size, channels]``.
+
+    Args:
+        path: an image file.
+        size: height and width of the result, pixels.
+        channels: 3 (colour) or 1 (grey).
+        resize: how the picture becomes a square.
+        upright: turn it as its EXIF orientation says. Data sets whose boxes are given in
+            stored pixels (COCO, VOC, LVIS, Visual Genome) must not.
+
+    Raises:
+        InputError: it cannot be read whole.
+    """
     from PIL import Image, UnidentifiedImageError  # noqa: PLC0415  (only a build decodes)
 
     try:
         with Image.open(path) as picture:
             # JPEG decoders shrink by 2, 4 or 8 almost for free; twice the size keeps detail for the filter.
             picture.draft(None, (2 * size, 2 * size))
-            small = _fit(_upright(picture, channels), size, resize)
+            small = _fit(_eight_bits(picture, channels, upright=upright), size, resize)
     except UnidentifiedImageError:
         msg = "Expected an image, got a file that Pillow does not recognise. Replace it or take it out of the table."
         raise InputError(msg) from None
@@ -45,11 +57,39 @@ def decode(path: Path, size: int, channels: int, resize: Resize) -> NDArray[np.u
     return np.asarray(small, dtype=np.uint8).reshape(size, size, channels)
 
 
-def _upright(picture: Picture, channels: int) -> Picture:
-    """The picture as a person sees it, in 8 bits per channel."""
+def fit_boxes(
+    box: NDArray[np.float32], width: NDArray[np.float64], height: NDArray[np.float64], size: int, resize: Resize
+) -> NDArray[np.float32]:
+    """Boxes of a source's pixels in the pixels of the stored image, cut at its edges.
+
+    Args:
+        box: ``[boxes, 4]`` as x, y, width, height.
+        width: ``[boxes]``, of the source image of each box.
+        height: ``[boxes]``, likewise.
+        size: height and width of the stored image.
+        resize: as ``decode`` was told.
+
+    Returns:
+        float32 ``[boxes, 4]``; a box outside of what is stored has width or height 0.
+    """
+    sides = np.stack([width, height], axis=1).astype(np.float64)
+    if resize == "squash":
+        scale, shift = size / sides, np.zeros_like(sides)
+    else:
+        edge = sides.min(axis=1) if resize == "crop" else sides.max(axis=1)
+        scale = np.repeat((size / edge)[:, None], 2, axis=1)
+        shift = (size - sides * scale) / 2
+    start = np.clip(box[:, :2] * scale + shift, 0, size)
+    stop = np.clip((box[:, :2] + box[:, 2:]) * scale + shift, 0, size)
+    return np.concatenate([start, stop - start], axis=1).astype(np.float32)
+
+
+def _eight_bits(picture: Picture, channels: int, *, upright: bool) -> Picture:
+    """The picture in 8 bits per channel, as a person sees it if it is to be upright."""
     from PIL import Image, ImageOps  # noqa: PLC0415
 
-    picture = ImageOps.exif_transpose(picture)
+    if upright:
+        picture = ImageOps.exif_transpose(picture)
     if picture.mode == "F":
         raise ValueError("floating-point pixels have no fixed range; save it with 8 or 16 bits")
     if picture.mode.startswith("I"):

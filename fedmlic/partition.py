@@ -18,6 +18,8 @@ from fedmlic.errors import InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from fedmlic.dataset import Objects
+
 
 @dataclass(frozen=True)
 class Population:
@@ -26,10 +28,16 @@ class Population:
     Attributes:
         labels: int8 ``[images, labels]``, the data set's own labels.
         owners: int64 ``[images]``, or ``NO_OWNER`` (-1).
+        objects: instances on these images, where known; ``row`` counts these images.
+        label_names: column names, in order.
+        parents: the coarser label each label belongs to, in order; empty without a hierarchy.
     """
 
     labels: NDArray[np.int8]
     owners: NDArray[np.int64]
+    objects: Objects | None = None
+    label_names: tuple[str, ...] = ()
+    parents: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

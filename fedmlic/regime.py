@@ -31,6 +31,8 @@ class Assignment:
         objects: instances of these images, where known.
         client: whose images these are.
         seed: the experiment's seed.
+        label_names: column names, in order.
+        image_size: height and width of the stored images, in which boxes are measured.
     """
 
     labels: NDArray[np.int8]
@@ -38,6 +40,8 @@ class Assignment:
     objects: Objects | None
     client: int
     seed: int
+    label_names: tuple[str, ...] = ()
+    image_size: tuple[int, int] = (0, 0)
 
     def rng(self, purpose: str) -> np.random.Generator:
         """A stream for decisions about the client as a whole (which labels it annotates)."""
