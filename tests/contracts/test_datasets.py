@@ -3,14 +3,14 @@
 import inspect
 import json
 import pickle
+import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from fedmlic.corpus import corpus_key, open_corpus
-from fedmlic.dataset import SPLITS, Dataset
+from fedmlic.dataset import Dataset
 from fedmlic.labels import PRESENT, check_labels
 from fedmlic.spec import build, entries, factory
 
@@ -18,26 +18,18 @@ NAMES = entries("dataset")
 every_dataset = pytest.mark.parametrize("name", NAMES)
 
 
-def own_images(root):
-    """Some images of three owners with a table."""
-    rng = np.random.default_rng(0)
-    lines = ["path,owner,split,cat,dog\n"]
-    for number in range(12):
-        Image.fromarray(rng.integers(0, 255, (12, 15, 3)).astype(np.uint8)).save(root / f"{number}.png")
-        lines.append(f"{number}.png,o{number % 3},{SPLITS[number % 3]},{number % 2},{'' if number % 5 else 1}\n")
-    (root / "labels.csv").write_text("".join(lines))
-    return f"folder(root={str(root)!r}, image_size=16)"
-
-
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory):
-    """A function: the text of a small data set of that name."""
-    root = tmp_path_factory.mktemp("own")
-    texts = {
-        "folder": own_images(root),
-        "multidigits": "multidigits(num_train=60, num_val=10, num_test=10, num_owners=5)",
-    }
-    return lambda name: texts.get(name, name)
+    """A function: the text of a small data set of that name, its files written by ``tests/fixtures``."""
+    made = {}
+
+    def text(name):
+        file = Path(__file__).parents[1] / "fixtures" / f"{name}.py"
+        if name not in made:
+            made[name] = runpy.run_path(str(file))["write"](tmp_path_factory.mktemp(name)) if file.exists() else name
+        return made[name]
+
+    return text
 
 
 @pytest.fixture(scope="module", params=NAMES)
