@@ -80,7 +80,7 @@ class Host:
         Nothing a client does stops the host: an exception, an attempt to exit, a number that is
         not finite or an exhausted memory becomes the turn's ``error``.
         """
-        started = time.perf_counter()
+        began, started = time.perf_counter(), time.time()
         try:
             play = self._train if request.kind == "train" else self._evaluate
             turn = play(request, client)
@@ -89,7 +89,7 @@ class Host:
                 torch.cuda.empty_cache()
             text = "".join(traceback.format_exception(error)).strip()
             turn = {"error": f"{type(error).__name__}: {error}\n{text}"}
-        return Turn(client, self.name, seconds=time.perf_counter() - started, **turn)  # type: ignore[arg-type]
+        return Turn(client, self.name, started=started, seconds=time.perf_counter() - began, **turn)  # type: ignore[arg-type]
 
     def collect(self) -> Reply:
         """What the turns since the last ``collect`` added up to."""

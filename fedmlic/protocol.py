@@ -70,6 +70,7 @@ class Turn:
     Attributes:
         client: its id.
         host: who played it.
+        started: when the turn began, seconds since 1970 by the host's clock.
         seconds: wall time of the turn.
         num_images: images it trained on or was evaluated on.
         num_annotations: its known entries among them.
@@ -81,6 +82,7 @@ class Turn:
 
     client: int
     host: str
+    started: float = 0.0
     seconds: float = 0.0
     num_images: int = 0
     num_annotations: int = 0

@@ -39,7 +39,7 @@ def to_float(images: NDArray[np.uint8] | Tensor, device: torch.device | str = "c
     """uint8 ``[batch, height, width, channels]`` to float32 ``[batch, channels, height, width]``."""
     tensor = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
     tensor = tensor.to(device, non_blocking=True).permute(0, 3, 1, 2)
-    return tensor.to(torch.float32).sub_(PIXEL_MEAN).div_(PIXEL_STD)
+    return tensor.to(torch.float32, memory_format=torch.contiguous_format).sub_(PIXEL_MEAN).div_(PIXEL_STD)
 
 
 def fit(resident: Resident, shard: Shard, local: Local, loss: Loss) -> Trained:

@@ -306,7 +306,9 @@ def _pack_turns(turns: Sequence[Turn]) -> tuple[ArrayRecord, ConfigRecord]:
     arrays = {
         "clients": np.array([turn.client for turn in turns], dtype=np.int64),
         "counts": np.array([[getattr(turn, n) for n in _COUNTS] for turn in turns], dtype=np.int64).reshape(-1, 3),
-        "numbers": np.array([[turn.seconds, turn.loss] for turn in turns], dtype=np.float64).reshape(-1, 2),
+        "numbers": np.array([[turn.started, turn.seconds, turn.loss] for turn in turns], dtype=np.float64).reshape(
+            -1, 3
+        ),
         "metric-turns": np.array([row for row, _, _ in triples], dtype=np.int64),
         "metric-values": np.array([value for _, _, value in triples], dtype=np.float64),
     }
@@ -323,7 +325,7 @@ def _unpack_turns(content: RecordDict) -> tuple[Turn, ...]:
     _check_names("turns", record, {"clients", "counts", "numbers", "metric-turns", "metric-values"})
     clients = _array(record, "clients", np.int64, (None,))
     counts = _array(record, "counts", np.int64, (len(clients), len(_COUNTS)))
-    numbers = _array(record, "numbers", np.float64, (len(clients), 2))
+    numbers = _array(record, "numbers", np.float64, (len(clients), 3))
     rows = _array(record, "metric-turns", np.int64, (None,))
     values = _array(record, "metric-values", np.float64, rows.shape)
     texts = _fields(content, "turn-texts", {"hosts", "errors", "metric-names"})
@@ -338,8 +340,9 @@ def _unpack_turns(content: RecordDict) -> tuple[Turn, ...]:
         Turn(
             client=int(clients[row]),
             host=hosts[row],
-            seconds=float(numbers[row, 0]),
-            loss=float(numbers[row, 1]),
+            started=float(numbers[row, 0]),
+            seconds=float(numbers[row, 1]),
+            loss=float(numbers[row, 2]),
             metrics=metrics[row],
             error=errors[row],
             **{name: int(count) for name, count in zip(_COUNTS, counts[row], strict=True)},

@@ -236,6 +236,7 @@ class Rounds:
             "round",
             {
                 "round": progress.round,
+                "time": round(time.time(), 3),
                 "seconds": round(progress.seconds, 3),
                 "train-seconds": round(train_seconds, 3),
                 "num-clients": len(turns),
@@ -253,6 +254,7 @@ class Rounds:
                 "round": number,
                 "client": turn.client,
                 "host": turn.host,
+                "started": round(turn.started, 3),
                 "seconds": round(turn.seconds, 4),
                 "num-images": turn.num_images,
                 "num-annotations": turn.num_annotations,

@@ -45,6 +45,7 @@ def turns(draw, host="node-1"):
         Turn(
             client=client,
             host=host,
+            started=draw(FLOATS),
             seconds=draw(FLOATS),
             num_images=draw(COUNTS),
             num_annotations=draw(COUNTS),
@@ -100,8 +101,9 @@ def test_replies_survive_the_wire_bit_for_bit(reply):
 
     assert len(reply.turns) == len(got.turns)
     for left, right in zip(reply.turns, got.turns, strict=True):
-        exact = replace(right, seconds=left.seconds, loss=left.loss, metrics=left.metrics)
+        exact = replace(right, started=left.started, seconds=left.seconds, loss=left.loss, metrics=left.metrics)
         assert exact == left
+        assert same(left.started, right.started)
         assert same(left.seconds, right.seconds)
         assert same(left.loss, right.loss)
         assert left.metrics.keys() == right.metrics.keys()

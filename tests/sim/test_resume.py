@@ -96,7 +96,7 @@ def test_broken_off_at_a_chosen_moment(monkeypatch, play, whole, tmp_path, momen
 def without_time(path):
     """Events of rounds, clients and labels without durations."""
     return [
-        {key: value for key, value in event.items() if "seconds" not in key}
+        {key: value for key, value in event.items() if "seconds" not in key and key not in {"time", "started"}}
         for event in RunFolder(path).events()
         if event["event"] in {"round", "client", "labels", "clients-evaluated"}
     ]
