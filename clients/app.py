@@ -64,15 +64,10 @@ def answer_to(content: RecordDict, context: Context) -> RecordDict:
 
 def play(seat: Seat, request: Request, clients: list[int]) -> Reply:
     """Play ``clients`` and keep their tracebacks here if the node is discreet."""
-    host = seat.host
-    host.collect()  # forget what a broken-off message left behind
-    if request.each:
-        replies = [host.turn_alone(request, client) for client in clients]
-        turns = tuple(turn for reply in replies for turn in reply.turns)
-        reply = Reply(turns, tuple(update for reply in replies for update in reply.updates))
-    else:
-        reply = host.play(request, clients)
-    return replace(reply, turns=tuple(_discreet(turn) for turn in reply.turns)) if seat.discreet else reply
+    seat.host.collect()  # forget what a broken-off message left behind
+    turns = tuple(seat.host.play(request, clients))
+    reply = replace(seat.host.collect(), turns=turns)
+    return replace(reply, turns=tuple(_discreet(turn) for turn in turns)) if seat.discreet else reply
 
 
 def _discreet(turn: Turn) -> Turn:

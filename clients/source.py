@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from clients.host import Host
 from fedmlic import spec, wire
 from fedmlic.corpus import open_corpus
@@ -22,6 +20,7 @@ from fedmlic.errors import InputError, nearest
 from fedmlic.experiment import Experiment, Runtime, home_of, split_settings
 from fedmlic.federation import Federation, build_federation, local_federation
 from fedmlic.learner import Learner, build_learner, choose_device
+from fedmlic.process import prepare
 
 Setting = bool | int | float | str
 
@@ -110,7 +109,7 @@ def open_seat(run_config: Mapping[str, Setting], node_config: Mapping[str, Setti
 
 def _open_simulation(experiment: Experiment, runtime: Runtime, node_config: Mapping[str, Setting]) -> Seat:
     wire.enter_work_folder()
-    torch.set_num_threads(runtime.threads)
+    prepare(runtime.threads)
     home = home_of(runtime)
     corpus = open_corpus(spec.build("dataset", experiment.dataset), home)
     federation = build_federation(
@@ -128,7 +127,7 @@ def _open_simulation(experiment: Experiment, runtime: Runtime, node_config: Mapp
 
 def _open_device(experiment: Experiment, node_config: Mapping[str, Setting]) -> Seat:
     client = client_id(node_config)
-    torch.set_num_threads(_integer(node_config, "threads") if "threads" in node_config else 1)
+    prepare(_integer(node_config, "threads") if "threads" in node_config else 1)
     home = Path(str(node_config["home"])).expanduser() if "home" in node_config else None
     corpus = open_corpus(spec.build("dataset", str(node_config["data"])), home)
     names = [name.strip() for name in experiment.label_names.split(",")] if experiment.label_names else None

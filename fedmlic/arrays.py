@@ -121,8 +121,9 @@ def sha256(layout: Layout, flat: Tensor) -> str:
 class Resident:
     """A network that stays in memory while one client after another trains in it.
 
-    Its trainable parameters and exchanged buffers are views of one vector, their gradients
-    of another. Loading a client's start is one copy; nothing of the client before remains.
+    Its trainable parameters and exchanged buffers are views of one vector. Loading a client's
+    start is one copy; nothing of the client before remains. Gradients are not: a backward
+    pass that finds none hands over its own buffers, which saves three passes over memory.
 
     Args:
         network: the network; its parameters are re-pointed in place.
@@ -131,12 +132,16 @@ class Resident:
         moments: (mean, variance) buffer names that are exchanged and merged exactly.
         num_labels: size of the label space.
         device: where it lives.
+        channels_last: keep the weights of convolutions in channels-last order, which GPUs
+            prefer under autocast. They are exchanged in the usual order.
 
     Attributes:
         network: the network.
         layout: of the exchanged tensors.
-        flat: float32 ``[layout.size]``, the exchanged tensors; changes as the network does.
-        parameter: float32, all trainable parameters as one; give it to an optimiser.
+        trainable: layout of everything that trains, private tensors last; with exchanged
+            buffers in front of it.
+        parameters: the trainable parameters, in the vector's order; give them to an optimiser.
+        memory_format: of the network's images.
     """
 
     def __init__(
@@ -148,8 +153,10 @@ class Resident:
         private: Iterable[str] = (),
         moments: Sequence[tuple[str, str]] = (),
         device: torch.device | str = "cpu",
+        channels_last: bool = False,
     ) -> None:
         self.network = network.to(device)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         trainable = {n: p for n, p in network.named_parameters() if p.requires_grad}
         label_rows, private = tuple(label_rows), tuple(private)
         _check_names(network, label_rows, private)
@@ -165,19 +172,18 @@ class Resident:
             return Layout(tuple(names), shapes, num_labels, row_tensors, tuple(moments))
 
         self.layout = layout([*buffers, *shared, *rows], len(rows))
-        everything = layout([*buffers, *shared, *rows, *own])
+        self.trainable = everything = layout([*buffers, *shared, *rows, *own])
         vector = torch.zeros(everything.size, device=device)
-        gradient = torch.zeros_like(vector)
-        self._bound: list[tuple[str, Tensor, Tensor, Tensor | None]] = []
-        for (name, view), (_, slope) in zip(everything.views(vector), everything.views(gradient), strict=True):
-            view.copy_(tensors[name].detach())
-            self._bound.append((name, tensors[name], view, slope if name in trainable else None))
+        self._bound: list[tuple[str, Tensor, Tensor]] = []
+        for name, view in everything.views(vector):
+            values = self._ordered(view)
+            values.copy_(tensors[name].detach())
+            self._bound.append((name, tensors[name], values))
+        self.parameters = [tensors[name] for name in everything.names[len(buffers) :]]
         self._bind()
-        start = everything.offsets[len(buffers)]
-        self.flat = vector[: self.layout.size]
-        self.parameter = nn.Parameter(vector[start:])
-        self.parameter.grad = gradient[start:]
-        self._gradient = gradient
+        self._exchanged = vector[: self.layout.size]
+        # Where the order inside the vector is not that of the exchange, a second vector is filled on request.
+        self._copied = torch.zeros_like(self._exchanged) if channels_last else None
         self._private = vector[self.layout.size :]
         self._private_start = self._private.clone()
         exchanged = {*self.layout.names, *own}
@@ -188,38 +194,74 @@ class Resident:
         # A client's method may have replaced tensors or dropped gradients; the next one must not notice.
         self._bind()
         with torch.no_grad():
-            self.flat.copy_(flat)
+            if self._copied is None:
+                self._exchanged.copy_(flat)
+            else:
+                for (_, view), (_, _, values) in zip(self.layout.views(flat), self._bound, strict=False):
+                    values.copy_(view)
             self._private.copy_(self._private_start)
             for buffer, start in self._other:
                 buffer.copy_(start)
-            self._gradient.zero_()
+
+    @property
+    def flat(self) -> Tensor:
+        """float32 ``[layout.size]``, the exchanged tensors as they are now; do not keep it."""
+        if self._copied is None:
+            return self._exchanged
+        for (_, view), (_, _, values) in zip(self.layout.views(self._copied), self._bound, strict=False):
+            view.copy_(values)
+        return self._copied
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self._exchanged.device
+
+    @property
+    def private(self) -> Tensor:
+        """float32, the private tensors as they are now; do not keep it."""
+        return self._private
+
+    def _ordered(self, view: Tensor) -> Tensor:
+        """A part of the vector in its own shape, with the memory order of the network's weights."""
+        if self.memory_format is not torch.channels_last or view.dim() != 4:
+            return view
+        count, channels, height, width = view.shape
+        return view.view(count, height, width, channels).permute(0, 3, 1, 2)
 
     def zero_grad(self) -> None:
-        """Set all gradients to zero."""
-        self._gradient.zero_()
+        """Forget all gradients."""
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def check(self) -> None:
         """Raise ``RuntimeError`` if a tensor of the network was replaced, so that its training would be lost."""
-        there = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
         replaced = [
             name
-            for name, tensor, view, _ in self._bound
-            if there.get(name) is not tensor or tensor.data_ptr() != view.data_ptr() or tensor.shape != view.shape
+            for name, tensor, view in self._bound
+            if _found(self.network, name) is not tensor
+            or tensor.data_ptr() != view.data_ptr()
+            or tensor.shape != view.shape
         ]
         if replaced:
             msg = f"Expected training to change tensors in place, got others in place of {replaced[:5]}. Use copy_()."
             raise RuntimeError(msg)
 
     def _bind(self) -> None:
-        for _, tensor, view, slope in self._bound:
+        for _, tensor, view in self._bound:
             tensor.data = view
-            if slope is not None:
-                tensor.grad = slope
+        self.zero_grad()
 
     def other_state(self) -> dict[str, Tensor]:
         """What the network needs beyond the exchanged tensors: frozen tables and buffers, by name."""
         state = self.network.state_dict()
         return {name: tensor for name, tensor in state.items() if name not in self.layout.names}
+
+
+def _found(network: nn.Module, name: str) -> object:
+    """The tensor of that name as it is now, or None."""
+    parent, _, own = name.rpartition(".")
+    return getattr(network.get_submodule(parent), own, None)
 
 
 def _check_names(network: nn.Module, label_rows: Sequence[str], private: Sequence[str]) -> None:

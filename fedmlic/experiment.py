@@ -58,6 +58,7 @@ class Experiment(BaseModel):
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of sgd")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="of the optimiser")
     clip_norm: Annotated[float, Field(ge=0)] = Field(10.0, description="gradient norm limit (0: none)")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of local training (bfloat16: autocast)")
     augmentation: Literal["none", "flip", "shift", "flip+shift"] = Field("none", description="random views")
     holdout_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1, description="of a client's images, kept for federated evaluation"
@@ -98,15 +99,20 @@ class Experiment(BaseModel):
 class Runtime(BaseModel):
     """Where and how fast a run is computed.
 
-    Engine and workers change nothing in the weights. Another ``device``, or another number
-    of ``threads`` in one process, rounds differently.
+    Engine and workers change nothing in the weights. Another ``device``, another number of
+    ``threads`` in one process, ``vectorize`` and ``channels-last`` round differently.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    engine: Literal["ray", "inprocess", "flower"] = Field("ray", description="what carries the rounds")
+    engine: Literal["auto", "processes", "ray", "inprocess", "flower"] = Field(
+        "auto", description="what carries the rounds (auto: processes, or ray with ray-address or gpus-per-worker)"
+    )
     workers: Count = Field(0, description="worker processes (0: one per core, at most one per cohort client)")
     gpus_per_worker: Annotated[float, Field(ge=0)] = Field(0.0, description="share of a GPU each worker gets")
+    ray_address: str = Field("", description="a Ray cluster to use, host:port (empty: none)")
+    vectorize: Positive = Field(1, description="clients that a worker trains at once (1: one after another)")
+    channels_last: bool = Field(default=False, description="weights of convolutions in channels-last order (GPUs)")
     threads: Positive = Field(1, description="torch threads per worker and in the server")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     keep_checkpoints: Positive = Field(2, description="last checkpoints to keep, besides the best")

@@ -43,7 +43,7 @@ class Learner:
         with torch.inference_mode():
             for start in range(0, len(rows), batch_size):
                 chosen = rows[start : start + batch_size]
-                batch = to_float(images.take(chosen), self.device)
+                batch = to_float(images.take(chosen), self.device, self.resident.memory_format)
                 scores[start : start + len(chosen)] = self.method.predict(network, batch).float().cpu()
         return scores.numpy()
 
@@ -76,8 +76,18 @@ def build_learner(
     label_names: tuple[str, ...],
     image_shape: tuple[int, int, int],
     device: torch.device | str = "cpu",
+    *,
+    channels_last: bool = False,
 ) -> Learner:
-    """Build the network of ``experiment`` for a label space and make it resident on ``device``."""
+    """Build the network of ``experiment`` for a label space and make it resident on ``device``.
+
+    Args:
+        experiment: what is trained.
+        label_names: in column order.
+        image_shape: height, width, channels.
+        device: where the network lives.
+        channels_last: memory order of convolutions' weights.
+    """
     task = Task(label_names, image_shape, spec.build("model", experiment.model), experiment.seed)
     method, network = build_network(experiment, task)
     resident = Resident(
@@ -87,6 +97,7 @@ def build_learner(
         private=method.private(network),
         moments=pooled_moments(network),
         device=device,
+        channels_last=channels_last,
     )
     return Learner(method, resident, task, torch.device(device))
 

@@ -90,6 +90,44 @@ class Trained(NamedTuple):
     metrics: dict[str, float]
 
 
+class Inputs(NamedTuple):
+    """What a loss is told besides images and labels, made batch by batch in one client's turn.
+
+    Attributes:
+        of: ``(images on the device, labels on the CPU) -> tensors``, without gradient. Labels
+            are on the CPU so that random choices among them need not wait for a GPU.
+        metrics: sums to report when the turn ends.
+    """
+
+    of: Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+    metrics: Callable[[], dict[str, float]]
+
+
+def no_inputs(local: Local) -> Inputs:
+    """Images and labels are enough."""
+    del local
+    return Inputs(lambda *_: (), dict)
+
+
+class Objective(NamedTuple):
+    """What local training minimises; whoever runs the steps may train one client or many at once.
+
+    Attributes:
+        loss: ``(network, images [batch, channels, height, width], labels int8 [batch, labels],
+            *inputs) -> scalar``; it decides what UNKNOWN means. ``network`` is to be called and
+            nothing else.
+        inputs: makes a turn's further inputs of the loss.
+        needs_annotations: a client without a single annotation takes no step.
+        one_by_one: why clients cannot be trained at once (the network draws random numbers);
+            empty where they can.
+    """
+
+    loss: Callable[..., Tensor]
+    inputs: Callable[[Local], Inputs] = no_inputs
+    needs_annotations: bool = False
+    one_by_one: str = ""
+
+
 def none(network: nn.Module) -> Sequence[str]:
     """No names at all."""
     del network
@@ -107,6 +145,8 @@ class Method(NamedTuple):
             height, width]``; the network is in evaluation mode.
         label_rows: names of trainable tensors with one row per label (first axis).
         private: names of trainable tensors that never leave the client.
+        objective: what ``train`` minimises, if it is ``training.fit`` with it and nothing else;
+            many clients can then be trained at once (``fedmlic.vectorized``).
 
     Everything trainable is exchanged unless it is private. Frozen tensors are never sent:
     every host builds them itself from the experiment.
@@ -117,3 +157,4 @@ class Method(NamedTuple):
     predict: Callable[[nn.Module, Tensor], Tensor]
     label_rows: Callable[[nn.Module], Sequence[str]] = none
     private: Callable[[nn.Module], Sequence[str]] = none
+    objective: Objective | None = None

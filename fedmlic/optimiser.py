@@ -1,9 +1,9 @@
-"""Local optimisers over one flat parameter: SGD, Adam and AdamW.
+"""Local optimisers over lists of tensors: SGD, Adam and AdamW.
 
-Every client starts a fresh one every round, hundreds of times a round, over a
-single vector. These do the same arithmetic as ``torch.optim`` (held by tests) without
-its per-step bookkeeping, and without its first use in a process, which imports
-the compiler for about four seconds in every worker.
+Every client starts a fresh one every round, hundreds of times a round. These do the same
+arithmetic as ``torch.optim`` (held by tests) in one call over all tensors, without its
+per-step bookkeeping, and without its first use in a process, which imports the compiler
+for about four seconds in every worker.
 
 Sources: Sutskever et al. 2013 (momentum, in torch's form), Kingma and Ba 2015
 (Adam), Loshchilov and Hutter 2019 (decoupled weight decay).
@@ -12,7 +12,7 @@ Sources: Sutskever et al. 2013 (momentum, in torch's form), Kingma and Ba 2015
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,22 +23,26 @@ if TYPE_CHECKING:
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
-Step = Callable[[], None]
-"""Changes the parameter in place by its present gradient."""
+Step = Callable[..., None]
+"""``step()`` changes the parameters in place by their present gradients, which it may use up.
+
+Of parameters with one row per client, ``step(n)`` changes the first n rows only: those of the
+clients that have not finished."""
 
 
-def make_optimiser(parameter: Tensor, settings: Experiment, round_number: int) -> Step:
+def make_optimiser(parameters: Sequence[Tensor], settings: Experiment, round_number: int) -> Step:
     """A fresh optimiser of the experiment's kind at the round's learning rate.
 
     Args:
-        parameter: float32 ``[values]`` with its gradient in ``.grad`` before every step.
+        parameters: float32, with their gradients in ``.grad`` before every step; one without
+            counts as having a gradient of zero.
         settings: ``optimizer``, ``learning_rate``, ``momentum``, ``weight_decay``, ``schedule``.
         round_number: 1, 2, ...
     """
     rate = learning_rate(settings, round_number)
     if settings.optimizer == "sgd":
-        return sgd(parameter, rate, settings.momentum, settings.weight_decay)
-    return adam(parameter, rate, settings.weight_decay, decoupled=settings.optimizer == "adamw")
+        return sgd(parameters, rate, settings.momentum, settings.weight_decay)
+    return adam(parameters, rate, settings.weight_decay, decoupled=settings.optimizer == "adamw")
 
 
 def learning_rate(settings: Experiment, round_number: int) -> float:
@@ -49,56 +53,79 @@ def learning_rate(settings: Experiment, round_number: int) -> float:
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def sgd(parameter: Tensor, rate: float, momentum: float = 0.0, weight_decay: float = 0.0) -> Step:
+def sgd(parameters: Sequence[Tensor], rate: float, momentum: float = 0.0, weight_decay: float = 0.0) -> Step:
     """Stochastic gradient descent; the momentum buffer starts as the first gradient, as in torch."""
-    velocity: Tensor | None = None
+    velocity: list[Tensor] = []
 
     @torch.no_grad()
-    def step() -> None:
-        nonlocal velocity
-        gradient = _gradient(parameter)
+    def step(num_rows: int | None = None) -> None:
+        values, gradients = _rows(parameters, num_rows), _rows(_gradients(parameters), num_rows)
         if weight_decay:
-            gradient = gradient.add(parameter, alpha=weight_decay)
-        if momentum:
-            velocity = gradient.clone() if velocity is None else velocity.mul_(momentum).add_(gradient)
-            gradient = velocity
-        parameter.add_(gradient, alpha=-rate)
+            torch._foreach_add_(gradients, values, alpha=weight_decay)
+        if momentum and not velocity:
+            velocity.extend(gradient.clone() for gradient in gradients)
+        elif momentum:
+            moving = _rows(velocity, num_rows)
+            torch._foreach_mul_(moving, momentum)
+            torch._foreach_add_(moving, gradients)
+            gradients = moving
+        torch._foreach_add_(values, gradients, alpha=-rate)
 
     return step
 
 
-def adam(parameter: Tensor, rate: float, weight_decay: float = 0.0, *, decoupled: bool = False) -> Step:
+def adam(parameters: Sequence[Tensor], rate: float, weight_decay: float = 0.0, *, decoupled: bool = False) -> Step:
     """Adam with torch's default betas and epsilon; ``decoupled`` weight decay makes it AdamW."""
-    first, second = torch.zeros_like(parameter), torch.zeros_like(parameter)
+    first = [torch.zeros_like(parameter) for parameter in parameters]
+    second = [torch.zeros_like(parameter) for parameter in parameters]
     num_steps = 0
 
     @torch.no_grad()
-    def step() -> None:
+    def step(num_rows: int | None = None) -> None:
         nonlocal num_steps
         num_steps += 1
-        gradient = _gradient(parameter)
+        values, gradients = _rows(parameters, num_rows), _rows(_gradients(parameters), num_rows)
         if weight_decay and decoupled:
-            parameter.mul_(1 - rate * weight_decay)
+            torch._foreach_mul_(values, 1 - rate * weight_decay)
         elif weight_decay:
-            gradient = gradient.add(parameter, alpha=weight_decay)
-        first.lerp_(gradient, 1 - BETA1)
-        second.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-        scale = math.sqrt(1 - BETA2**num_steps)
-        denominator = second.sqrt().div_(scale).add_(EPSILON)
-        parameter.addcdiv_(first, denominator, value=-rate / (1 - BETA1**num_steps))
+            torch._foreach_add_(gradients, values, alpha=weight_decay)
+        means, squares = _rows(first, num_rows), _rows(second, num_rows)
+        torch._foreach_lerp_(means, gradients, 1 - BETA1)
+        torch._foreach_mul_(squares, BETA2)
+        torch._foreach_addcmul_(squares, gradients, gradients, value=1 - BETA2)
+        roots = torch._foreach_sqrt(squares)  # noqa: SLF001
+        torch._foreach_div_(roots, math.sqrt(1 - BETA2**num_steps))
+        torch._foreach_add_(roots, EPSILON)
+        torch._foreach_addcdiv_(values, means, roots, value=-rate / (1 - BETA1**num_steps))
 
     return step
 
 
-def clip_norm(parameter: Tensor, limit: float) -> None:
-    """Scale the gradient in place so that its Euclidean norm is at most ``limit``."""
-    gradient = _gradient(parameter)
-    norm = torch.linalg.vector_norm(gradient)
+@torch.no_grad()
+def clip_norm(parameters: Sequence[Tensor], limit: float) -> None:
+    """Scale all gradients in place so that their joint Euclidean norm is at most ``limit``."""
+    gradients = _gradients(parameters)
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))  # noqa: SLF001
+    torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
+
+
+@torch.no_grad()
+def clip_rows(parameter: Tensor, limit: float) -> None:
+    """Scale each row of the gradient of ``[rows, values]`` in place so that its norm is at most ``limit``."""
+    (gradient,) = _gradients([parameter])
+    norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
     gradient.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
 
 
-def _gradient(parameter: Tensor) -> Tensor:
-    if parameter.grad is None:
-        msg = "Expected the parameter to have a gradient; call backward first."
-        raise RuntimeError(msg)
-    return parameter.grad
+def _gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients; zeros take the place of those that the loss did not reach."""
+    found = []
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        found.append(parameter.grad)
+    return found
+
+
+def _rows(tensors: Sequence[Tensor], num_rows: int | None) -> list[Tensor]:
+    return list(tensors) if num_rows is None else [tensor[:num_rows] for tensor in tensors]

@@ -10,13 +10,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedmlic.method import Local, Method, Task, Trained
+from fedmlic.method import Local, Method, Objective, Task, Trained
 from fedmlic.model import Classifier
 from fedmlic.optimiser import clip_norm, make_optimiser
 from fedmlic.seeds import torch_global_stream
@@ -28,28 +29,53 @@ if TYPE_CHECKING:
     from fedmlic.experiment import Experiment
     from fedmlic.shard import Shard
 
-Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Loss = Callable[..., Tensor]
 """``(network, images [batch, channels, height, width], labels int8 [batch, labels]) -> scalar``."""
 
 PIXEL_MEAN, PIXEL_STD = 127.5, 63.75
 """Stored bytes become (byte - 127.5) / 63.75, about -2 to 2 (see ``docs/training.md``)."""
 
 
-def to_float(images: NDArray[np.uint8] | Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """uint8 ``[batch, height, width, channels]`` to float32 ``[batch, channels, height, width]``."""
+def to_float(
+    images: NDArray[np.uint8] | Tensor,
+    device: torch.device | str = "cpu",
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Tensor:
+    """uint8 ``[batch, height, width, channels]`` to float32 ``[batch, channels, height, width]``.
+
+    Args:
+        images: stored images.
+        device: where to.
+        memory_format: that of the network's weights. With another, every convolution would
+            reorder its weights first, which can cost as much as the convolution.
+    """
     tensor = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
     tensor = tensor.to(device, non_blocking=True).permute(0, 3, 1, 2)
-    return tensor.to(torch.float32, memory_format=torch.contiguous_format).sub_(PIXEL_MEAN).div_(PIXEL_STD)
+    return tensor.to(torch.float32, memory_format=memory_format).sub_(PIXEL_MEAN).div_(PIXEL_STD)
 
 
-def fit(resident: Resident, shard: Shard, local: Local, loss: Loss) -> Trained:
+def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """A tensor of ``array`` on ``device``; on its way to a GPU the processor need not wait for it."""
+    tensor = torch.from_numpy(array)
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def precision_of(settings: Experiment, device: torch.device) -> AbstractContextManager[object]:
+    """The context in which networks compute: autocast to bfloat16 where the experiment says so."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16")
+
+
+def fit(resident: Resident, shard: Shard, local: Local, loss: Loss | Objective) -> Trained:
     """Train ``resident.network`` on ``shard`` for the experiment's local epochs.
 
     Args:
         resident: holds the network, already loaded with the round's global weights.
         shard: the client's images and observed labels.
         local: whose turn it is.
-        loss: scalar loss of one batch; it decides what UNKNOWN means.
+        loss: scalar loss of one batch, or an objective with further inputs; it decides what
+            UNKNOWN means.
 
     Returns:
         The mean loss over steps and the number of steps.
@@ -57,26 +83,42 @@ def fit(resident: Resident, shard: Shard, local: Local, loss: Loss) -> Trained:
     Raises:
         FloatingPointError: the loss became NaN or infinite.
     """
-    settings = local.experiment
+    objective = loss if isinstance(loss, Objective) else Objective(loss)
+    if objective.needs_annotations and not shard.annotations.any():
+        return Trained(0.0, 0, {})
+    settings, device = local.experiment, local.device
     network = resident.network.train()
-    step = make_optimiser(resident.parameter, settings, local.round)
-    total = torch.zeros((), dtype=torch.float64, device=local.device)
+    inputs = objective.inputs(local)
+    step = make_optimiser(resident.parameters, settings, local.round)
+    total = torch.zeros((), dtype=torch.float64, device=device)
     num_steps = 0
-    with torch_global_stream(settings.seed, "train/torch", local.client, local.round):
-        for images, labels in batches(shard, local):
+    with torch_global_stream(settings.seed, "train/torch", local.client, local.round, device=device):
+        for images, labels in _batches(shard, local, resident.memory_format):
             resident.zero_grad()
-            value = loss(network, images, labels)
+            with precision_of(settings, device):
+                told = inputs.of(images, labels)
+                value = objective.loss(network, images, labels.to(device, non_blocking=True), *told)
             value.backward()  # type: ignore[no-untyped-call]
             if settings.clip_norm > 0:
-                clip_norm(resident.parameter, settings.clip_norm)
+                clip_norm(resident.parameters, settings.clip_norm)
             step()
             total += value.detach()
             num_steps += 1
-    mean = float(total) / max(num_steps, 1)
-    if not math.isfinite(mean):
-        msg = f"Expected a finite training loss, got {mean} after {num_steps} steps. Lower learning-rate."
+    return checked(Trained(float(total) / max(num_steps, 1), num_steps, inputs.metrics()))
+
+
+def checked(trained: Trained) -> Trained:
+    """``trained`` if its loss is a number.
+
+    Raises:
+        FloatingPointError: the loss became NaN or infinite.
+    """
+    if not math.isfinite(trained.loss):
+        msg = (
+            f"Expected a finite training loss, got {trained.loss} after {trained.num_steps} steps. Lower learning-rate."
+        )
         raise FloatingPointError(msg)
-    return Trained(mean, num_steps, {})
+    return trained
 
 
 def batches(shard: Shard, local: Local) -> Iterator[tuple[Tensor, Tensor]]:
@@ -85,16 +127,28 @@ def batches(shard: Shard, local: Local) -> Iterator[tuple[Tensor, Tensor]]:
     Yields:
         float32 images ``[batch, channels, height, width]`` and int8 labels ``[batch, labels]``.
     """
+    for images, labels in _batches(shard, local, torch.contiguous_format):
+        yield images, labels.to(local.device)
+
+
+def _batches(shard: Shard, local: Local, memory_format: torch.memory_format) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images on the client's device, where the shard lies whole, and labels on the CPU."""
+    kind = local.experiment.augmentation
+    everything = to_device(shard.images.take(shard.rows), local.device)
+    observed = torch.from_numpy(np.ascontiguousarray(shard.labels))
+    augmentation = None if kind == "none" else local.torch_rng("augmentation")
+    for chosen in steps(shard.num_images, local):
+        images = to_float(everything[to_device(chosen, local.device)], local.device, memory_format)
+        if augmentation is not None:
+            images = augment(images, kind, augmentation)
+        yield images, observed[torch.from_numpy(chosen)]
+
+
+def steps(num_images: int, local: Local) -> Iterator[NDArray[np.int64]]:
+    """Which of its images a client uses in every step of its turn."""
     settings = local.experiment
-    device = local.device
-    everything = torch.from_numpy(shard.images.take(shard.rows)).to(device)
-    observed = torch.from_numpy(np.ascontiguousarray(shard.labels)).to(device)
-    rng = local.rng("order")
-    augmentation = local.torch_rng("augmentation")
-    for chosen in itertools.islice(_chosen(shard.num_images, settings, rng), settings.local_steps or None):
-        rows = torch.from_numpy(chosen).to(device)
-        images = to_float(everything[rows], device)
-        yield augment(images, settings.augmentation, augmentation), observed[rows]
+    every = _chosen(num_images, settings, local.rng("order"))
+    return itertools.islice(every, settings.local_steps or None)
 
 
 def _chosen(num_images: int, settings: Experiment, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
@@ -106,6 +160,15 @@ def _chosen(num_images: int, settings: Experiment, rng: np.random.Generator) -> 
         order = rng.permutation(num_images)
         for start in range(0, num_images, settings.batch_size):
             yield order[start : start + settings.batch_size]
+
+
+def trainer(objective: Objective) -> Callable[[Resident, Shard, Local], Trained]:
+    """A method's ``train`` that is ``fit`` with ``objective`` and nothing else."""
+
+    def train(resident: Resident, shard: Shard, local: Local) -> Trained:
+        return fit(resident, shard, local, objective)
+
+    return train
 
 
 def augment(images: Tensor, kind: str, rng: torch.Generator) -> Tensor:
@@ -147,13 +210,11 @@ def classifier(loss: Callable[[Tensor, Tensor], Tensor], *, pool: str = "mean") 
         backbone = task.model.build(task.image_shape[2])
         return Classifier(backbone, task.num_labels, pool=pool)
 
-    def train(resident: Resident, shard: Shard, local: Local) -> Trained:
-        return fit(resident, shard, local, lambda network, images, labels: loss(network(images), labels))
-
     def predict(network: nn.Module, images: Tensor) -> Tensor:
         return torch.sigmoid(network(images))
 
-    return Method(build, train, predict, label_rows=_head_rows)
+    objective = Objective(lambda network, images, labels: loss(network(images), labels))
+    return Method(build, trainer(objective), predict, label_rows=_head_rows, objective=objective)
 
 
 def _head_rows(network: nn.Module) -> tuple[str, str]:

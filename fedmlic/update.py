@@ -116,9 +116,16 @@ class Update:
     metrics: dict[str, float] = field(default_factory=dict)
 
     @staticmethod
-    def zero(layout: Layout, units: Units, device: torch.device | str = "cpu") -> Update:
-        """The identity of ``merge``."""
-        sums = torch.zeros(layout.size, dtype=torch.float64, device=device)
+    def zero(layout: Layout, units: Units, device: torch.device | str = "cpu", memory: Tensor | None = None) -> Update:
+        """The identity of ``merge``.
+
+        Args:
+            layout: of the exchanged tensors.
+            units: of the round.
+            device: where the sums are.
+            memory: float64 ``[layout.size]`` to keep the sums in; what it held is lost.
+        """
+        sums = torch.zeros(layout.size, dtype=torch.float64, device=device) if memory is None else memory.zero_()
         rows = torch.zeros(layout.num_labels, dtype=torch.float64)
         annotations = torch.zeros(layout.num_labels, dtype=torch.int64)
         return Update(layout, units, sums, 0.0, rows, annotations=annotations)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from clients.host import Host
 from fedmlic.protocol import HostInfo, Reply, Request
@@ -22,13 +22,14 @@ class InProcess:
         """The one host."""
         return [self._host.info()]
 
-    def play(self, request: Request, clients: Sequence[int]) -> Iterator[Reply]:
+    def play(
+        self, request: Request, clients: Sequence[int], costs: Mapping[int, float] | None = None
+    ) -> Iterator[Reply]:
         """Play one client after another; errors are turns, as with every transport."""
-        for client in clients:
-            if request.each:
-                yield self._host.turn_alone(request, client)
-            else:
-                yield Reply((self._host.turn(request, client),))
+        del costs
+        for start in range(0, len(clients), self._host.at_once):
+            turns = tuple(self._host.play(request, clients[start : start + self._host.at_once]))
+            yield Reply(turns, self._host.collect().updates if request.each else ())
         yield self._host.collect()
 
     def close(self) -> None:

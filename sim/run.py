@@ -16,12 +16,14 @@ from fedmlic.experiment import home_of, split_settings
 from fedmlic.record import RunFolder, check_new, create, open_run, read_json
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from clients.host import Host
     from fedmlic.corpus import Corpus
     from fedmlic.experiment import Experiment, Runtime
     from fedmlic.federation import Federation
     from fedmlic.protocol import Turn
-    from sim.ray_workers import RayWorkers
+    from sim.workers import Workers
     from strategies.server import Server
     from strategies.transport import Transport
 
@@ -43,11 +45,25 @@ class Watch:
 
 
 def num_workers(experiment: Experiment, runtime: Runtime) -> int:
-    """Workers to start: as asked, else one per core, never more than there are clients a round."""
+    """Workers to start: as asked, else one per core, never more than there are clients a round.
+
+    With ``gpus-per-worker`` as many as fit the GPUs, if that is fewer.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = runtime.workers or cores
+    if runtime.gpus_per_worker and not runtime.workers and not runtime.ray_address:
+        import torch  # noqa: PLC0415  (only where there are GPUs to count)
+
+        wanted = max(1, min(wanted, int(torch.cuda.device_count() / runtime.gpus_per_worker + 1e-9)))
     cohort = experiment.cohort_size or experiment.num_clients or wanted
     return max(1, min(wanted, cohort))
+
+
+def engine_of(runtime: Runtime) -> str:
+    """What carries the rounds: ``auto`` means Ray where it shares out GPUs or machines, else processes."""
+    if runtime.engine != "auto":
+        return runtime.engine
+    return "ray" if runtime.ray_address or runtime.gpus_per_worker else "processes"
 
 
 def open_federation(experiment: Experiment, runtime: Runtime, corpus: Corpus) -> Federation:
@@ -74,8 +90,15 @@ def describe_federation(experiment: Experiment, runtime: Runtime) -> Federation:
     return open_federation(experiment, runtime, corpus)
 
 
-def build_host(name: str, settings: dict[str, Any], label_names: tuple[str, ...]) -> Host:
-    """A host for any client of the federation, in the process that calls this."""
+def build_host(name: str, settings: dict[str, Any], label_names: tuple[str, ...], memory: Tensor | None = None) -> Host:
+    """A host for any client of the federation, in the process that calls this.
+
+    Args:
+        name: how records call it.
+        settings: the run's.
+        label_names: what the server expects to see.
+        memory: where to keep a round's sum.
+    """
     from clients.host import Host  # noqa: PLC0415
     from strategies.server import build_server  # noqa: PLC0415
 
@@ -84,7 +107,8 @@ def build_host(name: str, settings: dict[str, Any], label_names: tuple[str, ...]
     if tuple(server.learner.task.label_names) != label_names:
         msg = f"Expected worker {name} to see the labels {label_names[:5]}, got {server.learner.task.label_names[:5]}."
         raise InputError(msg)
-    return Host(name, experiment, open_federation(experiment, runtime, server.corpus), server.learner)
+    federation = open_federation(experiment, runtime, server.corpus)
+    return Host(name, experiment, federation, server.learner, vectorize=runtime.vectorize, memory=memory)
 
 
 def run(experiment: Experiment, runtime: Runtime, out: Path | None, watch: Watch | None = None) -> dict[str, Any]:
@@ -121,21 +145,22 @@ def resume(path: Path, watch: Watch | None = None, changes: Mapping[str, Any] | 
 def _play(
     experiment: Experiment, runtime: Runtime, open_folder: Callable[[], RunFolder], watch: Watch
 ) -> dict[str, Any]:
-    workers = _start_workers(experiment, runtime) if runtime.engine == "ray" else None
+    engine = engine_of(runtime)
+    workers = _start_workers(engine, experiment, runtime)
     try:
         from strategies.server import build_server, serve  # noqa: PLC0415  (imports torch)
 
         server = build_server(experiment, runtime, lambda done, total: watch.building("images", done, total))
         federation = open_federation(experiment, runtime, server.corpus)
         _check_cohort(experiment, federation)
-        if runtime.engine == "flower":
+        if engine == "flower":
             return _under_flower(experiment, runtime, open_folder(), watch)
         transport: Transport
         if workers is not None:
-            workers.setup(experiment, tuple(server.learner.task.label_names))
+            workers.setup(experiment, server.learner)
             transport = workers
         else:
-            transport = _in_process(experiment, server, federation)
+            transport = _in_process(experiment, runtime, server, federation)
         folder = open_folder()
         folder.listeners.append(watch.event)
         with folder.alone():
@@ -174,18 +199,37 @@ def _check_cohort(experiment: Experiment, federation: Federation) -> None:
         raise InputError(msg)
 
 
-def _start_workers(experiment: Experiment, runtime: Runtime) -> RayWorkers:
-    from sim.ray_workers import RayWorkers  # noqa: PLC0415
+def _start_workers(engine: str, experiment: Experiment, runtime: Runtime) -> Workers | None:
+    """Worker processes that begin to import what they need; None for an engine without them."""
+    if engine not in {"processes", "ray"}:
+        return None
+    from sim.workers import Workers  # noqa: PLC0415
 
-    return RayWorkers(num_workers(experiment, runtime), runtime)
+    if engine == "processes":
+        from sim.processes import Processes, gpu_of  # noqa: PLC0415
+
+        carrier = Processes()
+        return Workers(carrier, num_workers(experiment, runtime), runtime, lambda number: gpu_of(number, runtime))
+    from sim.ray_workers import RayCarrier  # noqa: PLC0415
+
+    on_cluster = runtime.ray_address and not runtime.workers
+    ray_carrier = RayCarrier(0 if on_cluster else num_workers(experiment, runtime), runtime)
+    cohort = experiment.cohort_size or experiment.num_clients or ray_carrier.num_workers
+    return Workers(ray_carrier, min(ray_carrier.num_workers, cohort), runtime)
 
 
-def _in_process(experiment: Experiment, server: Server, federation: Federation) -> Transport:
+def _in_process(experiment: Experiment, runtime: Runtime, server: Server, federation: Federation) -> Transport:
     from clients.host import Host  # noqa: PLC0415
     from fedmlic.learner import build_learner  # noqa: PLC0415
     from sim.inprocess import InProcess  # noqa: PLC0415
 
     # A network of its own: the server evaluates in the other one.
     task = server.learner.task
-    learner = build_learner(experiment, task.label_names, task.image_shape, server.learner.device)
-    return InProcess(Host("in-process", experiment, federation, learner))
+    learner = build_learner(
+        experiment,
+        task.label_names,
+        task.image_shape,
+        server.learner.device,
+        channels_last=runtime.channels_last,
+    )
+    return InProcess(Host("in-process", experiment, federation, learner, vectorize=runtime.vectorize))

@@ -140,14 +140,16 @@ class FlowerTransport:
             self._introduce()
         return [self._infos[name] for name in sorted(self._infos)]
 
-    def play(self, request: Request, clients: Sequence[int]) -> Iterator[Reply]:
+    def play(
+        self, request: Request, clients: Sequence[int], costs: Mapping[int, float] | None = None
+    ) -> Iterator[Reply]:
         """Send every node its share of ``clients`` and yield what comes back, as it comes."""
         if not self._simulated:
             self._find_returned()
         model = wire.pack_model(request.flat)
         lost: dict[int, Turn] = {}
         answered: set[str] = set()
-        yield from self._try(request, model, self._shares(clients), lost, answered)
+        yield from self._try(request, model, self._shares(clients, costs or {}), lost, answered)
         again, hosts = (list(lost), sorted(answered or self._infos)) if self._simulated else ([], [])
         for start in range(0, len(again), max(len(hosts), 1)):
             # One by one, so that a client that kills its worker takes no other along.
@@ -161,11 +163,9 @@ class FlowerTransport:
     def close(self) -> None:
         """Nothing to let go of: the connection is Flower's."""
 
-    def _shares(self, clients: Sequence[int]) -> dict[str, list[int]]:
+    def _shares(self, clients: Sequence[int], expected: Mapping[int, float]) -> dict[str, list[int]]:
         """Who plays whom."""
-        costs: dict[int, float] = {}
-        for info in self._infos.values():
-            costs.update(zip(info.clients.tolist(), info.sizes.tolist(), strict=True))
+        costs = {client: expected.get(client, 1.0) for client in clients}
         able = {name: None if self._simulated else set(info.clients.tolist()) for name, info in self._infos.items()}
         return deal(clients, costs, able)
 

@@ -12,14 +12,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from fedmlic import spec
 from fedmlic.corpus import Corpus, open_corpus
 from fedmlic.errors import InputError
 from fedmlic.evaluation import Evaluator
 from fedmlic.experiment import home_of
 from fedmlic.learner import Learner, build_learner, choose_device
+from fedmlic.process import prepare
 from fedmlic.record import RunFolder, write_bytes, write_json
 from fedmlic.tensorboard import curves
 from strategies.rounds import Outcome, Progress, Rounds
@@ -73,11 +72,17 @@ def build_server(
     Raises:
         InputError: anything that the configuration or the data have wrong.
     """
-    torch.set_num_threads(runtime.threads)
+    prepare(runtime.threads)
     strategy: Strategy = spec.build("strategy", experiment.strategy)
     corpus = open_corpus(spec.build("dataset", experiment.dataset), home_of(runtime), progress=progress)
     device = choose_device(runtime.device)
-    learner = build_learner(experiment, label_space(experiment, corpus), corpus.image_shape, device)
+    learner = build_learner(
+        experiment,
+        label_space(experiment, corpus),
+        corpus.image_shape,
+        device,
+        channels_last=runtime.channels_last,
+    )
     return Server(experiment, runtime, corpus, learner, strategy)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from fedmlic.protocol import HostInfo, Reply, Request
@@ -14,8 +14,12 @@ class Transport(Protocol):
     def hosts(self) -> list[HostInfo]:
         """Ask everybody once what they host; waits until enough are there or raises."""
 
-    def play(self, request: Request, clients: Sequence[int]) -> Iterator[Reply]:
+    def play(
+        self, request: Request, clients: Sequence[int], costs: Mapping[int, float] | None = None
+    ) -> Iterator[Reply]:
         """Have ``clients`` (costliest first) played, and yield replies as they come.
+
+        ``costs`` says what each is expected to cost, in any unit; without it all are equal.
 
         Every client gets a turn, a failed one with its error. A host that dies is replaced
         where that is possible and its clients are played again: a client's later turn

@@ -15,19 +15,15 @@ Transformers" (CVPR).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from fedmlic.label_masking import masked_loss, reveal
 from fedmlic.label_transformer import build_label_transformer, label_rows, predict
-from fedmlic.method import Local, Method, Task, Trained
-from fedmlic.training import fit
-
-if TYPE_CHECKING:
-    from fedmlic.arrays import Resident
-    from fedmlic.shard import Shard
+from fedmlic.method import Inputs, Local, Method, Objective, Task
+from fedmlic.training import trainer
 
 
 def ctran(
@@ -66,15 +62,16 @@ def ctran(
             positions=positions,
         )
 
-    def train(resident: Resident, shard: Shard, local: Local) -> Trained:
-        if not shard.annotations.any():
-            return Trained(0.0, 0, {})
+    def inputs(local: Local) -> Inputs:
         rng = local.torch_rng("reveal")
 
-        def loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-            states = reveal(labels, known_fraction_max, rng)
-            return masked_loss(network(images, states), labels, states, reduction)
+        def states(images: Tensor, labels: Tensor) -> tuple[Tensor]:
+            return (reveal(labels, known_fraction_max, rng).to(images.device, non_blocking=True),)
 
-        return fit(resident, shard, local, loss)
+        return Inputs(states, dict)
 
-    return Method(build, train, predict, label_rows)
+    def loss(network: nn.Module, images: Tensor, labels: Tensor, states: Tensor) -> Tensor:
+        return masked_loss(network(images, states), labels, states, reduction)
+
+    objective = Objective(loss, inputs, needs_annotations=True, one_by_one="dropout draws at random" if dropout else "")
+    return Method(build, trainer(objective), predict, label_rows, objective=objective)

@@ -24,7 +24,7 @@ Classification" (AAAI, arXiv 2312.07165).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -33,12 +33,8 @@ from torch import Tensor, nn
 from fedmlic.label_masking import masked_loss, reveal
 from fedmlic.label_transformer import build_label_transformer, label_rows, predict
 from fedmlic.labels import UNKNOWN
-from fedmlic.method import Local, Method, Task, Trained
-from fedmlic.training import fit
-
-if TYPE_CHECKING:
-    from fedmlic.arrays import Resident
-    from fedmlic.shard import Shard
+from fedmlic.method import Inputs, Local, Method, Objective, Task
+from fedmlic.training import trainer
 
 
 def guide(states: Tensor, probs: Tensor, threshold: float, band: float) -> Tensor:
@@ -131,28 +127,32 @@ def fedlgt(
 
     def ask_global_model(local: Local, images: Tensor, revealed: Tensor) -> Tensor:
         asked = guided_images(revealed, masking)
-        if not (guidance and bool(asked.any())):
-            return revealed
-        with torch.no_grad():
-            probs = predict(local.incoming(), images[asked])
-        told = revealed.clone()
-        told[asked] = guide(revealed[asked], probs, threshold, band)
+        told = revealed.to(images.device, non_blocking=True, copy=True)
+        if guidance and bool(asked.any()):  # revealed is on the CPU: nobody waits for a GPU here
+            with torch.no_grad():
+                probs = predict(local.incoming(), images[asked])
+            told[asked] = guide(told[asked], probs, threshold, band)
         return told
 
-    def train(resident: Resident, shard: Shard, local: Local) -> Trained:
-        if not shard.annotations.any():
-            return Trained(0.0, 0, {})
+    def inputs(local: Local) -> Inputs:
         rng = local.torch_rng("reveal")
         counts = torch.zeros(2, dtype=torch.int64, device=local.device)
 
-        def loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        def states(images: Tensor, labels: Tensor) -> tuple[Tensor]:
             revealed = reveal(labels, known_fraction_max, rng)
             told = ask_global_model(local, images, revealed)
-            counts.add_(torch.stack([(revealed != UNKNOWN).sum(), (revealed != told).sum()]))
-            return masked_loss(network(images, told), labels, told, reduction)
+            num_revealed = (revealed != UNKNOWN).sum().to(told.device)
+            counts.add_(torch.stack([num_revealed, num_revealed - (told != UNKNOWN).sum()]))
+            return (told,)
 
-        trained = fit(resident, shard, local, loss)
-        num_revealed, num_unsure = counts.tolist()
-        return trained._replace(metrics={"revealed": float(num_revealed), "unsure": float(num_unsure)})
+        def metrics() -> dict[str, float]:
+            num_revealed, num_unsure = counts.tolist()
+            return {"revealed": float(num_revealed), "unsure": float(num_unsure)}
 
-    return Method(build, train, predict, label_rows)
+        return Inputs(states, metrics)
+
+    def loss(network: nn.Module, images: Tensor, labels: Tensor, told: Tensor) -> Tensor:
+        return masked_loss(network(images, told), labels, told, reduction)
+
+    objective = Objective(loss, inputs, needs_annotations=True, one_by_one="dropout draws at random" if dropout else "")
+    return Method(build, trainer(objective), predict, label_rows, objective=objective)

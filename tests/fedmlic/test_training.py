@@ -197,7 +197,7 @@ def test_clipping_one_vector_is_clipping_many():
     for network in (held.network, plain):
         (squares(network, images, labels) * 1000).backward()
 
-    clip_norm(held.parameter, 0.5)
+    clip_norm(held.parameters, 0.5)
     nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
 
     for mine, theirs in zip(held.network.parameters(), plain.parameters(), strict=True):

@@ -1,0 +1,247 @@
+"""Many clients trained at once: their networks are the rows of one matrix.
+
+Small networks on small batches leave a GPU idle between one tiny kernel and the next. Here
+K clients take their steps together: parameters, gradients and optimiser state are
+``[clients, values]``, the loss is mapped over the first axis (``torch.vmap`` over
+``torch.func.functional_call``), and one backward pass serves all. Every client still has its
+own order of images, augmentation and random choices, from the same streams, so the result is
+that of one after another but for rounding.
+
+Clients are sorted by size. The ones that have not finished are then the first rows, and
+those whose batches are of one size lie side by side, so nothing is padded and no method has
+to know. What cannot be done so: BatchNorm statistics, networks that draw random numbers
+(dropout), and methods that train in a way of their own.
+
+Where it pays: ``docs/performance.md``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fedmlic.errors import InputError
+from fedmlic.method import Inputs, Trained
+from fedmlic.optimiser import clip_rows, make_optimiser
+from fedmlic.training import augment, precision_of, steps, to_device, to_float
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fedmlic.arrays import Resident
+    from fedmlic.method import Local, Method, Objective
+    from fedmlic.shard import Shard
+
+
+class Together:
+    """Trains up to ``size`` clients at once.
+
+    Args:
+        method: what they do.
+        resident: with the method's network.
+        name: the method's, for messages.
+        size: most clients at once.
+
+    Raises:
+        InputError: the method's clients cannot be trained at once.
+    """
+
+    def __init__(self, method: Method, resident: Resident, name: str, size: int) -> None:
+        self.size = size
+        self._objective = objective_of(method, resident, name)
+        self._stack = Stack(resident, size)
+
+    def fit(self, flat: Tensor, shards: Sequence[Shard], locals_: Sequence[Local]) -> list[tuple[Trained, Tensor]]:
+        """Train several clients at once, each as ``training.fit`` would.
+
+        Args:
+            flat: the round's global model, float32 ``[layout.size]``.
+            shards: their images and labels.
+            locals_: whose turns they are, in the same order.
+
+        Returns:
+            For each client what its training told (its loss may not be a number) and its trained
+            tensors, float32 ``[layout.size]``, which the next call overwrites.
+        """
+        turns = _turns(shards, locals_, self._objective)
+        # Whoever finishes first comes last, and equal batches lie side by side.
+        order = sorted(range(len(turns)), key=lambda place: (-len(turns[place].steps), -shards[place].num_images))
+        self._stack.load(flat, len(turns))
+        losses = _train(self._stack, [turns[place] for place in order], self._objective)
+        row_of = {place: row for row, place in enumerate(order)}
+        return [
+            (_told(turn, losses[row_of[place]]), self._stack.row(row_of[place])) for place, turn in enumerate(turns)
+        ]
+
+
+def objective_of(method: Method, resident: Resident, name: str) -> Objective:
+    """What ``method`` minimises, if many clients can be trained by it at once.
+
+    Args:
+        method: the method.
+        resident: with its network.
+        name: the method's, for the message.
+
+    Raises:
+        InputError: they cannot.
+    """
+    objective = method.objective
+    if objective is None:
+        reason = "a method that trains in a way of its own"
+    elif objective.one_by_one:
+        reason = objective.one_by_one
+    elif resident.layout.moments:
+        reason = "BatchNorm statistics, which every client changes (use a norm of group or frozen)"
+    else:
+        return objective
+    msg = f"Expected method {name} to allow vectorize, got {reason}. Use vectorize=1."
+    raise InputError(msg)
+
+
+class Stack:
+    """Room for several clients' networks of one kind.
+
+    Args:
+        resident: the network; its frozen parts serve all clients.
+        num_clients: most clients at once.
+    """
+
+    def __init__(self, resident: Resident, num_clients: int) -> None:
+        self._resident = resident
+        self._layout = resident.trainable
+        self._values = torch.zeros(num_clients, self._layout.size, device=resident.device)
+        self._gradients = torch.zeros_like(self._values)
+
+    def __len__(self) -> int:
+        """Most clients at once."""
+        return len(self._values)
+
+    def load(self, flat: Tensor, num_clients: int) -> None:
+        """Start the first ``num_clients`` rows from the exchanged tensors ``flat``."""
+        self._resident.load(flat)
+        with torch.no_grad():
+            self._values[:num_clients] = torch.cat([self._resident.flat, self._resident.private])
+
+    def row(self, number: int) -> Tensor:
+        """The exchanged tensors of one client, float32 ``[layout.size]``; a view."""
+        return self._values[number, : self._resident.layout.size]
+
+    @property
+    def network(self) -> nn.Module:
+        """The network whose parameters the rows stand for, in training mode."""
+        return self._resident.network.train()
+
+    def parameter(self, num_clients: int) -> Tensor:
+        """``[clients, values]`` with its gradient, for an optimiser."""
+        parameter = nn.Parameter(self._values[:num_clients])
+        parameter.grad = self._gradients[:num_clients]
+        return parameter
+
+    def tensors(self, rows: slice) -> dict[str, Tensor]:
+        """The parameters of some clients by name, each ``[clients, ...]``; their gradients go into the stack's."""
+        found = {}
+        views = (self._views(matrix, rows) for matrix in (self._values, self._gradients))
+        for name, values, gradients in zip(self._layout.names, *views, strict=True):
+            values.requires_grad_()
+            values.grad = gradients
+            found[name] = values
+        return found
+
+    def zero_grad(self, num_clients: int) -> None:
+        """Set the gradients of the first clients to zero."""
+        self._gradients[:num_clients].zero_()
+
+    def _views(self, matrix: Tensor, rows: slice) -> Iterator[Tensor]:
+        for shape, start in zip(self._layout.shapes, self._layout.offsets, strict=False):
+            part = matrix[rows, start : start + math.prod(shape)]
+            yield part.view(len(part), *shape)
+
+
+class _Turn(NamedTuple):
+    """One client among those that train at once."""
+
+    shard: Shard
+    local: Local
+    steps: list[NDArray[np.int64]]
+    inputs: Inputs
+    augmentation: torch.Generator
+
+
+def _told(turn: _Turn, loss: float) -> Trained:
+    if not turn.steps:
+        return Trained(0.0, 0, {})
+    return Trained(loss / len(turn.steps), len(turn.steps), turn.inputs.metrics())
+
+
+def _train(stack: Stack, turns: Sequence[_Turn], objective: Objective) -> list[float]:
+    """All steps of all turns; the sum of each turn's losses."""
+    settings, device = turns[0].local.experiment, turns[0].local.device
+    images = to_device(np.concatenate([turn.shard.images.take(turn.shard.rows) for turn in turns]), device)
+    labels = torch.from_numpy(np.concatenate([turn.shard.labels for turn in turns]))
+    firsts = np.cumsum([0, *(turn.shard.num_images for turn in turns)])
+    parameter = stack.parameter(len(turns))
+    change = make_optimiser([parameter], settings, turns[0].local.round)
+    loss_of = torch.vmap(_loss_of(objective, stack.network))
+    losses = torch.zeros(len(turns), dtype=torch.float64, device=device)
+    for number in range(len(turns[0].steps)):
+        active = [turn for turn in turns if number < len(turn.steps)]
+        stack.zero_grad(len(active))
+        for part in _runs([len(turn.steps[number]) for turn in active]):
+            rows = np.concatenate(
+                [first + turn.steps[number] for first, turn in zip(firsts[part], active[part], strict=True)]
+            )
+            batch = _batch(
+                active[part], to_float(images[to_device(rows, device)], device), labels[torch.from_numpy(rows)]
+            )
+            with precision_of(settings, device):
+                each = loss_of(stack.tensors(part), *batch)
+            each.sum().backward()  # type: ignore[no-untyped-call]
+            losses[part] += each.detach()
+        if settings.clip_norm > 0:
+            clip_rows(parameter, settings.clip_norm)
+        change(len(active))
+    return losses.tolist()
+
+
+def _turns(shards: Sequence[Shard], locals_: Sequence[Local], objective: Objective) -> list[_Turn]:
+    turns = []
+    for shard, local in zip(shards, locals_, strict=True):
+        idle = objective.needs_annotations and not shard.annotations.any()
+        chosen = [] if idle else list(steps(shard.num_images, local))
+        turns.append(_Turn(shard, local, chosen, objective.inputs(local), local.torch_rng("augmentation")))
+    return turns
+
+
+def _runs(sizes: Sequence[int]) -> Iterator[slice]:
+    """Neighbours of equal size."""
+    edges = [0, *(np.flatnonzero(np.diff(sizes)) + 1).tolist(), len(sizes)]
+    for start, stop in itertools.pairwise(edges):
+        yield slice(start, stop)
+
+
+def _batch(turns: Sequence[_Turn], images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    """Images ``[clients, batch, channels, height, width]``, labels ``[clients, batch, labels]``, further inputs."""
+    own_images, own_labels = (part.view(len(turns), -1, *part.shape[1:]) for part in (images, labels))
+    kind = turns[0].local.experiment.augmentation
+    if kind != "none":
+        views = [augment(part, kind, turn.augmentation) for part, turn in zip(own_images, turns, strict=True)]
+        own_images = torch.stack(views)
+    further = [turn.inputs.of(*own) for turn, *own in zip(turns, own_images, own_labels, strict=True)]
+    told = own_labels.to(images.device, non_blocking=True)
+    return own_images, told, *(torch.stack(column) for column in zip(*further, strict=True))
+
+
+def _loss_of(objective: Objective, network: nn.Module) -> Callable[..., Tensor]:
+    """The loss of one client as a function of its parameters."""
+
+    def loss(parameters: dict[str, Tensor], images: Tensor, labels: Tensor, *told: Tensor) -> Tensor:
+        return objective.loss(lambda *inputs: functional_call(network, parameters, inputs), images, labels, *told)
+
+    return loss
