@@ -195,14 +195,16 @@ class Update:
         sums = self.sums.to(otherwise.device)
         mean = otherwise.clone()
         if self.weight > 0:
-            split = self.layout.rows_start
-            mean[:split] = (sums[:split] / self.weight).float()
+            # In blocks that stay in the cache: a whole vector of quotients would cross memory twice more.
+            for start in range(0, self.layout.rows_start, _BLOCK):
+                block = slice(start, min(start + _BLOCK, self.layout.rows_start))
+                mean[block] = sums[block] / self.weight
         annotated = (self.row_weights > 0).to(otherwise.device)
         weights = self.row_weights.to(otherwise.device)[:, None]
         for (_, result), (_, total) in zip(self.layout.row_views(mean), self.layout.row_views(sums), strict=True):
             result[annotated] = (total[annotated] / weights[annotated]).float()
         if self.weight > 0:
-            _from_second_moments(self.layout, mean, sums / self.weight)
+            _from_second_moments(self.layout, mean, sums, self.weight)
         return mean
 
 
@@ -231,7 +233,7 @@ def _add_scaled(total: Tensor, values: Tensor, weight: float) -> None:
         total[start : start + _BLOCK] += block.mul_(weight).add_(_ROUNDER).sub_(_ROUNDER)
 
 
-def _from_second_moments(layout: Layout, result: Tensor, mean: Tensor) -> None:
+def _from_second_moments(layout: Layout, result: Tensor, sums: Tensor, weight: float) -> None:
     for first, second in layout.moments:
-        variance = layout.view(mean, second) - layout.view(mean, first).square()
+        variance = layout.view(sums, second) / weight - (layout.view(sums, first) / weight).square()
         layout.view(result, second).copy_(variance.clamp(min=0).float())

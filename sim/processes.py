@@ -20,7 +20,7 @@ import signal
 import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from multiprocessing import connection, forkserver
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -138,7 +138,7 @@ class Processes:
         if held.process is not None:
             held.process.kill()
 
-    def share(self, request: Request) -> Request:
+    def share(self, request: Request) -> dict[str, Any]:
         """Write the model into the memory that all workers see."""
         if self._model is None:
             msg = "Expected open before share."
@@ -149,7 +149,7 @@ class Processes:
             if held.process is not None and held.pipe is None:
                 held.process.join()
                 del self._processes[number]
-        return replace(request, flat=request.flat[:0].cpu())
+        return {part.name: getattr(request, part.name) for part in fields(request) if part.name != "flat"}
 
     def take(self, worker: int, packed: Any) -> Update:  # noqa: ANN401
         """An update whose sums are in the worker's memory, or came along as an array."""
@@ -269,9 +269,11 @@ class _Memory:
         """Where the round's sum is kept."""
         return self.sums
 
-    def read(self, shared: Request) -> Request:
+    def read(self, shared: Mapping[str, Any]) -> Request:
         """The request, with the model where it lies."""
-        return replace(shared, flat=self.model)
+        from fedmlic.protocol import Request  # noqa: PLC0415
+
+        return Request(flat=self.model, **shared)
 
     def pack(self, update: Update, *, single: bool) -> dict[str, dict[str, Any]]:
         """The update as plain values, without its sums if they are in the shared memory."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -92,13 +93,20 @@ class FolderRecord:
     def __init__(self, folder: RunFolder, server: Server) -> None:
         self._folder = folder
         self._server = server
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._written: Future[None] | None = None
 
     def event(self, kind: str, values: Mapping[str, object]) -> None:
         """Append one event."""
         self._folder.event(kind, values)
 
     def checkpoint(self, progress: Progress) -> None:
-        """Write a checkpoint, then delete those no longer wanted."""
+        """Write a checkpoint while the next round is played, then delete those no longer wanted.
+
+        Raises:
+            OSError: what went wrong with the one before.
+        """
+        self.settle()
         layout = self._server.learner.resident.layout
         tensors = {MODEL + name: view for name, view in layout.views(progress.state.flat)}
         tensors |= {MEMORY + name: tensor for name, tensor in progress.state.memory.items()}
@@ -109,8 +117,19 @@ class FolderRecord:
             "best_value": best,
             "seconds": progress.seconds,
         }
-        self._folder.save_checkpoint(progress.round, tensors, values)
-        self._folder.prune_checkpoints(self._server.runtime.keep_checkpoints, progress.best_round)
+        events_bytes = self._folder.events_bytes()
+
+        def write() -> None:
+            self._folder.save_checkpoint(progress.round, tensors, values, events_bytes)
+            self._folder.prune_checkpoints(self._server.runtime.keep_checkpoints, progress.best_round)
+
+        self._written = self._writer.submit(write)
+
+    def settle(self) -> None:
+        """Wait until the last checkpoint is on the disk; raises what went wrong with it."""
+        written, self._written = self._written, None
+        if written is not None:
+            written.result()
 
 
 def start_of(folder: RunFolder, server: Server) -> Progress:
@@ -163,13 +182,14 @@ def serve(
     start = start_of(folder, server)
     with curves(folder):
         folder.event("start", {"round": start.round, "num-rounds": server.experiment.num_rounds})
+        record = FolderRecord(folder, server)
         rounds = Rounds(
             server.experiment,
             server.learner,
             server.strategy,
             transport,
             Evaluator(server.learner, server.corpus, server.experiment.threshold),
-            FolderRecord(folder, server),
+            record,
             on_turn,
         )
         try:
@@ -177,6 +197,8 @@ def serve(
         except Exception as error:
             folder.event("failed", {"reason": f"{type(error).__name__}: {error}"})
             raise
+        finally:
+            record.settle()
         folder.event("end", {"round": outcome.progress.round, "weights-sha256": outcome.weights_sha256})
     folder.write_tables()
     write_json(folder.path / "result.json", result_of(folder, server, outcome))
