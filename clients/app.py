@@ -65,9 +65,8 @@ def answer_to(content: RecordDict, context: Context) -> RecordDict:
 def play(seat: Seat, request: Request, clients: list[int]) -> Reply:
     """Play ``clients`` and keep their tracebacks here if the node is discreet."""
     seat.host.collect()  # forget what a broken-off message left behind
-    turns = tuple(seat.host.play(request, clients))
-    reply = replace(seat.host.collect(), turns=turns)
-    return replace(reply, turns=tuple(_discreet(turn) for turn in turns)) if seat.discreet else reply
+    reply = seat.host.play(request, clients)
+    return replace(reply, turns=tuple(_discreet(turn) for turn in reply.turns)) if seat.discreet else reply
 
 
 def _discreet(turn: Turn) -> Turn:

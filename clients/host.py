@@ -91,7 +91,12 @@ class Host:
         sizes = self._federation.sizes[self._clients - self._federation.clients.start]
         return HostInfo(self.name, self._clients, sizes, self._federation.label_names)
 
-    def play(self, request: Request, clients: Sequence[int]) -> list[Turn]:
+    def play(self, request: Request, clients: Sequence[int]) -> Reply:
+        """Play ``clients`` and answer at once with everything they gave."""
+        turns = tuple(self.turns(request, clients))
+        return replace(self.collect(), turns=turns)
+
+    def turns(self, request: Request, clients: Sequence[int]) -> list[Turn]:
         """Play ``clients``; what they contribute is kept until ``collect``.
 
         Nothing a client does stops the host: an exception, an attempt to exit, a number that is
@@ -100,8 +105,8 @@ class Host:
         if self._together is None or request.kind != "train":
             return [self._turn(request, client) for client in clients]
         turns: list[Turn] = []
-        for start in range(0, len(clients), self._together.size):
-            turns += self._turns_together(request, clients[start : start + self._together.size])
+        for start in range(0, len(clients), self.at_once):
+            turns += self._turns_together(request, clients[start : start + self.at_once])
         return turns
 
     def collect(self) -> Reply:

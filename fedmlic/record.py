@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 PACKAGES = ("fedmlic", "flwr", "numpy", "pandas", "pydantic", "ray", "safetensors", "torch", "torchvision")
-TABLES = {"rounds": "round", "clients": "client", "labels": "labels"}
+TABLES = {"rounds": "round", "clients": "client", "hosts": "host", "labels": "labels"}
 """Table name and the kind of event it is made of."""
 
 Listener = Callable[[str, Mapping[str, object]], None]
@@ -111,7 +111,7 @@ class RunFolder:
                     raise InputError(msg) from None
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """The ``rounds``, ``clients`` and ``labels`` tables, made from the events.
+        """The ``rounds``, ``clients``, ``hosts`` and ``labels`` tables, made from the events.
 
         In ``labels`` every row is one label of one split in one round.
         """

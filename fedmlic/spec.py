@@ -35,7 +35,9 @@ CATALOGUES = {
 RESULTS = {"dataset": "Dataset", "regime": "Regime", "method": "Method", "model": "Model", "strategy": "Strategy"}
 """What a factory of each catalogue returns; a partition is any function."""
 
-NOT_ENTRIES = {"strategies": {"app", "cohort", "flower", "rounds", "server", "strategy", "transport"}}
+NOT_ENTRIES = {
+    "strategies": {"app", "balance", "cohort", "costs", "flower", "rounds", "server", "strategy", "transport"}
+}
 """Modules of a catalogue's package that are not entries of it."""
 
 

@@ -28,7 +28,7 @@ class InProcess:
         """Play one client after another; errors are turns, as with every transport."""
         del costs
         for start in range(0, len(clients), self._host.at_once):
-            turns = tuple(self._host.play(request, clients[start : start + self._host.at_once]))
+            turns = tuple(self._host.turns(request, clients[start : start + self._host.at_once]))
             yield Reply(turns, self._host.collect().updates if request.each else ())
         yield self._host.collect()
 

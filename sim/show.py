@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,11 +29,13 @@ def summary(path: Path) -> dict[str, Any]:
     folder = open_run(path)
     experiment, runtime = folder.settings()
     rounds, labels, failures = [], {}, []
+    slow: Counter[int] = Counter()
     ended: dict[str, Any] = {}
     for event in folder.events():
         kind = event.pop("event")
         if kind == "round":
             rounds.append(event)
+            slow[event.get("slowest-client", -1)] += 1
         elif kind == "labels":
             labels[event["split"]] = event
         elif kind == "client" and event.get("error"):
@@ -51,7 +55,23 @@ def summary(path: Path) -> dict[str, Any]:
         "best_round": rounds[-1]["best-round"] if rounds else None,
         "labels": labels,
         "failures": failures,
+        "balance": _balance(rounds, slow),
         "result": read_json(path / "result.json") if complete else None,
+    }
+
+
+def _balance(rounds: list[dict[str, Any]], slow: Counter[int]) -> dict[str, Any]:
+    """How much hosts waited for each other, and which client was the slowest of its round most often."""
+    shares = [event["idle-share"] for event in rounds if "idle-share" in event]
+    if not shares:
+        return {}
+    client, times = slow.most_common(1)[0]
+    longest = max(event["slowest-seconds"] for event in rounds if "slowest-seconds" in event)
+    return {
+        "idle_share": statistics.median(shares),
+        "slowest_client": client,
+        "slowest_in_rounds": times,
+        "slowest_seconds": longest,
     }
 
 
@@ -70,6 +90,14 @@ def show(found: Mapping[str, Any], console: Console) -> None:
     )
     if found["rounds"]:
         console.print(_curve(found["rounds"], found["best_round"]))
+    if found["balance"]:
+        told = found["balance"]
+        console.print(
+            f"hosts waited {told['idle_share']:.0%} of a round (median); client {told['slowest_client']} was the "
+            f"slowest of {told['slowest_in_rounds']} rounds; the longest turn took {told['slowest_seconds']:.2f} s",
+            highlight=False,
+            soft_wrap=True,
+        )
     for split, event in found["labels"].items():
         console.print(_labels(split, event))
     if found["failures"]:

@@ -124,7 +124,7 @@ class Worker:
     def play(self, clients: Sequence[int]) -> tuple[list[Turn], list[Any]]:
         """Play ``clients``; their single updates if the request wants each, else none yet."""
         host, request = self._ready()
-        turns = host.play(request, clients)
+        turns = host.turns(request, clients)
         single = host.collect().updates if request.each else ()
         return turns, [self._link.pack(update, single=True) for update in single]
 

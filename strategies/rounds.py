@@ -19,7 +19,9 @@ from fedmlic.histograms import ScoreHistograms
 from fedmlic.metrics import spread
 from fedmlic.protocol import Reply, Request, Turn
 from fedmlic.update import Update, units_for
+from strategies.balance import balance, hosts_of
 from strategies.cohort import Directory, sample_cohort
+from strategies.costs import Costs
 from strategies.strategy import State, Strategy
 
 if TYPE_CHECKING:
@@ -108,6 +110,8 @@ class Rounds:
         self._evaluator = evaluator
         self._record = record
         self._on_turn = on_turn or _ignore
+        self._costs: Costs
+        self._num_hosts = 0
 
     def run(self, start: Progress) -> Outcome:
         """Play the remaining rounds after ``start`` and evaluate the final model on all clients.
@@ -116,7 +120,9 @@ class Rounds:
             RunFailedError: fewer clients than ``min-replies`` asks for succeeded in a round.
         """
         experiment = self._experiment
-        directory = Directory(self._transport.hosts())
+        hosts = self._transport.hosts()
+        directory = Directory(hosts)
+        self._costs, self._num_hosts = Costs(directory), len(hosts)
         progress = start
         metrics: dict[str, float] = {}
         for number in range(start.round + 1, experiment.num_rounds + 1):
@@ -147,10 +153,12 @@ class Rounds:
             each=self._strategy.needs == "each",
         )
         played: dict[int, Turn] = {}
-        replies = self._transport.play(request, cohort)
+        costs = self._costs.of(cohort)
+        replies = self._transport.play(request, list(costs), costs)
         state = self._strategy.aggregate(before.state, self._updates(number, replies, played, len(cohort)))
         turns = list(played.values())
         self._require_enough(number, turns, len(cohort))
+        self._costs.learn(turns)
         train_seconds = time.perf_counter() - started
 
         progress = replace(before, round=number, state=state)
@@ -201,11 +209,12 @@ class Rounds:
 
     def _evaluate_clients(self, progress: Progress, directory: Directory) -> dict[str, float]:
         """Have every client score the model on its held-out images; merge exactly."""
-        clients = [int(client) for client in directory.clients]
+        clients = directory.clients.tolist()
         request = Request(kind="evaluate", round=progress.round, flat=progress.state.flat)
+        costs = dict.fromkeys(clients, 1.0)
         pooled: ScoreHistograms | None = None
         played: dict[int, Turn] = {}
-        for reply in self._transport.play(request, clients):
+        for reply in self._transport.play(request, clients, costs):
             played.update({turn.client: turn for turn in reply.turns})
             if reply.evaluation:
                 part = ScoreHistograms.from_arrays(reply.evaluation)
@@ -226,6 +235,8 @@ class Rounds:
         self, progress: Progress, turns: list[Turn], evaluation: Evaluation | None, train_seconds: float
     ) -> None:
         self._write_turns(progress.round, turns)
+        for row in hosts_of(turns, train_seconds):
+            self._record.event("host", {"round": progress.round, **row})
         good = sorted((turn for turn in turns if not turn.error), key=lambda turn: turn.client)
         if evaluation is not None:
             for split, metrics in evaluation.splits.items():
@@ -244,6 +255,7 @@ class Rounds:
                 "num-images": sum(turn.num_images for turn in good),
                 "loss": sum(turn.loss for turn in good) / max(len(good), 1),
                 "best-round": progress.best_round,
+                **balance(turns, train_seconds, min(self._num_hosts, len(turns))),
                 **(evaluation.values if evaluation else {}),
             },
         )

@@ -266,7 +266,8 @@ class Together:
     def hosts(self):
         return [host.info() for host in self._hosts.values()]
 
-    def play(self, request, clients):
+    def play(self, request, clients, costs=None):
+        del costs
         for client in clients:
             host: Host = self._hosts[client]
             reply = host.play(request, [client])

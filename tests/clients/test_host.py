@@ -217,7 +217,7 @@ def test_each_update_by_itself_when_asked(host):
     made = host(method="faulty.faulty(clients='1', how='raise')")
     request = request_for(made, each=True, weighting=Weighting("uniform"))
 
-    replies = [made.turn_alone(request, client) for client in (0, 1, 2)]
+    replies = [made.play(request, [client]) for client in (0, 1, 2)]
 
     assert [len(reply.updates) for reply in replies] == [1, 0, 1]
     assert [reply.turns[0].client for reply in replies] == [0, 1, 2]
@@ -306,15 +306,6 @@ def test_the_incoming_model_is_the_rounds_and_stays_as_it_came(host, plug):
     for number in (1, 2, 3):
         reply = made.play(request_for(made, number=number, seed=number), [0, 1])
         assert [turn.error for turn in reply.turns] == ["", ""]
-
-
-def test_progress_is_told_turn_by_turn(host):
-    made = host()
-    seen = []
-
-    made.play(request_for(made), [2, 0], on_turn=lambda turn: seen.append(turn.client))
-
-    assert seen == [2, 0]
 
 
 def test_many_turns_do_not_gather_memory(host):

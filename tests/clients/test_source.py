@@ -185,7 +185,7 @@ def test_a_broken_off_message_leaves_nothing_behind(run_config):
     seat = app.seat_of(where)
     start = seat.learner.resident.flat.clone()
     clean = ask(seat, where, [2], flat=start).updates[0]
-    seat.host.turn(Request("train", 1, start, units_for(Request.weighting, [500], 9)), 0)  # and nobody collects
+    seat.host.turns(Request("train", 1, start, units_for(Request.weighting, [500], 9)), [0])  # and nobody collects
 
     again = ask(seat, where, [2], flat=start).updates[0]
 

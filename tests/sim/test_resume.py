@@ -63,6 +63,9 @@ def broken_at(monkeypatch, play, out, target, name, call, **changes):
             play(out, **{"num_rounds": ROUNDS, **changes})
 
 
+VARYING = {"time", "started", "idle-share", "slowest-client"}
+"""Keys of events that no two runs share, besides those with "seconds"."""
+
 MOMENTS = {
     "before the frozen tensors": (server, "_write_frozen", 1),
     "in the first round": (rounds.Rounds, "_updates", 1),
@@ -96,7 +99,7 @@ def test_broken_off_at_a_chosen_moment(monkeypatch, play, whole, tmp_path, momen
 def without_time(path):
     """Events of rounds, clients and labels without durations."""
     return [
-        {key: value for key, value in event.items() if "seconds" not in key and key not in {"time", "started"}}
+        {key: value for key, value in event.items() if "seconds" not in key and key not in VARYING}
         for event in RunFolder(path).events()
         if event["event"] in {"round", "client", "labels", "clients-evaluated"}
     ]

@@ -52,18 +52,19 @@ class Scattered:
     def hosts(self):
         return [host.info() for host in self._hosts]
 
-    def play(self, request, clients):
+    def play(self, request, clients, costs=None):
+        assert set(costs) == set(clients)
         replies = []
         shuffled = self._rng.permutation(clients)
         cuts = np.sort(self._rng.integers(0, len(clients) + 1, self._rng.integers(0, len(clients) + 1)))
         for chunk in np.split(shuffled, cuts):
             host = self._hosts[self._rng.integers(len(self._hosts))]
             if request.each:
-                replies += [host.turn_alone(request, int(client)) for client in chunk]
+                replies += [host.play(request, [int(client)]) for client in chunk]
             elif self._rng.random() < 0.5:
                 replies.append(host.play(request, [int(client) for client in chunk]))
             else:
-                replies.append(Reply(tuple(host.turn(request, int(client)) for client in chunk)))
+                replies.append(Reply(tuple(host.turns(request, [int(client) for client in chunk]))))
         replies += [host.collect() for host in self._hosts]
         return iter([replies[i] for i in self._rng.permutation(len(replies))])
 

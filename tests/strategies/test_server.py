@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors import safe_open
 
 from fedmlic.datasets.multidigits import LABEL_NAMES
 from fedmlic.errors import InputError
-from fedmlic.record import create, open_run, read_json
+from fedmlic.record import RunFolder, create, open_run, read_json
 from strategies.rounds import Progress
 from strategies.server import FolderRecord, build_server, label_space, start_of
 from strategies.strategy import State, Strategy
@@ -44,9 +45,11 @@ def test_a_checkpoint_brings_back_everything_bit_for_bit(parts, best):
     flat = layout.pack({name: torch.randn(shape) for name, shape in zip(layout.names, layout.shapes, strict=True)})
     memory = {"momentum": torch.randn(7), "count": torch.tensor(3)}
     progress = Progress(5, State(flat, memory), best_round=4, best_value=best, seconds=1.5)
-    FolderRecord(folder, server).event("round", {"round": 5})
+    record = FolderRecord(folder, server)
+    record.event("round", {"round": 5})
 
-    FolderRecord(folder, server).checkpoint(progress)
+    record.checkpoint(progress)
+    record.settle()
     found = start_of(folder, server)
 
     assert found.state.flat.numpy().tobytes() == flat.numpy().tobytes()
@@ -61,8 +64,44 @@ def test_only_the_last_and_the_best_are_kept(parts):
     for number in range(1, 7):
         best = min(number, 2)
         record.checkpoint(Progress(number, State(server.learner.resident.flat), best_round=best, best_value=0.5))
+    record.settle()
 
     assert folder.checkpoints() == [2, 5, 6]
+
+
+def test_events_written_while_a_checkpoint_is_written_are_not_part_of_it(parts, monkeypatch):
+    folder, server = parts
+    record = FolderRecord(folder, server)
+    record.event("round", {"round": 1})
+    at_the_checkpoint = folder.events_bytes()
+    hold = threading.Event()
+    write = RunFolder.save_checkpoint
+
+    def slowly(*arguments):
+        hold.wait(10)
+        write(*arguments)
+
+    monkeypatch.setattr(RunFolder, "save_checkpoint", slowly)
+    record.checkpoint(Progress(1, State(server.learner.resident.flat)))
+    record.event("round", {"round": 2})
+    hold.set()
+    record.settle()
+
+    assert folder.checkpoint_values(1)["events_bytes"] == at_the_checkpoint < folder.events_bytes()
+
+
+def test_a_checkpoint_that_cannot_be_written_is_told_before_the_next(parts, monkeypatch):
+    folder, server = parts
+    record = FolderRecord(folder, server)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RunFolder, "save_checkpoint", full)
+    record.checkpoint(Progress(1, State(server.learner.resident.flat)))
+
+    with pytest.raises(OSError, match="No space"):
+        record.checkpoint(Progress(2, State(server.learner.resident.flat)))
 
 
 def test_other_images_are_refused_before_anything_is_cut(parts):
@@ -70,6 +109,7 @@ def test_other_images_are_refused_before_anything_is_cut(parts):
     record = FolderRecord(folder, server)
     record.checkpoint(Progress(1, State(server.learner.resident.flat)))
     record.event("round", {"round": 2})
+    record.settle()
     file = folder.checkpoint_folder / "round-00001.json"
     values = read_json(file)
     values["corpus"] = "another"
