@@ -122,7 +122,7 @@ def _open_simulation(experiment: Experiment, runtime: Runtime, node_config: Mapp
         home=home,
     )
     num_hosts = _integer(node_config, "num-partitions")
-    return _seat(experiment, federation, node_config, runtime.device, num_hosts)
+    return _seat(experiment, federation, node_config, runtime, num_hosts)
 
 
 def _open_device(experiment: Experiment, node_config: Mapping[str, Setting]) -> Seat:
@@ -138,19 +138,22 @@ def _open_device(experiment: Experiment, node_config: Mapping[str, Setting]) -> 
         seed=experiment.seed,
         client=client,
     )
-    return _seat(experiment, federation, node_config, str(node_config.get("device", "auto")), 0)
+    own = Runtime(device=str(node_config.get("device", "auto")))
+    return _seat(experiment, federation, node_config, own, 0)
 
 
 def _seat(
     experiment: Experiment,
     federation: Federation,
     node_config: Mapping[str, Setting],
-    device: str,
+    runtime: Runtime,
     num_hosts: int,
 ) -> Seat:
     image_shape = federation.corpus.image_shape
-    learner = build_learner(experiment, federation.label_names, image_shape, choose_device(device))
-    host = Host(node_name(node_config), experiment, federation, learner)
+    device = choose_device(runtime.device)
+    names = federation.label_names
+    learner = build_learner(experiment, names, image_shape, device, channels_last=runtime.channels_last)
+    host = Host(node_name(node_config), experiment, federation, learner, vectorize=runtime.vectorize)
     discreet = num_hosts == 0 and node_config.get("tracebacks") is not True
     return Seat(host, learner, num_hosts, discreet)
 

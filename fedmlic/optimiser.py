@@ -110,11 +110,13 @@ def clip_norm(parameters: Sequence[Tensor], limit: float) -> None:
 
 
 @torch.no_grad()
-def clip_rows(parameter: Tensor, limit: float) -> None:
-    """Scale each row of the gradient of ``[rows, values]`` in place so that its norm is at most ``limit``."""
-    (gradient,) = _gradients([parameter])
-    norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
-    gradient.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
+def clip_rows(parameters: Sequence[Tensor], limit: float) -> None:
+    """Scale all gradients ``[rows, ...]`` in place so that the joint norm of each row is at most ``limit``."""
+    rows = [gradient.view(len(gradient), -1) for gradient in _gradients(parameters)]
+    norms = torch.stack([torch.linalg.vector_norm(gradient, dim=1) for gradient in rows])
+    scale = (limit / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
+    for gradient in rows:
+        gradient.mul_(scale[:, None])
 
 
 def _gradients(parameters: Sequence[Tensor]) -> list[Tensor]:

@@ -1,8 +1,8 @@
-"""Many clients trained at once: their networks are the rows of one matrix.
+"""Many clients trained at once: their networks lie in one stack.
 
 Small networks on small batches leave a GPU idle between one tiny kernel and the next. Here
 K clients take their steps together: parameters, gradients and optimiser state are
-``[clients, values]``, the loss is mapped over the first axis (``torch.vmap`` over
+``[clients, ...]``, the loss is mapped over the first axis (``torch.vmap`` over
 ``torch.func.functional_call``), and one backward pass serves all. Every client still has its
 own order of images, augmentation and random choices, from the same streams, so the result is
 that of one after another but for rounding.
@@ -18,7 +18,6 @@ Where it pays: ``docs/performance.md``.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -68,16 +67,16 @@ class Together:
 
         Returns:
             For each client what its training told (its loss may not be a number) and its trained
-            tensors, float32 ``[layout.size]``, which the next call overwrites.
+            tensors, float32 ``[layout.size]``.
         """
         turns = _turns(shards, locals_, self._objective)
         # Whoever finishes first comes last, and equal batches lie side by side.
         order = sorted(range(len(turns)), key=lambda place: (-len(turns[place].steps), -shards[place].num_images))
-        self._stack.load(flat, len(turns))
+        self._stack.load(flat)
         losses = _train(self._stack, [turns[place] for place in order], self._objective)
         row_of = {place: row for row, place in enumerate(order)}
         return [
-            (_told(turn, losses[row_of[place]]), self._stack.row(row_of[place])) for place, turn in enumerate(turns)
+            (_told(turn, losses[row_of[place]]), self._stack.flat(row_of[place])) for place, turn in enumerate(turns)
         ]
 
 
@@ -106,62 +105,57 @@ def objective_of(method: Method, resident: Resident, name: str) -> Objective:
 
 
 class Stack:
-    """Room for several clients' networks of one kind.
+    """Room for several clients' networks of one kind: every parameter ``[clients, ...]``.
 
     Args:
         resident: the network; its frozen parts serve all clients.
         num_clients: most clients at once.
+
+    Attributes:
+        parameters: float32 ``[clients, ...]`` each, with their gradients, for an optimiser.
     """
 
     def __init__(self, resident: Resident, num_clients: int) -> None:
         self._resident = resident
-        self._layout = resident.trainable
-        self._values = torch.zeros(num_clients, self._layout.size, device=resident.device)
-        self._gradients = torch.zeros_like(self._values)
-
-    def __len__(self) -> int:
-        """Most clients at once."""
-        return len(self._values)
-
-    def load(self, flat: Tensor, num_clients: int) -> None:
-        """Start the first ``num_clients`` rows from the exchanged tensors ``flat``."""
-        self._resident.load(flat)
-        with torch.no_grad():
-            self._values[:num_clients] = torch.cat([self._resident.flat, self._resident.private])
-
-    def row(self, number: int) -> Tensor:
-        """The exchanged tensors of one client, float32 ``[layout.size]``; a view."""
-        return self._values[number, : self._resident.layout.size]
+        shapes, device = resident.trainable.shapes, resident.device
+        self.parameters = [torch.zeros(num_clients, *shape, device=device) for shape in shapes]
+        for parameter in self.parameters:
+            parameter.grad = torch.zeros_like(parameter)
 
     @property
     def network(self) -> nn.Module:
         """The network whose parameters the rows stand for, in training mode."""
         return self._resident.network.train()
 
-    def parameter(self, num_clients: int) -> Tensor:
-        """``[clients, values]`` with its gradient, for an optimiser."""
-        parameter = nn.Parameter(self._values[:num_clients])
-        parameter.grad = self._gradients[:num_clients]
-        return parameter
+    def load(self, flat: Tensor) -> None:
+        """Start every client from the exchanged tensors ``flat``."""
+        self._resident.load(flat)
+        with torch.no_grad():
+            for parameter, start in zip(self.parameters, self._resident.parameters, strict=True):
+                parameter.copy_(start.expand_as(parameter))
 
-    def tensors(self, rows: slice) -> dict[str, Tensor]:
-        """The parameters of some clients by name, each ``[clients, ...]``; their gradients go into the stack's."""
+    def flat(self, client: int) -> Tensor:
+        """One client's exchanged tensors, float32 ``[layout.size]``."""
+        layout = self._resident.layout
+        found = torch.zeros(layout.size, device=self._resident.device)
+        for (_, view), parameter in zip(layout.views(found), self.parameters, strict=False):
+            view.copy_(parameter[client])
+        return found
+
+    def tensors(self, clients: slice) -> dict[str, Tensor]:
+        """The parameters of some clients by name; their gradients are added to the stack's."""
         found = {}
-        views = (self._views(matrix, rows) for matrix in (self._values, self._gradients))
-        for name, values, gradients in zip(self._layout.names, *views, strict=True):
-            values.requires_grad_()
-            values.grad = gradients
-            found[name] = values
+        for name, parameter in zip(self._resident.trainable.names, self.parameters, strict=True):
+            part = parameter[clients].requires_grad_()
+            part.grad = None if parameter.grad is None else parameter.grad[clients]
+            found[name] = part
         return found
 
     def zero_grad(self, num_clients: int) -> None:
         """Set the gradients of the first clients to zero."""
-        self._gradients[:num_clients].zero_()
-
-    def _views(self, matrix: Tensor, rows: slice) -> Iterator[Tensor]:
-        for shape, start in zip(self._layout.shapes, self._layout.offsets, strict=False):
-            part = matrix[rows, start : start + math.prod(shape)]
-            yield part.view(len(part), *shape)
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad[:num_clients].zero_()
 
 
 class _Turn(NamedTuple):
@@ -186,8 +180,7 @@ def _train(stack: Stack, turns: Sequence[_Turn], objective: Objective) -> list[f
     images = to_device(np.concatenate([turn.shard.images.take(turn.shard.rows) for turn in turns]), device)
     labels = torch.from_numpy(np.concatenate([turn.shard.labels for turn in turns]))
     firsts = np.cumsum([0, *(turn.shard.num_images for turn in turns)])
-    parameter = stack.parameter(len(turns))
-    change = make_optimiser([parameter], settings, turns[0].local.round)
+    change = make_optimiser(stack.parameters, settings, turns[0].local.round)
     loss_of = torch.vmap(_loss_of(objective, stack.network))
     losses = torch.zeros(len(turns), dtype=torch.float64, device=device)
     for number in range(len(turns[0].steps)):
@@ -205,7 +198,7 @@ def _train(stack: Stack, turns: Sequence[_Turn], objective: Objective) -> list[f
             each.sum().backward()  # type: ignore[no-untyped-call]
             losses[part] += each.detach()
         if settings.clip_norm > 0:
-            clip_rows(parameter, settings.clip_norm)
+            clip_rows(stack.parameters, settings.clip_norm)
         change(len(active))
     return losses.tolist()
 

@@ -135,9 +135,10 @@ def run(
     settings: Settings = None,
     *,
     out: Out = None,
-    engine: Annotated[Optional[str], typer.Option(help="inprocess, ray or flower.")] = None,  # noqa: UP045
+    engine: Annotated[Optional[str], typer.Option(help="auto, processes, ray, inprocess or flower.")] = None,  # noqa: UP045
     workers: Annotated[Optional[int], typer.Option(help="Worker processes (0: one per core).")] = None,  # noqa: UP045
     gpus_per_worker: Annotated[Optional[float], typer.Option(help="Share of a GPU per worker.")] = None,  # noqa: UP045
+    ray_address: Annotated[Optional[str], typer.Option(help="A running Ray cluster, host:port or auto.")] = None,  # noqa: UP045
     json_output: Json = False,
 ) -> None:
     """Run an experiment: build the data if it is not there, train, evaluate, record."""
@@ -145,7 +146,12 @@ def run(
         from fedmlic.experiment import split_settings  # noqa: PLC0415
 
         values = read_settings(settings or [])
-        options = {"engine": engine, "workers": workers, "gpus-per-worker": gpus_per_worker}
+        options = {
+            "engine": engine,
+            "workers": workers,
+            "gpus-per-worker": gpus_per_worker,
+            "ray-address": ray_address,
+        }
         values.update({key: value for key, value in options.items() if value is not None})
         if out is not None:
             values["out"] = str(out)
@@ -160,13 +166,14 @@ def run(
 def resume(
     path: RunPath,
     *,
-    engine: Annotated[Optional[str], typer.Option(help="inprocess, ray or flower.")] = None,  # noqa: UP045
+    engine: Annotated[Optional[str], typer.Option(help="auto, processes, ray, inprocess or flower.")] = None,  # noqa: UP045
     workers: Annotated[Optional[int], typer.Option(help="Worker processes.")] = None,  # noqa: UP045
+    ray_address: Annotated[Optional[str], typer.Option(help="A running Ray cluster, host:port or auto.")] = None,  # noqa: UP045
     json_output: Json = False,
 ) -> None:
     """Go on with an interrupted run, to the same final weights."""
     with _errors():
-        changes = {"engine": engine, "workers": workers}
+        changes = {"engine": engine, "workers": workers, "ray-address": ray_address}
         kept = {key: value for key, value in changes.items() if value is not None}
         with _working(json_output=json_output):
             result = _run(None, None, path, resume_from=kept)

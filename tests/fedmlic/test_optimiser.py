@@ -87,15 +87,19 @@ def test_clip_norm_is_torchs(scale):
 
 
 def test_rows_are_clipped_one_by_one():
-    matrix = torch.zeros(3, 500)
-    matrix.grad = torch.randn(3, 500, generator=torch.Generator().manual_seed(1)) * torch.tensor([[0.01], [1.0], [9.0]])
-    rows = [torch.zeros(500) for _ in range(3)]
-    for row, gradient in zip(rows, matrix.grad, strict=True):
-        row.grad = gradient.clone()
-        clip_norm([row], 2.0)
-    clip_rows(matrix, 2.0)
+    rng = torch.Generator().manual_seed(1)
+    stacks = [torch.zeros(3, *shape) for shape in SHAPES]
+    for stack in stacks:
+        stack.grad = torch.stack([torch.randn(stack.shape[1:], generator=rng) * scale for scale in (0.01, 1.0, 9.0)])
+    alone = [[torch.zeros(shape) for shape in SHAPES] for _ in range(3)]
+    for client, tensors in enumerate(alone):
+        for tensor, stack in zip(tensors, stacks, strict=True):
+            tensor.grad = stack.grad[client].clone()
+        clip_norm(tensors, 2.0)
+    clip_rows(stacks, 2.0)
 
-    torch.testing.assert_close(matrix.grad, torch.stack([row.grad for row in rows]))
+    for place, stack in enumerate(stacks):
+        torch.testing.assert_close(stack.grad, torch.stack([tensors[place].grad for tensors in alone]))
 
 
 def test_cosine_falls_from_the_full_rate_towards_nothing():
