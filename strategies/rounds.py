@@ -208,7 +208,9 @@ class Rounds:
         return None
 
     def _evaluate_clients(self, progress: Progress, directory: Directory) -> dict[str, float]:
-        """Have every client score the model on its held-out images; merge exactly."""
+        """Have every client score the model on its held-out images, if any are held out; merge exactly."""
+        if self._experiment.holdout_fraction == 0:
+            return {}
         clients = directory.clients.tolist()
         request = Request(kind="evaluate", round=progress.round, flat=progress.state.flat)
         costs = dict.fromkeys(clients, 1.0)
