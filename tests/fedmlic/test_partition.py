@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from fedmlic.dealing import DRAWS, _level, fill_up, rarest_labels
 from fedmlic.errors import InputError
 from fedmlic.partition import Partition, Population, check_feasible, ranks_within
-from fedmlic.partitions.dirichlet import DRAWS, _level, _move, rarest_labels
 from fedmlic.seeds import stream
 from fedmlic.spec import build
 
@@ -171,7 +171,7 @@ def test_a_repair_moves_as_many_images_as_are_missing_and_no_client_below_the_mi
     sizes[0] += len(sizes) * min_images
     before = np.repeat(np.arange(len(sizes)), sizes)
     lacking = np.maximum(min_images - np.array(sizes), 0)
-    after = _move(before, lacking, np.random.default_rng(seed))
+    after = fill_up(before, len(sizes), min_images, np.random.default_rng(seed))
 
     assert (before != after).sum() == lacking.sum()
     assert np.bincount(after, minlength=len(sizes)).min() >= min_images
