@@ -19,7 +19,7 @@ def sizes_of(text, num_images, num_clients, seed=0):
     return partition.sizes
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.integers(1, 5), st.integers(0, 300))
 def test_sizes_are_the_shares_lifted_to_the_minimum_and_rounded(weights, min_images, more):
     weights = np.array(weights)
@@ -35,6 +35,8 @@ def test_sizes_are_the_shares_lifted_to_the_minimum_and_rounded(weights, min_ima
     assert found.sum() == num_images
     assert found.min() >= min_images
     assert np.abs(found - exact).max() < 1 + 1e-6
+    if not more:  # all are at the minimum, whatever the factor
+        return
     near = int((np.abs(high * weights - min_images) < 1e-6).sum())  # rounding decides these
     assert abs(num_lifted - int((high * weights < min_images).sum())) <= near
 
