@@ -17,9 +17,9 @@ An image often carries labels of several clients. Two rules are offered:
 With fewer shards than labels, some labels have no owner; an image is keyed by its
 rarest label that has one, and left out and counted if none has.
 
-Source: the shards of McMahan et al. (arXiv 1602.05629) for one label per image; FedAwS
-(arXiv 2004.10342) is ``labels_per_client=1``. What happens to images that span clients
-is our rule.
+Source: the shards of McMahan et al., "Communication-efficient learning of deep networks
+from decentralized data", for one label per image; clients with positives of one label are
+the setting of FedAwS (arXiv 2004.10342). What happens to images that span clients is our rule.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ numbers are rounded by largest remainders, so every image has a client.
 - ``"lognormal"``: ln w_k ~ N(0, sigma^2).
 - ``"zipf_mandelbrot"``: w_k = (r_k + shift)^-exponent, where r is a random ranking 1 to K.
 - ``"dirichlet"``: w ~ Dir(alpha, ..., alpha), the quantity skew of NIID-Bench
-  (arXiv 2102.02079), there with alpha 0.5 and 0.1.
+  (Li et al., "Federated learning on non-IID data silos"), there with alpha 0.5 and 0.1.
 
 Departure: NIID-Bench repeats its draw until every client has 10 images; here small
 clients are lifted to ``min_images`` at the cost of all others, in proportion, and
