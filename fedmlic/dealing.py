@@ -8,6 +8,9 @@ The draw is repeated until every client holds the minimum, and the repetition is
 bounded, because for a small alpha or many clients no draw ever qualifies. After
 ``NUMBERS`` random numbers or ``DRAWS`` draws the one that lacks the fewest images
 is kept, and ``fill_up`` moves exactly as many images as are missing.
+
+A change here that gives other partitions raises ``fedmlic.federation.SCHEMA_VERSION``:
+a federation's key covers the file of its partition, not what that file imports.
 """
 
 from __future__ import annotations

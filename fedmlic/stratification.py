@@ -150,26 +150,34 @@ def _pair(
         return images, clients
     groups = affinity.group_of_image[images]
     num_in_group = np.bincount(groups, minlength=affinity.preference.shape[1])
-    drawn = _draw_groups(affinity.preference[clients], num_in_group, rng)
+    drawn = _draw_groups(affinity.preference, clients, num_in_group, rng)
     return images[np.argsort(groups, kind="stable")], clients[np.argsort(drawn, kind="stable")]
 
 
 def _draw_groups(
-    preference: NDArray[np.float64], num_in_group: NDArray[np.int64], rng: np.random.Generator
+    preference: NDArray[np.float64],
+    clients: NDArray[np.int64],
+    num_in_group: NDArray[np.int64],
+    rng: np.random.Generator,
 ) -> NDArray[np.int64]:
-    """int64 ``[picked]``: a random group for each picked client, close to ``num_in_group`` of each.
+    """int64 ``[picked]``: a random group for each of the picked ``clients``, about ``num_in_group`` of each.
 
     Proportional fitting (Sinkhorn) scales groups so that the expected numbers agree and
     every client's preferences keep their proportions as far as possible.
     """
+    chosen, place, times = np.unique(clients, return_inverse=True, return_counts=True)
+    groups = np.flatnonzero(num_in_group)
+    sizes = num_in_group[groups]
+    shares = preference[np.ix_(chosen, groups)]
     # Nobody's preference is zero, or there would be no solution when a group must go somewhere.
-    shares = preference + 1e-12 * max(float(preference.max(initial=0)), 1e-300)
+    shares += 1e-12 * max(float(shares.max(initial=0)), 1e-300)
     shares /= shares.sum(axis=1, keepdims=True)
-    shares = shares[:, num_in_group > 0]
-    sizes = num_in_group[num_in_group > 0]
     for _ in range(_BALANCING_STEPS):
-        shares *= sizes / shares.sum(axis=0)
+        shares *= sizes / (shares * times[:, None]).sum(axis=0)
         shares /= shares.sum(axis=1, keepdims=True)
     edges = np.cumsum(shares, axis=1)
-    drawn = (rng.random(len(edges))[:, None] * edges[:, -1:] >= edges).sum(axis=1)
-    return np.asarray(np.flatnonzero(num_in_group > 0)[np.minimum(drawn, len(sizes) - 1)])
+    drawn = np.empty(len(clients), dtype=np.int64)
+    for some in chunks(len(clients)):
+        points = rng.random(len(place[some]))[:, None] * edges[place[some], -1:]
+        drawn[some] = (points >= edges[place[some]]).sum(axis=1)
+    return np.asarray(groups[np.minimum(drawn, len(groups) - 1)])

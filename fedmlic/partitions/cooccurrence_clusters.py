@@ -49,7 +49,7 @@ def _keeping_marginals(
 
 def cooccurrence_clusters(
     *,
-    clusters: Annotated[int, Field(ge=2, le=1000)] = 8,
+    num_clusters: Annotated[int, Field(ge=2, le=256)] = 8,
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1,
     keep_marginals: bool = True,
     min_images: Annotated[int, Field(ge=1)] = 8,
@@ -57,7 +57,7 @@ def cooccurrence_clusters(
     """Co-occurrence skew: clusters of label vectors are spread over the clients by Dirichlet draws.
 
     Args:
-        clusters: clusters of label vectors, 2 to 1,000.
+        num_clusters: clusters of label vectors, 2 to 256.
         alpha: concentration, above 0; 0.1 gives each client few clusters, 100 is close to IID.
         keep_marginals: keep every client's label rates near those of the whole data set.
         min_images: least number of images per client, 1 or more.
@@ -69,12 +69,12 @@ def cooccurrence_clusters(
 
     def partition(population: Population, num_clients: int, rng: np.random.Generator) -> Partition:
         check_feasible(population, num_clients, min_images)
-        found = cluster(population.labels, clusters, rng)
-        notes = {"clusters_used": len(np.unique(found))}
+        clusters = cluster(population.labels, num_clusters, rng)
+        notes = {"clusters_used": len(np.unique(clusters))}
         if keep_marginals:
-            client_of_row = _keeping_marginals(population, num_clients, rng, found, alpha)
+            client_of_row = _keeping_marginals(population, num_clients, rng, clusters, alpha)
         else:
-            client_of_row, dealt = deal_by_key(found, num_clients, rng, alpha=alpha, min_images=min_images)
+            client_of_row, dealt = deal_by_key(clusters, num_clients, rng, alpha=alpha, min_images=min_images)
             notes |= dealt
         return Partition.from_clients(client_of_row, num_clients, notes)
 

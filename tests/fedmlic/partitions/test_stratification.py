@@ -265,7 +265,7 @@ def test_kept_marginals_leave_co_occurrence_skew_alone():
 def test_without_kept_marginals_clusters_are_dealt_by_dirichlet():
     """Three label vectors, three clusters: at a large alpha each is spread evenly."""
     labels = np.repeat(np.array([[1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 0, 0]], dtype=np.int8), 100, axis=0)
-    partition = split("cooccurrence_clusters(clusters=3, alpha=1e9, keep_marginals=False)", labels, 4)
+    partition = split("cooccurrence_clusters(num_clusters=3, alpha=1e9, keep_marginals=False)", labels, 4)
 
     assert partition.notes["clusters_used"] == 3
     for client in range(4):
