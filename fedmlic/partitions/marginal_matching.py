@@ -127,7 +127,8 @@ def marginal_matching(*, alpha: Annotated[float, Field(gt=0, allow_inf_nan=False
         if not num_positives.any():
             return Partition.from_clients(rng.permutation(np.repeat(np.arange(num_clients), sizes)), num_clients)
         frequency = num_positives / num_positives.sum()
-        concentration = alpha * np.count_nonzero(num_positives) * frequency
+        # Below 1e-20 every client wants one label, drawn by frequency, as it does at 1e-20.
+        concentration = max(alpha, 1e-20) * np.count_nonzero(num_positives) * frequency
         distributions = _draw_distributions(concentration, num_clients, rng)
         wanted = _wishes(distributions, num_positives, sizes, len(labels))
         client_of_row = stratify(labels, wanted, sizes, rng)

@@ -125,7 +125,7 @@ def _covered(
     set_of_image, example = label_sets(labels)
     client_of_row = np.full(len(labels), -1, dtype=np.int64)
     ranks = ranks_within(set_of_image, rng.random(len(labels)))
-    small = cardinalities(labels[example]) <= owns[0].sum()
+    small = cardinalities(labels)[example] <= owns[0].sum()
     images = np.flatnonzero(small[set_of_image] & (keys < num_labels))
     images = images[np.argsort(keys[images], kind="stable")]
     bounds = np.searchsorted(keys[images], np.arange(num_labels + 1))

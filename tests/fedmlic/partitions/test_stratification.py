@@ -177,6 +177,14 @@ def test_a_tiny_concentration_still_draws_a_distribution():
     assert set(draws.argmax(axis=0).tolist()) == set(range(5))
 
 
+def test_a_vanishing_alpha_makes_every_client_want_one_label():
+    labels = np.eye(4, dtype=np.int8).repeat(50, axis=0)
+    partition = split("marginal_matching(alpha=5e-324)", labels, 40)
+
+    # One label of four: sqrt(1 - sqrt(1 / 4)).
+    assert partition.notes["mean_hellinger_to_all"] == pytest.approx(np.sqrt(0.5), abs=0.02)
+
+
 @settings(deadline=None)
 @given(st.integers(0, 99), st.sampled_from([0.01, 0.3, 3.0]))
 def test_wishes_ask_for_all_positives_there_are(seed, scale):
