@@ -1,7 +1,7 @@
 """Pathological: every client owns a few labels and holds images of these only.
 
-An image's key is its rarest present label (ties: the lower column). Each label's images
-are cut into equal shards, more for frequent labels, clients x ``labels_per_client``
+An image's key is its rarest present label (ties: the lower column). The images of each key
+are cut into equal shards, more for frequent keys, clients x ``labels_per_client``
 shards in all; every client gets ``labels_per_client`` shards of different labels, its
 own labels. Images without a present label are spread evenly over all clients.
 
@@ -10,9 +10,10 @@ An image often carries labels of several clients. Two rules are offered:
 - ``spanning="primary"`` (default): it goes by its key alone, and brings its other labels
   along. No image is lost; the notes count those that carry a label their client does
   not own.
-- ``spanning="drop"``: it goes to a client that owns all its labels, at random among
+- ``spanning="drop"``: it goes to a client that owns all its labels, spread evenly over
   those, or to nobody. Every client then holds its own labels only, and the notes count
-  the images left out.
+  the images left out. Here a label has more owners the more images carry it that one
+  client may cover, those with ``labels_per_client`` labels at most.
 
 With fewer shards than labels, some labels have no owner; an image is keyed by its
 rarest label that has one, and left out and counted if none has.
@@ -42,7 +43,7 @@ DRAWS = 10
 
 
 def _num_owners(
-    num_keyed: NDArray[np.int64], num_clients: int, labels_per_client: int, rng: np.random.Generator
+    num_images: NDArray[np.int64], num_clients: int, labels_per_client: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
     """int64 ``[labels]``: clients that own each label, about in proportion to its images, ``num_shards`` in all.
 
@@ -50,10 +51,10 @@ def _num_owners(
     enough shards; otherwise the labels with an owner are drawn at random.
     """
     num_shards = num_clients * labels_per_client
-    most = np.minimum(num_keyed, num_clients)
+    most = np.minimum(num_images, num_clients)
     if most.sum() < num_clients:
         msg = (
-            f"Expected num-clients of partition pathological to be at most {num_keyed.sum()}, the images it can "
+            f"Expected num-clients of partition pathological to be at most {num_images.sum()}, the images it can "
             f"deal by a label, got {num_clients}. Use fewer clients or another partition."
         )
         raise InputError(msg)
@@ -63,20 +64,20 @@ def _num_owners(
             f"clients and these labels, got {labels_per_client}. Use fewer labels per client or fewer clients."
         )
         raise InputError(msg)
-    owners = np.zeros(len(num_keyed), dtype=np.int64)
-    occurring = np.flatnonzero(num_keyed)
+    owners = np.zeros(len(num_images), dtype=np.int64)
+    occurring = np.flatnonzero(num_images)
     if num_shards <= len(occurring):
         owners[rng.choice(occurring, num_shards, replace=False)] = 1
         return owners
     # The largest level of images per shard that makes enough shards, found by bisection.
-    low, high = 0.0, float(num_keyed.max())
+    low, high = 0.0, float(num_images.max())
     for _ in range(100):
         middle = (low + high) / 2
-        if np.clip(np.floor(num_keyed / middle), num_keyed > 0, most).sum() >= num_shards:
+        if np.clip(np.floor(num_images / middle), num_images > 0, most).sum() >= num_shards:
             low = middle
         else:
             high = middle
-    owners[:] = np.clip(np.floor(num_keyed / max(low, 1e-300)), num_keyed > 0, most)
+    owners[:] = np.clip(np.floor(num_images / max(low, 1e-300)), num_images > 0, most)
     excess = int(owners.sum()) - num_shards
     several = rng.permutation(np.flatnonzero(owners > 1))
     owners[several[:excess]] -= 1
@@ -154,6 +155,15 @@ def _foreign(labels: NDArray[np.int8], client_of_row: NDArray[np.int64], shards:
     return count
 
 
+def _dealable(labels: NDArray[np.int8], labels_per_client: int) -> NDArray[np.int64]:
+    """int64 ``[labels]``: images of each label that one client may cover, those with few enough labels."""
+    counts = np.zeros(labels.shape[1], dtype=np.int64)
+    for images in chunks(len(labels)):
+        present = labels[images] == PRESENT
+        counts += present[present.sum(axis=1) <= labels_per_client].sum(axis=0)
+    return counts
+
+
 def _deal(
     population: Population, num_clients: int, rng: np.random.Generator, labels_per_client: int, *, drop: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -161,10 +171,9 @@ def _deal(
     labels = population.labels
     num_labels = labels.shape[1]
     rarest = rarest_labels(labels)
-    # With "drop", images with more labels than a client owns are lost anyway.
-    may_stay = cardinalities(labels) <= labels_per_client if drop else np.ones(len(labels), dtype=np.bool_)
-    num_keyed = np.bincount(rarest[may_stay], minlength=num_labels + 1)[:num_labels]
-    num_owners = _num_owners(num_keyed, num_clients, labels_per_client, rng)
+    num_keyed = np.bincount(rarest, minlength=num_labels + 1)[:num_labels]
+    num_images = _dealable(labels, labels_per_client) if drop else num_keyed
+    num_owners = _num_owners(num_images, num_clients, labels_per_client, rng)
     shards = _assign(num_owners, num_clients, rng)
     if drop:
         client_of_row = _covered(labels, rarest, shards, num_clients, rng)

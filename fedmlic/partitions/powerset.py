@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 from pydantic import Field
 
-from fedmlic.dealing import deal_by_key, label_sets
+from fedmlic.dealing import cardinalities, deal_by_key, label_sets
 from fedmlic.errors import InputError
 from fedmlic.labels import PRESENT
 from fedmlic.partition import Partition, Partitioner, Population, check_feasible
@@ -42,7 +42,7 @@ def _merge(labels: NDArray[np.int8], min_support: int, max_sets: int) -> tuple[N
     """int64 ``[images]``: the key of each image after merging, and notes."""
     set_of_image, example = label_sets(labels)
     support = np.bincount(set_of_image)
-    empty = ~(labels[example] == PRESENT).any(axis=1)
+    empty = cardinalities(labels)[example] == 0
     by_support = np.argsort(np.where(empty, 0, -support), kind="stable")
     by_support = by_support[~empty[by_support]]
     kept = by_support[support[by_support] >= min_support][:max_sets]

@@ -71,24 +71,21 @@ def test_sets_are_merged_as_a_loop_merges_them(labels, min_support, max_sets):
         return
     keys, notes = _merge(labels, min_support, max_sets)
 
-    kept = {one for one in frequent if len({keys[i] for i, s in enumerate(sets) if s == one}) == 1}
-    assert len(kept) == len(frequent)  # a set is never torn apart
-    groups = {key: {one for one, k in zip(sets, keys.tolist(), strict=True) if k == key} for key in keys.tolist()}
-    anchors = {key: max(group, key=lambda one: (support[one], 0)) for key, group in groups.items()}
+    keys_of = {one: {key for other, key in zip(sets, keys.tolist(), strict=True) if other == one} for one in support}
     num_kept = min(len(frequent), max_sets)
-    assert len([one for one in groups if anchors[one]]) <= num_kept
-    assert all(group == {frozenset()} for group in groups.values() if frozenset() in group)
+    assert all(len(found) == 1 for found in keys_of.values())  # a set is never torn apart
+    assert len(set.union(set(), *(keys_of[one] for one in support if one))) == num_kept
+    assert all(keys_of[one] != keys_of.get(frozenset()) for one in support if one)
     assert notes["label_sets_kept"] == num_kept + (frozenset() in support)
     assert notes["label_sets"] == len(support)
     if max_sets >= len(frequent):  # then which sets are kept is known without ties
         merged = [one for one in sets if one and one not in frequent]
         assert notes["images_of_merged_sets"] == len(merged)
-        key_of = dict(zip(sets, keys.tolist(), strict=True))
         for one in merged:
             distances = {other: len(one ^ other) for other in frequent}
             nearest = [other for other in frequent if distances[other] == min(distances.values())]
             largest = max(support[other] for other in nearest)
-            assert key_of[one] in {key_of[other] for other in nearest if support[other] == largest}
+            assert keys_of[one] in [keys_of[other] for other in nearest if support[other] == largest]
 
 
 def test_a_large_alpha_spreads_every_label_set_evenly():

@@ -146,15 +146,17 @@ def test_what_cannot_be_is_explained(text, num_clients, message):
         split(text, labels, num_clients)
 
 
-def test_a_hopeless_drop_ends_with_an_error():
-    """Two images can be kept by one client, if it happens to own both labels; the other client stays empty."""
-    labels = [[1, 1, 0, 0], [0, 0, 1, 1]] + [[1, 1, 0, 0]] * 3
-    messages = set()
-    for seed in range(5):
-        try:
-            split("pathological(labels_per_client=2, spanning='drop')", labels, 4, seed)
-        except InputError as error:
-            messages.add(str(error).partition(",")[0])
+def test_a_drop_that_leaves_clients_empty_ends_with_an_error():
+    """Five pairs of labels, five clients with two labels each: one draw in 945 matches all pairs."""
+    labels = np.repeat(np.eye(5, dtype=np.int8), 2, axis=1)
 
-    assert messages
-    assert all(message.startswith("Expected ") for message in messages)
+    with pytest.raises(InputError, match=r"Expected num-clients .* got 5, of which \d stay empty after 10 draws"):
+        split("pathological(labels_per_client=2, spanning='drop')", labels, 5)
+
+
+def test_with_drop_labels_that_are_never_the_rarest_have_owners_too():
+    labels = np.repeat([[1, 1, 0, 0], [0, 0, 1, 1]], 10, axis=0)
+    partition = split("pathological(labels_per_client=2, spanning='drop')", labels, 2)
+
+    assert partition.sizes.tolist() == [10, 10]
+    assert partition.notes["labels_without_owner"] == 0
