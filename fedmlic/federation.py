@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from fedmlic.corpus import Corpus
 
 SCHEMA = "fedmlic-federation"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised whenever equal settings would give another federation."""
 
 TRAIN = "train"
@@ -403,8 +403,8 @@ def _narrow(counts: NDArray[Any]) -> NDArray[Any]:
 
 
 def _widened(stored: NDArray[Any]) -> NDArray[Any]:
-    """Stored counts as int64, in which sums and products do not overflow."""
-    return stored.astype(np.int64) if stored.dtype.kind == "u" else stored
+    """Stored counts in the next signed type: differences are right, and 50,000 x 1,628 of them fit into memory."""
+    return stored.astype(np.promote_types(stored.dtype, np.int8)) if stored.dtype.kind == "u" else stored
 
 
 def _write(

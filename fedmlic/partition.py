@@ -49,13 +49,14 @@ class Partition:
         rows: int64 ``[assigned images]``, indices into the training images, ascending
             within a client.
         notes: what the partitioner did besides the plain rule (draws it needed, images it
-            moved or left out), as counts; saved with the federation so that nothing is
-            dropped silently.
+            moved or left out), as counts or rounded numbers; saved with the federation so that
+            nothing is dropped silently. Names with ``images`` that end in ``_left_out`` add up
+            to the images that no client holds.
     """
 
     client_ptr: NDArray[np.int64]
     rows: NDArray[np.int64]
-    notes: Mapping[str, int] = field(default_factory=dict)
+    notes: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def num_clients(self) -> int:
@@ -73,7 +74,7 @@ class Partition:
 
     @staticmethod
     def from_clients(
-        client_of_row: NDArray[np.int64], num_clients: int, notes: Mapping[str, int] | None = None
+        client_of_row: NDArray[np.int64], num_clients: int, notes: Mapping[str, float] | None = None
     ) -> Partition:
         """Build from one client number per image; -1 leaves an image out."""
         order = np.argsort(client_of_row, kind="stable")
@@ -115,8 +116,8 @@ def check_feasible(population: Population, num_clients: int, min_images: int = 1
     num_images = len(population.labels)
     if num_clients < 1:
         msg = (
-            f'Expected num-clients to be 1 or more, got {num_clients}. Only partition = "natural" '
-            "reads 0, as every owner of the data set."
+            f"Expected num-clients to be 1 or more, got {num_clients}. Only the partitions natural and constant_size "
+            "read 0, as every client there is."
         )
         raise InputError(msg)
     if num_clients * min_images > num_images:

@@ -12,12 +12,20 @@ Definitions, all over training images and, where "true", over the data set's own
   Jensen-Shannon distance to the marginal of all clients together is the square
   root of the Jensen-Shannon divergence in bits (base 2), so 0 to 1; once over true
   positives (the skew of the partition), once over known ones (what the client sees).
+- *pairwise Jensen-Shannon distance*: the same between the marginals of two clients,
+  mean over all pairs of clients, or over ``PAIRS`` random pairs where there are more.
 - *phi distance* of a client: mean over pairs of labels of |phi_k - phi|, where phi
   is the correlation of two labels over the images on which both are natively known.
   It shows a skew of co-occurrence that the marginals hide. Pairs that are constant
   at the client or overall are left out; so are all but the ``PHI_LABELS`` labels
-  with the most positives.
+  with the most positives. *phi Frobenius* is the Frobenius norm of phi_k - phi over the
+  same pairs, each counted twice as in the matrix; it grows with their number, *phi pairs*.
+- *empty* images: without a true present label.
+- *Gini* coefficient of client sizes: 0 where all are equal, near 1 where one client has all.
 - *wrong*: known entries that differ from the truth.
+
+Both phi numbers of a client are noisy where it holds few images: compare them with those
+of an IID partition into clients of the same size, not with 0.
 
 A quantity that does not exist (the marginal of a client without positives) is NaN
 in the tables, ``null`` in JSON, left out of quantiles and counted as ``undefined``.
@@ -25,13 +33,15 @@ in the tables, ``null`` in JSON, left out of quantiles and counted as ``undefine
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedmlic.labels import PRESENT, known
+from fedmlic.labels import ABSENT, PRESENT, known
+from fedmlic.seeds import stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -45,30 +55,44 @@ PHI_LABELS = 64
 QUANTILES = {"min": 0.0, "p05": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
 """Quantiles of every per-client quantity in a summary."""
 
+PAIRS = 20_000
+"""Most pairs of clients whose marginals are compared; more are sampled, always alike."""
+
 _CHUNK_ENTRIES = 1 << 24
+_FLOAT_ENTRIES = 1 << 21
 
 
 @dataclass(frozen=True)
 class Tallies:
     """Counts over training images, per client and per client and label.
 
+    Counts ``[clients, labels]`` are signed integers as narrow as the largest client allows
+    (int64 tables of 50,000 clients x 1,628 labels would take 2.6 GB): sum them with
+    ``dtype=np.int64`` and turn them into floats before they are multiplied.
+
     Attributes:
         images: int64 ``[clients]``.
         holdout_images: int64 ``[clients]``, held out of training.
-        known: int64 ``[clients, labels]``, entries that are annotations.
-        positives: int64 ``[clients, labels]``, annotations that say present.
-        wrong: int64 ``[clients, labels]``, annotations that differ from the truth.
-        true_positives: int64 ``[clients, labels]``, entries that are present in truth.
+        empty_images: int64 ``[clients]``, images without a label that is present in truth.
+        known: ``[clients, labels]``, entries that are annotations.
+        positives: ``[clients, labels]``, annotations that say present.
+        wrong: ``[clients, labels]``, annotations that differ from the truth.
+        true_positives: ``[clients, labels]``, entries that are present in truth.
         phi_distance: float64 ``[clients]``, or NaN.
+        phi_frobenius: float64 ``[clients]``, or NaN.
+        phi_pairs: int64 ``[clients]``, pairs of labels that both phi numbers are over.
     """
 
     images: NDArray[np.int64]
     holdout_images: NDArray[np.int64]
-    known: NDArray[np.int64]
-    positives: NDArray[np.int64]
-    wrong: NDArray[np.int64]
-    true_positives: NDArray[np.int64]
+    empty_images: NDArray[np.int64]
+    known: NDArray[np.signedinteger[Any]]
+    positives: NDArray[np.signedinteger[Any]]
+    wrong: NDArray[np.signedinteger[Any]]
+    true_positives: NDArray[np.signedinteger[Any]]
     phi_distance: NDArray[np.float64]
+    phi_frobenius: NDArray[np.float64]
+    phi_pairs: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -77,8 +101,8 @@ class Statistics:
 
     Attributes:
         clients: one row per client: images, holdout_images, annotations, known_fraction,
-            labels_annotated, positives, true_positives, wrong, cardinality, js_true,
-            js_known, phi_distance.
+            labels_annotated, positives, true_positives, wrong, cardinality, empty_fraction,
+            js_true, js_known, phi_distance, phi_frobenius, phi_pairs.
         labels: one row per label: true_positives, prevalence, annotations, known_fraction,
             positives, wrong, clients_annotating, share of clients with zero positives
             (true and known).
@@ -122,17 +146,23 @@ def tally(
         holdout_images: int64 ``[clients]``.
     """
     num_clients, num_labels = len(client_ptr) - 1, truth.shape[1]
-    counts = {
-        name: np.zeros((num_clients, num_labels), dtype=np.int64)
+    sizes = np.diff(client_ptr)
+    narrow = np.promote_types(np.min_scalar_type(int(sizes.max(initial=0))), np.int8)
+    counts: dict[str, NDArray[Any]] = {
+        name: np.zeros((num_clients, num_labels), dtype=narrow)
         for name in ("known", "positives", "wrong", "true_positives")
     }
+    empty_images = np.zeros(num_clients, dtype=np.int64)
     for clients in _chunks(client_ptr, num_labels):
         images = slice(client_ptr[clients.start], client_ptr[clients.stop])
-        starts = client_ptr[clients.start : clients.stop] - client_ptr[clients.start]
-        for name, mask in _masks(truth[images], observed[images]).items():
-            counts[name][clients] = np.add.reduceat(mask, starts, axis=0, dtype=np.int64)
-    phi_distance = _phi_distances(truth, client_ptr, counts["true_positives"].sum(axis=0))
-    return Tallies(np.diff(client_ptr), holdout_images, **counts, phi_distance=phi_distance)
+        starts = client_ptr[clients.start : clients.stop] - images.start
+        for name, mask in _masks(truth[images], observed[images]):
+            np.add.reduceat(mask, starts, axis=0, dtype=narrow, out=counts[name][clients])
+        is_empty = ~(truth[images] == PRESENT).any(axis=1)
+        empty_images[clients] = np.add.reduceat(is_empty, starts, dtype=np.int64)
+    total = counts["true_positives"].sum(axis=0, dtype=np.int64)
+    skew = _phi_skew(truth, client_ptr, total)
+    return Tallies(sizes, holdout_images, empty_images, **counts, **skew)
 
 
 def _chunks(client_ptr: NDArray[np.int64], num_labels: int) -> Iterator[slice]:
@@ -145,14 +175,13 @@ def _chunks(client_ptr: NDArray[np.int64], num_labels: int) -> Iterator[slice]:
         start = stop
 
 
-def _masks(truth: NDArray[np.int8], observed: NDArray[np.int8]) -> dict[str, NDArray[np.bool_]]:
+def _masks(truth: NDArray[np.int8], observed: NDArray[np.int8]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """What is counted, one bool ``[images, labels]`` at a time."""
     is_known = known(observed)
-    return {
-        "known": is_known,
-        "positives": observed == PRESENT,
-        "wrong": is_known & (observed != truth),
-        "true_positives": truth == PRESENT,
-    }
+    yield "known", is_known
+    yield "wrong", is_known & (observed != truth)
+    yield "positives", observed == PRESENT
+    yield "true_positives", truth == PRESENT
 
 
 def phi(labels: NDArray[np.int8]) -> NDArray[np.float64]:
@@ -181,48 +210,117 @@ def _phi(counts: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.where(variances > 0, (num * both - first * second) / np.sqrt(variances), np.nan)
 
 
-def _phi_distances(
+def _phi_skew(
     truth: NDArray[np.int8], client_ptr: NDArray[np.int64], positives: NDArray[np.int64]
-) -> NDArray[np.float64]:
+) -> dict[str, NDArray[Any]]:
+    """Distances of each client's co-occurrence to that of all, by the names of their tallies."""
     compared = np.sort(np.argsort(-positives, kind="stable")[:PHI_LABELS])
-    labels = truth[:, compared]
     overall = np.zeros((3, len(compared), len(compared)))
     for chunk in _chunks(client_ptr, len(compared)):
-        overall += _pair_counts(labels[client_ptr[chunk.start] : client_ptr[chunk.stop]])
-    pairs = np.triu_indices(len(compared), 1)
-    reference = _phi(overall)[pairs]
-    out = np.full(len(client_ptr) - 1, np.nan)
-    for client, (start, stop) in enumerate(zip(client_ptr[:-1].tolist(), client_ptr[1:].tolist(), strict=True)):
-        gaps = np.abs(phi(labels[start:stop])[pairs] - reference)
-        defined = gaps[~np.isnan(gaps)]
-        if len(defined):
-            out[client] = defined.mean()
-    return out
+        overall += _pair_counts(truth[client_ptr[chunk.start] : client_ptr[chunk.stop], compared])
+    reference = _phi(overall)
+    num_clients = len(client_ptr) - 1
+    distance, frobenius = np.full(num_clients, np.nan), np.full(num_clients, np.nan)
+    pairs = np.zeros(num_clients, dtype=np.int64)
+    for chunk in _chunks(client_ptr, len(compared)):
+        bounds = client_ptr[chunk.start : chunk.stop + 1]
+        labels = truth[bounds[0] : bounds[-1], compared]
+        bounds = bounds - bounds[0]
+        varies = _both_occur(labels, bounds[:-1])
+        for client in np.flatnonzero(varies.sum(axis=1) > 1):
+            columns = np.flatnonzero(varies[client])
+            here = labels[bounds[client] : bounds[client + 1], columns]
+            upper = _upper(len(columns))
+            gaps = phi(here)[upper] - reference[columns[upper[0]], columns[upper[1]]]
+            gaps = gaps[~np.isnan(gaps)]
+            place = chunk.start + client
+            pairs[place] = len(gaps)
+            if len(gaps):
+                distance[place] = np.abs(gaps).mean()
+                frobenius[place] = np.sqrt(2 * (gaps**2).sum())
+    return {"phi_distance": distance, "phi_frobenius": frobenius, "phi_pairs": pairs}
 
 
-def js_distances(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+@functools.cache
+def _upper(num_labels: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The pairs of up to ``PHI_LABELS`` labels, once each."""
+    first, second = np.triu_indices(num_labels, 1)
+    return first, second
+
+
+def _both_occur(labels: NDArray[np.int8], starts: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Bool ``[clients, labels]``: present and absent both occur, without which a correlation does not exist."""
+    present, absent = (np.logical_or.reduceat(labels == state, starts, axis=0) for state in (PRESENT, ABSENT))
+    return np.asarray(present & absent)
+
+
+def js_distances(counts: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
     """float64 ``[clients]``: Jensen-Shannon distance of each row's distribution to that of the column sums.
 
     Base 2, so 0 to 1. Rows are divided by their sum; a row without counts gives NaN.
 
     Args:
-        counts: int64 ``[clients, labels]``, not negative.
+        counts: ``[clients, labels]``, not negative.
 
     Source: Endres and Schindelin, "A new metric for probability distributions" (2003).
     """
     total = counts.sum(axis=0, dtype=np.int64)
-    step = max(1, _CHUNK_ENTRIES // max(1, counts.shape[1]))
+    step = max(1, _FLOAT_ENTRIES // max(1, counts.shape[1]))
     with np.errstate(invalid="ignore", divide="ignore"):
         reference = total / total.sum()
-        parts = [_js_distances(counts[start : start + step], reference) for start in range(0, len(counts), step)]
+        parts = [_js(_marginals(counts[at : at + step]), reference) for at in range(0, len(counts), step)]
     return np.concatenate([np.empty(0), *parts])
 
 
-def _js_distances(counts: NDArray[np.int64], reference: NDArray[np.float64]) -> NDArray[np.float64]:
-    rows = counts / counts.sum(axis=1, keepdims=True, dtype=np.int64)
-    reference = np.broadcast_to(reference, rows.shape)
-    middle = (rows + reference) / 2
-    divergence = (_relative_entropy(rows, middle) + _relative_entropy(reference, middle)) / 2
+def pairwise_js(counts: NDArray[np.integer[Any]]) -> dict[str, float | int | bool | None]:
+    """Mean Jensen-Shannon distance between the marginals of two clients, over pairs of different clients.
+
+    Args:
+        counts: ``[clients, labels]``, not negative; clients without counts are left out.
+
+    Returns:
+        ``mean`` (``None`` where there is no pair), ``pairs`` and whether they were ``sampled``:
+        up to ``PAIRS`` pairs all are taken, of more ``PAIRS`` are drawn uniformly, the same
+        ones for the same number of clients.
+    """
+    clients = np.flatnonzero(counts.any(axis=1))
+    num_pairs = len(clients) * (len(clients) - 1) // 2
+    sampled = num_pairs > PAIRS
+    if sampled:
+        rng = stream(0, "statistics/pairs")
+        first = rng.integers(len(clients), size=PAIRS)
+        second = (first + rng.integers(1, len(clients), size=PAIRS)) % len(clients)
+    else:
+        first, second = np.triu_indices(len(clients), 1)
+    if not len(first):
+        return {"mean": None, "pairs": 0, "sampled": False}
+    total, step = 0.0, max(1, _FLOAT_ENTRIES // max(1, counts.shape[1]))
+    for at in range(0, len(first), step):
+        rows = (_marginals(counts[clients[side[at : at + step]]]) for side in (first, second))
+        total += float(_js(*rows).sum())
+    return {"mean": total / len(first), "pairs": len(first), "sampled": sampled}
+
+
+def gini(sizes: NDArray[np.int64]) -> float:
+    """Gini coefficient of client sizes: half the mean difference of two clients, divided by the mean size.
+
+    >>> gini(np.array([5, 5, 5])), gini(np.array([0, 0, 0, 8]))
+    (0.0, 0.75)
+    """
+    ascending = np.sort(sizes).astype(np.float64)
+    places = 2 * np.arange(1, len(sizes) + 1) - len(sizes) - 1
+    return float((places * ascending).sum() / (len(sizes) * ascending.sum()))
+
+
+def _marginals(counts: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
+    return np.asarray(counts / counts.sum(axis=1, keepdims=True, dtype=np.int64))
+
+
+def _js(rows: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
+    """float64 ``[rows]``: distance of each row to the one beside it, or of all to one."""
+    middle = (rows + others) / 2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        divergence = (_relative_entropy(rows, middle) + _relative_entropy(others, middle)) / 2
     # Rounding can push the divergence of equal distributions below zero.
     return np.sqrt(np.clip(divergence, 0, 1))
 
@@ -256,9 +354,12 @@ def _client_table(tallies: Tallies) -> pd.DataFrame:
             "true_positives": true_positives,
             "wrong": tallies.wrong.sum(axis=1, dtype=np.int64),
             "cardinality": true_positives / images,
+            "empty_fraction": tallies.empty_images / images,
             "js_true": js_distances(tallies.true_positives),
             "js_known": js_distances(tallies.positives),
             "phi_distance": tallies.phi_distance,
+            "phi_frobenius": tallies.phi_frobenius,
+            "phi_pairs": tallies.phi_pairs,
         }
     )
 
@@ -290,7 +391,7 @@ def _summary(tallies: Tallies, clients: pd.DataFrame) -> dict[str, Any]:
     num_images, annotations = int(tallies.images.sum()), int(clients["annotations"].sum())
     wrong = int(clients["wrong"].sum())
     per_client = ("images", "annotations", "known_fraction", "labels_annotated", "positives", "cardinality")
-    distances = ("js_true", "js_known", "phi_distance")
+    skew = ("empty_fraction", "js_true", "js_known", "phi_distance", "phi_frobenius", "phi_pairs")
     return {
         "num_clients": num_clients,
         "num_labels": num_labels,
@@ -302,9 +403,13 @@ def _summary(tallies: Tallies, clients: pd.DataFrame) -> dict[str, Any]:
         "num_true_positives": int(clients["true_positives"].sum()),
         "num_wrong": wrong,
         "wrong_fraction": wrong / max(annotations, 1),
+        "empty_fraction": int(tallies.empty_images.sum()) / max(num_images, 1),
+        "size_gini": gini(tallies.images),
+        "pairwise_js_true": pairwise_js(tallies.true_positives),
+        "pairwise_js_known": pairwise_js(tallies.positives),
         "clients_without_annotation": int((clients["annotations"] == 0).sum()),
         "labels_without_annotation": int((tallies.known.sum(axis=0, dtype=np.int64) == 0).sum()),
-        "clients": {name: quantiles(clients[name].to_numpy()) for name in (*per_client, *distances)},
+        "clients": {name: quantiles(clients[name].to_numpy()) for name in (*per_client, *skew)},
     }
 
 

@@ -114,6 +114,9 @@ def _overview(settings: dict[str, Any], summary: dict[str, Any]) -> Table:
         "annotations": f"{summary['num_annotations']:,} ({summary['known_fraction']:.1%} of all entries)",
         "positives known": f"{summary['num_positives']:,} of {summary['num_true_positives']:,}",
         "wrong annotations": f"{summary['num_wrong']:,} ({summary['wrong_fraction']:.2%} of annotations)",
+        "images without a label": f"{summary['empty_fraction']:.1%}",
+        "size skew (Gini)": f"{summary['size_gini']:.3f}",
+        "label skew between clients (JS)": _number(summary["pairwise_js_true"]["mean"]),
         "clients without annotation": f"{summary['clients_without_annotation']:,}",
         "labels without annotation": f"{summary['labels_without_annotation']:,} of {summary['num_labels']:,}",
     }
@@ -133,6 +136,8 @@ QUANTITIES = {
     "js_true": "label skew (JS), truth",
     "js_known": "label skew (JS), known",
     "phi_distance": "co-occurrence skew (phi)",
+    "phi_frobenius": "co-occurrence skew (Frobenius)",
+    "empty_fraction": "images without a label",
 }
 """Per-client quantities of a summary, as tables name them."""
 
@@ -309,7 +314,7 @@ def _known_figure(tallies: Tallies, label_names: tuple[str, ...]) -> Figure:
 
     rows = _rows(tallies)
     columns = _columns(tallies, label_names)
-    shares = 100 * tallies.known / tallies.images[:, None]
+    shares = 100.0 * tallies.known / tallies.images[:, None]
     values = rows.mean(shares)[:, columns.order]
     width, height = _map_size(rows, len(label_names))
     figure, (left, right) = _figure(width + 4.5, height, 2)

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from fedmlic.dealing import DRAWS, _level, fill_up, rarest_labels
 from fedmlic.errors import InputError
 from fedmlic.partition import Partition, Population, check_feasible, ranks_within
-from fedmlic.partitions.dirichlet import DRAWS, _level, _move, rarest_labels
 from fedmlic.seeds import stream
 from fedmlic.spec import build
 
@@ -171,7 +171,7 @@ def test_a_repair_moves_as_many_images_as_are_missing_and_no_client_below_the_mi
     sizes[0] += len(sizes) * min_images
     before = np.repeat(np.arange(len(sizes)), sizes)
     lacking = np.maximum(min_images - np.array(sizes), 0)
-    after = _move(before, lacking, np.random.default_rng(seed))
+    after = fill_up(before, len(sizes), min_images, np.random.default_rng(seed))
 
     assert (before != after).sum() == lacking.sum()
     assert np.bincount(after, minlength=len(sizes)).min() >= min_images
@@ -228,7 +228,7 @@ def test_natural_makes_one_client_per_owner_in_their_order():
     partition = split("natural", owned(), 0)
 
     assert [partition.of(k).tolist() for k in range(4)] == [[5, 6], [0, 1, 2, 3], [11], [7, 8, 9]]
-    assert partition.notes["images_without_owner"] == 2
+    assert partition.notes["images_without_owner_left_out"] == 2
 
 
 def test_small_owners_are_dropped_and_counted():
@@ -237,11 +237,12 @@ def test_small_owners_are_dropped_and_counted():
     assert [partition.of(k).tolist() for k in range(2)] == [[0, 1, 2, 3], [7, 8, 9]]
     assert partition.notes == {
         "owners": 4,
-        "small_owners_dropped": 2,
-        "small_owners_images_dropped": 3,
-        "eligible_owners_not_chosen": 0,
-        "images_without_owner": 2,
-        "images_above_max_dropped": 0,
+        "small_owners_left_out": 2,
+        "small_owners_images_left_out": 3,
+        "eligible_clients_not_chosen": 0,
+        "images_not_chosen_left_out": 0,
+        "images_without_owner_left_out": 2,
+        "images_above_max_left_out": 0,
     }
 
 
@@ -250,7 +251,7 @@ def test_large_owners_keep_a_uniform_subset():
     for seed in range(400):
         partition = split("natural(max_images=2)", owned(), 0, seed)
         assert partition.sizes.tolist() == [2, 2, 1, 2]
-        assert partition.notes["images_above_max_dropped"] == 3
+        assert partition.notes["images_above_max_left_out"] == 3
         kept[partition.rows] += 1
 
     assert np.abs(kept[:4] - 200).max() < 4 * np.sqrt(400 / 4)
@@ -261,7 +262,7 @@ def test_fewer_clients_are_drawn_uniformly_among_the_eligible_owners():
     chosen = np.zeros(len(OWNERS))
     for seed in range(400):
         partition = split("natural(min_images=2)", owned(), 2, seed)
-        assert partition.notes["eligible_owners_not_chosen"] == 1
+        assert partition.notes["eligible_clients_not_chosen"] == 1
         chosen[partition.rows] += 1
 
     assert np.abs(chosen[[0, 5, 7]] - 400 * 2 / 3).max() < 4 * np.sqrt(400 * 2 / 9)

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from scipy.spatial.distance import jensenshannon
 
 from fedmlic import statistics
-from fedmlic.statistics import js_distances, phi, quantiles, summarise, tally
+from fedmlic.statistics import gini, js_distances, pairwise_js, phi, quantiles, summarise, tally
 
 NAMES = ("cat", "dog", "car")
 
@@ -72,6 +72,58 @@ def test_skew_is_one_between_disjoint_and_zero_between_equal_marginals():
     assert js_distances(np.array([[1, 0], [0, 10**9]]))[0] == pytest.approx(1, abs=1e-4)
 
 
+@settings(deadline=None)
+@given(hnp.arrays(np.int64, st.tuples(st.integers(1, 6), st.integers(1, 6)), elements=st.integers(0, 9)))
+def test_the_pairwise_distance_is_scipys_over_all_pairs(counts):
+    rows = [row for row in counts if row.sum()]
+    expected = [np.nan_to_num(jensenshannon(a, b, base=2)) for i, a in enumerate(rows) for b in rows[:i]]
+    found = pairwise_js(counts)
+
+    assert found["pairs"] == len(expected)
+    assert not found["sampled"]
+    if expected:
+        assert found["mean"] == pytest.approx(np.mean(expected), abs=1e-6)
+    else:
+        assert found["mean"] is None
+
+
+def test_many_pairs_are_sampled_without_bias_and_always_alike(monkeypatch):
+    counts = np.random.default_rng(0).integers(0, 9, (60, 5))
+    exact = pairwise_js(counts)["mean"]
+    gaps = [jensenshannon(a, b, base=2) for i, a in enumerate(counts) for b in counts[:i]]
+    monkeypatch.setattr(statistics, "PAIRS", 1000)
+    monkeypatch.setattr(statistics, "_FLOAT_ENTRIES", 64)
+    found = pairwise_js(counts)
+
+    assert (found["pairs"], found["sampled"]) == (1000, True)
+    assert found["mean"] == pairwise_js(counts)["mean"]
+    assert 0 < abs(found["mean"] - exact) < 4 * np.std(gaps) / np.sqrt(1000)
+
+
+def test_a_sampled_pair_never_compares_a_client_with_itself(monkeypatch):
+    """Every client has a label of its own, so all distances are 1."""
+    monkeypatch.setattr(statistics, "PAIRS", 100)
+
+    assert pairwise_js(np.eye(20, dtype=np.int16))["mean"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("float_entries", [1, 7])
+def test_chunks_do_not_change_the_distances(monkeypatch, float_entries):
+    counts = np.random.default_rng(0).integers(0, 9, (20, 5))
+    whole, pairs = js_distances(counts), pairwise_js(counts)["mean"]
+    monkeypatch.setattr(statistics, "_FLOAT_ENTRIES", float_entries)
+
+    assert js_distances(counts) == pytest.approx(whole, rel=1e-12)
+    assert pairwise_js(counts)["mean"] == pytest.approx(pairs, rel=1e-12)
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=20).filter(any))
+def test_gini_is_half_the_relative_mean_difference(sizes):
+    differences = [abs(a - b) for a in sizes for b in sizes]
+
+    assert gini(np.array(sizes)) == pytest.approx(np.mean(differences) / (2 * np.mean(sizes)), abs=1e-12)
+
+
 @given(hnp.arrays(np.int8, st.tuples(st.integers(2, 20), st.just(4)), elements=st.integers(0, 1)))
 def test_phi_is_the_correlation_of_two_columns(labels):
     found = phi(labels)
@@ -104,6 +156,50 @@ def test_phi_distance_is_the_mean_gap_over_pairs_that_exist():
         here = np.corrcoef(truth[ptr[client] : ptr[client + 1]].T)
         gaps = [abs(here[a, b] - overall[a, b]) for a, b in [(0, 1), (0, 2), (1, 2)]]
         assert found[client] == pytest.approx(np.mean(gaps))
+
+
+def test_the_frobenius_distance_is_the_norm_over_pairs_that_exist():
+    truth, _, ptr = world(6, sizes=(20, 1, 2, 40, 9))
+    overall = phi(truth)
+    found = tally(truth, truth, ptr, np.zeros(5, np.int64))
+
+    for client in range(5):
+        gaps = phi(truth[ptr[client] : ptr[client + 1]]) - overall
+        np.fill_diagonal(gaps, np.nan)
+        num_pairs = int((~np.isnan(gaps)).sum()) // 2
+        assert found.phi_pairs[client] == num_pairs
+        if num_pairs:
+            assert found.phi_frobenius[client] == pytest.approx(np.linalg.norm(np.nan_to_num(gaps)))
+            assert found.phi_distance[client] == pytest.approx(np.nanmean(np.abs(gaps)))
+        else:
+            assert np.isnan(found.phi_frobenius[client])
+
+
+@pytest.mark.parametrize("chunk_entries", [1, 40, 1 << 24])
+def test_empty_images_are_those_without_a_label_that_is_present_in_truth(monkeypatch, chunk_entries):
+    monkeypatch.setattr(statistics, "_CHUNK_ENTRIES", chunk_entries)
+    truth, _, ptr = world(7)
+    found = counted(7)
+
+    expected = [sum(1 not in row for row in truth[ptr[k] : ptr[k + 1]].tolist()) for k in range(4)]
+    assert sum(expected) > 0
+    assert found.empty_images.tolist() == expected
+    report = summarise(found, NAMES)
+    assert report.clients["empty_fraction"].tolist() == [
+        n / size for n, size in zip(expected, found.images, strict=True)
+    ]
+    assert report.summary["empty_fraction"] == sum(expected) / 48
+
+
+@pytest.mark.parametrize(("size", "bits"), [(127, 16), (128, 16), (40_000, 32)])
+def test_counts_are_signed_and_hold_the_largest_client(size, bits):
+    truth = np.ones((size + 1, 1), dtype=np.int8)
+    found = tally(truth, truth, np.array([0, 1, size + 1]), np.zeros(2, np.int64))
+
+    for counts in (found.known, found.positives, found.true_positives):
+        assert counts.dtype.kind == "i"
+        assert counts.dtype.itemsize * 8 <= bits
+        assert counts.tolist() == [[1], [size]]
 
 
 def test_co_occurrence_skew_shows_where_marginals_hide_it():
@@ -159,6 +255,11 @@ def test_tables_say_what_a_hand_example_says():
     assert found.summary["known_fraction"] == 6 / 8
     assert found.summary["wrong_fraction"] == 1 / 6
     assert found.summary["clients"]["images"]["median"] == 2
+    assert found.summary["size_gini"] == 0
+    assert found.summary["empty_fraction"] == 1 / 4
+    # Known positives: client 0 has a, a, b and client 1 has b, b.
+    assert found.summary["pairwise_js_known"]["mean"] == pytest.approx(jensenshannon([2, 1], [0, 2], base=2))
+    assert found.summary["pairwise_js_true"]["mean"] == pytest.approx(jensenshannon([2, 1], [0, 1], base=2))
 
 
 def test_a_client_without_positives_is_left_out_of_quantiles_and_counted():

@@ -18,6 +18,7 @@ from sim import describe as module
 from sim.describe import describe
 
 NAMES = ("cat", "dog", "car", "bus")
+PARTITION = "dirichlet(alpha=0.3, key='rarest', min_images=8)"
 PICTURES = {"sizes.png", "positives.png", "prevalence.png", "known.png"}
 
 
@@ -53,7 +54,7 @@ def test_the_report_is_json_and_agrees_with_the_shards(corpus, tmp_path):
     found = federation(corpus, tmp_path)
     report = json.loads(json.dumps(describe(found), allow_nan=False))
 
-    assert report["federation"]["identity"]["partition"] == "dirichlet(alpha=0.3, min_images=8)"
+    assert report["federation"]["identity"]["partition"] == PARTITION
     assert report["federation"]["notes"] == dict(found.manifest["notes"])
     assert report["summary"]["num_annotations"] == found.label_counts.sum()
     assert report["summary"]["num_wrong"] > 0
@@ -81,7 +82,7 @@ def test_the_console_shows_every_label_and_the_settings(corpus, tmp_path):
     describe(federation(corpus, tmp_path), console=console)
     text = console.file.getvalue()
 
-    for expected in (*NAMES, "dirichlet(alpha=0.3, min_images=8)", "wrong annotations", "label skew", "moved images"):
+    for expected in (*NAMES, PARTITION, "wrong annotations", "label skew", "moved images"):
         assert expected in text
 
 
