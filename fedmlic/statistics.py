@@ -18,6 +18,7 @@ Definitions, all over training images and, where "true", over the data set's own
   at the client or overall are left out; so are all but the ``PHI_LABELS`` labels
   with the most positives.
 - *wrong*: known entries that differ from the truth.
+- *budget*: how often an annotator looked at an entry (``fedmlic.regime``).
 
 A quantity that does not exist (the marginal of a client without positives) is NaN
 in the tables, ``null`` in JSON, left out of quantiles and counted as ``undefined``.
@@ -31,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedmlic.labels import PRESENT, known
+from fedmlic.labels import PRESENT, UNKNOWN, known
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -59,6 +60,8 @@ class Tallies:
         positives: int64 ``[clients, labels]``, annotations that say present.
         wrong: int64 ``[clients, labels]``, annotations that differ from the truth.
         true_positives: int64 ``[clients, labels]``, entries that are present in truth.
+        budget: int64 ``[clients, labels]``, looks at entries; one at each that is not unknown,
+            unless the regime counts otherwise.
         phi_distance: float64 ``[clients]``, or NaN.
     """
 
@@ -68,6 +71,7 @@ class Tallies:
     positives: NDArray[np.int64]
     wrong: NDArray[np.int64]
     true_positives: NDArray[np.int64]
+    budget: NDArray[np.int64]
     phi_distance: NDArray[np.float64]
 
 
@@ -77,10 +81,10 @@ class Statistics:
 
     Attributes:
         clients: one row per client: images, holdout_images, annotations, known_fraction,
-            labels_annotated, positives, true_positives, wrong, cardinality, js_true,
+            labels_annotated, positives, true_positives, wrong, budget, cardinality, js_true,
             js_known, phi_distance.
         labels: one row per label: true_positives, prevalence, annotations, known_fraction,
-            positives, wrong, clients_annotating, share of clients with zero positives
+            positives, wrong, budget, clients_annotating, share of clients with zero positives
             (true and known).
         summary: counts and quantiles; JSON values only.
     """
@@ -124,7 +128,7 @@ def tally(
     num_clients, num_labels = len(client_ptr) - 1, truth.shape[1]
     counts = {
         name: np.zeros((num_clients, num_labels), dtype=np.int64)
-        for name in ("known", "positives", "wrong", "true_positives")
+        for name in ("known", "positives", "wrong", "true_positives", "budget")
     }
     for clients in _chunks(client_ptr, num_labels):
         images = slice(client_ptr[clients.start], client_ptr[clients.stop])
@@ -152,6 +156,7 @@ def _masks(truth: NDArray[np.int8], observed: NDArray[np.int8]) -> dict[str, NDA
         "positives": observed == PRESENT,
         "wrong": is_known & (observed != truth),
         "true_positives": truth == PRESENT,
+        "budget": observed != UNKNOWN,
     }
 
 
@@ -255,6 +260,7 @@ def _client_table(tallies: Tallies) -> pd.DataFrame:
             "positives": tallies.positives.sum(axis=1, dtype=np.int64),
             "true_positives": true_positives,
             "wrong": tallies.wrong.sum(axis=1, dtype=np.int64),
+            "budget": tallies.budget.sum(axis=1, dtype=np.int64),
             "cardinality": true_positives / images,
             "js_true": js_distances(tallies.true_positives),
             "js_known": js_distances(tallies.positives),
@@ -278,6 +284,7 @@ def _label_table(tallies: Tallies, label_names: Sequence[str]) -> pd.DataFrame:
             "known_fraction": annotations / num_images,
             "positives": tallies.positives.sum(axis=0, dtype=np.int64),
             "wrong": tallies.wrong.sum(axis=0, dtype=np.int64),
+            "budget": tallies.budget.sum(axis=0, dtype=np.int64),
             "clients_annotating": (tallies.known > 0).sum(axis=0),
             "zero_true_positives_fraction": (tallies.true_positives == 0).mean(axis=0),
             "zero_positives_fraction": (tallies.positives == 0).mean(axis=0),
@@ -289,7 +296,16 @@ def _summary(tallies: Tallies, clients: pd.DataFrame) -> dict[str, Any]:
     num_clients, num_labels = tallies.known.shape
     num_images, annotations = int(tallies.images.sum()), int(clients["annotations"].sum())
     wrong = int(clients["wrong"].sum())
-    per_client = ("images", "annotations", "known_fraction", "labels_annotated", "positives", "cardinality")
+    per_client = (
+        "images",
+        "annotations",
+        "known_fraction",
+        "labels_annotated",
+        "positives",
+        "wrong",
+        "budget",
+        "cardinality",
+    )
     distances = ("js_true", "js_known", "phi_distance")
     return {
         "num_clients": num_clients,
@@ -302,6 +318,7 @@ def _summary(tallies: Tallies, clients: pd.DataFrame) -> dict[str, Any]:
         "num_true_positives": int(clients["true_positives"].sum()),
         "num_wrong": wrong,
         "wrong_fraction": wrong / max(annotations, 1),
+        "budget": int(clients["budget"].sum()),
         "clients_without_annotation": int((clients["annotations"] == 0).sum()),
         "labels_without_annotation": int((tallies.known.sum(axis=0, dtype=np.int64) == 0).sum()),
         "clients": {name: quantiles(clients[name].to_numpy()) for name in (*per_client, *distances)},
