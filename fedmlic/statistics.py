@@ -56,22 +56,22 @@ class Tallies:
     Attributes:
         images: int64 ``[clients]``.
         holdout_images: int64 ``[clients]``, held out of training.
-        known: int64 ``[clients, labels]``, entries that are annotations.
-        positives: int64 ``[clients, labels]``, annotations that say present.
-        wrong: int64 ``[clients, labels]``, annotations that differ from the truth.
-        true_positives: int64 ``[clients, labels]``, entries that are present in truth.
-        budget: int64 ``[clients, labels]``, looks at entries; one at each that is not unknown,
-            unless the regime counts otherwise.
+        known: int32 ``[clients, labels]``, entries that are annotations.
+        positives: int32 ``[clients, labels]``, annotations that say present.
+        wrong: int32 ``[clients, labels]``, annotations that differ from the truth.
+        true_positives: int32 ``[clients, labels]``, entries that are present in truth.
+        budget: integers ``[clients, labels]``, looks at entries; one at each that is not
+            unknown, unless the regime counts otherwise.
         phi_distance: float64 ``[clients]``, or NaN.
     """
 
     images: NDArray[np.int64]
     holdout_images: NDArray[np.int64]
-    known: NDArray[np.int64]
-    positives: NDArray[np.int64]
-    wrong: NDArray[np.int64]
-    true_positives: NDArray[np.int64]
-    budget: NDArray[np.int64]
+    known: NDArray[np.integer[Any]]
+    positives: NDArray[np.integer[Any]]
+    wrong: NDArray[np.integer[Any]]
+    true_positives: NDArray[np.integer[Any]]
+    budget: NDArray[np.integer[Any]]
     phi_distance: NDArray[np.float64]
 
 
@@ -126,16 +126,16 @@ def tally(
         holdout_images: int64 ``[clients]``.
     """
     num_clients, num_labels = len(client_ptr) - 1, truth.shape[1]
-    counts = {
-        name: np.zeros((num_clients, num_labels), dtype=np.int64)
+    counts: dict[str, NDArray[np.integer[Any]]] = {
+        name: np.zeros((num_clients, num_labels), dtype=np.int32)
         for name in ("known", "positives", "wrong", "true_positives", "budget")
     }
     for clients in _chunks(client_ptr, num_labels):
         images = slice(client_ptr[clients.start], client_ptr[clients.stop])
         starts = client_ptr[clients.start : clients.stop] - client_ptr[clients.start]
         for name, mask in _masks(truth[images], observed[images]).items():
-            counts[name][clients] = np.add.reduceat(mask, starts, axis=0, dtype=np.int64)
-    phi_distance = _phi_distances(truth, client_ptr, counts["true_positives"].sum(axis=0))
+            counts[name][clients] = np.add.reduceat(mask, starts, axis=0, dtype=np.int32)
+    phi_distance = _phi_distances(truth, client_ptr, counts["true_positives"].sum(axis=0, dtype=np.int64))
     return Tallies(np.diff(client_ptr), holdout_images, **counts, phi_distance=phi_distance)
 
 
@@ -205,13 +205,13 @@ def _phi_distances(
     return out
 
 
-def js_distances(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+def js_distances(counts: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
     """float64 ``[clients]``: Jensen-Shannon distance of each row's distribution to that of the column sums.
 
     Base 2, so 0 to 1. Rows are divided by their sum; a row without counts gives NaN.
 
     Args:
-        counts: int64 ``[clients, labels]``, not negative.
+        counts: integers ``[clients, labels]``, not negative.
 
     Source: Endres and Schindelin, "A new metric for probability distributions" (2003).
     """
@@ -223,7 +223,7 @@ def js_distances(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.concatenate([np.empty(0), *parts])
 
 
-def _js_distances(counts: NDArray[np.int64], reference: NDArray[np.float64]) -> NDArray[np.float64]:
+def _js_distances(counts: NDArray[np.integer[Any]], reference: NDArray[np.float64]) -> NDArray[np.float64]:
     rows = counts / counts.sum(axis=1, keepdims=True, dtype=np.int64)
     reference = np.broadcast_to(reference, rows.shape)
     middle = (rows + reference) / 2
