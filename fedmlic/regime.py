@@ -99,8 +99,8 @@ class Regime(NamedTuple):
         selective: whether the truth has a say in which entries become known (missing not at
             random). Without it, the hidden entries could be anything and the same would be known.
         needs_objects: whether it reads the instances of the images.
-        looks: ``(assignment, observed) -> [images, labels]``, how many annotators looked at
-            each entry; without it, one at every entry that is not ``UNKNOWN``.
+        looks: ``assignment -> [images, labels]``, how many annotators look at each entry that
+            does not end as ``UNKNOWN``; without it, one.
         prepare: the regime to annotate with, made from the images of all clients together
             (client 0), labels as in the data set; without it, the regime itself.
         parts: texts of the regimes it is made of, which it takes as argument ``regimes``.
@@ -113,7 +113,7 @@ class Regime(NamedTuple):
     counts_images: bool = False
     selective: bool = False
     needs_objects: bool = False
-    looks: Callable[[Assignment, NDArray[np.int8]], NDArray[np.integer[Any]]] | None = None
+    looks: Callable[[Assignment], NDArray[np.integer[Any]]] | None = None
     prepare: Callable[[Assignment], Regime] | None = None
     parts: tuple[str, ...] = ()
     num_parts: int = 1
@@ -124,8 +124,7 @@ def prepared(regime: Regime, everyone: Assignment) -> Regime:
     return regime if regime.prepare is None else regime.prepare(everyone)
 
 
-def looks_of(regime: Regime, assignment: Assignment, observed: NDArray[np.int8]) -> NDArray[np.integer[Any]]:
-    """``[images, labels]``: how many annotators looked at each entry: the annotation budget spent."""
-    if regime.looks is None:
-        return np.asarray((observed != UNKNOWN).astype(np.int64))
-    return regime.looks(assignment, observed)
+def looks_of(regime: Regime, assignment: Assignment, observed: NDArray[np.int8]) -> NDArray[np.int64]:
+    """int64 ``[images, labels]``: how many annotators looked at each entry: the annotation budget spent."""
+    each = 1 if regime.looks is None else regime.looks(assignment)
+    return np.asarray((observed != UNKNOWN) * each, dtype=np.int64)

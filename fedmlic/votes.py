@@ -11,6 +11,8 @@ from fedmlic.labels import ABSENT, PRESENT, UNCERTAIN, known
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from fedmlic.regime import Assignment
+
 Aggregation = Literal["single", "majority", "any", "unanimous"]
 """``single``: one annotator per image; ``majority``: present if more than half say so; ``any``: present
 if one says so; ``unanimous``: what all say, else uncertain."""
@@ -41,11 +43,11 @@ def aggregate(
     return np.where(known(truth), written, truth)
 
 
-def choose(uniforms: NDArray[np.float64], num_annotators: int) -> NDArray[np.int64]:
-    """int64 ``[images]``: which annotator gets each image, each equally often, from float64 ``[images, labels]``."""
-    if not uniforms.size:
-        return np.zeros(len(uniforms), dtype=np.int64)
-    return np.asarray((uniforms[:, 0] * num_annotators).astype(np.int64))
+def turns(desk: Assignment, how: Aggregation, num_annotators: int) -> NDArray[np.int64]:
+    """int64 ``[images]``: which annotator gets each image under ``"single"``, each equally often; else 0."""
+    if how != "single" or num_annotators == 1 or not desk.labels.size:
+        return np.zeros(len(desk.labels), dtype=np.int64)
+    return np.asarray((desk.uniforms("turn")[:, 0] * num_annotators).astype(np.int64))
 
 
 def looks(labels: NDArray[np.int8], how: Aggregation, num_annotators: int) -> NDArray[np.int64]:

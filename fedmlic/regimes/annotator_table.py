@@ -22,7 +22,7 @@ from fedmlic.draws import Probability
 from fedmlic.errors import listing
 from fedmlic.labels import PRESENT, UNKNOWN, known
 from fedmlic.regime import Assignment, Regime
-from fedmlic.votes import Aggregation, aggregate, choose, looks
+from fedmlic.votes import Aggregation, aggregate, looks, turns
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -148,15 +148,15 @@ def annotator_table(
 
     def annotate(assignment: Assignment) -> NDArray[np.int8]:
         table, who = _table(assignment, match, others), _who(assignment, annotator)
-        chosen = choose(assignment.uniforms("turn"), len(who))
+        chosen = turns(assignment, aggregation, len(who))
         written = aggregate(_opinions(assignment, who, table), aggregation, chosen, assignment.labels)
         if blind is None:
             return written
         unseen = (table.miss[list(who)] > blind).all(axis=0)
         return np.where(known(written) & unseen, np.int8(UNKNOWN), written)
 
-    def counted(assignment: Assignment, observed: NDArray[np.int8]) -> NDArray[np.int64]:
-        return np.where(observed == UNKNOWN, 0, looks(assignment.labels, aggregation, len(_who(assignment, annotator))))
+    def counted(assignment: Assignment) -> NDArray[np.int64]:
+        return looks(assignment.labels, aggregation, len(_who(assignment, annotator)))
 
     unsure = aggregation == "unanimous" and annotator == "all"
     return Regime(annotate, adds_wrong=True, adds_uncertain=unsure, selective=unsure, looks=counted)

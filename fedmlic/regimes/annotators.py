@@ -40,7 +40,7 @@ from fedmlic.draws import Chance, Drawn, Probability, chance
 from fedmlic.instances import centre_distances, need_objects, smallest, sums
 from fedmlic.labels import PRESENT
 from fedmlic.regime import Assignment, Regime
-from fedmlic.votes import Aggregation, aggregate, choose, looks
+from fedmlic.votes import Aggregation, aggregate, looks, turns
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -93,8 +93,10 @@ def _opinions(
 ) -> NDArray[np.bool_]:
     """Bool ``[annotators, images, labels]``: who says that a label is present."""
     present = assignment.labels == PRESENT
-    together = assignment.uniforms("together") < correlation
-    common = assignment.uniforms("common")
+    # One annotator alone has nobody to err with.
+    several = num_annotators > 1 and correlation > 0
+    together = several and assignment.uniforms("together") < correlation
+    common = assignment.uniforms("common") if several else 0.0
     says = np.empty((num_annotators, *present.shape), dtype=np.bool_)
     for number in range(num_annotators):
         sees = _recall(chance(recall, assignment, f"recall {number}"), shift)
@@ -141,8 +143,7 @@ def annotators(
     def annotate(assignment: Assignment) -> NDArray[np.int8]:
         shift = _shift(assignment, effects)
         says = _opinions(assignment, num_annotators, recall, spurious, correlation, shift)
-        chosen = choose(assignment.uniforms("turn"), num_annotators)
-        return aggregate(says, aggregation, chosen, assignment.labels)
+        return aggregate(says, aggregation, turns(assignment, aggregation, num_annotators), assignment.labels)
 
     return Regime(
         annotate,
@@ -150,5 +151,5 @@ def annotators(
         adds_uncertain=aggregation == "unanimous" and num_annotators > 1,
         selective=aggregation == "unanimous",
         needs_objects=bool(size_effect or location_effect),
-        looks=lambda assignment, _observed: looks(assignment.labels, aggregation, num_annotators),
+        looks=lambda assignment: looks(assignment.labels, aggregation, num_annotators),
     )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 from pydantic import Field
 
-from fedmlic.regime import Assignment, Regime, looks_of, prepared
+from fedmlic.regime import Assignment, Regime, prepared
 from fedmlic.spec import build
 
 if TYPE_CHECKING:
@@ -42,10 +42,13 @@ def _looks(parts: list[Regime], assignment: Assignment) -> NDArray[np.int64]:
     """Looks per entry: the product over the parts, for a later part works where the earlier ones did."""
     labels = assignment.labels
     total = np.ones(labels.shape, dtype=np.int64)
-    for place, part in _placed(parts):
+    counting = [number for number, part in enumerate(parts) if part.looks is not None]
+    for number, (place, part) in enumerate(_placed(parts)[: counting[-1] + 1]):
         desk = assignment.part(labels, place)
-        labels = part.annotate(desk)
-        total *= looks_of(part, desk, labels)
+        if part.looks is not None:
+            total *= part.looks(desk)
+        if number < counting[-1]:
+            labels = part.annotate(desk)
     return total
 
 
@@ -60,7 +63,7 @@ def _chain(parts: list[Regime], texts: tuple[str, ...]) -> Regime:
         counts_images=any(part.counts_images for part in parts),
         selective=any(part.selective for part in parts),
         needs_objects=any(part.needs_objects for part in parts),
-        looks=lambda assignment, _observed: _looks(parts, assignment),
+        looks=(lambda assignment: _looks(parts, assignment)) if any(part.looks for part in parts) else None,
         prepare=prepare if any(part.prepare for part in parts) else None,
         parts=texts,
         num_parts=sum(part.num_parts for part in parts),

@@ -132,9 +132,8 @@ def label_subset(
         state = np.int8(UNKNOWN if missing == "unknown" else ABSENT)
         return np.where(lost & ~_annotated(assignment, choice), state, found)
 
-    def looks(assignment: Assignment, observed: NDArray[np.int8]) -> NDArray[np.int64]:
+    def looks(assignment: Assignment) -> NDArray[np.int64]:
         # Nobody looked for the labels that are silently absent.
-        seen = known(observed) & _annotated(assignment, choice)
-        return np.asarray(seen | (observed == UNCERTAIN), dtype=np.int64)
+        return np.asarray(_annotated(assignment, choice) | (assignment.labels == UNCERTAIN), dtype=np.int64)
 
     return Regime(annotate, adds_wrong=missing == "absent", looks=looks if missing == "absent" else None)

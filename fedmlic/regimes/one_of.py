@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from fedmlic.errors import InputError
-from fedmlic.regime import Assignment, Regime, looks_of, prepared
+from fedmlic.regime import Assignment, Regime, prepared
 from fedmlic.spec import build
 
 if TYPE_CHECKING:
@@ -26,11 +26,9 @@ def _choice(choices: list[Regime], shares: NDArray[np.float64], assignment: Assi
     return choices[chosen], assignment.option(chosen)
 
 
-def _looks(
-    choices: list[Regime], shares: NDArray[np.float64], assignment: Assignment, observed: NDArray[np.int8]
-) -> NDArray[np.integer]:
+def _looks(choices: list[Regime], shares: NDArray[np.float64], assignment: Assignment) -> NDArray[np.integer]:
     regime, desk = _choice(choices, shares, assignment)
-    return looks_of(regime, desk, observed)
+    return np.ones(desk.labels.shape, dtype=np.int64) if regime.looks is None else regime.looks(desk)
 
 
 def _mixture(choices: list[Regime], texts: tuple[str, ...], shares: NDArray[np.float64]) -> Regime:
@@ -50,7 +48,7 @@ def _mixture(choices: list[Regime], texts: tuple[str, ...], shares: NDArray[np.f
         counts_images=any(one.counts_images for one in possible),
         selective=any(one.selective for one in possible),
         needs_objects=any(one.needs_objects for one in possible),
-        looks=lambda assignment, observed: _looks(choices, shares, assignment, observed),
+        looks=(lambda assignment: _looks(choices, shares, assignment)) if any(one.looks for one in choices) else None,
         prepare=prepare if any(one.prepare for one in choices) else None,
         parts=texts,
     )

@@ -109,7 +109,7 @@ def test_what_the_data_set_does_not_know_stays_as_it_is(name):
 @every_regime
 def test_it_adds_wrong_and_uncertain_entries_if_and_only_if_it_says_so(name):
     wrong = unsure = 0
-    for client in range(20):
+    for client in range(12):
         desk = assignment(client)
         observed = observe(name, desk)
         wrong += int((known(observed) & (observed != desk.labels)).sum())
@@ -131,7 +131,7 @@ def test_the_same_client_gets_the_same_labels_whatever_others_do(name):
 
 
 @every_regime
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(data=st.data())
 def test_the_order_of_images_never_matters(name, data):
     rows = np.array(data.draw(st.lists(st.integers(0, NUM_IMAGES - 1), min_size=1, unique=True)))
@@ -149,7 +149,7 @@ def test_the_order_of_the_federations_images_never_matters(name):
 
 
 @every_regime
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(rows=st.lists(st.integers(0, NUM_IMAGES - 1), min_size=1, unique=True))
 def test_other_images_matter_only_to_a_regime_that_counts_them(name, rows):
     if build("regime", name).counts_images:
@@ -165,7 +165,7 @@ def test_a_regime_that_counts_images_says_so(name):
 
 
 @every_regime
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(data=st.data())
 def test_hidden_entries_carry_no_information_unless_it_is_selective(name, data):
     """Whatever the hidden entries are, the same entries are known; where nothing is wrong, all is the same."""
@@ -190,7 +190,7 @@ def test_known_entries_are_equally_often_present_and_absent_unless_it_is_selecti
     if build("regime", name).selective:
         return
     gaps = []
-    for client in range(200):
+    for client in range(100):
         desk = assignment(client)
         is_known = known(observe(name, desk))
         shares = [np.ma.masked_where(desk.labels != state, is_known).mean(axis=0) for state in (1, 0)]
