@@ -53,7 +53,7 @@ TRAIN = "train"
 """The split that is dealt out. Clients never hold validation or test images."""
 
 _BLOCK = 1 << 14
-"""Rows of labels that are compressed at once."""
+"""Rows of labels that are checked or compressed at once."""
 
 
 class _Array:
@@ -371,24 +371,27 @@ def _annotate(
 
 
 def _check_observed(truth: NDArray[np.int8], observed: NDArray[np.int8], plan: _Plan) -> None:
-    check_labels(observed)
+    """Raise ``InputError`` where a regime did what it does not declare; a few rows in memory at a time."""
+    num_wrong = num_uncertain = 0
+    for start in range(0, len(truth), _BLOCK):
+        before, after = truth[start : start + _BLOCK], observed[start : start + _BLOCK]
+        check_labels(after)
+        changed = after != before
+        num_wrong += int(np.count_nonzero(changed & known(after)))
+        num_uncertain += int(np.count_nonzero(changed & (after == UNCERTAIN)))
     regime, name = plan.regime, plan.identity["regime"]
-    if not regime.adds_wrong:
-        num_wrong = int(np.count_nonzero(known(observed) & (observed != truth)))
-        if num_wrong:
-            msg = (
-                f"Expected regime {name} to keep known entries as they are, got {num_wrong} that differ "
-                "from the data set. Declare Regime(..., adds_wrong=True) if that is meant."
-            )
-            raise InputError(msg)
-    if not regime.adds_uncertain:
-        num_uncertain = int(np.count_nonzero((observed == UNCERTAIN) & (truth != UNCERTAIN)))
-        if num_uncertain:
-            msg = (
-                f"Expected regime {name} to make no entry uncertain, got {num_uncertain}. "
-                "Declare Regime(..., adds_uncertain=True) if that is meant."
-            )
-            raise InputError(msg)
+    if num_wrong and not regime.adds_wrong:
+        msg = (
+            f"Expected regime {name} to keep known entries as they are, got {num_wrong} that differ "
+            "from the data set. Declare Regime(..., adds_wrong=True) if that is meant."
+        )
+        raise InputError(msg)
+    if num_uncertain and not regime.adds_uncertain:
+        msg = (
+            f"Expected regime {name} to make no entry uncertain, got {num_uncertain}. "
+            "Declare Regime(..., adds_uncertain=True) if that is meant."
+        )
+        raise InputError(msg)
 
 
 def _build(corpus: Corpus, plan: _Plan, target: Path) -> None:
