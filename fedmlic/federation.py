@@ -417,7 +417,9 @@ def _build(corpus: Corpus, plan: _Plan, target: Path) -> None:
     tallies = tally(truth, labels["train"], arrays["train.client_ptr"], num_held)
     if budget is not None:
         tallies = replace(tallies, budget=budget)
+    del truth
     arrays |= {f"tallies.{field.name}": _narrow(getattr(tallies, field.name)) for field in fields(Tallies)}
+    del tallies
     about = {
         "num_clients": dealt.num_clients,
         "num_images": len(dealt.rows),
