@@ -17,11 +17,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,10 +30,11 @@ import numpy as np
 
 from fedmlic import corpus as corpora
 from fedmlic.corpus import LabelStore, open_labels, write_labels
+from fedmlic.dataset import Objects
 from fedmlic.errors import InputError, nearest
-from fedmlic.labels import PRESENT, UNKNOWN, check_labels, known
+from fedmlic.labels import PRESENT, STATES, UNCERTAIN, UNKNOWN, check_labels, known
 from fedmlic.partition import Partition, Partitioner, Population, ranks_within
-from fedmlic.regime import Assignment, Regime
+from fedmlic.regime import Assignment, Regime, looks_of, prepared
 from fedmlic.seeds import entry_uniforms, stream, text_keys
 from fedmlic.shard import Shard
 from fedmlic.spec import Spec, build, factory, parse
@@ -49,6 +51,9 @@ SCHEMA_VERSION = 2
 
 TRAIN = "train"
 """The split that is dealt out. Clients never hold validation or test images."""
+
+_BLOCK = 1 << 14
+"""Rows of labels that are checked or compressed at once."""
 
 
 class _Array:
@@ -222,7 +227,7 @@ def _plan(corpus: Corpus, partition: str, regime: str, num_clients: int, seed: i
         "corpus": corpus.key,
         "partition": canonical("partition", partition),
         "regime": canonical("regime", regime),
-        "code": [_code_hash(_factory("partition", partition)), _code_hash(_factory("regime", regime))],
+        "code": [_code_hash(_factory("partition", partition)), *_code_of_regime(regime)],
         "num_clients": num_clients,
         "seed": seed,
         "holdout_fraction": float(holdout_fraction),
@@ -249,12 +254,20 @@ def canonical(key: str, text: str) -> str:
     'dirichlet(alpha=1.0, min_images=8)'
     """
     spec = parse(text, key)
-    build(key, text)  # wrong names and values are explained there
+    made = build(key, text)  # wrong names and values are explained there
     parameters = inspect.signature(_factory(key, text)).parameters.values()
     arguments = {p.name: spec.arguments.get(p.name, p.default) for p in parameters}
+    if isinstance(made, Regime) and made.parts:
+        arguments["regimes"] = [canonical(key, part) for part in made.parts]
     # An int given for a float means the same number.
     floats = {p.name for p in parameters if isinstance(p.default, float) and isinstance(arguments[p.name], int)}
     return str(Spec(spec.name, {n: float(v) if n in floats else v for n, v in arguments.items()}))
+
+
+def _code_of_regime(text: str) -> list[str]:
+    """Code hashes of a regime and of all regimes it is made of."""
+    parts = build("regime", text).parts
+    return [_code_hash(_factory("regime", text)), *(code for part in parts for code in _code_of_regime(part))]
 
 
 def _factory(key: str, text: str) -> Callable[..., Any]:
@@ -306,46 +319,77 @@ def _held_out(
     return np.asarray(ranks_within(client_of_image, queue) < counts[client_of_image])
 
 
+class _Annotated(NamedTuple):
+    """What all annotators did, client after client.
+
+    Attributes:
+        observed: int8 ``[images, labels]``.
+        budget: int64 ``[clients, labels]``, looks at entries of training images; ``None`` where
+            every entry that is not unknown cost one.
+    """
+
+    observed: NDArray[np.int8]
+    budget: NDArray[np.int64] | None
+
+
+def _desks(everyone: Assignment, client_ptr: NDArray[np.int64]) -> Iterator[Assignment]:
+    """One assignment per client, cut out of that of all together."""
+    objects = everyone.objects
+    starts = [] if objects is None else np.searchsorted(objects.row, client_ptr).tolist()
+    for client, (first, last) in enumerate(itertools.pairwise(client_ptr.tolist())):
+        here = None
+        if objects is not None:
+            own = slice(starts[client], starts[client + 1])
+            here = Objects(objects.row[own] - first, objects.label[own], objects.box[own], objects.area[own])
+        labels, keys = everyone.labels[first:last], everyone.image_keys[first:last]
+        yield replace(everyone, labels=labels, image_keys=keys, objects=here, client=client)
+
+
 def _annotate(
-    corpus: Corpus, dealt: Partition, truth: NDArray[np.int8], image_keys: NDArray[np.uint64], plan: _Plan
-) -> NDArray[np.int8]:
-    """int8 ``[images, labels]``: every client's observed labels, client after client."""
+    everyone: Assignment, client_ptr: NDArray[np.int64], held_out: NDArray[np.bool_], plan: _Plan
+) -> _Annotated:
+    """Let every client's annotators write down their labels."""
+    truth = everyone.labels
     observed = np.empty_like(truth)
     truth.flags.writeable = False  # a regime that writes on its input is stopped here
-    objects, first = corpus.objects, _train_split(corpus).start
-    for client in range(dealt.num_clients):
-        images = slice(dealt.client_ptr[client], dealt.client_ptr[client + 1])
-        here = None if objects is None else objects.take(dealt.rows[images] + first)
-        assignment = Assignment(
-            truth[images],
-            image_keys[images],
-            here,
-            client,
-            plan.identity["seed"],
-            corpus.label_names,
-            corpus.image_shape[:2],
-        )
-        seen = plan.regime.annotate(assignment)
+    regime = prepared(plan.regime, everyone)
+    budget = None if regime.looks is None else np.zeros((len(client_ptr) - 1, truth.shape[1]), dtype=np.int64)
+    for assignment in _desks(everyone, client_ptr):
+        seen = regime.annotate(assignment)
         if seen.dtype != np.int8 or seen.shape != assignment.labels.shape:
             msg = (
                 f"Expected regime {plan.identity['regime']} to return int8 {list(assignment.labels.shape)}, "
                 f"got {seen.dtype} {list(seen.shape)}. Return one state per entry of assignment.labels."
             )
             raise InputError(msg)
+        images = slice(client_ptr[assignment.client], client_ptr[assignment.client + 1])
         observed[images] = seen
+        if budget is not None:
+            budget[assignment.client] = looks_of(regime, assignment, seen)[~held_out[images]].sum(axis=0)
     _check_observed(truth, observed, plan)
-    return observed
+    return _Annotated(observed, budget)
 
 
 def _check_observed(truth: NDArray[np.int8], observed: NDArray[np.int8], plan: _Plan) -> None:
-    check_labels(observed)
-    if plan.regime.adds_wrong:
-        return
-    num_wrong = int(np.count_nonzero(known(observed) & (observed != truth)))
-    if num_wrong:
+    """Raise ``InputError`` where a regime did what it does not declare; a few rows in memory at a time."""
+    num_wrong = num_uncertain = 0
+    for start in range(0, len(truth), _BLOCK):
+        before, after = truth[start : start + _BLOCK], observed[start : start + _BLOCK]
+        check_labels(after)
+        changed = after != before
+        num_wrong += int(np.count_nonzero(changed & known(after)))
+        num_uncertain += int(np.count_nonzero(changed & (after == UNCERTAIN)))
+    regime, name = plan.regime, plan.identity["regime"]
+    if num_wrong and not regime.adds_wrong:
         msg = (
-            f"Expected regime {plan.identity['regime']} to keep known entries as they are, got {num_wrong} that differ "
+            f"Expected regime {name} to keep known entries as they are, got {num_wrong} that differ "
             "from the data set. Declare Regime(..., adds_wrong=True) if that is meant."
+        )
+        raise InputError(msg)
+    if num_uncertain and not regime.adds_uncertain:
+        msg = (
+            f"Expected regime {name} to make no entry uncertain, got {num_uncertain}. "
+            "Declare Regime(..., adds_uncertain=True) if that is meant."
         )
         raise InputError(msg)
 
@@ -357,18 +401,25 @@ def _build(corpus: Corpus, plan: _Plan, target: Path) -> None:
     population = _population(corpus, split)
     dealt = plan.partitioner(population, identity["num_clients"], stream(identity["seed"], "partition"))
     _check_dealt(dealt, len(split), identity)
-    image_keys = _image_keys(corpus, split)[dealt.rows]
-    truth = population.labels[dealt.rows]
-    observed = _annotate(corpus, dealt, truth, image_keys, plan)
-    held_out = _held_out(image_keys, dealt.sizes, identity["holdout_fraction"], identity["seed"])
+    everyone = _everyone(corpus, population, dealt, identity["seed"])
+    del population  # of 50,000 clients with 1,628 labels, every copy of the labels is half a gigabyte
+    held_out = _held_out(everyone.image_keys, dealt.sizes, identity["holdout_fraction"], identity["seed"])
+    observed, budget = _annotate(everyone, dealt.client_ptr, held_out, plan)
     num_held = np.add.reduceat(held_out, dealt.client_ptr[:-1], dtype=np.int64)
     parts = {"train": ~held_out, "holdout": held_out}
     sizes = {"train": dealt.sizes - num_held, "holdout": num_held}
     arrays = {f"{name}.client_ptr": np.concatenate(([0], np.cumsum(sizes[name]))) for name in parts}
     arrays |= {f"{name}.rows": train_rows[dealt.rows[mask]] for name, mask in parts.items()}
-    tallies = tally(truth[~held_out], observed[~held_out], arrays["train.client_ptr"], num_held)
-    arrays |= {f"tallies.{field.name}": _narrow(getattr(tallies, field.name)) for field in fields(Tallies)}
     labels = {name: observed[mask] for name, mask in parts.items()}
+    del observed
+    truth = everyone.labels[~held_out]
+    del everyone
+    tallies = tally(truth, labels["train"], arrays["train.client_ptr"], num_held)
+    if budget is not None:
+        tallies = replace(tallies, budget=budget)
+    del truth
+    arrays |= {f"tallies.{field.name}": _narrow(getattr(tallies, field.name)) for field in fields(Tallies)}
+    del tallies
     about = {
         "num_clients": dealt.num_clients,
         "num_images": len(dealt.rows),
@@ -387,6 +438,14 @@ def _population(corpus: Corpus, split: range) -> Population:
     return Population(corpus.labels.take(rows), owners, objects, corpus.label_names, corpus.parents)
 
 
+def _everyone(corpus: Corpus, population: Population, dealt: Partition, seed: int) -> Assignment:
+    """All dealt images on one desk, client after client."""
+    objects = None if population.objects is None else population.objects.take(dealt.rows)
+    keys = _image_keys(corpus, _train_split(corpus))[dealt.rows]
+    size = corpus.image_shape[:2]
+    return Assignment(population.labels[dealt.rows], keys, objects, 0, seed, corpus.label_names, size)
+
+
 def _check_dealt(dealt: Partition, num_images: int, identity: Mapping[str, Any]) -> None:
     dealt.check(num_images)
     asked = identity["num_clients"]
@@ -403,8 +462,8 @@ def _narrow(counts: NDArray[Any]) -> NDArray[Any]:
 
 
 def _widened(stored: NDArray[Any]) -> NDArray[Any]:
-    """Stored counts in the next signed type: differences are right, and 50,000 x 1,628 of them fit into memory."""
-    return stored.astype(np.promote_types(stored.dtype, np.int8)) if stored.dtype.kind == "u" else stored
+    """Stored counts as int32: a client's counts times 100 fit, and half the memory of int64."""
+    return stored.astype(np.int32) if stored.dtype.kind == "u" else stored
 
 
 def _write(
@@ -417,7 +476,7 @@ def _write(
         for name, array in arrays.items():
             np.save(part / f"{name}.npy", array, allow_pickle=False)
         for name, matrix in labels.items():
-            write_labels(part, f"{name}.labels", matrix, matrix.shape[1])
+            _write_labels(part, name, matrix)
         for file in part.iterdir():
             _sync(file)
         files = {file.name: file.stat().st_size for file in sorted(part.iterdir())}
@@ -429,6 +488,20 @@ def _write(
         _sync(target.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _write_labels(folder: Path, name: str, labels: NDArray[np.int8]) -> None:
+    """Dense or compressed, whichever is smaller: a compressed entry takes three bytes."""
+    counts = np.zeros(len(STATES), dtype=np.int64)
+    blocks = [labels[start : start + _BLOCK] for start in range(0, len(labels), _BLOCK)] or [labels]
+    for block in blocks:
+        counts += [np.count_nonzero(block == state) for state in STATES.values()]
+    dense = 3 * counts.max() < 2 * counts.sum()
+    stem, num_labels = f"{name}.labels", labels.shape[1]
+    if dense:
+        write_labels(folder, stem, labels, num_labels, max_dense_labels=num_labels)
+    else:
+        write_labels(folder, stem, iter(blocks), num_labels)
 
 
 def _sync(path: Path) -> None:

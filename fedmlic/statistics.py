@@ -23,6 +23,7 @@ Definitions, all over training images and, where "true", over the data set's own
 - *empty* images: without a true present label.
 - *Gini* coefficient of client sizes: 0 where all are equal, near 1 where one client has all.
 - *wrong*: known entries that differ from the truth.
+- *budget*: how often an annotator looked at an entry (``fedmlic.regime``).
 
 Both phi numbers of a client are noisy where it holds few images: compare them with those
 of an IID partition into clients of the same size, not with 0.
@@ -40,7 +41,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedmlic.labels import ABSENT, PRESENT, known
+from fedmlic.labels import ABSENT, PRESENT, UNKNOWN, known
 from fedmlic.seeds import stream
 
 if TYPE_CHECKING:
@@ -74,10 +75,12 @@ class Tallies:
         images: int64 ``[clients]``.
         holdout_images: int64 ``[clients]``, held out of training.
         empty_images: int64 ``[clients]``, images without a label that is present in truth.
-        known: ``[clients, labels]``, entries that are annotations.
-        positives: ``[clients, labels]``, annotations that say present.
-        wrong: ``[clients, labels]``, annotations that differ from the truth.
-        true_positives: ``[clients, labels]``, entries that are present in truth.
+        known: integers ``[clients, labels]``, entries that are annotations.
+        positives: integers ``[clients, labels]``, annotations that say present.
+        wrong: integers ``[clients, labels]``, annotations that differ from the truth.
+        true_positives: integers ``[clients, labels]``, entries that are present in truth.
+        budget: integers ``[clients, labels]``, looks at entries; one at each that is not
+            unknown, unless the regime counts otherwise.
         phi_distance: float64 ``[clients]``, or NaN.
         phi_frobenius: float64 ``[clients]``, or NaN.
         phi_pairs: int64 ``[clients]``, pairs of labels that both phi numbers are over.
@@ -86,10 +89,11 @@ class Tallies:
     images: NDArray[np.int64]
     holdout_images: NDArray[np.int64]
     empty_images: NDArray[np.int64]
-    known: NDArray[np.signedinteger[Any]]
-    positives: NDArray[np.signedinteger[Any]]
-    wrong: NDArray[np.signedinteger[Any]]
-    true_positives: NDArray[np.signedinteger[Any]]
+    known: NDArray[np.integer[Any]]
+    positives: NDArray[np.integer[Any]]
+    wrong: NDArray[np.integer[Any]]
+    true_positives: NDArray[np.integer[Any]]
+    budget: NDArray[np.integer[Any]]
     phi_distance: NDArray[np.float64]
     phi_frobenius: NDArray[np.float64]
     phi_pairs: NDArray[np.int64]
@@ -101,10 +105,10 @@ class Statistics:
 
     Attributes:
         clients: one row per client: images, holdout_images, annotations, known_fraction,
-            labels_annotated, positives, true_positives, wrong, cardinality, empty_fraction,
-            js_true, js_known, phi_distance, phi_frobenius, phi_pairs.
+            labels_annotated, positives, true_positives, wrong, budget, cardinality,
+            empty_fraction, js_true, js_known, phi_distance, phi_frobenius, phi_pairs.
         labels: one row per label: true_positives, prevalence, annotations, known_fraction,
-            positives, wrong, clients_annotating, share of clients with zero positives
+            positives, wrong, budget, clients_annotating, share of clients with zero positives
             (true and known).
         summary: counts and quantiles; JSON values only.
     """
@@ -150,7 +154,7 @@ def tally(
     narrow = np.promote_types(np.min_scalar_type(int(sizes.max(initial=0))), np.int8)
     counts: dict[str, NDArray[Any]] = {
         name: np.zeros((num_clients, num_labels), dtype=narrow)
-        for name in ("known", "positives", "wrong", "true_positives")
+        for name in ("known", "positives", "wrong", "true_positives", "budget")
     }
     empty_images = np.zeros(num_clients, dtype=np.int64)
     for clients in _chunks(client_ptr, num_labels):
@@ -182,6 +186,7 @@ def _masks(truth: NDArray[np.int8], observed: NDArray[np.int8]) -> Iterator[tupl
     yield "wrong", is_known & (observed != truth)
     yield "positives", observed == PRESENT
     yield "true_positives", truth == PRESENT
+    yield "budget", observed != UNKNOWN
 
 
 def phi(labels: NDArray[np.int8]) -> NDArray[np.float64]:
@@ -260,7 +265,7 @@ def js_distances(counts: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
     Base 2, so 0 to 1. Rows are divided by their sum; a row without counts gives NaN.
 
     Args:
-        counts: ``[clients, labels]``, not negative.
+        counts: integers ``[clients, labels]``, not negative.
 
     Source: Endres and Schindelin, "A new metric for probability distributions" (2003).
     """
@@ -353,6 +358,7 @@ def _client_table(tallies: Tallies) -> pd.DataFrame:
             "positives": tallies.positives.sum(axis=1, dtype=np.int64),
             "true_positives": true_positives,
             "wrong": tallies.wrong.sum(axis=1, dtype=np.int64),
+            "budget": tallies.budget.sum(axis=1, dtype=np.int64),
             "cardinality": true_positives / images,
             "empty_fraction": tallies.empty_images / images,
             "js_true": js_distances(tallies.true_positives),
@@ -379,6 +385,7 @@ def _label_table(tallies: Tallies, label_names: Sequence[str]) -> pd.DataFrame:
             "known_fraction": annotations / num_images,
             "positives": tallies.positives.sum(axis=0, dtype=np.int64),
             "wrong": tallies.wrong.sum(axis=0, dtype=np.int64),
+            "budget": tallies.budget.sum(axis=0, dtype=np.int64),
             "clients_annotating": (tallies.known > 0).sum(axis=0),
             "zero_true_positives_fraction": (tallies.true_positives == 0).mean(axis=0),
             "zero_positives_fraction": (tallies.positives == 0).mean(axis=0),
@@ -390,7 +397,16 @@ def _summary(tallies: Tallies, clients: pd.DataFrame) -> dict[str, Any]:
     num_clients, num_labels = tallies.known.shape
     num_images, annotations = int(tallies.images.sum()), int(clients["annotations"].sum())
     wrong = int(clients["wrong"].sum())
-    per_client = ("images", "annotations", "known_fraction", "labels_annotated", "positives", "cardinality")
+    per_client = (
+        "images",
+        "annotations",
+        "known_fraction",
+        "labels_annotated",
+        "positives",
+        "wrong",
+        "budget",
+        "cardinality",
+    )
     skew = ("empty_fraction", "js_true", "js_known", "phi_distance", "phi_frobenius", "phi_pairs")
     return {
         "num_clients": num_clients,
@@ -407,6 +423,7 @@ def _summary(tallies: Tallies, clients: pd.DataFrame) -> dict[str, Any]:
         "size_gini": gini(tallies.images),
         "pairwise_js_true": pairwise_js(tallies.true_positives),
         "pairwise_js_known": pairwise_js(tallies.positives),
+        "budget": int(clients["budget"].sum()),
         "clients_without_annotation": int((clients["annotations"] == 0).sum()),
         "labels_without_annotation": int((tallies.known.sum(axis=0, dtype=np.int64) == 0).sum()),
         "clients": {name: quantiles(clients[name].to_numpy()) for name in (*per_client, *skew)},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,8 +16,6 @@ import numpy as np
 from fedmlic.statistics import Statistics, Tallies, summarise
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from matplotlib.axes import Axes
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
@@ -36,6 +35,23 @@ MAX_GROUPS = 200
 MAX_NAMED = 40
 """Most labels that are named in a picture or a table."""
 
+MAX_CLIENTS = 1000
+"""Most clients that JSON lists one by one."""
+
+MAX_CELLS = 1_000_000
+"""Most pairs of client and label that ``cells.csv`` holds; above, the federation's own arrays do."""
+
+MAX_JSON_CELLS = 50_000
+"""Most pairs of client and label in JSON."""
+
+CELLS = ("known", "positives", "wrong", "budget", "true_positives")
+"""What is counted per client and label."""
+
+MAX_COLUMNS = 16
+"""Most labels that a table has columns for."""
+
+_CHUNK_ENTRIES = 1 << 22
+
 INK, ACCENT, LIGHT = "#1f4e79", "#d1495b", "#9dbbd8"
 
 
@@ -44,13 +60,18 @@ def describe(federation: Federation, out: Path | None = None, console: Console |
 
     Args:
         federation: a built federation.
-        out: folder for ``sizes.png``, ``positives.png``, ``prevalence.png``, ``known.png``,
-            ``summary.json``, ``labels.csv`` and ``clients.csv``; ``None`` writes nothing.
+        out: folder for pictures (``sizes.png``, ``skew.png``, ``prevalence.png``,
+            ``positives.png``, ``known.png``, ``budget.png`` and, where anything is wrong,
+            ``wrong.png``), ``summary.json`` (what is returned), ``labels.csv``, ``clients.csv``
+            and ``cells.csv``; ``None`` writes nothing.
         console: where tables are printed; ``None`` prints nothing.
 
     Returns:
         JSON values: ``federation`` (settings and the partition's notes), ``summary``,
-        ``labels``, ``clients`` (up to 1,000 of them) and ``files`` (paths written).
+        ``labels``, ``clients`` (up to 1,000 of them), ``cells`` (per client and label: known,
+        positives, wrong, budget and true positives, as ``[clients][labels]``; ``None`` above
+        50,000 pairs), ``arrays`` (the files that hold the same in full) and ``files`` (paths
+        written).
 
     Raises:
         InputError: on a device's own images, whose truth is unknown.
@@ -58,13 +79,40 @@ def describe(federation: Federation, out: Path | None = None, console: Console |
     tallies = federation.tallies()
     statistics = summarise(tallies, federation.label_names)
     settings = {name: value for name, value in federation.manifest.items() if name not in {"files", "label_names"}}
-    report = {"federation": settings, **statistics.to_json(), "files": []}
+    report = {"federation": settings, **statistics.to_json(MAX_CLIENTS), **_cells(federation, tallies), "files": []}
     if console is not None:
-        for table in _tables(settings, statistics):
+        for table in [*_tables(settings, statistics), *_cell_tables(tallies, federation.label_names)]:
             console.print(table)
     if out is not None:
         report["files"] = [str(path) for path in _write(out, federation, tallies, statistics, report)]
     return report
+
+
+def _cells(federation: Federation, tallies: Tallies) -> dict[str, Any]:
+    """Counts per client and label, or where they are."""
+    small = tallies.known.size <= MAX_JSON_CELLS
+    cells = {name: getattr(tallies, name).tolist() for name in CELLS} if small else None
+    return {
+        "cells": cells,
+        "arrays": {name: str((federation.path or Path()) / f"tallies.{name}.npy") for name in CELLS},
+    }
+
+
+def _write_cells(out: Path, tallies: Tallies, label_names: tuple[str, ...]) -> list[str]:
+    """``cells.csv``: a row per client and label, client after client."""
+    import pandas as pd  # noqa: PLC0415  (--json without --out needs no tables)
+
+    num_clients, num_labels = tallies.known.shape
+    if num_clients * num_labels > MAX_CELLS:
+        return []
+    columns = {
+        "client": np.repeat(np.arange(num_clients), num_labels),
+        "label": np.tile(np.array(label_names), num_clients),
+        "images": np.repeat(tallies.images, num_labels),
+        **{name: getattr(tallies, name).ravel() for name in CELLS},
+    }
+    pd.DataFrame(columns).to_csv(out / "cells.csv", index=False)
+    return ["cells.csv"]
 
 
 def _write(
@@ -73,11 +121,15 @@ def _write(
     out.mkdir(parents=True, exist_ok=True)
     title = "{partition}, {regime}, seed {seed}".format(**federation.manifest["identity"])
     title = f"{federation.corpus.name}: {title}"
+    names = federation.label_names
     figures = {
         "sizes.png": _sizes_figure(tallies),
-        "positives.png": _positives_figure(tallies, federation.label_names),
-        "prevalence.png": _prevalence_figure(tallies, federation.label_names),
-        "known.png": _known_figure(tallies, federation.label_names),
+        "skew.png": _skew_figure(statistics),
+        "prevalence.png": _prevalence_figure(tallies, names),
+        "positives.png": _positives_figure(tallies, names),
+        "known.png": _known_figure(tallies, names),
+        "budget.png": _budget_figure(tallies, names),
+        **({"wrong.png": _wrong_figure(tallies, names)} if tallies.wrong.any() else {}),
     }
     for name, figure in figures.items():
         figure.suptitle(textwrap.fill(title, int(13 * figure.get_figwidth())), fontsize=9, color="0.4")
@@ -85,7 +137,8 @@ def _write(
     statistics.labels.to_csv(out / "labels.csv", index=False)
     statistics.clients.to_csv(out / "clients.csv", index=False)
     (out / "summary.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
-    return [out / name for name in (*figures, "labels.csv", "clients.csv", "summary.json")]
+    cells = _write_cells(out, tallies, names)
+    return [out / name for name in (*figures, "labels.csv", "clients.csv", "summary.json", *cells)]
 
 
 # Tables
@@ -117,6 +170,7 @@ def _overview(settings: dict[str, Any], summary: dict[str, Any]) -> Table:
         "images without a label": f"{summary['empty_fraction']:.1%}",
         "size skew (Gini)": f"{summary['size_gini']:.3f}",
         "label skew between clients (JS)": _number(summary["pairwise_js_true"]["mean"]),
+        "annotation budget": f"{summary['budget']:,} looks ({summary['budget'] / summary['num_images']:.3g} per image)",
         "clients without annotation": f"{summary['clients_without_annotation']:,}",
         "labels without annotation": f"{summary['labels_without_annotation']:,} of {summary['num_labels']:,}",
     }
@@ -132,6 +186,8 @@ QUANTITIES = {
     "known_fraction": "known fraction",
     "labels_annotated": "labels annotated",
     "positives": "known positives",
+    "wrong": "wrong annotations",
+    "budget": "annotation budget (looks)",
     "cardinality": "labels per image",
     "js_true": "label skew (JS), truth",
     "js_known": "label skew (JS), known",
@@ -173,6 +229,7 @@ def _label_table(statistics: Statistics) -> Table:
         "known",
         "known positives",
         "wrong",
+        "budget",
         "clients annotating",
         "clients without positives",
     )
@@ -188,10 +245,31 @@ def _label_table(statistics: Statistics) -> Table:
             f"{row['known_fraction']:.1%}",
             f"{row['positives']:,}",
             f"{row['wrong']:,}",
+            f"{row['budget']:,}",
             f"{row['clients_annotating']:,}",
             f"{row['zero_true_positives_fraction']:.1%}",
         )
     return table
+
+
+def _cell_tables(tallies: Tallies, label_names: tuple[str, ...]) -> list[Table]:
+    """Clients against labels, where both fit on a screen."""
+    num_clients, num_labels = tallies.known.shape
+    if num_clients > MAX_SINGLE or num_labels > MAX_COLUMNS:
+        return []
+    from rich.table import Table  # noqa: PLC0415
+
+    title = "Per client and label: known positives of known entries (wrong ones)"
+    table = Table(title=title, title_justify="left")
+    table.add_column("client", justify="right")
+    for name in ("images", "budget", *label_names):
+        table.add_column(name, justify="right")
+    budget = tallies.budget.sum(axis=1, dtype=np.int64)
+    for client in range(num_clients):
+        counts = zip(tallies.positives[client], tallies.known[client], tallies.wrong[client], strict=True)
+        cells = ["-" if not known else f"{some}/{known}" + f" ({bad})" * bool(bad) for some, known, bad in counts]
+        table.add_row(str(client), f"{tallies.images[client]:,}", f"{budget[client]:,}", *cells)
+    return [table]
 
 
 # Pictures
@@ -212,10 +290,16 @@ class _Rows(NamedTuple):
     caption: str
     names: list[str]
 
-    def mean(self, values: NDArray[Any]) -> NDArray[np.float64]:
-        """float64 ``[rows, labels]``: the mean over each row's clients of ``[clients, labels]`` values."""
-        sums = np.add.reduceat(values[self.order], self.starts, axis=0, dtype=np.float64)
-        return np.asarray(sums / np.diff(np.append(self.starts, len(self.order)))[:, None])
+    def mean(self, values: NDArray[Any], per: NDArray[Any] | None = None) -> NDArray[np.float64]:
+        """float64 ``[rows, labels]``: the mean over each row's clients of ``[clients, labels]`` values.
+
+        ``per``, one number per client, divides them first. One row is in memory at a time.
+        """
+        out = np.empty((len(self.starts), values.shape[1]))
+        for row, clients in enumerate(np.split(self.order, self.starts[1:])):
+            found = values[clients] if per is None else values[clients] / per[clients, None]
+            out[row] = found.mean(axis=0, dtype=np.float64)
+        return out
 
 
 def _rows(tallies: Tallies) -> _Rows:
@@ -224,14 +308,25 @@ def _rows(tallies: Tallies) -> _Rows:
     if num_clients <= MAX_SINGLE:
         every = np.arange(num_clients)
         return _Rows(every, every, "client", [str(client) for client in every])
-    prevalence = tallies.true_positives / tallies.images[:, None]
-    excess = prevalence - tallies.true_positives.sum(axis=0) / tallies.images.sum()
-    label = excess.argmax(axis=1)
-    order = np.lexsort((-excess.max(axis=1), label))
+    label, most = _characteristic(tallies)
+    order = np.lexsort((-most, label))
     groups = min(MAX_GROUPS, num_clients)
     starts = np.arange(groups) * num_clients // groups
     size = "" if groups == num_clients else f", {num_clients / groups:,.0f} per row"
     return _Rows(order, starts, f"{num_clients:,} clients by characteristic label{size}", [])
+
+
+def _characteristic(tallies: Tallies) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Per client: the label that is commonest there compared to overall, and by how much."""
+    num_clients, num_labels = tallies.true_positives.shape
+    overall = tallies.true_positives.sum(axis=0, dtype=np.int64) / tallies.images.sum()
+    label, most = np.zeros(num_clients, dtype=np.int64), np.zeros(num_clients)
+    step = max(1, _CHUNK_ENTRIES // max(1, num_labels))
+    for start in range(0, num_clients if num_labels else 0, step):
+        here = slice(start, start + step)
+        excess = tallies.true_positives[here] / tallies.images[here, None] - overall
+        label[here], most[here] = excess.argmax(axis=1), excess.max(axis=1)
+    return label, most
 
 
 class _Columns(NamedTuple):
@@ -309,20 +404,47 @@ def _positives_figure(tallies: Tallies, label_names: tuple[str, ...]) -> Figure:
     return figure
 
 
-def _known_figure(tallies: Tallies, label_names: tuple[str, ...]) -> Figure:
+class _Map(NamedTuple):
+    """What a heat map of clients and labels shows.
+
+    Attributes:
+        cells: float64 ``[rows, labels]`` or masked, labels in the order of the data set.
+        colours: a colour map's name.
+        top: upper end of the scale.
+        bar: what the colour bar says.
+        title: what the map says.
+    """
+
+    cells: NDArray[np.float64]
+    colours: str
+    top: float
+    bar: str
+    title: str
+
+
+def _map_and_more(rows: _Rows, columns: _Columns, shown: _Map) -> tuple[Figure, Axes]:
+    """A heat map and an empty axis to its right."""
     from matplotlib.colors import Normalize  # noqa: PLC0415
 
-    rows = _rows(tallies)
-    columns = _columns(tallies, label_names)
-    shares = 100.0 * tallies.known / tallies.images[:, None]
-    values = rows.mean(shares)[:, columns.order]
-    width, height = _map_size(rows, len(label_names))
+    width, height = _map_size(rows, len(columns.order))
     figure, (left, right) = _figure(width + 4.5, height, 2)
-    drawn = _heat_map(left, values, rows, columns, _Style("Blues", Normalize(0, _top(values))))
-    figure.colorbar(drawn, ax=left, label="known entries (% of images)")
-    left.set_title("Which labels clients annotate")
-    wrong = 100 * tallies.wrong.mean(axis=1) / tallies.images
-    _known_shares(right, shares.mean(axis=1), wrong, rows)
+    left.set_facecolor("0.92")
+    style = _Style(shown.colours, Normalize(0, shown.top))
+    drawn = _heat_map(left, shown.cells[:, columns.order], rows, columns, style)
+    figure.colorbar(drawn, ax=left, label=shown.bar)
+    left.set_title(shown.title)
+    return figure, right
+
+
+def _known_figure(tallies: Tallies, label_names: tuple[str, ...]) -> Figure:
+    rows, num_labels = _rows(tallies), len(label_names)
+    values = 100 * rows.mean(tallies.known, per=tallies.images)
+    bar, title = "known entries (% of images)", "Which labels clients annotate"
+    figure, right = _map_and_more(rows, _columns(tallies, label_names), _Map(values, "Blues", _top(values), bar, title))
+    entries = np.maximum(tallies.images * num_labels, 1)
+    shares = 100 * tallies.known.sum(axis=1, dtype=np.int64) / entries
+    wrong = 100 * tallies.wrong.sum(axis=1, dtype=np.int64) / entries
+    _known_shares(right, shares, wrong, rows)
     return figure
 
 
@@ -332,28 +454,112 @@ WRONG = "known but wrong"
 def _top(percentages: NDArray[np.float64]) -> float:
     """Upper end of a percentage scale: 100, unless everything is small."""
     highest = float(percentages.max(initial=0))
-    return 100.0 if highest > 25 or highest == 0 else highest
+    return 100.0 if highest > 50 or highest == 0 else highest
 
 
 def _known_shares(axis: Axes, shares: NDArray[np.float64], wrong: NDArray[np.float64], rows: _Rows) -> None:
     """Known percentage per client and how much of it is wrong: bars beside the heat map, or a histogram."""
+    top = min(100.0, 1.05 * _top(shares))
     axis.set_xlabel("known entries (% of a client's images x labels)")
-    axis.set_xlim(0, _top(shares))
+    axis.set_xlim(0, top)
     if rows.names:
-        axis.barh(range(len(shares)), shares, color=INK, label="known")
+        _bars(axis, shares, rows)
         axis.barh(range(len(shares)), wrong, color=ACCENT, label=WRONG)
-        axis.set_yticks(range(len(shares)), rows.names)
-        axis.set_ylim(len(shares) - 0.5, -0.5)
-        axis.set_ylabel("client")
     else:
-        bins = np.linspace(0, _top(shares), 41).tolist()
+        bins = np.linspace(0, top, 41).tolist()
         axis.hist(shares, bins=bins, color=INK, label="known")
         if wrong.any():
             axis.hist(wrong, bins=bins, color=ACCENT, alpha=0.7, label=WRONG)
         axis.set_ylabel("clients")
+        axis.yaxis.set_major_formatter(_plainly)
     axis.set_title(f"How much clients annotate (mean {shares.mean():.3g} %)")
     if wrong.any():
         axis.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.06), ncols=2)
+
+
+def _bars(axis: Axes, values: NDArray[Any], rows: _Rows) -> None:
+    """One bar per client, beside the rows of a heat map."""
+    axis.barh(range(len(values)), values, color=INK, label="known")
+    axis.set_yticks(range(len(values)), rows.names)
+    axis.set_ylim(len(values) - 0.5, -0.5)
+    axis.set_ylabel("client")
+
+
+def _counts(axis: Axes, values: NDArray[np.int64]) -> None:
+    """How many clients have which whole number, on a log scale where the numbers differ much."""
+    low, high = int(values.min()), int(values.max())
+    edges = _size_bins(values)
+    axis.hist(values, bins=edges.tolist(), color=INK, edgecolor="white", linewidth=0.5)
+    if high > 20 * max(low, 1):
+        # Zero has its place on the scale, left of one.
+        axis.set_xscale("symlog" if low == 0 else "log", **({"linthresh": 1.0} if low == 0 else {}))
+        axis.set_xlim(edges[0], edges[-1])
+        axis.xaxis.set_major_formatter(_plainly)
+    axis.set_ylabel("clients")
+    axis.yaxis.set_major_formatter(_plainly)
+
+
+def _budget_figure(tallies: Tallies, label_names: tuple[str, ...]) -> Figure:
+    rows = _rows(tallies)
+    values = rows.mean(tallies.budget, per=tallies.images)
+    bar = "looks per image" if rows.names else "looks per image, mean of the row"
+    shown = _Map(values, "Purples", max(1.0, float(values.max(initial=0))), bar, "Where the annotation budget went")
+    figure, right = _map_and_more(rows, _columns(tallies, label_names), shown)
+    spent = tallies.budget.sum(axis=1, dtype=np.int64)
+    right.set_xlabel("looks of a client")
+    if rows.names:
+        _bars(right, spent, rows)
+        right.xaxis.set_major_formatter(_plainly)
+    else:
+        _counts(right, spent)
+        right.axvline(float(np.median(spent)), color=ACCENT, linestyle="--", label=f"median {np.median(spent):,.0f}")
+        right.legend(frameon=False)
+    right.set_title(f"{spent.sum():,} looks in all")
+    return figure
+
+
+def _wrong_figure(tallies: Tallies, label_names: tuple[str, ...]) -> Figure:
+    rows, columns = _rows(tallies), _columns(tallies, label_names)
+    known = rows.mean(tallies.known)
+    values = np.ma.masked_where(known == 0, 100 * rows.mean(tallies.wrong) / np.where(known == 0, 1, known))
+    bar, title = "wrong (% of known entries); grey: none known", "Where annotations are wrong"
+    figure, right = _map_and_more(rows, columns, _Map(values, "Reds", _top(values.filled(0)), bar, title))
+    totals = np.maximum(tallies.known.sum(axis=0, dtype=np.int64), 1)
+    shares = 100 * tallies.wrong.sum(axis=0, dtype=np.int64) / totals
+    shown = np.argsort(-shares, kind="stable")[:MAX_NAMED]
+    right.barh(range(len(shown)), shares[shown], color=ACCENT)
+    right.set_yticks(range(len(shown)), [label_names[label] for label in shown])
+    right.set_ylim(len(shown) - 0.5, -0.5)
+    right.set_xlabel("wrong (% of the label's known entries)")
+    right.set_title("Labels, most wrong first")
+    return figure
+
+
+SKEWS = {
+    "js_true": "label skew, truth\n(JS distance to all clients)",
+    "js_known": "label skew, known labels\n(JS distance to all clients)",
+    "phi_distance": "co-occurrence skew\n(mean |phi - phi of all|)",
+}
+"""Skew numbers of a client, as pictures name them."""
+
+
+def _skew_figure(statistics: Statistics) -> Figure:
+    figure, axes = _figure(12, 4.5, len(SKEWS))
+    for axis, (quantity, name) in zip(axes, SKEWS.items(), strict=True):
+        values = statistics.clients[quantity].to_numpy()
+        defined = values[~np.isnan(values)]
+        axis.hist(defined, bins=np.linspace(0, max(1.0, defined.max(initial=0)), 41).tolist(), color=INK)
+        axis.set_xlabel(name)
+        axis.set_ylabel("clients")
+        axis.yaxis.set_major_formatter(_plainly)
+        if len(defined):
+            axis.axvline(float(np.median(defined)), color=ACCENT, linestyle="--")
+            title = f"median {np.median(defined):.3g}"
+        else:
+            title = "not defined"
+        missing = len(values) - len(defined)
+        axis.set_title(title + (f"\n({missing:,} clients have none)" if missing else ""))
+    return figure
 
 
 def _sizes_figure(tallies: Tallies) -> Figure:
@@ -368,12 +574,8 @@ def _sizes_figure(tallies: Tallies) -> Figure:
         axis.set_xlabel("client, largest first")
         axis.set_ylabel("images")
     else:
-        axis.hist(sizes, bins=_size_bins(sizes).tolist(), color=INK)
-        if sizes.max() > 20 * sizes.min():
-            axis.set_xscale("log")
-            axis.xaxis.set_major_formatter(_plainly)
+        _counts(axis, sizes)
         axis.set_xlabel("training images of a client")
-        axis.set_ylabel("clients")
     middle = float(np.median(sizes))
     line = axis.axhline if len(sizes) <= MAX_SINGLE else axis.axvline
     line(middle, color=ACCENT, linestyle="--", label=f"median {middle:,.0f} training images")
@@ -384,10 +586,12 @@ def _sizes_figure(tallies: Tallies) -> Figure:
 
 
 def _size_bins(sizes: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Edges between whole numbers, equally wide or, where sizes differ much, equally wide on a log scale."""
+    """Edges between whole numbers: equally wide or, where sizes differ much, 0, 1, 2, 3-4, 5-8, 9-16, ..."""
     low, high = int(sizes.min()), int(sizes.max())
-    if high > 20 * low:
-        edges = np.round(np.geomspace(low, high + 1, 41))
+    if high > 20 * max(low, 1):
+        doubling = 2 ** np.arange(0, high.bit_length() + 1)
+        edges = np.concatenate(([-1, 0], doubling[: np.searchsorted(doubling, high) + 1])) + 1.0
+        edges = edges[max(0, int(np.searchsorted(edges, low, side="right")) - 1) :]
     else:
         edges = np.round(np.linspace(low, high + 1, min(41, high - low + 2)))
     return np.unique(edges) - 0.5

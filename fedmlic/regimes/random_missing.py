@@ -8,11 +8,11 @@ is mostly absences; ``of="absent"`` hides absent entries only.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from pydantic import Field
 
+from fedmlic.draws import Chance, chance
 from fedmlic.labels import ABSENT, PRESENT, UNKNOWN, known
 from fedmlic.regime import Assignment, Regime
 
@@ -26,20 +26,18 @@ def _at_risk(labels: NDArray[np.int8], of: str) -> NDArray[np.bool_]:
     return np.equal(labels, PRESENT if of == "present" else ABSENT)
 
 
-def random_missing(
-    *,
-    known_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5,
-    of: Literal["all", "present", "absent"] = "all",
-) -> Regime:
+def random_missing(*, known_fraction: Chance = 0.5, of: Literal["all", "present", "absent"] = "all") -> Regime:
     """Entries go missing at random, one by one.
 
     Args:
-        known_fraction: probability in [0, 1] that an entry named by ``of`` stays known.
+        known_fraction: probability in [0, 1] that an entry named by ``of`` stays known; or
+            drawn by each client from ``[low, high]`` or ``{"beta": [a, b]}``.
         of: which entries can go missing; the others stay known.
     """
 
     def annotate(assignment: Assignment) -> NDArray[np.int8]:
-        hidden = _at_risk(assignment.labels, of) & (assignment.uniforms("keep") >= known_fraction)
+        fraction = chance(known_fraction, assignment, "known_fraction")
+        hidden = _at_risk(assignment.labels, of) & (assignment.uniforms("keep") >= fraction)
         return np.where(hidden, np.int8(UNKNOWN), assignment.labels)
 
-    return Regime(annotate)
+    return Regime(annotate, selective=of != "all")

@@ -1,5 +1,10 @@
-"""What every regime promises, whoever wrote it: all entries of the catalogue are found by themselves."""
+"""What every regime promises, whoever wrote it: all entries of the catalogue are found by themselves.
 
+A regime declares what it does beyond hiding entries at random (``fedmlic.regime``); the battery
+reads those declarations and knows no regime by name.
+"""
+
+import dataclasses
 import inspect
 from pathlib import Path
 
@@ -9,75 +14,114 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmlic.dataset import Objects
-from fedmlic.labels import UNCERTAIN, check_labels, known
-from fedmlic.regime import Assignment
+from fedmlic.errors import InputError
+from fedmlic.labels import UNCERTAIN, UNKNOWN, check_labels, known
+from fedmlic.regime import Assignment, looks_of, prepared
 from fedmlic.seeds import text_keys
 from fedmlic.spec import build, entries, factory
 
 NAMES = entries("regime")
-VARIANTS = [*NAMES, "label_subset(missing='absent')", "random_missing(of='present')", "random_missing(of='absent')"]
-NUM_LABELS = 6
+VARIANTS = [
+    *NAMES,
+    "annotator_table(annotator='all', aggregation='unanimous')",
+    "annotator_table(annotator='drawn', blind=0.9)",
+    "annotators(num_annotators=3, aggregation='any', recall=[0.3, 0.9])",
+    "annotators(num_annotators=2, aggregation='unanimous')",
+    "annotators(num_annotators=4, aggregation='single', size_effect=0, location_effect=0)",
+    "candidate_sets(probability={'beta': [1, 9]})",
+    "compose(regimes=['annotators()', 'label_subset(labels_per_client=3)'])",
+    "compose(regimes=['random_missing()', 'random_missing()'])",
+    "compose(regimes=['fixed_per_class(positives=5, negatives=9)', 'compose(regimes=[\"label_noise()\"])'])",
+    "fixed_per_class(positives=4, negatives=7)",
+    "fixed_per_class(positives=4, negatives=7, over='client')",
+    "label_noise(equal_count=True)",
+    "label_noise(equal_count=True, over='client')",
+    "label_noise(miss=[0, 0.4], spurious=0.1)",
+    "label_subset(labels=[['dog', 'cat'], ['person'], []])",
+    "label_subset(labels_per_client=[1, 4], rule='dirichlet')",
+    "label_subset(missing='absent')",
+    "label_subset(rule='round_robin')",
+    "one_of(regimes=['complete()', 'label_subset()', 'candidate_sets()'], probabilities=[0.2, 0.5, 0.3])",
+    "positive_only(known_fraction=0.5)",
+    "random_missing(known_fraction=[0.2, 0.9])",
+    "random_missing(of='absent')",
+    "random_missing(of='present')",
+    "single_positive(bias='location')",
+    "single_positive(bias='semantic', concentration=0.5)",
+    "single_positive(bias='semantic', mention_rates=[0, 1, 2, 3, 4, 5])",
+    "single_positive(bias='size')",
+    "uncertain(of='present')",
+    "uncertain(rule='small', max_area_fraction=0.2, probability=0.7)",
+]
+LABELS = ("person", "cat", "dog", "car", "bottle", "sofa")
+NUM_IMAGES, NUM_LABELS, SIZE = 80, len(LABELS), 32
 every_regime = pytest.mark.parametrize("name", VARIANTS)
 
 
-def assignment(client=0, seed=0, num_images=80, rows=None):
-    """Labels in all four states, each present one with a box, of the images ``rows`` in that order."""
+def truth():
     rng = np.random.default_rng(12)
-    labels = rng.choice(np.array([1, 0, -1, -2], dtype=np.int8), (num_images, NUM_LABELS), p=[0.3, 0.5, 0.15, 0.05])
+    labels = rng.choice(np.array([1, 0, -1, -2], dtype=np.int8), (NUM_IMAGES, NUM_LABELS), p=[0.3, 0.5, 0.15, 0.05])
     labels[0] = 0
-    row, label = np.nonzero(labels == 1)
-    box = rng.random((len(row), 4)).astype(np.float32)
+    return labels
+
+
+def assignment(client=0, seed=0, rows=None, labels=None):
+    """Labels in all four states, each present one with a box, of the images ``rows`` in that order."""
+    row, label = np.nonzero(truth() == 1)
+    box = SIZE * np.random.default_rng(13).random((len(row), 4)).astype(np.float32) / 2
     objects = Objects(row.astype(np.int64), label.astype(np.int16), box, box[:, 2] * box[:, 3])
-    rows = np.arange(num_images) if rows is None else rows
-    labels, keys = labels[rows], text_keys([f"image {i}" for i in range(num_images)])[rows]
+    rows = np.arange(NUM_IMAGES) if rows is None else rows
+    labels = (truth() if labels is None else labels)[rows]
+    keys = text_keys([f"image {i}" for i in range(NUM_IMAGES)])[rows]
     labels.flags.writeable = False
-    return Assignment(labels, keys, objects.take(rows), client, seed)
+    return Assignment(labels, keys, objects.take(rows), client, seed, LABELS, (SIZE, SIZE))
 
 
-def observe(name, given_assignment):
-    return build("regime", name).annotate(given_assignment)
+def observe(name, desk):
+    """What is written down when all images of the battery belong to the federation."""
+    return prepared(build("regime", name), assignment()).annotate(desk)
 
 
 def test_the_catalogue_is_found():
-    assert {"complete", "random_missing", "single_positive", "label_subset"} <= set(NAMES)
+    assert {"complete", "random_missing", "single_positive", "label_subset", "compose", "annotators"} <= set(NAMES)
 
 
 @every_regime
 def test_it_returns_valid_states_of_the_same_shape_and_leaves_its_input_alone(name):
-    given_assignment = assignment()
-    before = given_assignment.labels.copy()
-    observed = observe(name, given_assignment)
+    desk = assignment()
+    before = desk.labels.copy()
+    observed = observe(name, desk)
 
     check_labels(observed, NUM_LABELS)
     assert observed.shape == before.shape
-    assert np.array_equal(given_assignment.labels, before)
-    assert not np.shares_memory(observed, given_assignment.labels)
+    assert np.array_equal(desk.labels, before)
+    assert not np.shares_memory(observed, desk.labels)
 
 
 @every_regime
-def test_what_the_data_set_does_not_know_stays_unknown(name):
-    given_assignment = assignment()
-    observed = observe(name, given_assignment)
-    unknown = ~known(given_assignment.labels)
+def test_what_the_data_set_does_not_know_stays_as_it_is(name):
+    desk = assignment()
+    unknown = ~known(desk.labels)
 
-    assert np.array_equal(observed[unknown], given_assignment.labels[unknown])
-    assert not (observed[~unknown] == UNCERTAIN).any()
+    assert np.array_equal(observe(name, desk)[unknown], desk.labels[unknown])
 
 
 @every_regime
-def test_known_entries_are_true_unless_wrong_ones_are_declared(name):
-    wrong = 0
-    for client in range(20):
-        given_assignment = assignment(client)
-        observed = observe(name, given_assignment)
-        wrong += int((known(observed) & (observed != given_assignment.labels)).sum())
+def test_it_adds_wrong_and_uncertain_entries_if_and_only_if_it_says_so(name):
+    wrong = unsure = 0
+    for client in range(12):
+        desk = assignment(client)
+        observed = observe(name, desk)
+        wrong += int((known(observed) & (observed != desk.labels)).sum())
+        unsure += int(((observed == UNCERTAIN) & (desk.labels != UNCERTAIN)).sum())
 
     assert (wrong > 0) == build("regime", name).adds_wrong
+    assert (unsure > 0) == build("regime", name).adds_uncertain
 
 
 @every_regime
 def test_the_same_client_gets_the_same_labels_whatever_others_do(name):
-    regime = build("regime", name)
+    regime = prepared(build("regime", name), assignment())
     alone = regime.annotate(assignment(client=3))
     for other in (0, 4, 7):
         regime.annotate(assignment(client=other))
@@ -87,13 +131,112 @@ def test_the_same_client_gets_the_same_labels_whatever_others_do(name):
 
 
 @every_regime
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(data=st.data())
-def test_neither_the_order_of_images_nor_which_others_there_are_matters(name, data):
-    rows = np.array(data.draw(st.lists(st.integers(0, 79), min_size=1, unique=True)))
+def test_the_order_of_images_never_matters(name, data):
+    rows = np.array(data.draw(st.lists(st.integers(0, NUM_IMAGES - 1), min_size=1, unique=True)))
+    order = np.array(data.draw(st.permutations(range(len(rows)))))
+    first, second = (observe(name, assignment(2, rows=r)) for r in (rows, rows[order]))
+
+    assert np.array_equal(second, first[order])
+
+
+@every_regime
+def test_the_order_of_the_federations_images_never_matters(name):
+    shuffled = prepared(build("regime", name), assignment(rows=np.random.default_rng(1).permutation(NUM_IMAGES)))
+
+    assert np.array_equal(shuffled.annotate(assignment(client=5)), observe(name, assignment(client=5)))
+
+
+@every_regime
+@settings(max_examples=6, deadline=None)
+@given(rows=st.lists(st.integers(0, NUM_IMAGES - 1), min_size=1, unique=True))
+def test_other_images_matter_only_to_a_regime_that_counts_them(name, rows):
+    if build("regime", name).counts_images:
+        return
     whole = observe(name, assignment(client=2))
 
-    assert np.array_equal(observe(name, assignment(client=2, rows=rows)), whole[rows])
+    assert np.array_equal(observe(name, assignment(client=2, rows=np.array(rows))), whole[rows])
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if "positives=4" in name or "equal_count" in name])
+def test_a_regime_that_counts_images_says_so(name):
+    assert build("regime", name).counts_images
+
+
+@every_regime
+@settings(max_examples=6, deadline=None)
+@given(data=st.data())
+def test_hidden_entries_carry_no_information_unless_it_is_selective(name, data):
+    """Whatever the hidden entries are, the same entries are known; where nothing is wrong, all is the same."""
+    regime = build("regime", name)
+    if regime.selective:
+        return
+    desk = assignment(client=data.draw(st.integers(0, 30)))
+    observed = observe(name, desk)
+    hidden = np.argwhere((observed == UNKNOWN) & known(desk.labels))
+    flipped = truth()
+    for row, label in hidden[data.draw(st.lists(st.integers(0, max(0, len(hidden) - 1)), max_size=40))[: len(hidden)]]:
+        flipped[row, label] ^= 1
+    again = observe(name, assignment(desk.client, labels=flipped))
+
+    assert np.array_equal(known(again), known(observed))
+    assert regime.adds_wrong or np.array_equal(again, observed)
+
+
+@every_regime
+def test_known_entries_are_equally_often_present_and_absent_unless_it_is_selective(name):
+    """Of a label's present and absent entries the same share is known, within three standard deviations."""
+    if build("regime", name).selective:
+        return
+    gaps = []
+    for client in range(100):
+        desk = assignment(client)
+        is_known = known(observe(name, desk))
+        shares = [np.ma.masked_where(desk.labels != state, is_known).mean(axis=0) for state in (1, 0)]
+        gaps.append(np.mean(shares[0] - shares[1]))
+
+    assert abs(np.mean(gaps)) <= 3 * np.std(gaps) / np.sqrt(len(gaps)) + 1e-12
+
+
+@every_regime
+def test_somebody_looked_at_every_true_annotation_and_at_nothing_unknown(name):
+    regime = prepared(build("regime", name), assignment())
+    for client in range(5):
+        desk = assignment(client)
+        observed = regime.annotate(desk)
+        looks = looks_of(regime, desk, observed)
+        silent = known(observed) & (looks == 0)
+
+        assert looks.shape == observed.shape
+        assert looks.dtype.kind in "iu"
+        assert (looks[observed == UNKNOWN] == 0).all()
+        assert (looks[observed == UNCERTAIN] > 0).all()
+        assert (observed[silent] == 0).all()
+        assert regime.adds_wrong or not silent.any()
+
+
+@every_regime
+def test_boxes_are_needed_if_and_only_if_it_says_so(name):
+    desk = dataclasses.replace(assignment(client=1), objects=None)
+    regime = prepared(build("regime", name), assignment())
+    if not regime.needs_objects:
+        assert np.array_equal(regime.annotate(desk), regime.annotate(assignment(client=1)))
+        return
+
+    with pytest.raises(InputError, match=r"Expected the data set to have boxes .* got none\. (Set|Use) "):
+        regime.annotate(desk)
+
+
+@every_regime
+def test_inside_a_composition_it_draws_anew_except_as_the_first_part(name):
+    desk = assignment(client=3)
+    alone = observe(name, desk)
+    regime = prepared(build("regime", name), assignment())
+    first, second = (regime.annotate(desk.part(desk.labels, place)) for place in (0, 1))
+
+    assert np.array_equal(first, alone)
+    assert np.array_equal(second, regime.annotate(desk.part(desk.labels, 1)))
 
 
 @every_regime
@@ -112,4 +255,4 @@ def test_every_parameter_is_a_keyword_with_a_default(name):
 def test_a_page_explains_it(name):
     page = Path(__file__).parents[2] / "docs" / "regimes" / f"{name}.md"
 
-    assert page.read_text(encoding="utf-8").startswith("# ")
+    assert page.read_text(encoding="utf-8").startswith(f"# {name}\n")

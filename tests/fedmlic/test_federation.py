@@ -141,7 +141,7 @@ def test_tallies_use_the_truth_of_training_images(corpus, built):
         assert tallies.true_positives[client].tolist() == (truth == 1).sum(axis=0).tolist()
         assert tallies.holdout_images[client] == len(shard.holdout_rows)
     assert tallies.wrong.sum() == 0
-    assert tallies.known.dtype.kind == "i"  # differences of the unsigned stored type would wrap around
+    assert tallies.known.dtype == np.int32  # percentages in the narrow stored type would overflow
 
 
 def test_held_out_images_depend_on_the_seed_alone_not_on_the_regime(corpus, tmp_path, built):
@@ -164,13 +164,16 @@ def test_one_training_image_always_remains(corpus, tmp_path):
     assert (build_federation(corpus, home=tmp_path, **settings).sizes == 1).all()
 
 
-def test_wide_label_matrices_are_stored_compressed(tmp_path):
+@pytest.mark.parametrize(("fraction", "compressed"), [(0.1, True), (0.6, False)])
+def test_wide_label_matrices_are_stored_compressed_where_that_is_smaller(tmp_path, monkeypatch, fraction, compressed):
+    monkeypatch.setattr(module, "_BLOCK", 50)  # several blocks
     names = [f"label {i}" for i in range(300)]
     wide = make_corpus(tmp_path, names, "wide")
-    found = build_federation(wide, home=tmp_path, **SETTINGS)
-    expected = by_hand(wide, SETTINGS["partition"], SETTINGS["regime"], 9, 4)
+    regime = f"random_missing(known_fraction={fraction})"
+    found = build_federation(wide, home=tmp_path, **{**SETTINGS, "regime": regime})
+    expected = by_hand(wide, SETTINGS["partition"], regime, 9, 4)
 
-    assert (found.path / "train.labels.indptr.npy").exists()
+    assert (found.path / "train.labels.indptr.npy").exists() == compressed
     for client, (rows, labels) in enumerate(expected):
         shard = found.shard(client)
         assert np.array_equal(shard.labels, labels[np.isin(rows, shard.rows)])
@@ -269,7 +272,7 @@ def test_bad_settings_end_in_a_clear_error_and_write_nothing(corpus, tmp_path, c
 
 
 def test_a_build_that_fails_while_writing_leaves_nothing(corpus, tmp_path, monkeypatch):
-    def full(*_args):
+    def full(*_args, **_more):
         msg = "no space left"
         raise OSError(msg)
 
@@ -469,3 +472,99 @@ def test_no_training_images_is_an_error(tmp_path):
     for attempt in (local, lambda c: build_federation(c, home=tmp_path, **SETTINGS)):
         with pytest.raises(InputError, match="to have training images"):
             attempt(corpus)
+
+
+# Regimes made of others, and regimes that need everybody's images
+
+WHOLE = {"partition": "dirichlet(alpha=0.5, min_images=3)", "num_clients": 9, "seed": 4, "holdout_fraction": 0.2}
+
+
+def observed_of(federation, client):
+    """Rows and labels of one client, held out or not, in the order of the rows."""
+    shard = federation.shard(client)
+    rows = np.concatenate((shard.rows, shard.holdout_rows))
+    order = np.argsort(rows)
+    return rows[order], np.concatenate((shard.labels, shard.holdout_labels))[order]
+
+
+def test_a_composition_is_built_like_a_loop_over_clients(corpus, tmp_path):
+    regime = "compose(regimes=['label_noise(miss=0.3)', 'label_subset(labels_per_client=2)'])"
+    found = build_federation(corpus, regime=regime, home=tmp_path, **WHOLE)
+    for client, (rows, labels) in enumerate(by_hand(corpus, WHOLE["partition"], regime, 9, 4)):
+        assert rows.tolist() == observed_of(found, client)[0].tolist()
+        assert np.array_equal(observed_of(found, client)[1], labels)
+
+
+def test_a_quota_of_the_federation_is_filled_by_its_clients(corpus, tmp_path):
+    found = build_federation(corpus, regime="fixed_per_class(positives=20, negatives=30)", home=tmp_path, **WHOLE)
+    labels = np.concatenate([observed_of(found, client)[1] for client in range(9)])
+
+    assert (labels == 1).sum(axis=0).tolist() == [20] * 5
+    assert (labels == 0).sum(axis=0).tolist() == [30] * 5
+
+
+def test_objects_of_an_image_reach_its_client_whatever_the_order(corpus, tmp_path):
+    """One box per present entry, all alike: size bias is then a draw by the areas of the table."""
+    regime = "single_positive(bias='size')"
+    found = build_federation(corpus, regime=regime, home=tmp_path, **WHOLE)
+    keys = text_keys(corpus.image_ids)
+    for client in range(9):
+        rows, labels = observed_of(found, client)
+        desk = Assignment(
+            corpus.labels.take(rows), keys[rows], corpus.objects.take(rows), client, 4, NAMES, corpus.image_shape[:2]
+        )
+        assert np.array_equal(labels, build("regime", regime).annotate(desk))
+
+
+def test_the_budget_counts_looks_at_training_images(corpus, tmp_path):
+    three = "annotators(num_annotators=3, size_effect=0, location_effect=0)"
+    found = build_federation(corpus, regime=f"compose(regimes={[three, 'label_subset()']})", home=tmp_path, **WHOLE)
+    silent = build_federation(corpus, regime="label_subset(missing='absent')", home=tmp_path, **WHOLE)
+    plain = build_federation(corpus, regime="label_subset()", home=tmp_path, **WHOLE)
+
+    assert found.tallies().budget.tolist() == (3 * found.label_counts).tolist()
+    assert silent.tallies().budget.tolist() == plain.tallies().budget.tolist() == plain.label_counts.tolist()
+    assert silent.label_counts.sum() > plain.label_counts.sum()
+
+
+def test_a_composition_has_one_key_however_its_parts_are_written(corpus, tmp_path):
+    texts = [
+        "compose(regimes=['random_missing', 'complete'])",
+        "compose(regimes=('random_missing(of=\"all\")', 'complete()'))",
+    ]
+    first, second = (build_federation(corpus, regime=text, home=tmp_path, **WHOLE) for text in texts)
+    other = build_federation(corpus, regime="compose(regimes=['complete', 'random_missing'])", home=tmp_path, **WHOLE)
+
+    assert first.path == second.path != other.path
+    identity = first.manifest["identity"]
+    assert identity["regime"] == ("compose(regimes=[\"random_missing(known_fraction=0.5, of='all')\", 'complete()'])")
+    assert len(identity["code"]) == 4
+
+
+def test_an_edited_part_of_a_composition_is_built_anew(corpus, tmp_path, plug, monkeypatch):
+    text = (
+        "from fedmlic.regime import Regime\ndef {0}(*, x: int = 1):\n    return Regime(lambda a: a.labels.copy()){1}\n"
+    )
+    plug("my_part", text.format("seen", ""))
+    regime = "compose(regimes=['complete()', 'one_of(regimes=[\"my_part.seen()\"])'])"
+    before = build_federation(corpus, regime=regime, home=tmp_path, **WHOLE)
+    plug_again = text.format("seen", "  # edited")
+    path = importlib.import_module("my_part").__file__
+    monkeypatch.delitem(sys.modules, "my_part")
+    with open(path, "w", encoding="utf-8") as file:  # noqa: PTH123
+        file.write(plug_again)
+    module._code_hash.cache_clear()
+
+    assert build_federation(corpus, regime=regime, home=tmp_path, **WHOLE).path != before.path
+
+
+def test_a_regime_that_turns_entries_uncertain_must_say_so(corpus, tmp_path, plug):
+    text = """
+        import numpy as np
+        from fedmlic.regime import Regime
+        def unsure(*, x: int = 1):
+            return Regime(lambda a: np.full_like(a.labels, -2))
+    """
+    plug("my_unsure", textwrap.dedent(text))
+    with pytest.raises(InputError, match=r"make no entry uncertain, got \d+\. Declare .*adds_uncertain"):
+        build_federation(corpus, regime="my_unsure.unsure()", home=tmp_path, **WHOLE)

@@ -238,12 +238,14 @@ def test_tables_say_what_a_hand_example_says():
     assert clients["positives"].tolist() == [3, 2]
     assert clients["true_positives"].tolist() == [3, 1]
     assert clients["wrong"].tolist() == [0, 1]
+    assert clients["budget"].tolist() == [4, 2]
     assert clients["cardinality"].tolist() == [1.5, 0.5]
     labels = found.labels.set_index("label")
     assert labels.loc["a"].to_dict() == {
         "true_positives": 2,
         "prevalence": 0.5,
         "annotations": 2,
+        "budget": 2,
         "known_fraction": 0.5,
         "positives": 2,
         "wrong": 0,

@@ -19,7 +19,7 @@ from sim.describe import describe
 
 NAMES = ("cat", "dog", "car", "bus")
 PARTITION = "dirichlet(alpha=0.3, key='rarest', min_images=8)"
-PICTURES = {"sizes.png", "positives.png", "prevalence.png", "known.png"}
+PICTURES = {"sizes.png", "skew.png", "prevalence.png", "positives.png", "known.png", "budget.png", "wrong.png"}
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +63,23 @@ def test_the_report_is_json_and_agrees_with_the_shards(corpus, tmp_path):
     assert report["files"] == []
 
 
-def test_pictures_and_tables_are_written(corpus, tmp_path):
-    out = tmp_path / "new" / "folder"
-    report = describe(federation(corpus, tmp_path), out)
+@pytest.fixture(scope="module")
+def written(corpus, tmp_path_factory):
+    """A federation, its report and the folder that it was written to. Read them, never change them."""
+    home = tmp_path_factory.mktemp("written")
+    found = federation(corpus, home)
+    return found, describe(found, home / "new" / "folder"), home / "new" / "folder"
 
-    assert {path.name for path in out.iterdir()} == PICTURES | {"labels.csv", "clients.csv", "summary.json"}
+
+def test_pictures_and_tables_are_written(written):
+    _, report, out = written
+
+    assert {path.name for path in out.iterdir()} == PICTURES | {
+        "labels.csv",
+        "clients.csv",
+        "cells.csv",
+        "summary.json",
+    }
     assert sorted(report["files"]) == sorted(str(path) for path in out.iterdir())
     for name in PICTURES:
         with Image.open(out / name) as picture:
@@ -103,6 +115,7 @@ def test_a_federation_without_any_annotation_is_described(corpus, tmp_path):
     assert report["summary"]["num_annotations"] == 0
     assert report["summary"]["labels_without_annotation"] == 4
     assert report["summary"]["clients"]["js_known"]["median"] is None
+    assert not (tmp_path / "out" / "wrong.png").exists()  # nothing is known, so nothing is wrong
 
 
 def test_one_client_is_described(corpus, tmp_path):
@@ -160,7 +173,9 @@ def test_the_size_histogram_counts_every_client():
         assert sum(bar.get_height() for bar in axis.patches) == num_clients
 
 
-@pytest.mark.parametrize("sizes", [[3], [1, 1], [1, 2], [1, 10**6], [7, 8, 9], [5, 400]])
+@pytest.mark.parametrize(
+    "sizes", [[3], [1, 1], [1, 2], [1, 10**6], [7, 8, 9], [5, 400], [0], [0, 21], [0, 500], [64, 2048], [63, 2049]]
+)
 def test_size_bins_lie_between_whole_numbers_and_cover_all(sizes):
     edges = module._size_bins(np.array(sizes))
 
@@ -179,3 +194,107 @@ def test_the_prevalence_picture_marks_the_overall_share():
 
     assert lines["all clients together"].get_ydata().tolist() == [80, 0]
     assert lines["median client"].get_ydata().tolist() == [80, 0]
+
+
+# Client and label
+
+
+def test_every_pair_of_client_and_label_is_in_json_and_in_a_file(corpus, written):
+    found, report, out = written
+    rows = [line.split(",") for line in (out / "cells.csv").read_text().splitlines()]
+
+    assert rows[0] == ["client", "label", "images", "known", "positives", "wrong", "budget", "true_positives"]
+    assert len(rows) == 1 + 5 * 4
+    for client in range(5):
+        labels = found.shard(client).labels
+        truth = corpus.labels.take(found.shard(client).rows)
+        known = (labels >= 0).sum(axis=0).tolist()
+        wrong = ((labels >= 0) & (labels != truth)).sum(axis=0).tolist()
+        assert report["cells"]["known"][client] == known
+        assert report["cells"]["positives"][client] == (labels == 1).sum(axis=0).tolist()
+        assert report["cells"]["wrong"][client] == wrong
+        for column, name in enumerate(NAMES):
+            row = rows[1 + 4 * client + column]
+            assert row[:4] == [str(client), name, str(len(labels)), str(known[column])]
+            assert row[5] == str(wrong[column])
+    for name, path in report["arrays"].items():
+        assert np.load(path).tolist() == report["cells"][name]
+
+
+def test_the_budget_is_what_somebody_looked_at(corpus, tmp_path):
+    """Two of four labels each; the silent absences of the others cost nothing."""
+    found = federation(corpus, tmp_path)
+    report = describe(found)
+    budget = np.array(report["cells"]["budget"])
+
+    assert budget.sum() == report["summary"]["budget"] == 2 * found.sizes.sum()
+    assert ((budget > 0).sum(axis=1) == 2).all()
+    assert [row["budget"] for row in report["clients"]] == budget.sum(axis=1).tolist()
+    assert [row["budget"] for row in report["labels"]] == budget.sum(axis=0).tolist()
+
+
+def test_too_many_pairs_are_left_to_the_federations_arrays(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MAX_CELLS", 19)
+    monkeypatch.setattr(module, "MAX_JSON_CELLS", 19)
+    found = federation(corpus, tmp_path)
+    report = describe(found)
+
+    assert report["cells"] is None
+    assert np.load(report["arrays"]["known"]).shape == (5, 4)
+    assert module._write_cells(tmp_path, found.tallies(), NAMES) == []
+    assert not (tmp_path / "cells.csv").exists()
+
+
+def test_few_clients_and_labels_are_shown_against_each_other(corpus, tmp_path):
+    console = Console(file=io.StringIO(), width=160)
+    found = federation(corpus, tmp_path)
+    report = describe(found, console=console)
+    text = console.file.getvalue()
+    cells = report["cells"]
+
+    assert "known positives of known entries (wrong ones)" in text
+    assert f"{report['summary']['budget']:,} looks (2 per image)" in text
+    for client in range(5):
+        for some, known, wrong in zip(*(cells[name][client] for name in ("positives", "known", "wrong")), strict=True):
+            assert f" {some}/{known}" + f" ({wrong})" * bool(wrong) in text
+
+
+@pytest.mark.parametrize("num_clients", [5, 300])
+def test_the_map_of_wrong_entries_shows_shares_of_the_known_ones(num_clients):
+    rng = np.random.default_rng(0)
+    truth = (rng.random((num_clients * 3, 2)) < 0.5).astype(np.int8)
+    observed = truth.copy()
+    observed[::3, 0] ^= 1
+    observed[:, 1] = -1
+    tallies = tally(truth, observed, np.arange(0, 3 * num_clients + 1, 3), np.zeros(num_clients, np.int64))
+    image = module._wrong_figure(tallies, ("a", "b")).axes[0].images[0].get_array()
+
+    assert np.allclose(image[:, 0], 100 / 3)
+    assert image.mask[:, 1].all()
+
+
+def test_the_budget_histogram_counts_every_client_also_those_without_a_look():
+    tallies = invented(3000, 2, 3)
+    nothing = np.arange(3000) % 3 == 0
+    tallies.budget[nothing] = 0
+    axis = module._budget_figure(tallies, ("a", "b")).axes[1]
+
+    assert sum(bar.get_height() for bar in axis.patches) == 3000
+    assert axis.patches[0].get_height() == (tallies.budget.sum(axis=1) == 0).sum() >= 1000
+
+
+def test_characteristic_labels_do_not_depend_on_how_clients_are_counted(monkeypatch):
+    tallies = invented(500, 6)
+    label, most = module._characteristic(tallies)
+    monkeypatch.setattr(module, "_CHUNK_ENTRIES", 50)
+    again = module._characteristic(tallies)
+
+    assert label.tolist() == again[0].tolist()
+    assert most.tolist() == again[1].tolist()
+
+
+def test_skew_numbers_of_every_client_are_drawn():
+    tallies = invented(200, 4)
+    statistics = module.summarise(tallies, tuple("abcd"))
+    for axis, quantity in zip(module._skew_figure(statistics).axes, module.SKEWS, strict=True):
+        assert sum(bar.get_height() for bar in axis.patches) == statistics.clients[quantity].notna().sum()
