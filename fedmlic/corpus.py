@@ -32,7 +32,7 @@ import numpy as np
 from fedmlic.dataset import NO_OWNER, SPLITS, Flags, Objects
 from fedmlic.errors import InputError, listing
 from fedmlic.labels import STATES
-from fedmlic.pixels import Drawn, Plan, write_pixels
+from fedmlic.pixels import Drawn, Plan, equal_images, write_pixels
 from fedmlic.stores import Images, LabelStore, check_states, open_labels, write_labels
 
 if TYPE_CHECKING:
@@ -49,9 +49,6 @@ SCHEMA_VERSION = 1
 
 LABEL_BLOCK_ENTRIES = 1 << 24
 """Entries of the label matrix that are brought into stored order at a time."""
-
-MAX_EXAMPLES = 20
-"""Groups of equal images that a report names."""
 
 SMALL_BYTES = 1 << 22
 """Files up to this size are hashed again whenever a corpus is opened."""
@@ -395,7 +392,8 @@ def _fill(job: _Job, key: str, options: _Options) -> str:
     report = dict(job.table.report)
     if left_out:
         report["bad_files"] = {"count": len(left_out), "images": left_out}
-    duplicates = _duplicates(stored, written.hashes)
+    stored_ids = [job.table.image_ids[row] for row in stored.order.tolist()]
+    duplicates = equal_images(stored_ids, [job.table.splits[row] for row in stored.order.tolist()], written.hashes)
     if duplicates["images"]:
         report["duplicates"] = duplicates
     _write_rows(stored)
@@ -429,23 +427,6 @@ def _check_problems(job: _Job, problems: list[tuple[int, str]], max_fraction: fl
 def _bad_file(job: _Job, row: int, reason: str) -> tuple[str, str]:
     """Image id and reason, without the place of the data set on this machine."""
     return job.table.image_ids[row], reason.replace(job.place(row), job.table.image_ids[row])
-
-
-def _duplicates(job: _Job, hashes: NDArray[np.uint64]) -> dict[str, Any]:
-    """Images whose stored pixels equal another's: how many groups and images, and which groups span splits."""
-    _, group, counts = np.unique(hashes, return_inverse=True, return_counts=True)
-    places = np.flatnonzero(counts[group] > 1)
-    places = places[np.argsort(group[places], kind="stable")]
-    groups = np.split(places, np.flatnonzero(np.diff(group[places])) + 1) if len(places) else []
-    groups.sort(key=lambda members: int(members[0]))
-    names = [[job.table.image_ids[row] for row in job.order[members].tolist()] for members in groups]
-    across = [len({job.table.splits[row] for row in job.order[members].tolist()}) > 1 for members in groups]
-    return {
-        "groups": len(groups),
-        "images": len(places),
-        "groups_across_splits": sum(across),
-        "examples": names[:MAX_EXAMPLES],
-    }
 
 
 def _check_table(dataset: Dataset, table: Table) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import IO, TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -27,11 +27,40 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 """What Pillow raises for a damaged file, besides its own exceptions."""
 
 
-def decode(path: Path, size: int, channels: int, resize: Resize, *, upright: bool = True) -> NDArray[np.uint8]:
+EXIF_ORIENTATION = 0x0112
+
+
+class Header(NamedTuple):
+    """What an image file says of itself: Pillow's mode, size in pixels, turned by EXIF or not, frames."""
+
+    mode: str
+    width: int
+    height: int
+    turned: bool
+    frames: int
+
+
+def read_header(path: Path) -> Header | None:
+    """The header of an image file, or ``None`` if it has none that can be read."""
+    from PIL import Image  # noqa: PLC0415
+
+    try:
+        with Image.open(path) as picture:
+            # Pillow decodes a whole PNG to look for EXIF behind its pixels.
+            exif = picture.getexif() if picture.format != "PNG" else {}
+            turned = exif.get(EXIF_ORIENTATION, 1) != 1
+            return Header(picture.mode, picture.width, picture.height, turned, getattr(picture, "n_frames", 1))
+    except (*UNREADABLE, Image.DecompressionBombError):
+        return None
+
+
+def decode(
+    path: Path | IO[bytes], size: int, channels: int, resize: Resize, *, upright: bool = True
+) -> NDArray[np.uint8]:
     """uint8 ``[size, size, channels]``.
 
     Args:
-        path: an image file.
+        path: an image file, or its opened bytes.
         size: height and width of the result, pixels.
         channels: 3 (colour) or 1 (grey).
         resize: how the picture becomes a square.

@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
@@ -35,6 +35,9 @@ BLOCK_IMAGES = 256
 
 BLOCK_BYTES = 1 << 25
 """Most bytes of pixels drawn per task, unless a single image has more."""
+
+MAX_EXAMPLES = 20
+"""Groups of equal images that a report names."""
 
 CHECKPOINT_S = 5.0
 """Least time between two entries of the journal, and most work that a kill can cost."""
@@ -174,16 +177,42 @@ def _block(plan: Plan, start: int, stop: int) -> _Block:
     drawn = plan.draw(start, stop)
     images = [image for place, image in enumerate(drawn.pixels) if place not in drawn.problems]
     records = np.empty(len(images), dtype=RECORD)
-    records["hash"] = [_hash(image) for image in images]
+    records["hash"] = [hash_pixels(image) for image in images]
     data = [image.tobytes() if plan.storage == "raw" else encode_jpeg(image) for image in images]
     records["bytes"] = [len(content) for content in data]
     problems = tuple((start + place, text) for place, text in sorted(drawn.problems.items()))
     return _Block(stop - start, data, records, problems)
 
 
-def _hash(image: NDArray[np.uint8]) -> int:
+def hash_pixels(image: NDArray[np.uint8]) -> int:
+    """64 bits: equal for equal pixels, and for others with a chance of 5e-20."""
     digest = hashlib.sha256(np.ascontiguousarray(image).data).digest()
     return int.from_bytes(digest[:8], "little")
+
+
+def equal_images(image_ids: list[str], splits: list[str], hashes: NDArray[np.uint64]) -> dict[str, Any]:
+    """Images whose stored pixels equal another's.
+
+    Args:
+        image_ids: one per image.
+        splits: likewise.
+        hashes: uint64 ``[images]`` of ``hash_pixels``.
+
+    Returns:
+        JSON values: ``groups`` of equal images, ``images`` in them, ``groups_across_splits``
+        (images to test on that were trained on) and ``examples`` (ids of the first groups).
+    """
+    _, group, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+    places = np.flatnonzero(counts[group] > 1)
+    places = places[np.argsort(group[places], kind="stable")]
+    members = [part.tolist() for part in np.split(places, np.flatnonzero(np.diff(group[places])) + 1)]
+    groups = sorted(part for part in members if part)
+    return {
+        "groups": len(groups),
+        "images": len(places),
+        "groups_across_splits": sum(len({splits[row] for row in rows}) > 1 for rows in groups),
+        "examples": [[image_ids[row] for row in rows] for rows in groups[:MAX_EXAMPLES]],
+    }
 
 
 # The journal
