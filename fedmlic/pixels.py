@@ -37,7 +37,7 @@ BLOCK_BYTES = 1 << 25
 """Most bytes of pixels drawn per task, unless a single image has more."""
 
 MAX_EXAMPLES = 20
-"""Groups of equal images that a report names."""
+"""Groups of equal images that a report names, and most names of each."""
 
 CHECKPOINT_S = 5.0
 """Least time between two entries of the journal, and most work that a kill can cost."""
@@ -211,7 +211,7 @@ def equal_images(image_ids: list[str], splits: list[str], hashes: NDArray[np.uin
         "groups": len(groups),
         "images": len(places),
         "groups_across_splits": sum(len({splits[row] for row in rows}) > 1 for rows in groups),
-        "examples": [[image_ids[row] for row in rows] for rows in groups[:MAX_EXAMPLES]],
+        "examples": [[image_ids[row] for row in rows[:MAX_EXAMPLES]] for rows in groups[:MAX_EXAMPLES]],
     }
 
 

@@ -417,6 +417,8 @@ def _labels_figure(corpus: Corpus, portrait: Portrait) -> Figure:
     else:
         _rank_curves(left, positives[:, order])
     _cardinality_bars(right, portrait.cardinality)
+    handles, names = left.get_legend_handles_labels()
+    figure.legend(handles, names, frameon=False, loc="outside lower center", ncols=len(names), markerscale=3)
     figure.suptitle(
         f"{_name(corpus.name)}: {corpus.num_images:,} images, {len(order):,} labels", fontsize=10, color="0.4"
     )
@@ -433,7 +435,6 @@ def _named_bars(axis: Axes, positives: NDArray[np.int64], names: list[str]) -> N
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.set_xlabel("images with the label")
     axis.set_title("Labels, most frequent first")
-    axis.legend(frameon=False, loc="lower right")
 
 
 def _rank_curves(axis: Axes, positives: NDArray[np.int64]) -> None:
@@ -448,7 +449,6 @@ def _rank_curves(axis: Axes, positives: NDArray[np.int64]) -> None:
     axis.set_ylabel("images with the label")
     without = int((positives.sum(axis=0) == 0).sum())
     axis.set_title("Label frequencies" + (f" ({without:,} labels have none)" if without else ""))
-    axis.legend(frameon=False, markerscale=3)
 
 
 def _cardinality_bars(axis: Axes, counts: NDArray[np.int64]) -> None:
@@ -573,10 +573,12 @@ def _samples_figure(corpus: Corpus, portrait: Portrait) -> Figure:
     rows = choose_samples(corpus, portrait, SHEET_COLUMNS * SHEET_ROWS)
     images, labels = corpus.images.take(rows), corpus.labels.take(rows)
     lines = -(-len(rows) // SHEET_COLUMNS)
-    side, gap, above, below = 2.2, 0.15, 0.25, 0.75
+    colour_of = {label: f"C{place % 10}" for place, label in enumerate(portrait.pairs.labels.tolist())}
+    captions = [_fill_lines(*_chips(corpus, states, colour_of)) for states in labels]
+    side, gap, above = 2.2, 0.15, 0.25
+    below = 0.08 + LINE_HEIGHT * side * max(map(len, captions))
     width, height = SHEET_COLUMNS * (side + gap) + gap, lines * (side + above + below) + 0.1
     figure = Figure(figsize=(width, height))
-    colour_of = {label: f"C{place % 10}" for place, label in enumerate(portrait.pairs.labels.tolist())}
     for place, row in enumerate(rows.tolist()):
         line, column = divmod(place, SHEET_COLUMNS)
         left = gap + column * (side + gap)
@@ -584,7 +586,7 @@ def _samples_figure(corpus: Corpus, portrait: Portrait) -> Figure:
         axis = figure.add_axes((left / width, bottom / height, side / width, side / height))
         _draw_sample(axis, corpus, row, images[place])
         _draw_boxes(axis, corpus, row, colour_of)
-        _caption(axis, corpus, labels[place], colour_of)
+        _draw_caption(axis, captions[place])
     return figure
 
 
@@ -627,24 +629,18 @@ def _draw_boxes(axis: Axes, corpus: Corpus, row: int, colour_of: Mapping[int, st
         axis.text(x, y, name, fontsize=4.5, color="white", va="bottom", clip_on=True, bbox=box)
 
 
-def _caption(axis: Axes, corpus: Corpus, states: NDArray[np.int8], colour_of: Mapping[int, str]) -> None:
-    """Present labels as coloured chips below the image; what is uncertain or unknown in grey behind them."""
+def _chips(corpus: Corpus, states: NDArray[np.int8], colour_of: Mapping[int, str]) -> tuple[list[tuple[str, str]], str]:
+    """Present labels with their colours, uncertain ones in grey, and a remark on the rest."""
     names = corpus.label_names
-    chips = [
-        (_name(names[label], 20), colour_of.get(label, "0.5")) for label in np.flatnonzero(states == PRESENT).tolist()
-    ]
-    chips += [(f"{_name(names[label], 18)}?", "0.6") for label in np.flatnonzero(states == UNCERTAIN).tolist()]
+    present, uncertain = (np.flatnonzero(states == state).tolist() for state in (PRESENT, UNCERTAIN))
+    chips = [(_name(names[label], 20), colour_of.get(label, "0.5")) for label in present]
+    chips += [(f"{_name(names[label], 18)}?", "0.6") for label in uncertain]
     unknown = int((states == UNKNOWN).sum())
-    rest = f"{unknown:,} unknown" if unknown else ("" if chips else "nothing present")
-    lines = _fill_lines(chips, rest)
-    for line, entries in enumerate(lines):
-        x = 0.0
-        for text, colour in entries:
-            box = {"facecolor": colour or "none", "edgecolor": "none", "pad": 1.2}
-            style: dict[str, Any] = {"fontsize": 6, "va": "top", "ha": "left", "transform": axis.transAxes}
-            axis.text(x + 0.01, -0.03 - 0.085 * line, text, color="white" if colour else "0.4", bbox=box, **style)
-            x += _chip_width(text)
+    return chips, f"{unknown:,} unknown" if unknown else ("" if chips else "nothing present")
 
+
+LINE_HEIGHT = 0.085
+"""Of a line of labels, as a share of the image's height."""
 
 CHIP_LINES = 4
 """Lines of labels below an image."""
@@ -652,7 +648,7 @@ CHIP_LINES = 4
 
 def _chip_width(text: str) -> float:
     """About how wide a chip is, as a share of the image's width."""
-    return 0.028 * len(text.replace(r"\$", "$")) + 0.05
+    return 0.023 * len(text.replace(r"\$", "$")) + 0.05
 
 
 def _fill_lines(chips: list[tuple[str, str]], rest: str) -> list[list[tuple[str, str]]]:
@@ -674,3 +670,14 @@ def _fill_lines(chips: list[tuple[str, str]], rest: str) -> list[list[tuple[str,
             lines.append([])
         lines[-1].append((rest, ""))
     return lines
+
+
+def _draw_caption(axis: Axes, lines: list[list[tuple[str, str]]]) -> None:
+    for line, entries in enumerate(lines):
+        x = 0.0
+        for text, colour in entries:
+            box = {"facecolor": colour or "none", "edgecolor": "none", "pad": 1.2}
+            style: dict[str, Any] = {"fontsize": 6, "va": "top", "ha": "left", "transform": axis.transAxes}
+            y = -0.03 - LINE_HEIGHT * line
+            axis.text(x + 0.01, y, text, color="white" if colour else "0.4", bbox=box, **style)
+            x += _chip_width(text)
