@@ -376,7 +376,7 @@ def _look_at_rows(found: _Findings, dataset: Dataset, table: Table, watch: Watch
         try:
             return _Looked(header, hash_pixels(dataset.image(row)), "", missing=False)
         except InputError as error:
-            if file is not None and not file.exists():
+            if file is not None and file.is_absolute() and not file.exists():
                 return _Looked(None, 0, f"{where}: no such file", missing=True)
             return _Looked(header, 0, f"{where}: {error}", missing=False)
 
