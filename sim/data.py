@@ -328,7 +328,8 @@ def check_data(source: Source, watch: Watch | None = None, workers: int | None =
     if dataset is not None and table is not None:
         _look_at_rows(found, dataset, table, watch, workers)
         _compare(found, dataset, table)
-        found.counts["extra_files"] = len(files - {_plain_path(Path(text)) for text in table.sources})
+        used = {_plain_path(Path(text)) for text in table.sources}
+        found.counts["extra_files"] = len(files - used) if used else 0
     else:
         _look_at_files(found, sorted(files), watch, workers)
     return {
@@ -449,6 +450,7 @@ def _compare(found: _Findings, dataset: Dataset, table: Table) -> None:
         **{f"num_{name}": count for name, count in totals.items()},
         "num_owners": len(np.unique(table.owners[table.owners >= 0])),
         "splits": splits,
+        "published": dict(dataset.expected),
     }
     named = dict(zip(dataset.label_names, positives.tolist(), strict=True))
     found.warnings += deviations(dataset.expected, splits, named)
@@ -466,7 +468,8 @@ def find_corpus(
         InputError: neither; or anything wrong with the one it is.
     """
     path = Path(name).expanduser()
-    if root is None and (len(path.parts) > 1 or (path / "manifest.json").is_file()):
+    is_path = "(" not in name and ("/" in name or os.sep in name)
+    if root is None and (is_path or (path / "manifest.json").is_file()):
         if options:
             msg = f"Expected no options with a corpus folder, got {sorted(options)}. It is described as it was built."
             raise InputError(msg)

@@ -96,9 +96,9 @@ def describe_corpus(corpus: Corpus, out: Path | None = None, console: Console | 
 
     Args:
         corpus: an opened corpus.
-        out: folder for ``labels.png``, ``cooccurrence.png``, ``owners.png`` (where images have
-            owners), ``samples.png``, ``labels.csv``, ``pairs.csv`` and ``summary.json``; ``None``
-            writes nothing.
+        out: folder for ``labels.png``, ``cooccurrence.png`` (of two labels or more), ``owners.png``
+            (where images have owners), ``samples.png``, ``labels.csv``, ``pairs.csv`` and
+            ``summary.json``; ``None`` writes nothing.
         console: where tables are printed; ``None`` prints nothing.
 
     Returns:
@@ -375,7 +375,9 @@ def _write(out: Path, corpus: Corpus, portrait: Portrait, report: dict[str, Any]
     import pandas as pd  # noqa: PLC0415
 
     out.mkdir(parents=True, exist_ok=True)
-    figures = {"labels.png": _labels_figure(corpus, portrait), "cooccurrence.png": _pairs_figure(corpus, portrait)}
+    figures = {"labels.png": _labels_figure(corpus, portrait)}
+    if len(portrait.pairs.labels) > 1:
+        figures["cooccurrence.png"] = _pairs_figure(corpus, portrait)
     if len(portrait.owner_sizes):
         figures["owners.png"] = _owners_figure(portrait.owner_sizes)
     figures["samples.png"] = _samples_figure(corpus, portrait)
