@@ -434,7 +434,7 @@ def _named_bars(axis: Axes, positives: NDArray[np.int64], names: list[str]) -> N
         axis.barh(places, counts, left=before, color=SPLIT_COLOURS[split], label=split)
         before = before + counts
     axis.set_yticks(places, names, fontsize=8)
-    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.set_ylim(max(len(names), 1) - 0.5, -0.5)
     axis.set_xlabel("images with the label")
     axis.set_title("Labels, most frequent first")
 
