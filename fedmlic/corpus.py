@@ -197,7 +197,7 @@ def open_corpus(
         return _open_built(dataset, dataset.built, out)
     key = corpus_key(dataset.name, dataset.version, dataset.identity)
     skip = bad_files == "skip"
-    options = _Options(progress, workers or _num_cores(), max_raw_gb, max_bad_fraction if skip else 0.0, keep_failed)
+    options = _Options(progress, workers or num_cores(), max_raw_gb, max_bad_fraction if skip else 0.0, keep_failed)
     place = _Place(_base(home, dataset.name) if out is None else out.expanduser().absolute().parent, out, key)
     found = place.find(max_raw_gb, skip=skip)
     if found is not None:
@@ -236,7 +236,8 @@ def _base(chosen: Path | None, name: str) -> Path:
     return (chosen or home()) / "corpora" / (re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".") or "unnamed")
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
+    """Threads that a build takes by itself: one per core that this process may use, at most 8."""
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 

@@ -288,6 +288,8 @@ def _restore(plan: Plan) -> _State:
     """Open the files as far as the journal vouches for them, or new ones."""
     state = _read_journal(plan)
     if state is None:
+        # First of all: an old journal must never vouch for what is written now.
+        (plan.journal / JOURNAL).unlink(missing_ok=True)
         header = plan.header(plan.shape[0])
         plan.pixels.write_bytes(header)
         (plan.journal / RECORDS).write_bytes(b"")
@@ -295,6 +297,7 @@ def _restore(plan: Plan) -> _State:
     state = _without_mended(plan, state)
     os.truncate(plan.pixels, state.num_bytes)
     os.truncate(plan.journal / RECORDS, state.written * RECORD.itemsize)
+    _write_journal(plan, state)  # it may have gone back; a file cut shorter than the old entry says is drawn again
     return state
 
 

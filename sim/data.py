@@ -21,11 +21,11 @@ from pydantic import ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fedmlic import spec
-from fedmlic.corpus import Corpus, load_corpus, open_corpus
+from fedmlic.corpus import Corpus, load_corpus, num_cores, open_corpus
 from fedmlic.dataset import SPLITS, Dataset, Table
 from fedmlic.errors import InputError
 from fedmlic.images import decode, read_header
-from fedmlic.labels import PRESENT, STATES
+from fedmlic.labels import ABSENT, PRESENT, STATES, UNCERTAIN, UNKNOWN
 from fedmlic.pixels import equal_images, hash_pixels
 from sim.console import duration
 
@@ -45,6 +45,10 @@ LINE_S = 5.0
 
 BLOCK_ENTRIES = 1 << 23
 """Entries of a label matrix that are counted at a time."""
+
+
+PLACE_OF = {state: place for place, state in enumerate(STATES.values())}
+"""Where each state stands in arrays of counts."""
 
 
 class Source(NamedTuple):
@@ -129,7 +133,7 @@ class Counting:
                 TextColumn("{task.fields[note]}"),
                 TimeElapsedColumn(),
             )
-            self._bar = Progress(*columns, console=self._console)
+            self._bar = Progress(*columns, console=self._console, transient=True)
             self._bar.start()
             self._task = self._bar.add_task(self._what, total=None, note="reading tables")
         return self
@@ -235,8 +239,13 @@ def _count_states(labels: LabelStore, rows: range) -> NDArray[np.int64]:
     counts = np.zeros((len(STATES), labels.num_labels), dtype=np.int64)
     for block in row_blocks(rows, labels.num_labels):
         entries = labels.take(block)
-        for place, state in enumerate(STATES.values()):
-            counts[place] += np.count_nonzero(entries == state, axis=0)
+        counts[PLACE_OF[ABSENT]] += len(entries)
+        # Most data sets know every label of every image: do not look for what is not there.
+        others = (PRESENT, UNKNOWN, UNCERTAIN) if entries.min(initial=0) < 0 else (PRESENT,)
+        for state in others:
+            found = np.count_nonzero(entries == state, axis=0)
+            counts[PLACE_OF[state]] += found
+            counts[PLACE_OF[ABSENT]] -= found
     return counts
 
 
@@ -407,7 +416,7 @@ def _look_at_all(
 ) -> list[int]:
     """Look at every image, several at a time; the places of those that can be read."""
     good = []
-    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(workers or num_cores()) as pool:
         try:
             for place, looked in enumerate(pool.map(look, range(total))):
                 _note(found, looked)
