@@ -47,6 +47,9 @@ __all__ = ["Corpus", "Images", "LabelStore", "home", "load_corpus", "open_corpus
 SCHEMA = "fedmlic-corpus"
 SCHEMA_VERSION = 1
 
+KEPT = "Or leave their rows out, counted and recorded: --bad-files skip. What was decoded is kept for that."
+"""Note of an error after which a build can go on."""
+
 LABEL_BLOCK_ENTRIES = 1 << 24
 """Entries of the label matrix that are brought into stored order at a time."""
 
@@ -187,7 +190,7 @@ def open_corpus(
             records them in the manifest's report.
         max_bad_fraction: with ``"skip"``, the share of images in [0, 1] above which it fails.
         keep_failed: keep what was drawn when images cannot be read, so that another call
-            need not draw it again.
+            need not draw it again; the error carries the note ``KEPT``.
 
     Raises:
         InputError: anything wrong with the data set (all of it at once), a damaged corpus
@@ -361,7 +364,9 @@ def _build(dataset: Dataset, place: _Place, options: _Options) -> Corpus:
         job.folder.rename(target)
         _sync(target.parent)
     except InputError as error:
-        if fresh if not error.problems else not options.keep_failed:
+        if error.problems and options.keep_failed:
+            error.add_note(KEPT)
+        elif fresh or error.problems:
             shutil.rmtree(part, ignore_errors=True)
         raise
     except (OSError, MemoryError):

@@ -43,6 +43,9 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".t
 LINE_S = 5.0
 """Seconds between two lines of progress where there is no terminal."""
 
+LOOK_IMAGES = 64
+"""Images that a check decodes per task."""
+
 BLOCK_ENTRIES = 1 << 23
 """Entries of a label matrix that are counted at a time."""
 
@@ -175,23 +178,24 @@ def import_data(
         InputError: anything wrong with the data set; what was drawn until then is kept.
     """
     dataset = build_dataset(source)
-    try:
-        corpus = open_corpus(
-            dataset,
-            progress=watch,
-            workers=workers,
-            out=out,
-            bad_files=bad_files,
-            max_bad_fraction=max_bad_fraction,
-            keep_failed=True,
-        )
-    except InputError as error:
-        if error.problems and bad_files == "fail":
-            hint = "Or leave their rows out, counted and recorded: --bad-files skip. What was decoded is kept."
-            msg = f"{error}\n{hint}"
-            raise InputError(msg) from error
-        raise
+    corpus = _build_kept(
+        dataset,
+        progress=watch,
+        workers=workers,
+        out=out,
+        bad_files=bad_files,
+        max_bad_fraction=max_bad_fraction,
+    )
     return corpus_summary(corpus, dataset.expected)
+
+
+def _build_kept(dataset: Dataset, **options: Any) -> Corpus:  # noqa: ANN401  (those of open_corpus)
+    """Open or build a corpus; after bad files, keep what was drawn and say so."""
+    try:
+        return open_corpus(dataset, **options, keep_failed=True)
+    except InputError as error:
+        notes = getattr(error, "__notes__", [])
+        raise InputError("\n".join([str(error), *notes])) from error
 
 
 def corpus_summary(corpus: Corpus, expected: Mapping[str, int] | None = None) -> dict[str, Any]:
@@ -415,16 +419,23 @@ def _look_at_all(
     found: _Findings, look: Callable[[int], _Looked], total: int, watch: Watch | None, workers: int | None
 ) -> list[int]:
     """Look at every image, several at a time; the places of those that can be read."""
-    good = []
+    good: list[int] = []
+
+    def look_at(start: int) -> list[_Looked]:
+        return [look(place) for place in range(start, min(start + LOOK_IMAGES, total))]
+
     with ThreadPoolExecutor(workers or num_cores()) as pool:
         try:
-            for place, looked in enumerate(pool.map(look, range(total))):
-                _note(found, looked)
-                if not looked.problem:
-                    good.append(place)
-                    found.hashes.append(looked.hash)
-                if watch is not None and ((place + 1) % 64 == 0 or place + 1 == total):
-                    watch(place + 1, total)
+            for start, several in zip(
+                range(0, total, LOOK_IMAGES), pool.map(look_at, range(0, total, LOOK_IMAGES)), strict=True
+            ):
+                for place, looked in enumerate(several, start):
+                    _note(found, looked)
+                    if not looked.problem:
+                        good.append(place)
+                        found.hashes.append(looked.hash)
+                if watch is not None:
+                    watch(start + len(several), total)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -485,4 +496,4 @@ def find_corpus(
         return load_corpus(path)
     source = read_source(name, root, options)
     with Counting(console, f"building {source.spec.name}") as watch:
-        return open_corpus(build_dataset(source), progress=watch, workers=workers, keep_failed=True)
+        return _build_kept(build_dataset(source), progress=watch, workers=workers)
