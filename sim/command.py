@@ -385,11 +385,12 @@ def check_data(
         from rich.console import Console  # noqa: PLC0415
 
         from sim import data as tools  # noqa: PLC0415
+        from sim.data_check import check_data as check  # noqa: PLC0415
         from sim.data_report import print_check  # noqa: PLC0415
 
         source = tools.read_source(name, root, read_options(options))
         with _working(json_output=json_output), tools.Counting(Console(stderr=True), f"checking {name}") as watch:
-            found = tools.check_data(source, watch, workers)
+            found = check(source, watch, workers)
         _warn(found["warnings"])
         if json_output:
             _print_json(found)

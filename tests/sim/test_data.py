@@ -22,7 +22,8 @@ from fedmlic.dataset import DIFFICULT_ONLY, MACHINE, Dataset, Flags, Objects, Ta
 from fedmlic.errors import InputError
 from fedmlic.spec import build
 from sim import data as module
-from sim import data_report
+from sim import data_pictures, data_report
+from sim import portrait as portraits
 from sim.command import app, read_options
 
 PLUG = """
@@ -462,7 +463,7 @@ def test_phi_where_every_entry_is_known(tmp_path):
     labels = (np.random.default_rng(2).random((90, 4)) < [0.5, 0.3, 0.2, 0.7]).astype(np.int8)
     table = Table([f"{n}" for n in range(90)], ["train"] * 90, labels, np.full(90, -1))
     corpus = open_corpus(Dataset("full", "1", {}, tuple("abcd"), (8, 8, 3), lambda: table, _pixels), out=tmp_path / "c")
-    pairs = data_report.count_pairs(corpus, module.state_counts(corpus))
+    pairs = portraits.count_pairs(corpus, module.state_counts(corpus))
 
     for first, second in itertools.permutations(range(4), 2):
         expected = matthews_corrcoef(labels[:, pairs.labels[first]], labels[:, pairs.labels[second]])
@@ -530,19 +531,19 @@ def test_a_corpus_folder_takes_no_options(fedmlic, corpus):
 
 
 def test_samples_show_every_label_and_differ(corpus, truth):
-    portrait = data_report.measure(corpus)
-    rows = data_report.choose_samples(corpus, portrait, 24)
+    portrait = portraits.measure(corpus)
+    rows = data_pictures.choose_samples(corpus, portrait, 24)
 
     assert len(set(rows.tolist())) == 24
     assert (truth[rows] == 1).any(axis=0).tolist() == [True, True, True, True, False]
-    assert data_report.choose_samples(corpus, portrait, 24).tolist() == rows.tolist()
-    assert len(data_report.choose_samples(corpus, portrait, 1000)) == 300
+    assert data_pictures.choose_samples(corpus, portrait, 24).tolist() == rows.tolist()
+    assert len(data_pictures.choose_samples(corpus, portrait, 1000)) == 300
 
 
 def test_the_sheet_shows_every_sample_with_its_labels_and_boxes(corpus, truth):
-    portrait = data_report.measure(corpus)
-    rows = data_report.choose_samples(corpus, portrait, 24)
-    axes = data_report._samples_figure(corpus, portrait).axes
+    portrait = portraits.measure(corpus)
+    rows = data_pictures.choose_samples(corpus, portrait, 24)
+    axes = data_pictures._samples_figure(corpus, portrait).axes
 
     assert len(axes) == 24
     for axis, row in zip(axes, rows.tolist(), strict=True):
@@ -558,10 +559,10 @@ def test_the_sheet_shows_every_sample_with_its_labels_and_boxes(corpus, truth):
 
 def test_what_does_not_fit_below_an_image_is_counted():
     chips = [(f"label number {number}", "C0") for number in range(40)]
-    lines = data_report._fill_lines(chips, "9 unknown")
+    lines = data_pictures._fill_lines(chips, "9 unknown")
     shown = sum(len(line) for line in lines) - 1
 
-    assert len(lines) <= data_report.CHIP_LINES
+    assert len(lines) <= data_pictures.CHIP_LINES
     assert lines[-1][-1][0] == f"+{40 - shown} more, 9 unknown"
 
 
@@ -571,8 +572,8 @@ def test_the_chain_keeps_labels_that_occur_together_side_by_side():
         phi[first, second] = phi[second, first] = 0.9
     np.fill_diagonal(phi, np.nan)
 
-    assert data_report.chain(phi).tolist() == [0, 3, 1, 2]
-    assert data_report.chain(np.empty((0, 0))).tolist() == []
+    assert data_pictures.chain(phi).tolist() == [0, 3, 1, 2]
+    assert data_pictures.chain(np.empty((0, 0))).tolist() == []
 
 
 def test_many_labels_and_none_at_all_are_drawn(tmp_path):
