@@ -31,25 +31,34 @@ EXIF_ORIENTATION = 0x0112
 
 
 class Header(NamedTuple):
-    """What an image file says of itself: Pillow's mode, size in pixels, turned by EXIF or not, frames."""
+    """What an image file says of itself: Pillow's mode, stored size in pixels, EXIF orientation, frames."""
 
     mode: str
     width: int
     height: int
-    turned: bool
+    orientation: int
     frames: int
 
+    @property
+    def turned(self) -> bool:
+        """Whether a person sees it otherwise than it is stored."""
+        return self.orientation != 1
 
-def read_header(path: Path) -> Header | None:
+    @property
+    def upright(self) -> tuple[int, int]:
+        """Width and height as a person sees it."""
+        return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
+
+
+def read_header(path: Path | IO[bytes]) -> Header | None:
     """The header of an image file, or ``None`` if it has none that can be read."""
     from PIL import Image  # noqa: PLC0415
 
     try:
         with Image.open(path) as picture:
             # Pillow decodes a whole PNG to look for EXIF behind its pixels.
-            exif = picture.getexif() if picture.format != "PNG" else {}
-            turned = exif.get(EXIF_ORIENTATION, 1) != 1
-            return Header(picture.mode, picture.width, picture.height, turned, getattr(picture, "n_frames", 1))
+            orientation = picture.getexif().get(EXIF_ORIENTATION, 1) if picture.format != "PNG" else 1
+            return Header(picture.mode, picture.width, picture.height, orientation, getattr(picture, "n_frames", 1))
     except (*UNREADABLE, Image.DecompressionBombError):
         return None
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -33,9 +34,9 @@ import numpy as np
 from pydantic import Field
 
 from fedmlic.corpus import home
-from fedmlic.dataset import NO_OWNER, Dataset, Table
+from fedmlic.dataset import NO_OWNER, Dataset, Objects, Table
 from fedmlic.errors import InputError, listing, nearest
-from fedmlic.images import Resize, decode
+from fedmlic.images import Resize, decode, fit_boxes, read_header
 from fedmlic.labels import ABSENT, PRESENT, STATES, UNKNOWN
 from fedmlic.splits import hold_out
 
@@ -195,6 +196,12 @@ def _values(row: Any, path: list[str]) -> list[Any] | None:  # noqa: ANN401
     return None if row is None else list(row)
 
 
+def _lists(part: Any, column: str) -> list[list[Any] | None]:  # noqa: ANN401
+    """The lists of a whole column."""
+    top, *path = column.split(".")
+    return [_values(row, path) for row in part.select_columns([top])[:][top]]
+
+
 @dataclass
 class _Reader:
     """Turns a column into states and collects what is wrong on the way."""
@@ -251,7 +258,7 @@ def _read_labels(
             f"{next(iter(parts.values())).features[top]}. Give label_column=... or label_columns=[...]."
         )
         raise InputError(msg)
-    rows = {name: [_values(row, path) for row in part.select_columns([top])[:][top]] for name, part in parts.items()}
+    rows = {name: _lists(part, column) for name, part in parts.items()}
     if form == "vector":
         width = max((len(row) for part in rows.values() for row in part if row is not None), default=0)
         reader = _Reader(_different(names or [str(place) for place in range(width)], None))
@@ -309,6 +316,13 @@ def _vocabulary(
         raise InputError(msg)
     chosen = _different(names or [str(place) for place in range(highest + 1)], None)
     return _Reader(chosen), dict(enumerate(range(len(chosen)))).get
+
+
+def _column_of(parts: Mapping[str, Any], column: str, names: list[str]) -> Callable[[Any], int | None]:
+    """The column of the label matrix that a value of ``column`` stands for."""
+    feature = _inner(next(iter(parts.values())).features[column.split(".", maxsplit=1)[0]], column)
+    rows = {name: _lists(part, column) for name, part in parts.items()}
+    return _vocabulary(rows, getattr(feature, "names", None), names)[1]
 
 
 def _states(
@@ -379,6 +393,68 @@ def _paths(values: Any) -> list[str | None]:  # noqa: ANN401
     return values.to_pylist() if is_text else [None] * len(values)
 
 
+@dataclass
+class _Boxes:
+    """Collects boxes in source pixels, and what is wrong with them."""
+
+    form: str
+    row: list[int] = field(default_factory=list)
+    label: list[int] = field(default_factory=list)
+    box: list[list[float]] = field(default_factory=list)
+    sides: list[tuple[int, int]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, row: int, label: int, box: Any, sides: tuple[int, int], where: str) -> None:  # noqa: ANN401
+        """Note one box."""
+        numbers = [float(value) for value in box or () if isinstance(value, (int, float)) and math.isfinite(value)]
+        if len(numbers) != 4:
+            self.problems.append(f"{where}: box {box!r}, which must be four numbers")
+            return
+        if self.form == "xyxy":
+            numbers[2:] = [numbers[2] - numbers[0], numbers[3] - numbers[1]]
+        if min(numbers[2:]) < 0:
+            self.problems.append(f"{where}: box {box!r}, which ends before it begins; see box_form")
+            return
+        self.row.append(row)
+        self.label.append(label)
+        self.box.append(numbers)
+        self.sides.append(sides)
+
+    def fitted(self, size: int, resize: Resize) -> Objects:
+        """The boxes in stored pixels."""
+        box, sides = np.array(self.box, np.float32).reshape(-1, 4), np.array(self.sides, np.float64).reshape(-1, 2)
+        fitted = fit_boxes(box, sides[:, 0], sides[:, 1], size, resize)
+        label = np.array(self.label, dtype=np.int16)
+        return Objects(np.array(self.row, dtype=np.int64), label, fitted, fitted[:, 2] * fitted[:, 3])
+
+
+def _read_boxes(
+    parts: Mapping[str, Any],
+    columns: tuple[str, str],
+    form: str,
+    column_of: Callable[[Any], int | None],
+    read: Callable[[int, int], Any],
+) -> _Boxes:
+    """Boxes of the columns (labels, boxes), in row order.
+
+    Images whose header cannot be read have none here; they are named when they are decoded.
+    """
+    boxes, start = _Boxes(form), 0
+    for split, (name, part) in enumerate(parts.items()):
+        for row, (labels, found) in enumerate(zip(*(_lists(part, column) for column in columns), strict=True)):
+            where = f"{name}[{row}]"
+            if len(labels or ()) != len(found or ()):
+                boxes.problems.append(f"{where}: {len(labels or ())} labels and {len(found or ())} boxes")
+                continue
+            header = read_header(read(split, row)) if found else None
+            for label, box in zip(labels or (), found or (), strict=True):
+                column = column_of(label)
+                if header is not None and column is not None:
+                    boxes.add(start + row, column, box, header.upright, where)
+        start += len(part)
+    return boxes
+
+
 def _ids(chosen: Mapping[str, str], parts: Mapping[str, Any], column: str | None) -> tuple[list[str], list[str]]:
     """One id per image, and problems."""
     if column is None:
@@ -426,6 +502,8 @@ def huggingface(
     label_columns: list[str] | None = None,
     label_form: Literal["list", "vector"] = "list",
     label_names: list[str] | None = None,
+    box_column: str | None = None,
+    box_form: Literal["xywh", "xyxy"] = "xywh",
     owner_column: str | None = None,
     id_column: str | None = None,
     image_size: Annotated[int, Field(ge=8, le=1024)] = 224,
@@ -451,6 +529,10 @@ def huggingface(
             per label.
         label_names: names of the labels and their order; by default those of the class labels,
             the texts found (sorted), the columns, or the numbers.
+        box_column: column of lists of boxes beside those of ``label_column``, ``objects.bbox``, in
+            pixels of the upright image.
+        box_form: what four numbers of a box are: left, top, width and height, or left, top,
+            right and bottom.
         owner_column: column that says whose image it is; null is nobody.
         id_column: column of unique ids; split and row by default.
         image_size: height and width of stored images, pixels.
@@ -468,7 +550,10 @@ def huggingface(
     found = _open(path, config, revision)
     chosen = _choose_splits(found, splits)
     parts = {name: found[name] for name in chosen.values()}
-    extra = [column for column in (image_column, owner_column, id_column) if column is not None]
+    if box_column is not None and (label_columns is not None or label_form != "list"):
+        msg = "Expected boxes of data set huggingface beside lists of labels, got states. Leave box_column out."
+        raise InputError(msg)
+    extra = [column for column in (image_column, owner_column, id_column, box_column) if column is not None]
     _check_columns(parts, [*extra, *([label_column] if label_columns is None else label_columns)])
     names, states, problems = _read_labels(parts, label_column, label_form, label_columns, label_names)
     ids, double = _ids(chosen, parts, id_column)
@@ -491,11 +576,20 @@ def huggingface(
     sources = _sources(parts, image_column, root)
 
     def table() -> Table:
-        return Table(ids, dealt, labels, owners, None, sources, owner_names, report)
+        objects = None
+        if box_column is not None:
+            column_of = _column_of(parts, label_column, names)
+            boxes = _read_boxes(parts, (label_column, box_column), box_form, column_of, read)
+            if boxes.problems:
+                expected = f"Expected boxes of data set huggingface at {path} to be as described"
+                raise listing(expected, boxes.problems)
+            objects = boxes.fitted(image_size, resize)
+        return Table(ids, dealt, labels, owners, objects, sources, owner_names, report)
 
     digest = hashlib.sha256(labels.tobytes())
     digest.update(json.dumps([ids, dealt, owner_names, owners.tolist()]).encode())
     options = {"config": config, "revision": revision, "image_column": image_column, "resize": resize}
+    options |= {} if box_column is None else {"box_column": box_column, "box_form": box_form}
     return Dataset(
         name="huggingface",
         version=VERSION,

@@ -183,6 +183,44 @@ def test_wrong_columns_are_named_all_at_once(tmp_path):
     assert "split 'train' has no column 'label'. Did you mean 'labels'?" in caught.value.problems
 
 
+@pytest.mark.parametrize(("form", "box"), [("xywh", [3, 2, 6, 5]), ("xyxy", [3, 2, 9, 7])])
+@pytest.mark.parametrize("nested", [True, False])
+def test_boxes_become_objects_in_stored_pixels(tmp_path, form, box, nested):
+    boxes, classes = library.List(library.Value("float32")), library.List(SCALAR["class"])
+    numbers = [[0], [], [0, 2], None, [1, 1, 2], [2, 0]]
+    found = [row and [box for _ in row] for row in numbers]
+    if nested:
+        values = [{"category": row, "bbox": place} for row, place in zip(numbers, found, strict=True)]
+        table = one_table(objects=({"category": classes, "bbox": library.List(boxes)}, values))
+        columns = {"label_column": "objects.category", "box_column": "objects.bbox"}
+    else:
+        table = one_table(labels=(classes, numbers), where=(library.List(boxes), found))
+        columns = {"box_column": "where"}
+
+    objects = made(saved(tmp_path, table), image_size=24, box_form=form, **columns).table().objects
+
+    assert objects.row.tolist() == [place for place, row in enumerate(numbers) for _ in row or []]
+    assert objects.label.tolist() == [number for row in numbers for number in row or []]
+    assert np.allclose(objects.box, [3 * 2, 2 * 2.4, 6 * 2, 5 * 2.4])  # 12 x 10 pixels became 24 x 24
+    assert np.allclose(objects.area, 12 * 12)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        ([[[1, 1, 2, 2]], []], r"train\[1\]: 1 labels and 0 boxes"),
+        ([[[1, 1, 2, 2]], [[1, 1, 2]]], r"train\[1\]: box \[1.0, 1.0, 2.0\], which must be four numbers"),
+        ([[[1, 1, 2, 2]], [[5, 1, -2, 2]]], r"train\[1\]: box .* ends before it begins"),
+    ],
+)
+def test_boxes_that_are_none_are_named(tmp_path, boxes, message):
+    feature = library.List(library.List(library.Value("float32")))
+    path = saved(tmp_path, one_table(library.List(SCALAR["class"]), [[0], [1]], 2, where=(feature, boxes)))
+
+    with pytest.raises(InputError, match=message):
+        made(path, box_column="where").table()
+
+
 # Where it comes from
 
 
