@@ -127,7 +127,7 @@ def _eight_bits(picture: Picture, channels: int, *, upright: bool) -> Picture:
     from PIL import Image, ImageOps  # noqa: PLC0415
 
     if upright:
-        picture = ImageOps.exif_transpose(picture)
+        ImageOps.exif_transpose(picture, in_place=True)
     if picture.mode == "F":
         raise ValueError("floating-point pixels have no fixed range; save it with 8 or 16 bits")
     if picture.mode.startswith("I"):
@@ -139,7 +139,8 @@ def _eight_bits(picture: Picture, channels: int, *, upright: bool) -> Picture:
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture)
-    return picture.convert("RGB" if channels == 3 else "L")
+    mode = "RGB" if channels == 3 else "L"
+    return picture if picture.mode == mode else picture.convert(mode)  # convert copies even so
 
 
 def _fit(picture: Picture, size: int, resize: Resize) -> Picture:
