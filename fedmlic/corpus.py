@@ -204,7 +204,7 @@ def open_corpus(
     place = _Place(_base(home, dataset.name) if out is None else out.expanduser().absolute().parent, out, key)
     found = place.find(max_raw_gb, skip=skip)
     if found is not None:
-        return found
+        return _checked_partial(found, options)
     from filelock import FileLock  # noqa: PLC0415  (only builders need it)
 
     try:
@@ -218,7 +218,7 @@ def open_corpus(
     try:
         # Another process may have built it while this one waited.
         found = place.find(max_raw_gb, skip=skip)
-        return found or _build(dataset, place, options)
+        return _build(dataset, place, options) if found is None else _checked_partial(found, options)
     finally:
         lock.release()
 
@@ -232,6 +232,22 @@ def _open_built(dataset: Dataset, built: Path, out: Path | None) -> Corpus:
     if not corpus.key.startswith(key):
         raise _damaged(built, f"it became the corpus {corpus.key} of {corpus.name} since it was first opened")
     return corpus
+
+
+def _checked_partial(corpus: Corpus, options: _Options) -> Corpus:
+    """The corpus, unless more was left out when it was built than is allowed now."""
+    left_out = corpus.manifest.get("left_out", 0)
+    if left_out > options.max_bad_fraction * (corpus.num_images + left_out):
+        bad = corpus.manifest["report"]["bad_files"]["images"]
+        raise listing(_too_many(corpus.name, corpus.num_images + left_out, options), [f"{i}: {bad[i]}" for i in bad])
+    return corpus
+
+
+def _too_many(name: str, num_images: int, options: _Options) -> str:
+    if not options.max_bad_fraction:
+        return f"Expected every image of data set {name} to be readable"
+    share = f"{options.max_bad_fraction:.2%} of {num_images} images"
+    return f"Expected at most {share} of data set {name} to be unreadable"
 
 
 def _base(chosen: Path | None, name: str) -> Path:
@@ -392,7 +408,7 @@ def _fill(job: _Job, key: str, options: _Options) -> str:
         progress=options.progress,
     )
     written = write_pixels(plan)
-    _check_problems(job, written.problems, options.max_bad_fraction)
+    _check_problems(job, written.problems, options)
     stored = replace(job, order=job.order[written.good])
     left_out = dict(_bad_file(job, int(job.order[row]), reason) for row, reason in written.problems)
     report = dict(job.table.report)
@@ -418,16 +434,11 @@ def _maker(job: _Job, key: str) -> str:
     return digest.hexdigest()
 
 
-def _check_problems(job: _Job, problems: list[tuple[int, str]], max_fraction: float) -> None:
-    if not problems or (len(problems) <= max_fraction * len(job.order) and len(problems) < len(job.order)):
-        return
-    expected = f"Expected every image of data set {job.dataset.name} to be readable"
-    if max_fraction:
-        expected = (
-            f"Expected at most {max_fraction:.2%} of {len(job.order)} images of data set {job.dataset.name} "
-            "to be unreadable"
-        )
-    raise listing(expected, [f"{job.place(int(job.order[row]))}: {reason}" for row, reason in problems])
+def _check_problems(job: _Job, problems: list[tuple[int, str]], options: _Options) -> None:
+    num_images = len(job.order)
+    if problems and (len(problems) > options.max_bad_fraction * num_images or len(problems) == num_images):
+        lines = [f"{job.place(int(job.order[row]))}: {reason}" for row, reason in problems]
+        raise listing(_too_many(job.dataset.name, num_images, options), lines)
 
 
 def _bad_file(job: _Job, row: int, reason: str) -> tuple[str, str]:

@@ -305,17 +305,18 @@ def test_skipping_nothing_is_the_ordinary_corpus(tmp_path):
 
 
 def test_a_partial_corpus_never_stands_for_the_whole(tmp_path):
-    partial = open_corpus(toy(bad=[3]), home=tmp_path, bad_files="skip", max_bad_fraction=0.1)
+    options = {"bad_files": "skip", "max_bad_fraction": 0.1}
+    partial = open_corpus(toy(bad=[3]), home=tmp_path, **options)
     with pytest.raises(InputError, match="got 1 problem"):
         open_corpus(toy(bad=[3]), home=tmp_path)
     drawn = []
-    assert open_corpus(toy(drawn=drawn), home=tmp_path, bad_files="skip").path == partial.path
+    assert open_corpus(toy(drawn=drawn), home=tmp_path, **options).path == partial.path
     assert drawn == []
 
     whole = open_corpus(toy(), home=tmp_path)
 
     assert whole.num_images == partial.num_images + 1
-    assert open_corpus(toy(), home=tmp_path, bad_files="skip").path == whole.path
+    assert open_corpus(toy(), home=tmp_path, **options).path == whole.path
 
 
 def test_too_many_bad_files_are_refused_with_all_of_them(tmp_path):
@@ -324,6 +325,18 @@ def test_too_many_bad_files_are_refused_with_all_of_them(tmp_path):
     assert len(caught.value.problems) == 6
     with pytest.raises(InputError, match="got 50 problems"):
         open_corpus(toy(bad=range(50)), home=tmp_path, bad_files="skip", max_bad_fraction=1)
+
+
+def test_a_partial_corpus_is_not_opened_where_less_may_be_missing(tmp_path):
+    corpus = open_corpus(toy(bad=[1, 2, 3]), home=tmp_path, bad_files="skip", max_bad_fraction=0.06)
+
+    with pytest.raises(InputError, match=r"at most 5\.00% of 50 images .* got 3 problems") as caught:
+        open_corpus(toy(bad=[1, 2, 3]), home=tmp_path, bad_files="skip", max_bad_fraction=0.05)
+
+    assert set(caught.value.problems) == {
+        f"{i}: {i} is broken" for i in corpus.manifest["report"]["bad_files"]["images"]
+    }
+    assert corpus.path.exists()
 
 
 def test_what_was_drawn_before_a_failure_is_kept_if_asked(tmp_path):
