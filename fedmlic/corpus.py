@@ -4,9 +4,10 @@
 plain arrays, named by the hash of everything that decides their content, and
 opens it. Later calls, in this process or another, only open it.
 
-The folder ``<home>/corpora/<name>/<key>`` is written under a lock to a temporary
-name and renamed when complete; ``manifest.json`` is written last and marks it as
-complete. A damaged folder is reported, never rebuilt in silence.
+The folder ``<home>/corpora/<name>/<key>`` (or one of your choice) is written under a
+lock to a temporary name and renamed when complete; ``manifest.json`` is written last and
+marks it as complete. A damaged folder is reported, never rebuilt in silence. A build that
+was killed goes on where it stopped (``fedmlic.pixels``).
 
 Rows are sorted by split (train, val, test), owner and image id, so a split and a
 natural client are contiguous.
@@ -14,25 +15,25 @@ natural client are contiguous.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from fedmlic.dataset import SPLITS, Flags, Objects
+from fedmlic.dataset import NO_OWNER, SPLITS, Flags, Objects
 from fedmlic.errors import InputError, listing
 from fedmlic.labels import STATES
-from fedmlic.stores import Images, LabelStore, check_states, encode_jpeg, open_labels, write_labels
+from fedmlic.pixels import Drawn, Plan, equal_images, write_pixels
+from fedmlic.stores import Images, LabelStore, check_states, open_labels, write_labels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -46,8 +47,11 @@ __all__ = ["Corpus", "Images", "LabelStore", "home", "load_corpus", "open_corpus
 SCHEMA = "fedmlic-corpus"
 SCHEMA_VERSION = 1
 
-CHUNK = 256
-"""Images drawn per task."""
+KEPT = "Or leave their rows out, counted and recorded: --bad-files skip. What was decoded is kept for that."
+"""Note of an error after which a build can go on."""
+
+LABEL_BLOCK_ENTRIES = 1 << 24
+"""Entries of the label matrix that are brought into stored order at a time."""
 
 SMALL_BYTES = 1 << 22
 """Files up to this size are hashed again whenever a corpus is opened."""
@@ -164,40 +168,86 @@ def open_corpus(
     progress: Progress | None = None,
     workers: int | None = None,
     max_raw_gb: float = 40.0,
+    *,
+    out: Path | None = None,
+    bad_files: Literal["fail", "skip"] = "fail",
+    max_bad_fraction: float = 0.01,
+    keep_failed: bool = False,
 ) -> Corpus:
     """Open the corpus of ``dataset``, building it first if it does not exist.
 
+    A build that is interrupted or killed goes on where it stopped when it is asked for again.
+
     Args:
-        dataset: what to draw or decode.
+        dataset: what to draw or decode; one that is a corpus already is opened as it is.
         home: where corpora are kept; ``home()`` by default.
         progress: called with (images done, images in all) while building.
         workers: threads; one per core up to 8 by default.
         max_raw_gb: above this many 1e9 bytes of pixels, images are kept as JPEG (quality 95).
+        out: build exactly this folder instead, or open it if it is this corpus.
+        bad_files: what happens if images cannot be read. ``"fail"`` names them all; ``"skip"``
+            leaves their rows out, which is another corpus (its key ends in ``-partial``), and
+            records them in the manifest's report.
+        max_bad_fraction: with ``"skip"``, the share of images in [0, 1] above which it fails.
+        keep_failed: keep what was drawn when images cannot be read, so that another call
+            need not draw it again; the error carries the note ``KEPT``.
 
     Raises:
         InputError: anything wrong with the data set (all of it at once), a damaged corpus
             in the way, or no room for a new one.
     """
-    base = _base(home, dataset.name)
+    if dataset.built is not None:
+        return _open_built(dataset, dataset.built, out)
     key = corpus_key(dataset.name, dataset.version, dataset.identity)
-    found = _find(base, key, max_raw_gb)
+    skip = bad_files == "skip"
+    options = _Options(progress, workers or num_cores(), max_raw_gb, max_bad_fraction if skip else 0.0, keep_failed)
+    place = _Place(_base(home, dataset.name) if out is None else out.expanduser().absolute().parent, out, key)
+    found = place.find(max_raw_gb, skip=skip)
     if found is not None:
-        return found
+        return _checked_partial(found, options)
     from filelock import FileLock  # noqa: PLC0415  (only builders need it)
 
     try:
-        base.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(base / f".{key}.lock")
+        place.base.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(place.base / f".{place.name}.lock")
         lock.acquire()
     except OSError as error:
-        msg = f"Expected {base} to be writable, got: {error}. Set FEDMLIC_HOME to a folder of yours."
+        hint = "Set FEDMLIC_HOME to a folder of yours." if out is None else "Choose another folder."
+        msg = f"Expected {place.base} to be writable, got: {error}. {hint}"
         raise InputError(msg) from error
     try:
         # Another process may have built it while this one waited.
-        found = _find(base, key, max_raw_gb)
-        return found or _build(dataset, base, key, _Options(progress, workers or _num_cores(), max_raw_gb))
+        found = place.find(max_raw_gb, skip=skip)
+        return _build(dataset, place, options) if found is None else _checked_partial(found, options)
     finally:
         lock.release()
+
+
+def _open_built(dataset: Dataset, built: Path, out: Path | None) -> Corpus:
+    if out is not None and out.expanduser().resolve() != built.resolve():
+        msg = f"Expected a data set to build in {out}, got the corpus {built}. Copy that folder instead."
+        raise InputError(msg)
+    corpus = load_corpus(built)
+    key = corpus_key(dataset.name, dataset.version, dataset.identity)
+    if not corpus.key.startswith(key):
+        raise _damaged(built, f"it became the corpus {corpus.key} of {corpus.name} since it was first opened")
+    return corpus
+
+
+def _checked_partial(corpus: Corpus, options: _Options) -> Corpus:
+    """The corpus, unless more was left out when it was built than is allowed now."""
+    left_out = corpus.manifest.get("left_out", 0)
+    if left_out > options.max_bad_fraction * (corpus.num_images + left_out):
+        bad = corpus.manifest["report"]["bad_files"]["images"]
+        raise listing(_too_many(corpus.name, corpus.num_images + left_out, options), [f"{i}: {bad[i]}" for i in bad])
+    return corpus
+
+
+def _too_many(name: str, num_images: int, options: _Options) -> str:
+    if not options.max_bad_fraction:
+        return f"Expected every image of data set {name} to be readable"
+    share = f"{options.max_bad_fraction:.2%} of {num_images} images"
+    return f"Expected at most {share} of data set {name} to be unreadable"
 
 
 def _base(chosen: Path | None, name: str) -> Path:
@@ -205,7 +255,8 @@ def _base(chosen: Path | None, name: str) -> Path:
     return (chosen or home()) / "corpora" / (re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".") or "unnamed")
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
+    """Threads that a build takes by itself: one per core that this process may use, at most 8."""
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
@@ -216,21 +267,65 @@ def corpus_key(name: str, version: str, identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _find(base: Path, key: str, max_raw_gb: float) -> Corpus | None:
-    """The finished corpus of ``key`` whose storage is the one that the budget asks for."""
-    for storage in ("raw", "jpeg"):
-        folder = base / _stored_key(key, storage)
-        if folder.exists():
-            corpus = load_corpus(folder)
-            if corpus.key != folder.name:
-                raise _damaged(folder, f"it is the corpus {corpus.key}")
-            if _storage(corpus.images.shape, max_raw_gb) == storage:
-                return corpus
-    return None
+@dataclass(frozen=True)
+class _Place:
+    """Where the corpus of ``key`` is looked for and built: below ``base``, or exactly at ``out``."""
+
+    base: Path
+    out: Path | None
+    key: str
+
+    @property
+    def name(self) -> str:
+        """Stem of the lock."""
+        return self.key if self.out is None else self.out.expanduser().absolute().name
+
+    def target(self, stored_key: str) -> Path:
+        """The finished folder of a stored key."""
+        return self.base / (stored_key if self.out is None else self.name)
+
+    def find(self, max_raw_gb: float, *, skip: bool) -> Corpus | None:
+        """The finished corpus whose storage is the one that the budget asks for, complete ones first."""
+        if self.out is not None:
+            return self._find_out(max_raw_gb, skip=skip)
+        for stored_key in self._keys(skip=skip):
+            folder = self.base / stored_key
+            if folder.exists():
+                corpus = load_corpus(folder)
+                if corpus.key != folder.name:
+                    raise _damaged(folder, f"it is the corpus {corpus.key}")
+                if _fits(corpus, max_raw_gb):
+                    return corpus
+        return None
+
+    def _find_out(self, max_raw_gb: float, *, skip: bool) -> Corpus | None:
+        folder = self.target("")
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            return None
+        if not (folder / "manifest.json").is_file():
+            msg = f"Expected {folder} to be new, or to hold this corpus, got something else there. Choose another."
+            raise InputError(msg)
+        corpus = load_corpus(folder)
+        if corpus.key not in self._keys(skip=skip) or not _fits(corpus, max_raw_gb):
+            msg = (
+                f"Expected {folder} to be new, or to hold the corpus {self.key}, got the corpus {corpus.key} of "
+                f"data set {corpus.name}. Choose another folder, or delete that one."
+            )
+            raise InputError(msg)
+        return corpus
+
+    def _keys(self, *, skip: bool) -> list[str]:
+        partial = (False, True) if skip else (False,)
+        return [_stored_key(self.key, storage, partial=p) for p in partial for storage in ("raw", "jpeg")]
 
 
-def _stored_key(key: str, storage: str) -> str:
-    return key if storage == "raw" else f"{key}-{storage}"
+def _stored_key(key: str, storage: str, *, partial: bool = False) -> str:
+    return "-".join([key, *(["jpeg"] if storage == "jpeg" else []), *(["partial"] if partial else [])])
+
+
+def _fits(corpus: Corpus, max_raw_gb: float) -> bool:
+    intended = corpus.num_images + corpus.manifest.get("left_out", 0)
+    return _storage((intended, *corpus.image_shape), max_raw_gb) == corpus.images.storage
 
 
 def _storage(shape: tuple[int, int, int, int], max_raw_gb: float) -> str:
@@ -242,6 +337,8 @@ class _Options:
     progress: Progress | None
     workers: int
     max_raw_gb: float
+    max_bad_fraction: float
+    keep_failed: bool
 
 
 @dataclass(frozen=True)
@@ -253,35 +350,100 @@ class _Job:
     order: NDArray[np.int64]
     folder: Path
     storage: str
-    options: _Options
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """Images, height, width, channels."""
         return (len(self.order), *self.dataset.image_shape)
 
+    def place(self, row: int) -> str:
+        """The file or image behind a table row, for messages."""
+        return self.table.sources[row] if self.table.sources else self.table.image_ids[row]
 
-def _build(dataset: Dataset, base: Path, key: str, options: _Options) -> Corpus:
+
+def _build(dataset: Dataset, place: _Place, options: _Options) -> Corpus:
     """Write the corpus to a temporary folder and move it into place. Call under the lock."""
-    for leftover in base.glob(f".{key}*.tmp"):
-        shutil.rmtree(leftover)  # of a build that was killed: the lock is ours
     table = dataset.table()
     _check_table(dataset, table)
     storage = _storage((len(table.image_ids), *dataset.image_shape), options.max_raw_gb)
-    target = base / _stored_key(key, storage)
-    part = base / f".{target.name}.tmp"
-    part.mkdir()
+    part = place.base / f".{place.target(_stored_key(place.key, storage)).name}.tmp"
+    for leftover in place.base.glob(f".{place.name}*.tmp" if place.out is None else part.name):
+        if leftover != part:
+            shutil.rmtree(leftover)  # of a build that was killed: the lock is ours
+    job = _Job(dataset, table, _row_order(table), part / "corpus", storage)
+    fresh = not part.exists()
+    job.folder.mkdir(parents=True, exist_ok=True)
     try:
-        job = _Job(dataset, table, _row_order(table), part, storage, options)
-        _check_room(job)
-        _write_images(job)
-        _write_rows(job)
-        _write_manifest(job, target.name)
-        part.rename(target)
-        _sync(base)
-    finally:
+        target = place.target(_fill(job, place.key, options))
+        if place.out is not None and target.exists():
+            target.rmdir()  # it was empty
+        job.folder.rename(target)
+        _sync(target.parent)
+    except InputError as error:
+        if error.problems and options.keep_failed:
+            error.add_note(KEPT)
+        elif fresh or error.problems:
+            shutil.rmtree(part, ignore_errors=True)
+        raise
+    except (OSError, MemoryError):
+        raise  # a full disk can be emptied; the next call goes on from here
+    except Exception:
         shutil.rmtree(part, ignore_errors=True)
+        raise
+    shutil.rmtree(part, ignore_errors=True)
     return load_corpus(target)
+
+
+def _fill(job: _Job, key: str, options: _Options) -> str:
+    """Write all files of a corpus and return its stored key."""
+    _check_room(job)
+    plan = Plan(
+        folder=job.folder,
+        journal=job.folder.parent,
+        shape=job.shape,
+        storage=job.storage,
+        maker=_maker(job, key),
+        draw=lambda start, stop: _draw(job, job.order[start:stop]),
+        workers=options.workers,
+        progress=options.progress,
+    )
+    written = write_pixels(plan)
+    _check_problems(job, written.problems, options)
+    stored = replace(job, order=job.order[written.good])
+    left_out = dict(_bad_file(job, int(job.order[row]), reason) for row, reason in written.problems)
+    report = dict(job.table.report)
+    if left_out:
+        report["bad_files"] = {"count": len(left_out), "images": left_out}
+    stored_ids = [job.table.image_ids[row] for row in stored.order.tolist()]
+    duplicates = equal_images(stored_ids, [job.table.splits[row] for row in stored.order.tolist()], written.hashes)
+    if duplicates["images"]:
+        report["duplicates"] = duplicates
+    _write_rows(stored)
+    stored_key = _stored_key(key, job.storage, partial=bool(left_out))
+    _write_manifest(stored, stored_key, report, len(left_out))
+    return stored_key
+
+
+def _maker(job: _Job, key: str) -> str:
+    """Hash of everything that decides the pixels and their order: what a killed build must share with the next."""
+    import PIL  # noqa: PLC0415
+
+    digest = hashlib.sha256(f"{key} {job.storage} {job.shape} {PIL.__version__}".encode())
+    for row in job.order.tolist():
+        digest.update(job.table.image_ids[row].encode() + b"\0")
+    return digest.hexdigest()
+
+
+def _check_problems(job: _Job, problems: list[tuple[int, str]], options: _Options) -> None:
+    num_images = len(job.order)
+    if problems and (len(problems) > options.max_bad_fraction * num_images or len(problems) == num_images):
+        lines = [f"{job.place(int(job.order[row]))}: {reason}" for row, reason in problems]
+        raise listing(_too_many(job.dataset.name, num_images, options), lines)
+
+
+def _bad_file(job: _Job, row: int, reason: str) -> tuple[str, str]:
+    """Image id and reason, without the place of the data set on this machine."""
+    return job.table.image_ids[row], reason.replace(job.place(row), job.table.image_ids[row])
 
 
 def _check_table(dataset: Dataset, table: Table) -> None:
@@ -302,10 +464,11 @@ def _check_table(dataset: Dataset, table: Table) -> None:
 
 def _check_room(job: _Job) -> None:
     needed = int(np.prod(job.shape, dtype=np.float64)) if job.storage == "raw" else 0
+    needed -= sum(path.stat().st_size for path in job.folder.iterdir())  # what a killed build has left
     free = shutil.disk_usage(job.folder).free
     if needed > free:
         msg = (
-            f"Expected {job.folder.parent} to have {needed / 1e9:.1f} GB free, got {free / 1e9:.1f} GB. "
+            f"Expected {job.folder.parent.parent} to have {needed / 1e9:.1f} GB free, got {free / 1e9:.1f} GB. "
             "Set FEDMLIC_HOME to a larger disk or choose a smaller image size."
         )
         raise InputError(msg)
@@ -318,21 +481,19 @@ def _row_order(table: Table) -> NDArray[np.int64]:
     return np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
 
 
-def _draw(job: _Job, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], list[str]]:
-    """uint8 ``[rows, height, width, channels]`` and what is wrong with them."""
-    dataset, table = job.dataset, job.table
+def _draw(job: _Job, rows: NDArray[np.int64]) -> Drawn:
+    dataset = job.dataset
     shape = (len(rows), *dataset.image_shape)
     if dataset.images is not None:
-        return _checked(dataset.images(rows), shape), []
+        return Drawn(_checked(dataset.images(rows), shape), {})
     out = np.zeros(shape, dtype=np.uint8)
-    problems = []
+    problems = {}
     for place, row in enumerate(rows.tolist()):
         try:
             out[place] = _checked(dataset.image(row), dataset.image_shape)
         except InputError as error:
-            where = table.sources[row] if table.sources else table.image_ids[row]
-            problems.append(f"{where}: {error}")
-    return out, problems
+            problems[place] = str(error)
+    return Drawn(out, problems)
 
 
 def _checked(image: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -342,58 +503,13 @@ def _checked(image: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uin
     return image
 
 
-def _write_images(job: _Job) -> None:
-    """Draw every image, ``CHUNK`` at a time and several chunks at once, and store them in order."""
-    problems: list[str] = []
-    workers = job.options.workers
-    chunks = [job.order[start : start + CHUNK] for start in range(0, len(job.order), CHUNK)]
-    writer = _raw_writer if job.storage == "raw" else _jpeg_writer
-    done = 0
-    with ThreadPoolExecutor(workers) as pool, writer(job.folder, job.shape) as write:
-        # A few chunks at a time: finished chunks must not pile up in front of a slow disk.
-        for wave in range(0, len(chunks), workers):
-            for pixels, wrong in pool.map(lambda rows: _draw(job, rows), chunks[wave : wave + workers]):
-                problems += wrong
-                if not problems:
-                    write(done, pixels)
-                done += len(pixels)
-                if job.options.progress is not None:
-                    job.options.progress(done, len(job.order))
-    if problems:
-        expected = f"Expected every image of data set {job.dataset.name} to be readable"
-        raise listing(expected, problems)
-
-
-@contextlib.contextmanager
-def _raw_writer(folder: Path, shape: tuple[int, int, int, int]) -> Iterator[Callable[[int, NDArray[np.uint8]], None]]:
-    pixels = np.lib.format.open_memmap(folder / "images.u8.npy", mode="w+", dtype=np.uint8, shape=shape)
-
-    def write(start: int, images: NDArray[np.uint8]) -> None:
-        pixels[start : start + len(images)] = images
-
-    yield write
-    pixels.flush()
-
-
-@contextlib.contextmanager
-def _jpeg_writer(folder: Path, shape: tuple[int, int, int, int]) -> Iterator[Callable[[int, NDArray[np.uint8]], None]]:
-    offsets = np.zeros(shape[0] + 1, dtype=np.int64)
-    with (folder / "images.blob").open("wb") as blob:
-
-        def write(start: int, images: NDArray[np.uint8]) -> None:
-            for place, image in enumerate(images, start):
-                offsets[place + 1] = offsets[place] + blob.write(encode_jpeg(image))
-
-        yield write
-    np.save(folder / "images.offsets.npy", offsets)
-
-
 def _write_rows(job: _Job) -> None:
     table, order, folder = job.table, job.order, job.folder
-    write_labels(folder, "labels", table.labels[order], table.labels.shape[1])
-    np.save(folder / "owners.npy", table.owners[order].astype(np.int64))
-    _write_json(folder / "owner_names.json", table.owner_names)
-    _write_json(folder / "image_ids.json", [table.image_ids[row] for row in order])
+    write_labels(folder, "labels", _label_blocks(table, order), table.labels.shape[1])
+    owners, owner_names = _owners(job)
+    np.save(folder / "owners.npy", owners)
+    _write_json(folder / "owner_names.json", owner_names)
+    _write_json(folder / "image_ids.json", [table.image_ids[row] for row in order.tolist()])
     if table.objects is not None:
         objects = table.objects.take(order)
         np.savez(folder / "objects.npz", row=objects.row, label=objects.label, box=objects.box, area=objects.area)
@@ -402,14 +518,35 @@ def _write_rows(job: _Job) -> None:
         np.savez(folder / "flags.npz", row=flags.row, label=flags.label, bits=flags.bits)
 
 
+def _label_blocks(table: Table, order: NDArray[np.int64]) -> Iterator[NDArray[np.int8]]:
+    """The label matrix in stored order, block by block: a second whole one may not fit into memory."""
+    num_rows = max(1, LABEL_BLOCK_ENTRIES // max(1, table.labels.shape[1]))
+    for start in range(0, len(order), num_rows):
+        yield table.labels[order[start : start + num_rows]]
+
+
+def _owners(job: _Job) -> tuple[NDArray[np.int64], list[str]]:
+    """Owners in stored order and their names; without gaps where rows left out were all that an owner had."""
+    owners = job.table.owners[job.order].astype(np.int64)
+    names = job.table.owner_names
+    if len(job.order) == len(job.table.image_ids):
+        return owners, names
+    kept = np.unique(owners[owners != NO_OWNER])
+    return np.where(owners == NO_OWNER, NO_OWNER, np.searchsorted(kept, owners)), [
+        names[owner] for owner in kept.tolist() if names
+    ]
+
+
 def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
-def _write_manifest(job: _Job, key: str) -> None:
+def _write_manifest(job: _Job, key: str, report: Mapping[str, Any], left_out: int) -> None:
     """Describe every file, wait until all are on the disk, and only then write the manifest."""
     dataset, table, folder = job.dataset, job.table, job.folder
-    counts = [table.splits.count(split) for split in SPLITS]
+    (folder / "manifest.json").unlink(missing_ok=True)  # of a build that was killed behind this point
+    tally = Counter(table.splits[row] for row in job.order.tolist())
+    counts = [tally[split] for split in SPLITS]
     ends = np.cumsum(counts).tolist()
     manifest = {
         "schema": SCHEMA,
@@ -424,7 +561,8 @@ def _write_manifest(job: _Job, key: str) -> None:
         "num_images": len(job.order),
         "image": {"shape": list(dataset.image_shape), "dtype": "uint8", "layout": "NHWC", "storage": job.storage},
         "splits": {split: [end - count, end] for split, count, end in zip(SPLITS, counts, ends, strict=True)},
-        "report": dict(table.report),
+        "report": dict(report),
+        **({"left_out": left_out} if left_out else {}),
         **({"label_ids": list(dataset.label_ids)} if dataset.label_ids else {}),
         **({"parents": list(dataset.parents)} if dataset.parents else {}),
         "files": {path.name: _describe(path) for path in sorted(folder.iterdir())},
@@ -496,7 +634,7 @@ def _check_manifest(manifest: Mapping[str, Any]) -> None:
         msg = f"schema {manifest['schema']} version {manifest['schema_version']}, not {SCHEMA} {SCHEMA_VERSION}"
         raise ValueError(msg)
     key = corpus_key(manifest["name"], manifest["version"], manifest["identity"])
-    if manifest["key"] != _stored_key(key, manifest["image"]["storage"]):
+    if manifest["key"] != _stored_key(key, manifest["image"]["storage"], partial=manifest.get("left_out", 0) > 0):
         msg = f"its manifest describes corpus {key} but is marked {manifest['key']}"
         raise ValueError(msg)
     check_states(manifest["states"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -180,6 +181,7 @@ class Dataset:
             split's name stands for its images, ``positives/NAME`` for the images on which
             label NAME is present. They are compared softly (``fedmlic data check`` warns);
             a subset of a data set is not an error.
+        built: the corpus folder that this already is; it is opened as it is, never built.
     """
 
     name: str
@@ -194,3 +196,4 @@ class Dataset:
     label_ids: tuple[str, ...] = ()
     parents: tuple[str, ...] = ()
     expected: Mapping[str, int] = field(default_factory=dict)
+    built: Path | None = None

@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 
 class InputError(ValueError):
-    """Bad input, told as: expected X to be A, got B; do C."""
+    """Bad input, told as: expected X to be A, got B; do C.
+
+    Attributes:
+        problems: all of them where several were found at once, else empty.
+    """
+
+    problems: Sequence[str] = ()
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -42,4 +48,6 @@ def listing(expected: str, problems: Sequence[str]) -> InputError:
     if len(problems) > 10:
         lines.append(f"  ... and {len(problems) - 10} more")
     count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
-    return InputError("\n".join([f"{expected}, got {count}. Correct and start again:", *lines]))
+    error = InputError("\n".join([f"{expected}, got {count}. Correct and start again:", *lines]))
+    error.problems = tuple(problems)
+    return error

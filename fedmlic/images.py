@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import IO, TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -27,11 +27,49 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 """What Pillow raises for a damaged file, besides its own exceptions."""
 
 
-def decode(path: Path, size: int, channels: int, resize: Resize, *, upright: bool = True) -> NDArray[np.uint8]:
+EXIF_ORIENTATION = 0x0112
+
+
+class Header(NamedTuple):
+    """What an image file says of itself: Pillow's mode, stored size in pixels, EXIF orientation, frames."""
+
+    mode: str
+    width: int
+    height: int
+    orientation: int
+    frames: int
+
+    @property
+    def turned(self) -> bool:
+        """Whether a person sees it otherwise than it is stored."""
+        return self.orientation != 1
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """Width and height as a person sees it."""
+        return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
+
+
+def read_header(path: Path | IO[bytes]) -> Header | None:
+    """The header of an image file, or ``None`` if it has none that can be read."""
+    from PIL import Image  # noqa: PLC0415
+
+    try:
+        with Image.open(path) as picture:
+            # Pillow decodes a whole PNG to look for EXIF behind its pixels.
+            orientation = picture.getexif().get(EXIF_ORIENTATION, 1) if picture.format != "PNG" else 1
+            return Header(picture.mode, picture.width, picture.height, orientation, getattr(picture, "n_frames", 1))
+    except (*UNREADABLE, Image.DecompressionBombError):
+        return None
+
+
+def decode(
+    path: Path | IO[bytes], size: int, channels: int, resize: Resize, *, upright: bool = True
+) -> NDArray[np.uint8]:
     """uint8 ``[size, size, channels]``.
 
     Args:
-        path: an image file.
+        path: an image file, or its opened bytes.
         size: height and width of the result, pixels.
         channels: 3 (colour) or 1 (grey).
         resize: how the picture becomes a square.
@@ -89,7 +127,7 @@ def _eight_bits(picture: Picture, channels: int, *, upright: bool) -> Picture:
     from PIL import Image, ImageOps  # noqa: PLC0415
 
     if upright:
-        picture = ImageOps.exif_transpose(picture)
+        ImageOps.exif_transpose(picture, in_place=True)
     if picture.mode == "F":
         raise ValueError("floating-point pixels have no fixed range; save it with 8 or 16 bits")
     if picture.mode.startswith("I"):
@@ -101,7 +139,8 @@ def _eight_bits(picture: Picture, channels: int, *, upright: bool) -> Picture:
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture)
-    return picture.convert("RGB" if channels == 3 else "L")
+    mode = "RGB" if channels == 3 else "L"
+    return picture if picture.mode == mode else picture.convert(mode)  # convert copies even so
 
 
 def _fit(picture: Picture, size: int, resize: Resize) -> Picture:

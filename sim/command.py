@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, Optional
+from typing import Annotated, Any, Literal, NoReturn, Optional
 
 import typer
 
@@ -25,6 +25,11 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 
+data = typer.Typer(
+    help="Prepare data sets: build a corpus, verify a download, look at the images.", no_args_is_help=True
+)
+app.add_typer(data, name="data")
+
 RECIPES = Path(__file__).parent / "recipes"
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
@@ -33,6 +38,13 @@ Settings = Annotated[
     typer.Argument(metavar="[RECIPE] [KEY=VALUE ...]", help="A recipe (name or TOML file) and settings to change."),
 ]
 Out = Annotated[Optional[Path], typer.Option(help="Folder to write into (default runs/DATE-TIME).")]  # noqa: UP045
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A data set of 'fedmlic list dataset'.")]
+Root = Annotated[Optional[Path], typer.Option(help="Folder that holds the download.")]  # noqa: UP045
+Options = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Argument(metavar="[KEY=VALUE ...]", help="Parameters of the data set, e.g. image-size=64."),
+]
+Workers = Annotated[Optional[int], typer.Option(min=1, help="Threads (default: one per core, up to 8).")]  # noqa: UP045
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 
 EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
@@ -88,8 +100,23 @@ def _value(text: str) -> Any:  # noqa: ANN401  (TOML is any)
         return text
 
 
+def read_options(arguments: list[str] | None) -> dict[str, Any]:
+    """``key=value`` pairs of a data set; values as those of settings."""
+    options: dict[str, Any] = {}
+    for argument in arguments or []:
+        key, equals, value = argument.partition("=")
+        if not equals or not key.strip():
+            msg = f"Expected options as key=value, got {argument!r}. Quote values that contain spaces."
+            raise InputError(msg)
+        options[key] = _value(value)
+    return options
+
+
+RESUME_HINT = "The last checkpoint is kept; 'fedmlic resume RUN' goes on."
+
+
 @contextmanager
-def _errors() -> Iterator[None]:
+def _errors(kept: str = RESUME_HINT) -> Iterator[None]:
     """Turn exceptions into messages on stderr and exit codes."""
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -97,7 +124,7 @@ def _errors() -> Iterator[None]:
     except InputError as error:
         _fail(str(error), EXIT_INPUT)
     except KeyboardInterrupt:
-        _fail("Interrupted. The last checkpoint is kept; 'fedmlic resume RUN' goes on.", EXIT_INTERRUPTED)
+        _fail(f"Interrupted. {kept}", EXIT_INTERRUPTED)
     except (RuntimeError, OSError) as error:
         # RunFailedError, worker deaths, a full disk: the cause is in the text, the rest in the event log.
         if os.environ.get("FEDMLIC_TRACEBACK"):
@@ -312,6 +339,104 @@ def predict(
                 mark = "●" if item["probability"] >= found["threshold"] else "○"
                 line = f"  {mark} {item['probability']:.3f}  {item['label']}"
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+BUILD_HINT = "What was decoded is kept; the same command goes on."
+
+
+@data.command("import")
+def import_data(
+    name: Name,
+    options: Options = None,
+    *,
+    root: Root = None,
+    out: Annotated[Path | None, typer.Option(help="Build exactly this folder (default: below FEDMLIC_HOME).")] = None,
+    workers: Workers = None,
+    bad_files: Annotated[
+        Literal["fail", "skip"], typer.Option(help="Name all unreadable images, or leave their rows out, recorded.")
+    ] = "fail",
+    max_bad_fraction: Annotated[
+        float, typer.Option(min=0, max=1, help="With skip: the share of unreadable images that is too many.")
+    ] = 0.01,
+    json_output: Json = False,
+) -> None:
+    """Build a data set's corpus; the same command goes on with one that was interrupted."""
+    with _errors(BUILD_HINT):
+        from rich.console import Console  # noqa: PLC0415
+
+        from sim import data as tools  # noqa: PLC0415
+        from sim.data_report import print_summary  # noqa: PLC0415
+
+        source = tools.read_source(name, root, read_options(options))
+        errors = Console(stderr=True)
+        with _working(json_output=json_output), tools.Counting(errors, f"building {source.spec.name}") as watch:
+            found = tools.import_data(source, watch, out, workers, bad_files, max_bad_fraction)
+        _warn(found["warnings"])
+        if json_output:
+            _print_json(found)
+        else:
+            print_summary(found, Console())
+
+
+@data.command("check")
+def check_data(
+    name: Name,
+    options: Options = None,
+    *,
+    root: Root = None,
+    workers: Workers = None,
+    json_output: Json = False,
+) -> None:
+    """Verify a download without building it: exit code 0 if it is fine, 1 if not, 2 for a wrong command."""
+    with _errors("Nothing was written."):
+        from rich.console import Console  # noqa: PLC0415
+
+        from sim import data as tools  # noqa: PLC0415
+        from sim.data_check import check_data as check  # noqa: PLC0415
+        from sim.data_report import print_check  # noqa: PLC0415
+
+        source = tools.read_source(name, root, read_options(options))
+        with _working(json_output=json_output), tools.Counting(Console(stderr=True), f"checking {name}") as watch:
+            found = check(source, watch, workers)
+        _warn(found["warnings"])
+        if json_output:
+            _print_json(found)
+        else:
+            print_check(found, Console())
+        if not found["ok"]:
+            raise typer.Exit(EXIT_FAILED)
+
+
+@data.command("describe")
+def describe_data(
+    name: Annotated[str, typer.Argument(metavar="CORPUS|NAME", help="A corpus folder, or a data set.")],
+    options: Options = None,
+    *,
+    root: Root = None,
+    out: Annotated[Optional[Path], typer.Option(help="Folder for pictures and tables.")] = None,  # noqa: UP045
+    workers: Workers = None,
+    json_output: Json = False,
+) -> None:
+    """Show counts, co-occurrence, owners and sample images of a corpus (built first if it is not there)."""
+    with _errors(BUILD_HINT):
+        from rich.console import Console  # noqa: PLC0415
+
+        from sim import data as tools  # noqa: PLC0415
+        from sim.data_report import describe_corpus  # noqa: PLC0415
+
+        with _working(json_output=json_output):
+            corpus = tools.find_corpus(name, root, read_options(options), workers, Console(stderr=True))
+            found = describe_corpus(corpus, out, None if json_output else Console())
+        if json_output:
+            _print_json(found)
+
+
+def _warn(warnings: list[str]) -> None:
+    from rich.console import Console  # noqa: PLC0415
+
+    for warning in warnings:
+        text = f"warning: {warning}"
+        Console(stderr=True).print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
