@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import IO, TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -27,11 +27,13 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 """What Pillow raises for a damaged file, besides its own exceptions."""
 
 
-def decode(path: Path, size: int, channels: int, resize: Resize, *, upright: bool = True) -> NDArray[np.uint8]:
+def decode(
+    path: Path | IO[bytes], size: int, channels: int, resize: Resize, *, upright: bool = True
+) -> NDArray[np.uint8]:
     """uint8 ``[size, size, channels]``.
 
     Args:
-        path: an image file.
+        path: an image file, or its content.
         size: height and width of the result, pixels.
         channels: 3 (colour) or 1 (grey).
         resize: how the picture becomes a square.
@@ -55,6 +57,14 @@ def decode(path: Path, size: int, channels: int, resize: Resize, *, upright: boo
         msg = f"Expected an undamaged image, got: {error}. Replace it or take it out of the table."
         raise InputError(msg) from error
     return np.asarray(small, dtype=np.uint8).reshape(size, size, channels)
+
+
+def from_pixels(pixels: NDArray[np.uint8], size: int, channels: int, resize: Resize) -> NDArray[np.uint8]:
+    """The same of pixels that are decoded already: uint8 ``[height, width]`` or ``[height, width, 3]``."""
+    from PIL import Image  # noqa: PLC0415
+
+    picture = Image.fromarray(pixels).convert("RGB" if channels == 3 else "L")
+    return np.asarray(_fit(picture, size, resize), dtype=np.uint8).reshape(size, size, channels)
 
 
 def fit_boxes(
