@@ -125,6 +125,11 @@ def files_sha256(root: Path, paths: Iterable[Path]) -> dict[str, str]:
     return dict(sorted(hashes.items()))
 
 
+def digest(hashes: Mapping[str, str]) -> str:
+    """One SHA-256 in place of those of many files: a manifest travels with every corpus."""
+    return hashlib.sha256(json.dumps(dict(sorted(hashes.items()))).encode()).hexdigest()
+
+
 def check_present(dataset: str, names: Iterable[str], stamps: Mapping[str, Stamp], where: Path) -> None:
     """Raise ``InputError`` that names the files of ``names`` missing from ``stamps``, and empty ones."""
     problems = []

@@ -284,7 +284,7 @@ def flair(
             table()
         return opened.pixels(int(order[0][row]), image_size, channels, resize)
 
-    options = {"labels": labels, "label_names": names, "size": image_size, "channels": channels, "resize": resize}
+    options = {"labels": labels, "label_order": label_order, "size": image_size, "channels": channels, "resize": resize}
     hierarchy = files_sha256(place, [relationship]) if parents else {}
     counts = COARSE_COUNTS if labels == "coarse" else FINE_COUNTS
     return Dataset(
