@@ -10,6 +10,7 @@ github.com/danfei/scene-graph-TF-release.
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -138,7 +139,7 @@ def _box(one: Any) -> tuple[float, float, float, float] | None:  # noqa: ANN401 
     except (TypeError, KeyError, ValueError):
         return None
     whole = type(names) is list and all(type(name) is str for name in names)
-    return box if whole and np.isfinite(box).all() else None
+    return box if whole and math.isfinite(sum(box)) else None
 
 
 def commonest(boxes: NamedBoxes, images: Iterable[int], min_images: int) -> list[int]:
