@@ -59,6 +59,9 @@ def read_text(path: Path) -> str:
     Raises:
         InputError: it is missing or no UTF-8 text.
     """
+    if not path.is_file():
+        msg = f"Expected a file at {path}, got none. Download it, or give the folder that holds it as root."
+        raise InputError(msg)
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -108,13 +108,20 @@ def _numbers(path: Path, problems: Problems) -> set[int]:
     return found
 
 
-def _read_annotations(folder: Path) -> dict[str, set[int]]:
-    """Image numbers by file stem, all 38 files; relevant ones must lie within potential ones."""
+def _annotation_names(folder: Path, options: _Options) -> list[str]:
+    """Stems of the files that are needed, and of relevant ones that are there."""
+    every = _label_names(38)
+    needed = every if options.labels == 38 or options.annotations != "potential" else _label_names(24)
+    return [name for name in every if name in needed or (folder / f"{name}.txt").is_file()]
+
+
+def _read_annotations(folder: Path, names: list[str]) -> dict[str, set[int]]:
+    """Image numbers by file stem; relevant ones must lie within potential ones."""
     problems = Problems(f"Expected {folder} to hold the annotations of MIRFLICKR-25k, an image number a line")
-    found = {name: _numbers(folder / f"{name}.txt", problems) for name in _label_names(38)}
+    found = {name: _numbers(folder / f"{name}.txt", problems) for name in names}
     for name in sorted(RELEVANT_COUNTS):
-        outside = sorted(found[f"{name}_r1"] - found[name])
-        if outside and found[name]:
+        outside = sorted(found.get(f"{name}_r1", set()) - found[name])
+        if outside and (folder / f"{name}.txt").is_file():
             problems.add(f"{folder / name}_r1.txt names {outside[:5]}, which {name}.txt does not")
     problems.finish()
     return found
@@ -299,13 +306,14 @@ def mirflickr(
         raise InputError(msg)
     top = source_root("mirflickr", root, "mirflickr and annotations")
     place = _places(top)
-    found = _read_annotations(place.annotations)
     options = _Options(
         labels, annotations, split, owners, min_tag_count, drop_unlabelled, missing, val_fraction, test_fraction, seed
     )
+    needed = _annotation_names(place.annotations, options)
+    found = _read_annotations(place.annotations, needed)
     build = once(lambda: _build(place, found, options))
     names = _label_names(labels)
-    files = [place.annotations / f"{name}.txt" for name in _label_names(38)]
+    files = [place.annotations / f"{name}.txt" for name in needed]
     counts = {
         name: RELEVANT_COUNTS.get(name, count) if annotations == "relevant" else count for name, count in COUNTS.items()
     }

@@ -73,7 +73,8 @@ def found_rows(data):
 
 
 def pixels_of(root, image_id):
-    return np.asarray(Image.open(root / "small_images" / f"{image_id}.jpg"))
+    with Image.open(root / "small_images" / f"{image_id}.jpg") as picture:
+        return np.asarray(picture)
 
 
 def bytes_of(root, image_id):

@@ -167,6 +167,22 @@ def test_wrong_annotations_are_listed_together(root):
     assert "water.txt: no such file" in text
 
 
+def test_relevant_files_are_needed_only_where_they_are_used(root):
+    before = made(root).table().labels
+    for path in (root / "annotations").glob("*_r1.txt"):
+        path.unlink()
+
+    assert (made(root).table().labels == before).all()
+    assert "14 problems" in problem(root, labels=38)
+    assert "14 problems" in problem(root, annotations="graded")
+
+
+def test_a_relevant_image_with_an_empty_potential_file(root):
+    (root / "annotations" / "baby.txt").write_text("")
+
+    assert "baby_r1.txt names [221], which baby.txt does not" in problem(root)
+
+
 def test_missing_and_empty_images(root):
     (root / "mirflickr" / "im45.jpg").unlink()
     (root / "mirflickr" / "im7.jpg").write_bytes(b"")

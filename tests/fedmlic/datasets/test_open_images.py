@@ -204,8 +204,8 @@ def test_images_are_turned_counterclockwise_as_the_list_says(root, resize):
     for row, image_id in enumerate(data.table().image_ids):
         path = next(root.glob(f"*/{image_id}.jpg"))
         angle = int(float(turns[image_id] or 0)) if turns[image_id] != "nan" else 0
-        turned = Image.open(path).rotate(angle, expand=True)  # Pillow turns counterclockwise, too
-        turned.save(root / "turned.png")
+        with Image.open(path) as picture:
+            picture.rotate(angle, expand=True).save(root / "turned.png")  # Pillow turns counterclockwise, too
         reference = decode(root / "turned.png", 40, 3, resize).astype(int)
         assert np.abs(data.image(row).astype(int) - reference).max() <= 2
     assert data.table().report["unknown_rotation"] == 2
@@ -213,7 +213,8 @@ def test_images_are_turned_counterclockwise_as_the_list_says(root, resize):
 
 def test_exif_is_not_applied_on_top(root):
     path = next(root.glob(f"*/{B}.jpg"))
-    picture = Image.open(path).copy()
+    with Image.open(path) as opened:
+        picture = opened.copy()
     exif = Image.Exif()
     exif[0x0112] = 6
     row = made(root).table().image_ids.index(B)
@@ -221,7 +222,8 @@ def test_exif_is_not_applied_on_top(root):
     pixels = made(root).image(row)
     picture.save(path, quality=90, exif=exif)
 
-    assert Image.open(path).getexif()[0x0112] == 6
+    with Image.open(path) as opened:
+        assert opened.getexif()[0x0112] == 6
     assert (made(root).image(row) == pixels).all()
 
 
