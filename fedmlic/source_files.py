@@ -124,7 +124,7 @@ def files_sha256(root: Path, paths: Iterable[Path]) -> dict[str, str]:
     hashes = {}
     for path in paths:
         with path.open("rb") as file:
-            hashes[path.relative_to(root).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+            hashes[os.path.relpath(path, root).replace(os.sep, "/")] = hashlib.file_digest(file, "sha256").hexdigest()
     return dict(sorted(hashes.items()))
 
 

@@ -116,11 +116,8 @@ def _read(root: Path) -> _Source:
     base = _find(root)
     images, classes = _numbered(base / "images.txt"), _numbered(base / "classes.txt")
     ids = list(images)
-    above = base.parent if base != root else base
-    attribute_file = next(
-        (path for path in (above / "attributes.txt", base / "attributes.txt") if path.is_file()),
-        base / "attributes" / "attributes.txt",
-    )
+    beside = (base.parent / "attributes.txt", base / "attributes.txt")
+    attribute_file = next((path for path in beside if path.is_file()), base / "attributes" / "attributes.txt")
     attributes = _numbered(attribute_file)
     check_unique(f"Expected {base / 'images.txt'} to name each image once", list(images.values()))
     check_unique(f"Expected {attribute_file} to name each attribute once", list(attributes.values()))

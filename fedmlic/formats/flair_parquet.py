@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from fedmlic.images import Resize
 
-KEPT_GROUPS = 64
-"""Row groups of encoded images kept in memory; one holds about a hundred images of 13 kB."""
+KEPT_BYTES = 1 << 28
+"""Encoded images kept in memory, in whole row groups (a hundred images of 13 kB, or more)."""
 
 SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 
@@ -134,7 +134,7 @@ class _Groups:
                 place, number = self.places[group]
                 self.kept[group] = self.files[place].read_row_group(number, columns=["image"])["image"]
             self.kept.move_to_end(group)
-            while len(self.kept) > KEPT_GROUPS:
+            while len(self.kept) > 1 and sum(images.nbytes for images in self.kept.values()) > KEPT_BYTES:
                 self.kept.popitem(last=False)
             value = self.kept[group][record - int(self.starts[group])].as_py()
         content = value["bytes"] if isinstance(value, dict) else value

@@ -151,6 +151,10 @@ def test_the_folder_may_be_nested_more_or_less(root, tmp_path_factory, levels):
     assert cells(made(top)) == cells(made(root))
 
 
+def test_root_may_be_the_inner_folder(root):
+    assert cells(made(root / "CUB_200_2011")) == cells(made(root))
+
+
 def test_lines_in_any_order_and_with_windows_ends(root):
     before = cells(made(root))
     lines = (root / LABELS).read_text().splitlines()

@@ -568,7 +568,7 @@ def test_parquet_files_without_columns_or_split(tmp_path):
 def test_few_row_groups_are_kept(root, tmp_path_factory, monkeypatch):
     out = tmp_path_factory.mktemp("parquet")
     write_parquet(root, out)
-    monkeypatch.setattr(flair_parquet, "KEPT_GROUPS", 1)
+    monkeypatch.setattr(flair_parquet, "KEPT_BYTES", 1)
     first, second = made(root), made(out)
 
     assert all((first.image(row) == second.image(row)).all() for row in (3, 0, 5, 3, 1))
