@@ -303,5 +303,9 @@ def cub(
         licence="non-commercial research; images under their Flickr owners' licences",
         label_ids=tuple(ids),
         parents=tuple(groups),
-        expected={"test": 5794, "labels": len(CLASS_ATTRIBUTES) if labels == "class_attributes" else NUM_ATTRIBUTES},
+        expected={
+            "test": 5794,
+            "labels": len(CLASS_ATTRIBUTES) if labels == "class_attributes" else NUM_ATTRIBUTES,
+            **({"train": 5994} if val_fraction == 0 else {}),
+        },
     )

@@ -59,7 +59,7 @@ COUNTS = {
 }  # fmt: skip
 """Images of each concept among all 269,648."""
 
-NUM_TEST = 107859
+NUM_TRAIN, NUM_TEST = 161789, 107859
 
 PLACEHOLDERS = (b"GIF8", b"\x89PNG")
 """Beginnings of what Flickr sends for a photograph that is gone; photographs are JPEG files."""
@@ -334,10 +334,8 @@ def nuswide(
         licence="non-commercial research; images under their Flickr owners' licences",
         expected={
             "labels": len(names) if concepts or top else len(COUNTS),
-            **(
-                {"test": NUM_TEST, **{f"positives/{name}": COUNTS[name] for name in names if name in COUNTS}}
-                if full
-                else {}
-            ),
+            **({f"positives/{name}": COUNTS[name] for name in names if name in COUNTS} if full else {}),
+            **({"test": NUM_TEST} if full else {}),
+            **({"train": NUM_TRAIN} if full and val_fraction == 0 else {}),
         },
     )

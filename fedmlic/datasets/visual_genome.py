@@ -346,5 +346,9 @@ def visual_genome(
         table=lambda: built()[0],
         image=image,
         licence="CC BY 4.0",
-        expected={"labels": len(source.label_names), **({"test": RELEASED_COUNTS["test"]} if released else {})},
+        expected={
+            "labels": len(source.label_names),
+            **({"test": RELEASED_COUNTS["test"]} if released else {}),
+            **({"train": RELEASED_COUNTS["train"]} if released and val_fraction == 0 else {}),
+        },
     )

@@ -98,10 +98,11 @@ def read_objects(path: Path, aliases: Mapping[str, str]) -> NamedBoxes:
     texts: dict[str, list[int]] = {}
 
     def codes(text: str) -> list[int]:
-        if text not in texts:
+        found = texts.get(text)
+        if found is None:
             names = {aliases.get(name, name): None for name in normalise(text)}
-            texts[text] = [index.setdefault(name, len(index)) for name in names]
-        return texts[text]
+            found = texts[text] = [index.setdefault(name, len(index)) for name in names]
+        return found
 
     ids, names, boxes = array("q"), array("q"), array("f")
     seen: set[int] = set()
@@ -118,7 +119,10 @@ def read_objects(path: Path, aliases: Mapping[str, str]) -> NamedBoxes:
             if box is None:
                 problems.add(f"object {number}, object {place} of image {image_id}: {str(one)[:80]}")
                 continue
-            for code in {code: None for text in one["names"] for code in codes(text)}:
+            own = one["names"]
+            # Nearly every object has one name.
+            unique = codes(own[0]) if len(own) == 1 else {code: None for text in own for code in codes(text)}
+            for code in unique:
                 ids.append(image_id)
                 names.append(code)
                 boxes.extend(box)
@@ -138,7 +142,7 @@ def _box(one: Any) -> tuple[float, float, float, float] | None:  # noqa: ANN401 
         names = one["names"]
     except (TypeError, KeyError, ValueError):
         return None
-    whole = type(names) is list and all(type(name) is str for name in names)
+    whole = type(names) is list and set(map(type, names)) <= {str}
     return box if whole and math.isfinite(sum(box)) else None
 
 
