@@ -95,6 +95,14 @@ def decode(
     return np.asarray(small, dtype=np.uint8).reshape(size, size, channels)
 
 
+def from_pixels(pixels: NDArray[np.uint8], size: int, channels: int, resize: Resize) -> NDArray[np.uint8]:
+    """The same of pixels that are decoded already: uint8 ``[height, width]`` or ``[height, width, 3]``."""
+    from PIL import Image  # noqa: PLC0415
+
+    picture = Image.fromarray(pixels).convert("RGB" if channels == 3 else "L")
+    return np.asarray(_fit(picture, size, resize), dtype=np.uint8).reshape(size, size, channels)
+
+
 def fit_boxes(
     box: NDArray[np.float32], width: NDArray[np.float64], height: NDArray[np.float64], size: int, resize: Resize
 ) -> NDArray[np.float32]:

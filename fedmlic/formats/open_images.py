@@ -1,0 +1,282 @@
+"""Open Images' CSV files: image-level labels, lists of images, names and hierarchy of classes.
+
+All columns are read as texts by pyarrow, block by block. Image ids are 16 hexadecimal digits
+and become 64-bit numbers; labels become places in a list.
+
+Source: storage.googleapis.com/openimages (V3 to V7) and the README of its V3 release.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from fedmlic.errors import InputError
+from fedmlic.source_files import Problems, read_json, read_text
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+BLOCK_BYTES = 1 << 24
+MACHINE_SOURCE = "machine"
+NO_LABEL = -1
+"""Column of a label that was not asked for."""
+
+_NIBBLES = np.full(256, 255, dtype=np.uint8)
+_NIBBLES[np.frombuffer(b"0123456789abcdef", dtype=np.uint8)] = np.arange(16)
+
+
+def read_blocks(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Chosen columns of a CSV file as pyarrow arrays of texts, a block at a time.
+
+    Raises:
+        InputError: the file has other columns, or a line has too many or too few cells.
+    """
+    import pyarrow as pa  # noqa: PLC0415  (only a build reads these)
+    from pyarrow import csv as arrow_csv  # noqa: PLC0415
+
+    try:
+        reader = arrow_csv.open_csv(
+            path,
+            read_options=arrow_csv.ReadOptions(block_size=BLOCK_BYTES),
+            parse_options=arrow_csv.ParseOptions(newlines_in_values=True),
+            convert_options=arrow_csv.ConvertOptions(
+                column_types=dict.fromkeys(columns, pa.string()),
+                include_columns=list(columns),
+                strings_can_be_null=False,
+            ),
+        )
+        for batch in reader:
+            yield {name: batch.column(name) for name in columns}
+    except (OSError, pa.ArrowException, KeyError) as error:
+        msg = f"Expected {path} to be a CSV file with columns {', '.join(columns)}, got: {error}. Download it again."
+        raise InputError(msg) from error
+
+
+def parse_ids(texts: Any) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:  # noqa: ANN401  (pyarrow has no types)
+    """uint64 numbers of image ids, and the places of texts that are no ids (their number is 0)."""
+    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow.compute as pc  # noqa: PLC0415
+
+    whole = np.asarray(pc.equal(pc.binary_length(texts), 16))
+    padded = pc.if_else(pa.array(whole), texts, "0" * 16).cast(pa.binary(16))
+    content = np.frombuffer(padded.buffers()[1], dtype=np.uint8)
+    content = content[padded.offset * 16 : (padded.offset + len(padded)) * 16].reshape(-1, 16)
+    nibbles = _NIBBLES[content]
+    wrong = np.flatnonzero(~whole | (nibbles > 15).any(axis=1))
+    numbers = np.zeros(len(nibbles), dtype=np.uint64)
+    for place in range(16):
+        numbers = (numbers << np.uint64(4)) | nibbles[:, place].astype(np.uint64)
+    numbers[wrong] = 0
+    return numbers, wrong
+
+
+def id_text(number: int) -> str:
+    """The 16 digits of an image id.
+
+    >>> id_text(11)
+    '000000000000000b'
+    """
+    return f"{number:016x}"
+
+
+@dataclass
+class Annotations:
+    """Image-level labels of one split.
+
+    Attributes:
+        image: uint64 ``[rows]``.
+        column: int32 ``[rows]``, or ``NO_LABEL``.
+        confidence: float32 ``[rows]``; 0 or 1 where a person looked.
+        machine: bool ``[rows]``: a program said so.
+        sources: rows by who says so.
+    """
+
+    image: NDArray[np.uint64]
+    column: NDArray[np.int32]
+    confidence: NDArray[np.float32]
+    machine: NDArray[np.bool_]
+    sources: Counter[str] = field(default_factory=Counter)
+
+
+def read_annotations(files: Sequence[Path], column_of: Mapping[str, int]) -> Annotations:
+    """All rows of some label files.
+
+    Args:
+        files: CSV files with ImageID, Source, LabelName and Confidence.
+        column_of: column of every class that exists, or ``NO_LABEL``.
+
+    Raises:
+        InputError: ids, labels or confidences that cannot be; all problems at once.
+    """
+    problems = Problems("Expected image-level labels of Open Images (ImageID,Source,LabelName,Confidence)")
+    parts: list[_Block] = []
+    sources: Counter[str] = Counter()
+    for path in files:
+        start = 2
+        for block in read_blocks(path, ("ImageID", "Source", "LabelName", "Confidence")):
+            parts.append(_annotation_block(block, f"{path}, row", start, column_of, problems, sources))
+            start += len(parts[-1].image)
+    problems.finish()
+    if not parts:
+        parts.append(
+            _Block(np.empty(0, np.uint64), np.empty(0, np.int32), np.empty(0, np.float32), np.empty(0, np.bool_))
+        )
+    joined = [np.concatenate(columns) for columns in zip(*parts, strict=True)]
+    return Annotations(joined[0], joined[1], joined[2], joined[3], sources)
+
+
+class _Block(NamedTuple):
+    """The columns of ``Annotations`` for some rows."""
+
+    image: NDArray[np.uint64]
+    column: NDArray[np.int32]
+    confidence: NDArray[np.float32]
+    machine: NDArray[np.bool_]
+
+
+def _annotation_block(
+    block: dict[str, Any],
+    where: str,
+    start: int,
+    column_of: Mapping[str, int],
+    problems: Problems,
+    sources: Counter[str],
+) -> _Block:
+    ids, wrong = parse_ids(block["ImageID"])
+    for row in wrong.tolist():
+        problems.add(f"{where} {start + row}: ImageID {block['ImageID'][row].as_py()!r} is not 16 hexadecimal digits")
+    source_codes, source_names = _encoded(block["Source"])
+    sources.update(
+        dict(zip(source_names, np.bincount(source_codes, minlength=len(source_names)).tolist(), strict=True))
+    )
+    machine = np.array([name == MACHINE_SOURCE for name in source_names], dtype=np.bool_)[source_codes]
+    label_codes, labels = _encoded(block["LabelName"])
+    columns = np.array([column_of.get(label, NO_LABEL - 1) for label in labels], dtype=np.int32)[label_codes]
+    for code in np.flatnonzero(np.array([label not in column_of for label in labels])).tolist():
+        first = int((label_codes == code).argmax())
+        problems.add(f"{where} {start + first}: LabelName {labels[code]!r} is in no class description")
+    value_codes, texts = _encoded(block["Confidence"])
+    values = np.array([_confidence(text) for text in texts], dtype=np.float32)[value_codes]
+    bad = ~(machine & (values >= 0) & (values <= 1)) & ~np.isin(values, (0, 1))
+    for row in np.flatnonzero(bad).tolist():
+        problems.add(
+            f"{where} {start + row}: Confidence {block['Confidence'][row].as_py()!r} of source "
+            f"{block['Source'][row].as_py()!r}; people say 0 or 1, machines a number between"
+        )
+    return _Block(ids, columns, values, machine)
+
+
+def _encoded(texts: Any) -> tuple[NDArray[np.int64], list[str]]:  # noqa: ANN401
+    """Codes, and the texts they stand for."""
+    coded = texts.dictionary_encode()
+    return np.asarray(coded.indices, dtype=np.int64), coded.dictionary.to_pylist()
+
+
+def _confidence(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """Lists of images with their authors and orientation.
+
+    Attributes:
+        image: uint64 ``[images]``.
+        subset: text per image, as the file says.
+        author: address of the author's profile, else the name; blank if unknown.
+        turns: int8 ``[images]``: quarter turns counterclockwise that make it upright.
+        unknown_rotation: how many have no rotation (the photograph is gone from Flickr).
+    """
+
+    image: NDArray[np.uint64]
+    subset: list[str]
+    author: list[str]
+    turns: NDArray[np.int8]
+    unknown_rotation: int
+
+
+TURNS = {"0.0": 0, "90.0": 1, "180.0": 2, "270.0": 3, "0": 0, "90": 1, "180": 2, "270": 3, "": -1, "nan": -1}
+
+
+def read_image_lists(files: Sequence[Path]) -> ImageList:
+    """All images of some lists."""
+    problems = Problems("Expected lists of images of Open Images (ImageID,Subset,...,AuthorProfileURL,...,Rotation)")
+    ids, turns = [np.empty(0, dtype=np.uint64)], [np.empty(0, dtype=np.int8)]
+    subsets: list[str] = []
+    authors: list[str] = []
+    for path in files:
+        start = 2
+        for block in read_blocks(path, ("ImageID", "Subset", "AuthorProfileURL", "Author", "Rotation")):
+            numbers, wrong = parse_ids(block["ImageID"])
+            for row in wrong.tolist():
+                problems.add(f"{path}, row {start + row}: ImageID {block['ImageID'][row].as_py()!r}")
+            codes, texts = _encoded(block["Rotation"])
+            for code, text in enumerate(texts):
+                if text.lower() not in TURNS:
+                    problems.add(f"{path}, row {start + int((codes == code).argmax())}: Rotation {text!r}")
+            ids.append(numbers)
+            turns.append(np.array([TURNS.get(text.lower(), 0) for text in texts], dtype=np.int8)[codes])
+            subsets += block["Subset"].to_pylist()
+            profiles, names = block["AuthorProfileURL"].to_pylist(), block["Author"].to_pylist()
+            authors += [profile or name for profile, name in zip(profiles, names, strict=True)]
+            start += len(numbers)
+    problems.finish()
+    quarter = np.concatenate(turns)
+    return ImageList(np.concatenate(ids), subsets, authors, np.maximum(quarter, 0), int((quarter < 0).sum()))
+
+
+def read_descriptions(path: Path) -> dict[str, str]:
+    """Display name of every class, by its id; the header, which older files lack, is passed over."""
+    problems = Problems(f"Expected every line of {path} to hold a class id and its name, each id once")
+    found: dict[str, str] = {}
+    lines = csv.reader(io.StringIO(read_text(path), newline=""))
+    for cells in lines:
+        if cells == ["LabelName", "DisplayName"] or not any(cells):
+            continue
+        if len(cells) != 2 or not all(cell.strip() for cell in cells) or cells[0] in found:
+            problems.add(f"line {lines.line_num}: {cells}")
+            continue
+        found[cells[0]] = cells[1].strip()
+    problems.finish()
+    return found
+
+
+def read_hierarchy(path: Path) -> dict[str, list[str]]:
+    """Direct parents of every class, by id; parts of a thing are not kinds of it."""
+    parents: dict[str, list[str]] = {}
+
+    def visit(node: Any) -> None:  # noqa: ANN401  (JSON is untyped)
+        if not isinstance(node, dict) or not isinstance(node.get("LabelName"), str):
+            msg = f"Expected {path} to nest objects with LabelName and Subcategory, got {str(node)[:80]}."
+            raise InputError(msg)
+        for child in node.get("Subcategory", []):
+            visit(child)
+            own = parents.setdefault(child["LabelName"], [])
+            if node["LabelName"] not in own:
+                own.append(node["LabelName"])
+
+    visit(read_json(path))
+    return parents
+
+
+def ancestors(parents: Mapping[str, Sequence[str]], name: str) -> set[str]:
+    """Everything above a class."""
+    found: set[str] = set()
+    todo = list(parents.get(name, ()))
+    while todo:
+        above = todo.pop()
+        if above not in found:
+            found.add(above)
+            todo += parents.get(above, ())
+    return found
