@@ -145,8 +145,8 @@ class _Collector:
         if number is None or not isinstance(name, str) or not name.strip():
             self.wrong("categories", place, f"id {record.get('id')!r} and name {name!r} are no number and name")
             return
-        texts = tuple(sorted((key, text) for key, text in record.items() if isinstance(text, str)))
-        self.categories.append(Category(number, name.strip(), texts))
+        others = {key: text for key, text in record.items() if isinstance(text, str) and key not in {"id", "name"}}
+        self.categories.append(Category(number, name.strip(), tuple(sorted(others.items()))))
 
     def image(self, place: int, record: dict[str, Any]) -> None:
         """Take in one image."""

@@ -27,6 +27,7 @@ RECORD_CHARACTERS = 1 << 26
 """Longest record that is waited for; more is taken for a file without an end."""
 
 SPACE = re.compile(r"[ \t\r\n]*")
+NUMBER_TAIL = re.compile(r"[-+.eE0-9]*")
 DECODER = json.JSONDecoder()
 
 
@@ -79,8 +80,9 @@ class _Window:
                 if self.ended or len(self.text) - self.at > RECORD_CHARACTERS:
                     raise ValueError(self.place(error.msg, error.pos - self.at)) from None
             else:
-                # A number may go on behind the window.
-                if end < len(self.text) or self.ended:
+                # A number may go on behind the window: 1, 1. and 1.5e begin 1.5e3.
+                whole = type(found) not in {int, float} or NUMBER_TAIL.fullmatch(self.text, end) is None
+                if whole or self.ended:
                     self.at = end
                     return found
             self.more()
