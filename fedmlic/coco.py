@@ -64,6 +64,7 @@ class Pixels:
     image_size: int
     resize: Resize
     channels: Literal[1, 3]
+    upright: bool
 
 
 @dataclass(frozen=True)
@@ -149,10 +150,8 @@ def coco_dataset(
         return source.folders[folder] / name
 
     identity = {
-        "options": {**vars(protocol), "resize": pixels.resize},
+        "options": {**vars(protocol), **vars(pixels)},
         "label_names": list(names),
-        "size": pixels.image_size,
-        "channels": pixels.channels,
         "parts": [[part.split, part.folder, part.only is not None] for part in source.parts],
         "annotations_sha256": [file_sha256(file) for file in (*(p.annotations for p in source.parts), *source.lists)],
         "files_sha256": fingerprint(stats),
@@ -166,7 +165,7 @@ def coco_dataset(
         image_shape=(pixels.image_size, pixels.image_size, pixels.channels),
         table=lambda: _table(rows(), [path(file) for file in rows().files], pixels, protocol),
         image=lambda row: decode(
-            path(rows().files[row]), pixels.image_size, pixels.channels, pixels.resize, upright=False
+            path(rows().files[row]), pixels.image_size, pixels.channels, pixels.resize, upright=pixels.upright
         ),
         licence=source.licence,
         label_ids=tuple(str(category.id) for category in columns),
@@ -375,7 +374,8 @@ def _table(rows: _Rows, files: list[Path], pixels: Pixels, protocol: Protocol) -
     ids = [str(number) if protocol.row_order == "cole" else f"{number:0{digits}}" for number in rows.ids.tolist()]
     headers = read_headers(files)
     sizes, differing = agree_on_sizes(rows.sizes, headers.sizes, ids)
-    objects = stored_objects(rows.objects, sizes, pixels.image_size, pixels.resize)
+    orientations = headers.orientations if pixels.upright else None
+    objects = stored_objects(rows.objects, sizes, pixels.image_size, pixels.resize, orientations)
     return Table(
         ids,
         rows.splits,

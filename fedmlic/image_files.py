@@ -92,10 +92,12 @@ class Headers(NamedTuple):
 
     Attributes:
         sizes: float64 ``[images, 2]``, width and height in stored pixels; 0 of unreadable files.
+        orientations: int64 ``[images]``, EXIF's code for how to turn the picture; 1 is not at all.
         report: counts of modes, of files whose EXIF asks for turning, and Pillow's version.
     """
 
     sizes: NDArray[np.float64]
+    orientations: NDArray[np.int64]
     report: dict[str, object]
 
 
@@ -104,29 +106,31 @@ def read_headers(files: Sequence[Path], workers: int = 8) -> Headers:
     import PIL  # noqa: PLC0415  (only a build looks at files)
 
     modes: Counter[str] = Counter()
-    turned = 0
     sizes = np.zeros((len(files), 2))
+    orientations = np.ones(len(files), dtype=np.int64)
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(files), BATCH):
             found = pool.map(_header, files[start : start + BATCH])
-            for place, (mode, size, is_turned) in enumerate(found, start):
+            for place, (mode, size, orientation) in enumerate(found, start):
                 modes[mode] += 1
-                turned += is_turned
                 sizes[place] = size
+                orientations[place] = orientation
+    turned = int((orientations != 1).sum())
     report = {"modes": dict(sorted(modes.items())), "exif_turned": turned, "pillow": PIL.__version__}
-    return Headers(sizes, report)
+    return Headers(sizes, orientations, report)
 
 
-def _header(file: Path) -> tuple[str, tuple[int, int], bool]:
+def _header(file: Path) -> tuple[str, tuple[int, int], int]:
     from PIL import Image  # noqa: PLC0415
 
     try:
         with Image.open(file) as picture:
             # Pillow decodes a whole PNG to look for EXIF behind its pixels.
             exif = picture.getexif() if picture.format != "PNG" else {}
-            return picture.mode, picture.size, exif.get(EXIF_ORIENTATION, 1) != 1
+            orientation = exif.get(EXIF_ORIENTATION, 1)
+            return picture.mode, picture.size, orientation if orientation in range(2, 9) else 1
     except (*UNREADABLE, Image.DecompressionBombError):
-        return "unreadable", (0, 0), False
+        return "unreadable", (0, 0), 1
 
 
 def agree_on_sizes(

@@ -92,6 +92,7 @@ class Protocol:
         image_size: side of stored images, pixels.
         resize: how pictures become squares.
         channels: 3 or 1.
+        upright: turn pictures as their EXIF orientation says.
     """
 
     difficult: Difficult
@@ -101,6 +102,7 @@ class Protocol:
     image_size: int
     resize: Resize
     channels: Literal[1, 3]
+    upright: bool
 
 
 def find_releases(root: str, releases: Mapping[str, Sequence[str]], name: str) -> dict[str, Path]:
@@ -191,7 +193,7 @@ def voc_dataset(
         label_names=names,
         image_shape=(size, size, channels),
         table=functools.cache(lambda: _table(name, images, columns, protocol)),
-        image=lambda row: decode(images[row].picture, size, channels, resize, upright=False),
+        image=lambda row: decode(images[row].picture, size, channels, resize, upright=protocol.upright),
         licence=LICENCE,
         parents=tuple(groups[LABEL_NAMES[place]] for place in columns),
         expected=expected,
@@ -280,7 +282,13 @@ def _table(name: str, images: list[_Image], columns: list[int], protocol: Protoc
         _held_out(name, images, protocol),
         np.array(states, dtype=np.int8),
         np.full(len(images), NO_OWNER, dtype=np.int64),
-        stored_objects(_objects(reader), sizes, protocol.image_size, protocol.resize),
+        stored_objects(
+            _objects(reader),
+            sizes,
+            protocol.image_size,
+            protocol.resize,
+            headers.orientations if protocol.upright else None,
+        ),
         [str(file) for file in files],
         report={**report, **headers.report, **differing},
         flags=_flags(reader),

@@ -28,6 +28,7 @@ def coco2017(
     image_size: ImageSize = 224,
     resize: Resize = "squash",
     channels: Channels = 3,
+    upright: bool = False,
     label_names: list[str] | None = None,
     crowd: Crowd = "present",
     degenerate: Degenerate = "present",
@@ -48,6 +49,7 @@ def coco2017(
         resize: ``squash`` changes the aspect, ``crop`` cuts the longer side around the
             centre, ``pad`` adds black bars.
         channels: 3 (colour) or 1 (grey).
+        upright: turn pictures, and their boxes, as their EXIF orientation says.
         label_names: labels to keep, in order; VOC's names and underscores are understood. All
             80 by ascending category id by default.
         crowd: what a label is that only crowd regions show: ``present`` as in every published
@@ -87,4 +89,4 @@ def coco2017(
         expected |= {**held_out_counts(NUM_TRAIN, val_fraction), "test": NUM_TEST}
     elif label_names is None:
         expected |= {**held_out_counts(NUM_TRAIN_LABELLED, val_fraction), "test": NUM_TEST_LABELLED}
-    return coco_dataset(source, Pixels(image_size, resize, channels), protocol, expected)
+    return coco_dataset(source, Pixels(image_size, resize, channels, upright), protocol, expected)

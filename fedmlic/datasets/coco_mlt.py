@@ -41,6 +41,7 @@ def coco_mlt(
     image_size: ImageSize = 224,
     resize: Resize = "squash",
     channels: Channels = 3,
+    upright: bool = False,
     label_names: list[str] | None = None,
     crowd: Crowd = "present",
     degenerate: Degenerate = "drop",
@@ -60,6 +61,7 @@ def coco_mlt(
         resize: ``squash`` changes the aspect, ``crop`` cuts the longer side around the
             centre, ``pad`` adds black bars.
         channels: 3 (colour) or 1 (grey).
+        upright: turn pictures, and their boxes, as their EXIF orientation says.
         label_names: labels to keep, in order; VOC's names and underscores are understood.
         crowd: what a label is that only crowd regions show: ``present``, ``ignore`` (unknown)
             or ``absent``.
@@ -102,4 +104,4 @@ def coco_mlt(
             expected |= {f"positives/{name}": c.mlt + c.val2017 for name, c in POSITIVES.items()}
         if not drop_unlabelled:
             expected["test"] = NUM_TEST
-    return coco_dataset(source, Pixels(image_size, resize, channels), protocol, expected)
+    return coco_dataset(source, Pixels(image_size, resize, channels, upright), protocol, expected)

@@ -41,6 +41,7 @@ def lvis(
     image_size: ImageSize = 224,
     resize: Resize = "squash",
     channels: Channels = 3,
+    upright: bool = False,
     frequencies: list[Literal["rare", "common", "frequent"]] | None = None,
     label_names: list[str] | None = None,
     unlisted: Literal["unknown", "absent"] = "unknown",
@@ -64,6 +65,7 @@ def lvis(
         resize: ``squash`` changes the aspect, ``crop`` cuts the longer side around the
             centre, ``pad`` adds black bars.
         channels: 3 (colour) or 1 (grey).
+        upright: turn pictures, and their boxes, as their EXIF orientation says.
         frequencies: keep only labels of these groups; all by default.
         label_names: labels to keep, in order.
         unlisted: what a label is that an image neither has nor is verified to lack:
@@ -106,4 +108,4 @@ def lvis(
         expected["labels"] = NUM_LABELS[release]
     if release == "v1" and not drop_unlabelled:
         expected |= {**held_out_counts(NUM_TRAIN, val_fraction), "test": NUM_TEST}
-    return coco_dataset(source, Pixels(image_size, resize, channels), protocol, expected)
+    return coco_dataset(source, Pixels(image_size, resize, channels, upright), protocol, expected)

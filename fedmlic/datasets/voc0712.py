@@ -24,6 +24,7 @@ def voc0712(
     image_size: ImageSize = 224,
     resize: Resize = "squash",
     channels: Channels = 3,
+    upright: bool = False,
     label_names: list[str] | None = None,
     difficult: Difficult = "ignore",
     val_fraction: HeldOut = 0.1,
@@ -38,6 +39,7 @@ def voc0712(
         resize: ``squash`` changes the aspect, ``crop`` cuts the longer side around the
             centre, ``pad`` adds black bars.
         channels: 3 (colour) or 1 (grey).
+        upright: turn pictures, and their boxes, as their EXIF orientation says.
         label_names: labels to keep, in order; COCO's names are understood. All 20 by default.
         difficult: what a label is that only objects marked difficult show: ``ignore``
             (unknown) as in the official evaluation, ``absent``, or ``present``.
@@ -53,7 +55,7 @@ def voc0712(
         Part("VOC2012", image_set(folders["VOC2012"], "trainval"), "train"),
         Part("VOC2007", image_set(folders["VOC2007"], "test"), "test"),
     ]
-    protocol = Protocol(difficult, label_names, val_fraction, seed, image_size, resize, channels)
+    protocol = Protocol(difficult, label_names, val_fraction, seed, image_size, resize, channels, upright)
     expected = {**held_out_counts(NUM_TRAIN, val_fraction), "test": NUM_TEST}
     if difficult != "present":
         counts = {name: c.trainval2007 + c.test2007 + c.train2012 + c.val2012 for name, c in POSITIVES.items()}

@@ -25,6 +25,7 @@ def voc2007(
     image_size: ImageSize = 224,
     resize: Resize = "squash",
     channels: Channels = 3,
+    upright: bool = False,
     label_names: list[str] | None = None,
     difficult: Difficult = "ignore",
     train_part: Literal["trainval", "train"] = "trainval",
@@ -40,6 +41,7 @@ def voc2007(
         resize: ``squash`` changes the aspect, ``crop`` cuts the longer side around the
             centre, ``pad`` adds black bars.
         channels: 3 (colour) or 1 (grey).
+        upright: turn pictures, and their boxes, as their EXIF orientation says.
         label_names: labels to keep, in order; COCO's names are understood. All 20 by default.
         difficult: what a label is that only objects marked difficult show: ``ignore``
             (unknown) as in the official evaluation, ``absent`` as in SSGRL, C-Tran and HCP,
@@ -56,7 +58,7 @@ def voc2007(
     folders = find_releases(root, {YEAR: (*sets, "test")}, "voc2007")
     parts = [Part(YEAR, image_set(folders[YEAR], name), "val" if name == "val" else "train") for name in sets]
     parts.append(Part(YEAR, image_set(folders[YEAR], "test"), "test"))
-    protocol = Protocol(difficult, label_names, val_fraction, seed, image_size, resize, channels)
+    protocol = Protocol(difficult, label_names, val_fraction, seed, image_size, resize, channels, upright)
     official = {"train": NUM_TRAIN, "val": NUM_VAL}
     counts = official if train_part == "train" else held_out_counts(NUM_TRAINVAL, val_fraction)
     expected = {**counts, "test": NUM_TEST}

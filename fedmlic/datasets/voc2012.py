@@ -28,6 +28,7 @@ def voc2012(
     image_size: ImageSize = 224,
     resize: Resize = "squash",
     channels: Channels = 3,
+    upright: bool = False,
     label_names: list[str] | None = None,
     difficult: Difficult = "ignore",
     train_part: Literal["train", "trainval"] = "train",
@@ -43,6 +44,7 @@ def voc2012(
         resize: ``squash`` changes the aspect, ``crop`` cuts the longer side around the
             centre, ``pad`` adds black bars.
         channels: 3 (colour) or 1 (grey).
+        upright: turn pictures, and their boxes, as their EXIF orientation says.
         label_names: labels to keep, in order; COCO's names are understood. All 20 by default.
         difficult: what a label is that only objects marked difficult show: ``ignore``
             (unknown) as in the official evaluation, ``absent`` as in SSGRL, C-Tran, HCP and
@@ -58,7 +60,7 @@ def voc2012(
     sets = ("train", "val") if train_part == "train" else ("trainval",)
     folders = find_releases(root, {YEAR: sets}, "voc2012")
     parts = [Part(YEAR, image_set(folders[YEAR], name), "test" if name == "val" else "train") for name in sets]
-    protocol = Protocol(difficult, label_names, val_fraction, seed, image_size, resize, channels)
+    protocol = Protocol(difficult, label_names, val_fraction, seed, image_size, resize, channels, upright)
     if train_part == "train":
         expected = {**held_out_counts(NUM_TRAIN, val_fraction), "test": NUM_VAL}
     else:

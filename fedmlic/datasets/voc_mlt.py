@@ -42,6 +42,7 @@ def voc_mlt(
     image_size: ImageSize = 224,
     resize: Resize = "squash",
     channels: Channels = 3,
+    upright: bool = False,
     label_names: list[str] | None = None,
     difficult: Difficult = "present",
     val_fraction: HeldOut = 0.1,
@@ -58,6 +59,7 @@ def voc_mlt(
         resize: ``squash`` changes the aspect, ``crop`` cuts the longer side around the
             centre, ``pad`` adds black bars.
         channels: 3 (colour) or 1 (grey).
+        upright: turn pictures, and their boxes, as their EXIF orientation says.
         label_names: labels to keep, in order; COCO's names are understood. All 20 by default.
         difficult: what a label is that only objects marked difficult show: ``present`` as in
             the released loader, ``ignore`` (unknown), or ``absent``.
@@ -71,6 +73,6 @@ def voc_mlt(
     places = (image_ids,) if image_ids else tuple(f"{place}/img_id.txt" for place in LIST_PLACES)
     (listed,) = find_parts(root, (".",), (places,), "voc_mlt")
     parts = [Part("VOC2012", listed, "train"), Part("VOC2007", image_set(folders["VOC2007"], "test"), "test")]
-    protocol = Protocol(difficult, label_names, val_fraction, seed, image_size, resize, channels)
+    protocol = Protocol(difficult, label_names, val_fraction, seed, image_size, resize, channels, upright)
     expected = {**held_out_counts(NUM_TRAIN, val_fraction), "test": NUM_TEST}
     return voc_dataset("voc_mlt", parts, folders, protocol, expected, GROUPS)

@@ -1,10 +1,13 @@
+import io
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image, ImageOps
 
 from fedmlic.dataset import Objects
-from fedmlic.objects import stored_objects
+from fedmlic.objects import stored_objects, turned_boxes
 
 
 def one(box, area):
@@ -49,3 +52,23 @@ def test_boxes_stay_inside(box, size, side, resize):
     assert min(x, y, w, h, found.area[0]) >= 0
     assert x + w <= side
     assert y + h <= side
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_turn_as_pillow_turns_pictures(orientation):
+    pixels = np.zeros((12, 20), np.uint8)
+    pixels[2:5, 4:11] = 255
+    picture = Image.fromarray(pixels)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    picture.save(file, "TIFF", exif=exif)
+    turned = ImageOps.exif_transpose(Image.open(file))
+
+    box, size = turned_boxes(np.array([[4, 2, 7, 3]], np.float32), np.array([[20.0, 12.0]]), np.array([orientation]))
+    x, y, w, h = box[0].astype(int)
+
+    assert tuple(size[0]) == turned.size
+    found = np.asarray(turned)
+    assert found[y : y + h, x : x + w].min() == 255
+    assert (found > 0).sum() == w * h
