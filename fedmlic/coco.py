@@ -7,6 +7,7 @@ unlisted category means; how annotations become label states, boxes and splits i
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -350,9 +351,10 @@ def _joined(parts: list[Any], starts: Ints) -> list[NDArray[Any]]:
 def _named_twice(rows: _Rows) -> list[str]:
     """Images and files that are in two parts or belong to two images."""
     problems = []
-    for what, names in (("image", rows.ids.tolist()), ("file", [file for file in rows.files if file])):
-        unique, times = np.unique(np.array(names), return_counts=True)
-        problems += [f"{what} {name} is described {n} times" for name, n in zip(unique, times, strict=True) if n > 1]
+    kinds: list[tuple[str, list[Any]]] = [("image", rows.ids.tolist()), ("file", [file for file in rows.files if file])]
+    for what, names in kinds:
+        times = Counter(names)
+        problems += [f"{what} {name} is described {n} times" for name, n in sorted(times.items()) if n > 1]
     return problems
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from collections import Counter
@@ -24,8 +25,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 
 EXIF_ORIENTATION = 0x0112
 
-BATCH = 4096
-"""Headers that are asked for at once."""
+BATCH = 64
+"""Headers that one task reads."""
 
 ROUNDING_PIXELS = 1.0
 """How far a side of a picture saved in another size may be off its exact length."""
@@ -109,15 +110,18 @@ def read_headers(files: Sequence[Path], workers: int = 8) -> Headers:
     sizes = np.zeros((len(files), 2))
     orientations = np.ones(len(files), dtype=np.int64)
     with ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(files), BATCH):
-            found = pool.map(_header, files[start : start + BATCH])
-            for place, (mode, size, orientation) in enumerate(found, start):
-                modes[mode] += 1
-                sizes[place] = size
-                orientations[place] = orientation
+        batches = pool.map(_headers, [files[start : start + BATCH] for start in range(0, len(files), BATCH)])
+        for place, (mode, size, orientation) in enumerate(itertools.chain.from_iterable(batches)):
+            modes[mode] += 1
+            sizes[place] = size
+            orientations[place] = orientation
     turned = int((orientations != 1).sum())
     report = {"modes": dict(sorted(modes.items())), "exif_turned": turned, "pillow": PIL.__version__}
     return Headers(sizes, orientations, report)
+
+
+def _headers(files: Sequence[Path]) -> list[tuple[str, tuple[int, int], int]]:
+    return [_header(file) for file in files]
 
 
 def _header(file: Path) -> tuple[str, tuple[int, int], int]:

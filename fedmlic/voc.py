@@ -11,13 +11,16 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from fedmlic.dataset import DIFFICULT_ONLY, NO_OWNER, Dataset, Flags, Objects, Table
 from fedmlic.errors import listing, nearest
 from fedmlic.formats.id_list import read_ids
+from fedmlic.formats.voc_class_list import ABSENT as NONE
+from fedmlic.formats.voc_class_list import DIFFICULT, read_class_file
+from fedmlic.formats.voc_class_list import PRESENT as PLAIN
 from fedmlic.formats.voc_xml import Annotation, Thing, read_annotation
 from fedmlic.image_files import agree_on_sizes, find_parts, fingerprint, read_headers
 from fedmlic.images import Resize, decode
@@ -276,7 +279,10 @@ def _table(name: str, images: list[_Image], columns: list[int], protocol: Protoc
     headers = read_headers(files)
     said = np.array([annotation.size for annotation in found], dtype=np.float64).reshape(-1, 2)
     sizes, differing = agree_on_sizes(said, headers.sizes, ids)
-    report = {"equal_annotations_dropped": sum(annotation.duplicates for annotation in found)}
+    report: dict[str, Any] = {"equal_annotations_dropped": sum(annotation.duplicates for annotation in found)}
+    differences = _class_file_differences(images, found)
+    report["class_file_differences"] = len(differences)
+    report["class_file_differences_first"] = differences[:10]
     return Table(
         ids,
         _held_out(name, images, protocol),
@@ -309,6 +315,24 @@ def _leaks(images: list[_Image]) -> list[str]:
             if image.part.year != "VOC2007" and image.name.startswith("2007_")
         ]
     return problems
+
+
+def _class_file_differences(images: list[_Image], found: list[Annotation]) -> list[str]:
+    """Where the class files that lie beside the lists say anything else than the annotations."""
+    means: dict[tuple[Path, str], dict[str, int]] = {}
+    for image, annotation in zip(images, found, strict=True):
+        # False sorts before True: a plain object goes last and stays.
+        things = sorted(annotation.things, key=lambda thing: not thing.difficult)
+        means[image.part.list, image.name] = {t.name: DIFFICULT if t.difficult else PLAIN for t in things}
+    differences = []
+    for file in sorted({image.part.list for image in images}):
+        for label in LABEL_NAMES:
+            said = file.with_name(f"{label}_{file.name}")
+            for name, value in (read_class_file(said) if said.is_file() else {}).items():
+                expected = means.get((file, name), {}).get(label, NONE)
+                if value != str(expected):
+                    differences.append(f"{said.name}: {name} has {value or 'nothing'}, its annotation means {expected}")
+    return differences
 
 
 def _objects(reader: _Reader) -> Objects:

@@ -245,6 +245,21 @@ def test_an_image_of_two_lists_would_leak(root):
     assert problem(root).splitlines()[1:] == ["  2008_000900: in train.txt and val.txt"]
 
 
+def test_class_files_that_say_anything_else_are_reported(root):
+    assert made(root).table().report["class_file_differences"] == 0
+    path = place(root, "ImageSets", "Main", "chair_train.txt")
+    assert path.read_text() == "2008_000900  0\n2008_000905  1\n2009_000010 -1\n"
+    path.write_text("2008_000900 1\r\n2008_000905  0\r\n2009_000010 -1")
+
+    for difficult in ("ignore", "absent", "present"):
+        report = made(root, difficult=difficult).table().report
+
+        assert report["class_file_differences_first"] == [
+            "chair_train.txt: 2008_000900 has 1, its annotation means 0",
+            "chair_train.txt: 2008_000905 has 0, its annotation means 1",
+        ]
+
+
 def test_missing_parts_are_all_named(root):
     place(root, "ImageSets", "Main", "val.txt").unlink()
     shutil.rmtree(place(root, "JPEGImages"))
