@@ -100,7 +100,7 @@ def coco_mlt(
     expected: dict[str, int] = {}
     if label_names is None:
         expected |= {"labels": 80, **held_out_counts(NUM_TRAIN, val_fraction)}
-        if crowd == "present":
+        if crowd == "present" and degenerate == "drop":
             expected |= {f"positives/{name}": c.mlt + c.val2017 for name, c in POSITIVES.items()}
         if not drop_unlabelled:
             expected["test"] = NUM_TEST
