@@ -271,7 +271,11 @@ class _Reader:
         chosen = chosen[np.argsort(row[chosen], kind="stable")]
         objects = Objects(row[chosen], column[chosen].astype(np.int16), found.box[chosen], found.area[chosen])
         files = [self.file(part, found.files[place]) if found.files[place] else "" for place in order.tolist()]
-        report = {"unlabelled_dropped": int(dropped.sum()), "equal_annotations_dropped": found.duplicates}
+        report = {
+            "unlabelled_dropped": int(dropped.sum()),
+            "equal_annotations_dropped": found.duplicates,
+            "not_exhaustive_without_annotation": int((labels.reshape(-1)[entries.not_exhaustive] != PRESENT).sum()),
+        }
         ids, sizes = found.image_ids[order], found.sizes[order]
         return _Rows(ids, files, [part.split] * len(order), labels, flags, objects, sizes, report)
 

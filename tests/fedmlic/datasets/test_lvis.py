@@ -61,6 +61,18 @@ def test_a_label_with_unmarked_instances_stays_present(root):
     assert table.flags.bits.tolist() == [NOT_EXHAUSTIVE]
 
 
+def test_unmarked_instances_of_a_label_without_annotation(root):
+    """The flag alone says nothing of presence; LVIS's own files are not known to hold such a record."""
+    change(root, "train", lambda d: d["images"][1]["not_exhaustive_category_ids"].append(3))
+
+    table = made(root).table()
+
+    assert table.labels[1, 2] == -1
+    assert (table.flags.row.tolist(), table.flags.label.tolist()) == ([0, 1], [1, 2])
+    assert table.report["not_exhaustive_without_annotation"] == 1
+    assert not made(root, frequencies=["rare"]).table().report["not_exhaustive_without_annotation"]
+
+
 def test_loaders_that_ignore_what_is_unknown(root):
     table = made(root, unlisted="absent").table()
 
