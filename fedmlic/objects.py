@@ -1,0 +1,71 @@
+"""Objects of a source's pixels as objects of the stored images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedmlic.dataset import Objects
+from fedmlic.images import Resize, fit_boxes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+MIRRORED_X, MIRRORED_Y, TRANSPOSED = (2, 3, 6, 7), (3, 4, 7, 8), (5, 6, 7, 8)
+"""EXIF orientations that, after a swap of the axes, count columns or rows from the other side."""
+
+
+def turned_boxes(
+    box: NDArray[np.float32], sizes: NDArray[np.float64], orientation: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Boxes of stored pixels, and their pictures' sizes, after every picture was turned upright.
+
+    Args:
+        box: ``[boxes, 4]`` as x, y, width, height.
+        sizes: ``[boxes, 2]``, width and height of the stored picture of each box.
+        orientation: ``[boxes]``, EXIF's code of that picture, 1 to 8.
+
+    Returns:
+        float32 ``[boxes, 4]`` and float64 ``[boxes, 2]``.
+
+    Source: EXIF 2.3, tag 274.
+    """
+    swapped = np.isin(orientation, TRANSPOSED)[:, None]
+    x, y, w, h = np.where(swapped, box[:, [1, 0, 3, 2]], box).T
+    width, height = np.where(swapped, sizes[:, ::-1], sizes).T
+    x = np.where(np.isin(orientation, MIRRORED_X), width - x - w, x)
+    y = np.where(np.isin(orientation, MIRRORED_Y), height - y - h, y)
+    return np.stack([x, y, w, h], axis=1).astype(np.float32), np.stack([width, height], axis=1)
+
+
+def stored_objects(
+    objects: Objects,
+    sizes: NDArray[np.float64],
+    size: int,
+    resize: Resize,
+    orientations: NDArray[np.int64] | None = None,
+) -> Objects:
+    """The same objects in pixels of the stored image; an area shrinks as its box does.
+
+    Args:
+        objects: with boxes and areas in source pixels.
+        sizes: ``[images, 2]``, width and height of the source images.
+        size: side of the stored images, pixels.
+        resize: as ``images.decode`` is told.
+        orientations: ``[images]``, EXIF's codes, if the images are stored upright.
+
+    Returns:
+        As many objects; one that a crop cut away has a box without width or height.
+    """
+    source, of_box = objects.box, sizes[objects.row].reshape(-1, 2)
+    if orientations is not None:
+        source, of_box = turned_boxes(source, of_box, orientations[objects.row])
+    box = fit_boxes(source, of_box[:, 0], of_box[:, 1], size, resize)
+    # Rounding to 32 bits may put an edge outside by the last bit.
+    box[:, 2:] = np.minimum(box[:, 2:], np.float32(size) - box[:, :2])
+    whole = objects.box[:, 2] * objects.box[:, 3]
+    filled = np.divide(objects.area, whole, out=np.zeros_like(objects.area), where=whole > 0)
+    area = np.minimum(filled, 1) * box[:, 2] * box[:, 3]
+    return Objects(objects.row, objects.label, box, area.astype(np.float32))

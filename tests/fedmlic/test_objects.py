@@ -1,0 +1,74 @@
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from fedmlic.dataset import Objects
+from fedmlic.objects import stored_objects, turned_boxes
+
+
+def one(box, area):
+    arrays = np.zeros(1, np.int64), np.zeros(1, np.int16), np.array([box], np.float32), np.array([area], np.float32)
+    return Objects(*arrays)
+
+
+@pytest.mark.parametrize(
+    ("resize", "box", "area"),
+    [
+        ("squash", [2, 2, 4, 4], 8),  # half as wide, as high as before
+        ("crop", [0, 2, 8, 4], 16),  # the middle 8 of 16 columns
+        ("pad", [2, 3, 4, 2], 4),
+    ],
+)
+def test_a_hand_example(resize, box, area):
+    """A box that fills half of its area, in a picture of 16 x 8 stored as 8 x 8."""
+    found = stored_objects(one([4, 2, 8, 4], 16), np.array([[16.0, 8.0]]), 8, resize)
+
+    assert found.box.tolist() == [box]
+    assert found.area.tolist() == [area]
+
+
+def test_a_box_without_extent_and_an_area_beyond_its_box():
+    sizes = np.array([[8.0, 8.0]])
+
+    assert stored_objects(one([1, 1, 0, 3], 0), sizes, 8, "squash").area.tolist() == [0]
+    assert stored_objects(one([1, 1, 2, 2], 100), sizes, 8, "squash").area.tolist() == [4]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.tuples(*[st.floats(-20, 700, width=32)] * 2, *[st.floats(0, 700, width=32)] * 2),
+    st.tuples(st.integers(1, 640), st.integers(1, 640)),
+    st.integers(8, 500),
+    st.sampled_from(["squash", "crop", "pad"]),
+)
+def test_boxes_stay_inside(box, size, side, resize):
+    found = stored_objects(one(box, box[2] * box[3]), np.array([size], float), side, resize)
+    x, y, w, h = found.box[0]
+
+    assert min(x, y, w, h, found.area[0]) >= 0
+    assert x + w <= side
+    assert y + h <= side
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_turn_as_pillow_turns_pictures(orientation):
+    pixels = np.zeros((12, 20), np.uint8)
+    pixels[2:5, 4:11] = 255
+    picture = Image.fromarray(pixels)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    picture.save(file, "TIFF", exif=exif)
+    turned = ImageOps.exif_transpose(Image.open(file))
+
+    box, size = turned_boxes(np.array([[4, 2, 7, 3]], np.float32), np.array([[20.0, 12.0]]), np.array([orientation]))
+    x, y, w, h = box[0].astype(int)
+
+    assert tuple(size[0]) == turned.size
+    found = np.asarray(turned)
+    assert found[y : y + h, x : x + w].min() == 255
+    assert (found > 0).sum() == w * h
