@@ -1,0 +1,1 @@
+"""Readers of file formats, one file each; data sets and regimes share them."""

@@ -1,0 +1,82 @@
+"""Image files on disk: where they lie, what counts as unchanged, and what their headers say."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedmlic.errors import InputError
+from fedmlic.images import UNREADABLE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+EXIF_ORIENTATION = 0x0112
+
+
+def existing_folder(root: str, dataset: str, holds: str) -> Path:
+    """The folder that ``root`` names, with ``~`` as the home.
+
+    Raises:
+        InputError: it is no folder.
+    """
+    place = Path(root).expanduser()
+    if not place.is_dir():
+        msg = f"Expected root of data set {dataset} to be a folder, got {root!r}. Give the folder that holds {holds}."
+        raise InputError(msg)
+    return place
+
+
+def scan(folders: Iterable[Path], suffixes: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
+    """Files that lie directly in the folders, by name, and a line for every name found twice.
+
+    Args:
+        folders: folders to look in; one that does not exist holds nothing.
+        suffixes: endings to keep, in lower case with the dot.
+    """
+    found: dict[str, Path] = {}
+    double = []
+    for folder in folders:
+        if not folder.is_dir():
+            continue
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.name.lower().endswith(tuple(suffixes)))
+        for name in names:
+            if name in found:
+                double.append(f"{name!r} lies in {found[name].parent} and in {folder}")
+            found.setdefault(name, folder / name)
+    return found, double
+
+
+def fingerprint(files: Mapping[str, Path]) -> str:
+    """SHA-256 over name, size and time of last change of every file, in the order of their names.
+
+    Where the folder lies does not count; what the bytes are is not read.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        stat = files[name].stat()
+        digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def headers(files: Iterable[Path]) -> dict[str, object]:
+    """How many images have each Pillow mode and how many are turned by EXIF, from headers alone."""
+    import PIL  # noqa: PLC0415  (only a build decodes)
+    from PIL import Image  # noqa: PLC0415
+
+    modes: Counter[str] = Counter()
+    turned = 0
+    for file in files:
+        try:
+            with Image.open(file) as picture:
+                modes[picture.mode] += 1
+                # Pillow decodes a whole PNG to look for EXIF behind its pixels.
+                turned += picture.format != "PNG" and picture.getexif().get(EXIF_ORIENTATION, 1) != 1
+        except (*UNREADABLE, Image.DecompressionBombError):
+            modes["unreadable"] += 1  # named when the corpus is built
+    return {"modes": dict(sorted(modes.items())), "exif_turned": turned, "pillow": PIL.__version__}
