@@ -47,7 +47,7 @@ def decode(path: Path, size: int, channels: int, resize: Resize, *, upright: boo
         with Image.open(path) as picture:
             # JPEG decoders shrink by 2, 4 or 8 almost for free; twice the size keeps detail for the filter.
             picture.draft(None, (2 * size, 2 * size))
-            small = _fit(_eight_bits(picture, channels, upright=upright), size, resize)
+            small = fit(_eight_bits(picture, channels, upright=upright), size, resize)
     except UnidentifiedImageError:
         msg = "Expected an image, got a file that Pillow does not recognise. Replace it or take it out of the table."
         raise InputError(msg) from None
@@ -104,7 +104,8 @@ def _eight_bits(picture: Picture, channels: int, *, upright: bool) -> Picture:
     return picture.convert("RGB" if channels == 3 else "L")
 
 
-def _fit(picture: Picture, size: int, resize: Resize) -> Picture:
+def fit(picture: Picture, size: int, resize: Resize) -> Picture:
+    """The picture as a square of ``size`` pixels, bilinear with antialiasing."""
     from PIL import Image, ImageOps  # noqa: PLC0415
 
     if resize == "crop":

@@ -315,7 +315,7 @@ def chestxray14(
             "dealt": {**fractions, "seed": seed},
             "label_names": list(names),
             "sources": {file.name: csv_rows.sha256(file) for file in sources if file.is_file()},
-            "files": fingerprint({entry.name: file for entry, file in zip(kept, paths, strict=True)}),
+            "files": fingerprint((entry.name for entry in kept), files.__getitem__),
         },
         label_names=names,
         image_shape=(image_size, image_size, channels),

@@ -263,6 +263,7 @@ def chexpert(
         expected = f"Expected {place} to be a whole and correct CheXpert"
         raise listing(expected, problems)
     left_out["no_file"] = len(kept) - len(entries)
+    file_of = {entry.image_id: file for entry, file in zip(entries, files, strict=True)}
     names = LABEL_SETS[label_set]
     raw, labels = _states(entries, names, (no_finding_rule, blank, uncertain))
     groups = [entry.patient for entry in entries]
@@ -283,7 +284,7 @@ def chexpert(
             "size": [image_size, channels],
             "dealt": {"val": val_fraction, "seed": seed},
             "sources": {path.name: csv_rows.sha256(path) for path in tables.values()},
-            "files": fingerprint({e.image_id: file for e, file in zip(entries, files, strict=True)}),
+            "files": fingerprint(file_of, file_of.__getitem__),
         },
         label_names=names,
         image_shape=(image_size, image_size, channels),
