@@ -47,7 +47,7 @@ def decode(path: Path, size: int, channels: int, resize: Resize, *, upright: boo
         with Image.open(path) as picture:
             # JPEG decoders shrink by 2, 4 or 8 almost for free; twice the size keeps detail for the filter.
             picture.draft(None, (2 * size, 2 * size))
-            small = fit(_eight_bits(picture, channels, upright=upright), size, resize)
+            small = _fit(_eight_bits(picture, channels, upright=upright), size, resize)
     except UnidentifiedImageError:
         msg = "Expected an image, got a file that Pillow does not recognise. Replace it or take it out of the table."
         raise InputError(msg) from None
@@ -55,6 +55,14 @@ def decode(path: Path, size: int, channels: int, resize: Resize, *, upright: boo
         msg = f"Expected an undamaged image, got: {error}. Replace it or take it out of the table."
         raise InputError(msg) from error
     return np.asarray(small, dtype=np.uint8).reshape(size, size, channels)
+
+
+def from_pixels(pixels: NDArray[np.uint8], size: int, channels: int, resize: Resize) -> NDArray[np.uint8]:
+    """The same of pixels that are decoded already: uint8 ``[height, width]`` or ``[height, width, 3]``."""
+    from PIL import Image  # noqa: PLC0415
+
+    picture = Image.fromarray(pixels).convert("RGB" if channels == 3 else "L")
+    return np.asarray(_fit(picture, size, resize), dtype=np.uint8).reshape(size, size, channels)
 
 
 def fit_boxes(
@@ -104,8 +112,7 @@ def _eight_bits(picture: Picture, channels: int, *, upright: bool) -> Picture:
     return picture.convert("RGB" if channels == 3 else "L")
 
 
-def fit(picture: Picture, size: int, resize: Resize) -> Picture:
-    """The picture as a square of ``size`` pixels, bilinear with antialiasing."""
+def _fit(picture: Picture, size: int, resize: Resize) -> Picture:
     from PIL import Image, ImageOps  # noqa: PLC0415
 
     if resize == "crop":

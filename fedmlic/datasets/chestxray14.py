@@ -29,7 +29,7 @@ from fedmlic.dataset import Dataset, Objects, Table
 from fedmlic.errors import InputError, listing, nearest
 from fedmlic.formats import csv_rows
 from fedmlic.groups import crossing, deal, first_of_each, number
-from fedmlic.image_files import existing_folder, fingerprint, headers, scan
+from fedmlic.image_folders import existing_folder, fingerprint, headers, scan
 from fedmlic.images import Resize, decode, fit_boxes
 from fedmlic.labels import ABSENT, PRESENT
 

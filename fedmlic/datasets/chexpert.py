@@ -31,7 +31,7 @@ from fedmlic.dataset import Dataset, Table
 from fedmlic.errors import InputError, listing
 from fedmlic.formats import csv_rows
 from fedmlic.groups import crossing, deal, first_of_each, number
-from fedmlic.image_files import existing_folder, fingerprint, headers
+from fedmlic.image_folders import existing_folder, fingerprint, headers
 from fedmlic.images import Resize, decode
 from fedmlic.labels import ABSENT, PRESENT, UNCERTAIN, UNKNOWN
 

@@ -28,8 +28,8 @@ from fedmlic.errors import InputError, listing
 from fedmlic.formats import csv_rows, rsna_labels
 from fedmlic.formats.dicom import Origin, Window, hounsfield, origin, windowed
 from fedmlic.groups import deal, number
-from fedmlic.image_files import existing_folder, fingerprint, headers
-from fedmlic.images import Resize, decode, fit
+from fedmlic.image_folders import existing_folder, fingerprint, headers
+from fedmlic.images import Resize, decode, from_pixels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -114,8 +114,6 @@ def _windowed_image(
     path: Path, windows: list[Window | None], size: int, resize: Resize, *, fix_intercept: bool
 ) -> NDArray[np.uint8]:
     """uint8 ``[size, size, windows]`` of a DICOM slice."""
-    from PIL import Image  # noqa: PLC0415  (only a build decodes)
-
     values, proposed = hounsfield(path, fix_intercept=fix_intercept)
     planes = []
     for window in windows:
@@ -123,8 +121,9 @@ def _windowed_image(
         if used is None or used.width <= 0:
             msg = "Expected the header to propose a window, got none. Use a named one."
             raise InputError(msg)
-        planes.append(np.asarray(fit(Image.fromarray(windowed(values, used)), size, resize), dtype=np.uint8))
-    return np.stack(planes, axis=-1)
+        planes.append(windowed(values, used))
+    pixels = planes[0] if len(planes) == 1 else np.stack(planes, axis=-1)
+    return from_pixels(pixels, size, len(planes), resize)
 
 
 def _metadata(path: Path) -> dict[str, Origin]:

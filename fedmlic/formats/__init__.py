@@ -1,1 +1,1 @@
-"""Readers of file formats, one file each; data sets and regimes share them."""
+"""File formats that data sets come in: one file each."""

@@ -16,7 +16,8 @@ from fedmlic.spec import build, entries, factory
 
 NAMES = entries("regime")
 VARIANTS = [*NAMES, "label_subset(missing='absent')", "random_missing(of='present')", "random_missing(of='absent')"]
-NUM_LABELS = 6
+LABELS = ("person", "cat", "dog", "car", "bottle", "sofa")
+NUM_LABELS = len(LABELS)
 every_regime = pytest.mark.parametrize("name", VARIANTS)
 
 
@@ -31,7 +32,7 @@ def assignment(client=0, seed=0, num_images=80, rows=None):
     rows = np.arange(num_images) if rows is None else rows
     labels, keys = labels[rows], text_keys([f"image {i}" for i in range(num_images)])[rows]
     labels.flags.writeable = False
-    return Assignment(labels, keys, objects.take(rows), client, seed)
+    return Assignment(labels, keys, objects.take(rows), client, seed, LABELS)
 
 
 def observe(name, given_assignment):

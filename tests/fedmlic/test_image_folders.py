@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from fedmlic.errors import InputError
-from fedmlic.image_files import existing_folder, fingerprint, headers, scan
+from fedmlic.image_folders import existing_folder, fingerprint, headers, scan
 
 
 def test_scan_finds_files_by_suffix_and_names_doubles(tmp_path):
