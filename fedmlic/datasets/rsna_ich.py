@@ -76,10 +76,15 @@ class _Slices:
 
 
 def _folder(place: Path, images: str | None) -> Path:
+    """The named folder of images, else an official one, else the only one whose files begin with ``ID_``."""
+    children = sorted(child for child in place.iterdir() if child.is_dir())
     names = FOLDERS if images is None else (images,)
     found = next((place / name for name in names if (place / name).is_dir()), None)
+    if found is None and images is None:
+        likely = [child for child in children if next(child.glob("ID_*"), None) is not None]
+        found = likely[0] if len(likely) == 1 else None
     if found is None:
-        have = ", ".join(sorted(child.name for child in place.iterdir() if child.is_dir())[:10]) or "no folder"
+        have = ", ".join(child.name for child in children[:10]) or "no folder"
         msg = f"Expected {place} to hold a folder {' or '.join(names)}, got {have}. Name it as images=..."
         raise InputError(msg)
     return found
@@ -201,7 +206,8 @@ def rsna_ich(
     Args:
         root: folder of the download; ``~`` is your home.
         csv: name of the label table below ``root``; by default that of stage 2, else of stage 1.
-        images: name of the folder of images below ``root``; by default the official one.
+        images: name of the folder of images below ``root``; by default the official one, else
+            the only one whose files begin with ``ID_``.
         metadata: name of a table below ``root`` that says ``PatientID`` (and
             ``StudyInstanceUID``) of each image; needed to split exported images by patient,
             and faster than reading every DICOM header.

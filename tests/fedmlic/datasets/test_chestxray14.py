@@ -60,6 +60,20 @@ def test_labels_are_those_of_the_lines(root):
     assert labels_of(data) == brute_force()
 
 
+@settings(max_examples=25, deadline=None)
+@given(findings=st.lists(st.lists(st.sampled_from(FINDINGS), unique=True), min_size=7, max_size=7))
+def test_any_findings_in_any_order_agree_with_a_plain_loop(tmp_path_factory, findings):
+    cells = [row.split(",") for row in ROWS]
+    rows = [
+        ",".join([cell[0], "|".join(found) or "No Finding", *cell[2:]])
+        for cell, found in zip(cells, findings, strict=True)
+    ]
+    root = tmp_path_factory.mktemp("findings")
+    tree(root, rows)
+
+    assert labels_of(made(root)) == brute_force(rows)
+
+
 def test_no_finding_is_all_absent_and_a_label_on_request(root):
     plain, with_column = made(root), made(root, no_finding=True)
 

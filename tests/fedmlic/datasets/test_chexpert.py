@@ -38,9 +38,9 @@ def states_of(data):
     }
 
 
-def cells():
+def cells(train=TRAIN):
     """What the lines say, by image id and column, read by the csv module."""
-    lines = csv.DictReader([HEADER, *TRAIN, *VALID])
+    lines = csv.DictReader([HEADER, *train, *VALID])
     return {line["Path"].split("/", 1)[1]: line for line in lines}
 
 
@@ -59,6 +59,17 @@ def test_the_four_states_are_those_of_the_cells(root):
     assert data.label_names == OBSERVATIONS
     expected = {i: {name: MEANING[line[name]] for name in OBSERVATIONS} for i, line in cells().items()}
     assert states_of(data) == expected
+
+
+@settings(max_examples=25, deadline=None)
+@given(states=st.lists(st.lists(st.sampled_from(list(MEANING)), min_size=14, max_size=14), min_size=6, max_size=6))
+def test_any_states_agree_with_a_plain_loop(tmp_path_factory, states):
+    train = [",".join([*row.split(",")[:5], *cell]) for row, cell in zip(TRAIN, states, strict=True)]
+    root = tmp_path_factory.mktemp("states")
+    tree(root, train)
+
+    expected = {i: {name: MEANING[line[name]] for name in OBSERVATIONS} for i, line in cells(train).items()}
+    assert states_of(made(root)) == expected
 
 
 @pytest.mark.parametrize("uncertain", ["uncertain", "unknown", "absent", "present"])

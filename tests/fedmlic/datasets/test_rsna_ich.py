@@ -231,8 +231,11 @@ def test_the_folders_of_both_stages_and_mirrors(tmp_path_factory):
         assert labels_of(made(root)) == LABELS
     root = tmp_path_factory.mktemp("other")
     tree(root, folder="slices")
-    assert "got slices. Name it as images=" in problem(root)
-    assert labels_of(made(root, images="slices")) == LABELS
+    (root / "masks").mkdir()
+    assert labels_of(made(root)) == labels_of(made(root, images="slices")) == LABELS
+    assert "a folder slcies, got masks, slices. Name it as images=" in problem(root, images="slcies")
+    exported(root)
+    assert "got masks, png, slices. Name it as images=" in problem(root)
 
 
 def test_the_corrupt_image_is_left_out_and_counted(root):
