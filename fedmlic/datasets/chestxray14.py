@@ -301,8 +301,10 @@ def chestxray14(
 
     def table() -> Table:
         objects = _objects(boxes, image_size, resize) if boxes else None
-        report = {**headers(paths), "left_out": left_out, **counted}
         ids = [entry.name for entry in kept]
+        # Names begin with the patient's number; the table's own column decides.
+        misnamed = sum(not entry.name.startswith(f"{entry.patient}_") for entry in kept)
+        report = {**headers(paths), "left_out": left_out, **counted, "named_after_other_patients": misnamed}
         return Table(ids, splits, _labels(kept, names), owner, objects, [str(p) for p in paths], owner_names, report)
 
     sources = [path, place / BOXES, *(place / name for name in LISTS.values() if official)]

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from fedmlic.errors import InputError, listing
+from fedmlic.errors import InputError, listing, nearest
 from fedmlic.formats import csv_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -53,12 +53,14 @@ def read(path: Path) -> ImageLabels:
         InputError: no such file, or it is neither form.
     """
     header = csv_rows.columns(path)
-    if WIDE_ID in header:
-        return _wide(path)
-    if not {"ID", "Label"} <= set(header):
+    if WIDE_ID not in header and not {"ID", "Label"} <= set(header):
         msg = f"Expected {path} to have the columns ID and Label, or {WIDE_ID} and the subtypes, got {header}."
         raise InputError(msg)
-    return _long(path)
+    told = _wide(path) if WIDE_ID in header else _long(path)
+    if not told.image_ids and not told.problems:
+        msg = f"Expected {path} to hold labels below its header, got none. Download it again."
+        raise InputError(msg)
+    return told
 
 
 def _wide(path: Path) -> ImageLabels:
@@ -87,10 +89,8 @@ def _long(path: Path) -> ImageLabels:
     image_ids = [images.names[place] for place in order]
     rank = np.empty(len(order), dtype=np.int64)
     rank[order] = np.arange(len(order))
-    kind = np.array([KINDS.index(name) if name in KINDS else -1 for name in kinds.names])[kinds.codes]
-    value = np.array([CELLS.get(cell, -1) for cell in values.names])[values.codes]
-    for wrong, name in ((kind < 0, "subtype"), (value < 0, "label")):
-        problems += [f"{path.name} entry {line + 1}: unknown {name}" for line in np.flatnonzero(wrong)]
+    kind = _meaning(kinds, {name: place for place, name in enumerate(KINDS)}, "subtype", problems)
+    value = _meaning(values, CELLS, "label", problems)
     good = (kind >= 0) & (value >= 0)
     place = rank[images.codes][good] * len(KINDS) + kind[good]
     told = np.zeros((2, len(image_ids) * len(KINDS)), dtype=np.int32)
@@ -127,6 +127,15 @@ class _Coded(NamedTuple):
     names: Sequence[str]
 
 
+def _meaning(column: _Coded, known: Mapping[str, int], what: str, problems: list[str]) -> NDArray[np.int64]:
+    """int64 ``[lines]``: what each cell stands for, -1 where it is unknown, which is a problem."""
+    lines = np.bincount(column.codes, minlength=len(column.names))
+    for place, name in enumerate(column.names):
+        if name not in known:
+            problems.append(f"{what} {name!r} on {lines[place]} lines. {nearest(name, known)}")
+    return np.array([known.get(name, -1) for name in column.names], dtype=np.int64)[column.codes]
+
+
 def _columns(path: Path) -> tuple[_Coded, _Coded, _Coded, list[str]]:
     """Image, subtype and label of each line, and lines whose ID holds no subtype."""
     import pyarrow as pa  # noqa: PLC0415  (half a second that other data sets need not pay)
@@ -142,7 +151,9 @@ def _columns(path: Path) -> tuple[_Coded, _Coded, _Coded, list[str]]:
     ids = compute.utf8_trim_whitespace(table["ID"])
     whole = compute.match_substring_regex(ids, "^.+_[^_]+$")
     broken = np.flatnonzero(~np.asarray(whole))
-    problems = [f"{path.name} entry {line + 1}: {ids[line]!s}, which names no image and subtype" for line in broken]
+    problems = [
+        f"{path.name} entry {line + 1}: {str(ids[line])!r}, which names no image and subtype" for line in broken
+    ]
     ids = compute.filter(ids, whole)
     image = compute.replace_substring_regex(ids, "_[^_]+$", "")
     subtype = compute.replace_substring_regex(ids, "^.*_", "")

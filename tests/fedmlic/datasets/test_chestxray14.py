@@ -223,6 +223,15 @@ def test_ages_of_the_older_table(tmp_path):
     assert [table.owner_names[o] if o >= 0 else "" for o in table.owners] == list(ages.values())
 
 
+def test_the_tables_patient_counts_and_not_the_files_name(tmp_path):
+    tree(tmp_path, [row.replace(",90000002,", ",90000003,") for row in ROWS])
+
+    table = made(tmp_path).table()
+
+    assert table.owner_names == ["90000001", "90000003", "90000004", "90000005"]
+    assert table.report["named_after_other_patients"] == 1
+
+
 # Which images
 
 

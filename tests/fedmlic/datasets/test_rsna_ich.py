@@ -12,6 +12,7 @@ from PIL import Image
 from fedmlic.corpus import open_corpus
 from fedmlic.datasets.rsna_ich import rsna_ich
 from fedmlic.errors import InputError
+from fedmlic.formats import rsna_labels
 from fedmlic.spec import build
 
 FIXTURE = runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "rsna_ich.py"))
@@ -73,8 +74,6 @@ def test_any_is_the_union(root):
     seed=st.integers(0, 99),
 )
 def test_the_order_of_lines_does_not_matter(tmp_path_factory, states, seed):
-    from fedmlic.formats import rsna_labels  # noqa: PLC0415
-
     root = tmp_path_factory.mktemp("lines")
     labels = {f"ID_{number:09x}": tuple(row) for number, row in enumerate(states)}
     (root / "t.csv").write_text("\n".join(["ID,Label", *lines(labels, seed)]))
@@ -121,9 +120,9 @@ def test_everything_wrong_is_told_at_once(root):
     message = problem(root)
 
     for line in (
-        "ID, which names no image and subtype",
-        ": unknown subtype",
-        ": unknown label",
+        "'ID', which names no image and subtype",
+        "subtype 'epidurall' on 1 lines. Did you mean 'epidural'?",
+        "label '2' on 1 lines. Known: 0, 0.0, 1, 1.0.",
         "ID_f00000001: any is 0, which is not the union of the subtypes",
         "ID_f00000002: nothing about epidural",
         "ID_f00000003: nothing about subdural",
@@ -138,6 +137,9 @@ def test_everything_wrong_is_told_at_once(root):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("ID,Label\n", "to hold labels below its header, got none"),
+        ("Image Index,epidural,intraparenchymal,intraventricular,subarachnoid,subdural\n", "got none"),
+        ("ID,Label\nID,0\n", "entry 1: 'ID', which names no image and subtype"),
         ("ID,Target\nID_1_any,0\n", "to have the columns ID and Label"),
         ("ID,Label\nID_1_any,0,7\n", "to be a table of ID and Label"),
         ("Image Index,epidural\nID_1.png,0\n", "'intraparenchymal' 0 times"),
