@@ -39,9 +39,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 VERSION = "1"
-TABLES = {"train": "train.csv", "test": "valid.csv"}
-"""Which table fills which split."""
-
 OBSERVATIONS = (
     "No Finding",
     "Enlarged Cardiomediastinum",
@@ -91,14 +88,17 @@ class _Entry(NamedTuple):
     states: tuple[int, ...]
 
 
-def _tables(place: Path) -> dict[str, Path]:
-    """The two tables, in the root or in one of its sub-folders."""
-    homes = [folder for folder in (place, *_children(place)) if (folder / TABLES["train"]).is_file()]
-    if len(homes) != 1:
-        found = f"it in {', '.join(home.name for home in homes)}" if homes else "none"
-        msg = f"Expected {place} to hold train.csv once, got {found}. Give the folder of one release as root."
-        raise InputError(msg)
-    return {split: homes[0] / name for split, name in TABLES.items()}
+def _tables(place: Path, csv: str) -> dict[str, Path]:
+    """The tables of training and test images, each in the root or in one of its sub-folders."""
+    found = {}
+    for split, name in (("train", csv), ("test", "valid.csv")):
+        homes = [folder for folder in (place, *_children(place)) if (folder / name).is_file()]
+        if len(homes) != 1:
+            got = f"it in {', '.join(home.name for home in homes)}" if homes else "none"
+            msg = f"Expected {place} to hold {name} once, got {got}. Give the folder of one whole release as root."
+            raise InputError(msg)
+        found[split] = homes[0] / name
+    return found
 
 
 def _children(place: Path) -> list[Path]:
@@ -210,6 +210,7 @@ def _report(entries: list[_Entry], raw: NDArray[np.int8]) -> dict[str, object]:
 def chexpert(
     *,
     root: Annotated[str, Field(min_length=1)],
+    csv: Annotated[str, Field(min_length=1)] = "train.csv",
     label_set: Literal["all", "findings", "competition"] = "all",
     uncertain: Literal["uncertain", "unknown", "absent", "present"] = "uncertain",
     blank: Literal["unknown", "absent"] = "unknown",
@@ -228,6 +229,7 @@ def chexpert(
 
     Args:
         root: the folder that holds ``train.csv``, or the one above it; ``~`` is your home.
+        csv: name of the training table, such as that of another labeller.
         label_set: ``all`` 14 observations in the table's order; the 13 ``findings`` without
             "No Finding", sorted; or the 5 labels of the ``competition``.
         uncertain: what an uncertain entry becomes: it stays ``uncertain``, which no loss or
@@ -252,12 +254,12 @@ def chexpert(
     Raises:
         InputError: the tables or the images are wrong; all problems at once.
     """
-    place = existing_folder(root, "chexpert", TABLES["train"])
-    tables, problems = _tables(place), list[str]()
+    place = existing_folder(root, "chexpert", csv)
+    tables, problems = _tables(place, csv), list[str]()
     patients = _patients(place, problems)
     kept, left_out = _chosen(_entries(tables, problems), views, one_each=unique_patients)
     both = crossing([entry.patient for entry in kept], [entry.split for entry in kept])
-    problems += [f"{patient} has images in train.csv and in valid.csv" for patient in both]
+    problems += [f"{patient} has images in {csv} and in valid.csv" for patient in both]
     entries, files = _located(kept, patients, missing, problems)
     if problems:
         expected = f"Expected {place} to be a whole and correct CheXpert"

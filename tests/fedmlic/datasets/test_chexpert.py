@@ -141,6 +141,18 @@ def test_the_full_release_in_batches(tmp_path):
     assert str(tmp_path / batches[2] / "patient90002") in table.sources[1]
 
 
+def test_the_table_of_another_labeller(tmp_path):
+    """It lies beside the batches, the official tables lie in the first of them."""
+    batches = [f"CheXpert-v1.0 batch {number + 2} (train {number + 1})" for number in range(3)]
+    tree(tmp_path, tables="CheXpert-v1.0 batch 1 (validate & csv)", batches=batches)
+    other = [TRAIN[0].replace("PA,1.0,,0.0", "PA,1.0,,1.0"), *TRAIN[1:]]
+    (tmp_path / "train_cheXbert.csv").write_text("\n".join([HEADER, *other]))
+
+    first = image_ids(TRAIN)[0]
+    assert states_of(made(tmp_path, csv="train_cheXbert.csv"))[first]["Cardiomegaly"] == PRESENT
+    assert states_of(made(tmp_path))[first]["Cardiomegaly"] == ABSENT
+
+
 def test_two_releases_side_by_side_are_ambiguous(tmp_path):
     for name in ("CheXpert-v1.0", "CheXpert-v1.0-small"):
         tree(tmp_path / name)
@@ -285,7 +297,7 @@ def test_missing_images_can_be_left_out(root):
     ("change", "message"),
     [
         (lambda root: (root / "train.csv").unlink(), "hold train.csv once, got none"),
-        (lambda root: (root / "valid.csv").unlink(), "Expected a table at"),
+        (lambda root: (root / "valid.csv").unlink(), "hold valid.csv once, got none"),
         (lambda root: (root / "train.csv").write_text("Path,Sex\n"), "'Age' 0 times"),
         (
             lambda root: (root / "train.csv").write_text(HEADER.replace("Edema", "Oedema") + "\n"),
