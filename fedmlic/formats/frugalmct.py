@@ -6,13 +6,14 @@ Tasks" (ICML 2022), github.com/lchen001/FrugalMCT. Each benchmark is a folder
 vendor of each model) and, for model 0, ``Model0_PredictedLabel.txt`` and
 ``Model0_TrueLabel.txt``: JSON objects from an image's stem to a list of
 ``{"transcription": name, "confidence": number}``. Other than HAPI's files they keep the
-confidence of every single name. Some predictions are stored zipped; unpack them first.
+confidence of every single name. Some predictions are stored zipped.
 """
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
+import zipfile
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,8 +41,29 @@ def runs(place: Path, benchmark: str) -> list[Run]:
     if folder is None:
         return []
     rows = (row.cells for row in csv_rows.rows(folder / "meta.csv", ["Index", "MLaaS(API)"]))
-    files = [(f"{_vendor(vendor)}_mic", folder / f"Model{number}_PredictedLabel.txt") for number, vendor in rows]
-    return sorted(Run(benchmark, api, DATE, file, "frugalmct") for api, file in files if file.is_file())
+    files = [
+        (f"{_vendor(vendor)}_mic", _present(folder / f"Model{number}_PredictedLabel.txt")) for number, vendor in rows
+    ]
+    return sorted(Run(benchmark, api, DATE, file, "frugalmct") for api, file in files if file is not None)
+
+
+def _present(file: Path) -> Path | None:
+    """The file, or else the archive that it is stored in, or else nothing."""
+    return next((path for path in (file, file.with_suffix(".zip")) if path.is_file()), None)
+
+
+def _content(path: Path) -> bytes:
+    if path.suffix != ".zip":
+        return path.read_bytes()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if PurePosixPath(name).name == f"{path.stem}.txt"]
+            if len(names) != 1:
+                msg = f"{path.stem}.txt {len(names)} times in the archive"
+                raise ValueError(msg)
+            return archive.read(names[0])
+    except zipfile.BadZipFile as error:
+        raise ValueError(str(error)) from error
 
 
 def _vendor(text: str) -> str:
@@ -75,7 +97,7 @@ def truth(place: Path, benchmark: str) -> Answers:
 
 def _read(path: Path, *, with_confidence: bool) -> Answers:
     problems, ids, names, confidences = [], [], [], []
-    for example_id, found in load_json(path, dict).items():
+    for example_id, found in load_json(path, dict, _content).items():
         try:
             said = [(str(entry["transcription"]), _number(entry, with_confidence=with_confidence)) for entry in found]
         except (TypeError, KeyError, ValueError) as error:

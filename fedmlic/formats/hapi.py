@@ -22,6 +22,8 @@ from fedmlic.errors import InputError, listing
 from fedmlic.formats import csv_rows
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 TASK = "mic"
@@ -106,21 +108,23 @@ def truth(place: Path, benchmark: str) -> Answers:
     return _read(_tasks(place) / TASK / benchmark / "labels.json", "true_label")
 
 
-def load_json(path: Path, kind: type[list[Any] | dict[str, Any]]) -> Any:  # noqa: ANN401  (JSON is untyped)
-    """The content of a JSON file whose top is of a kind.
+def load_json(
+    path: Path, kind: type[list[Any] | dict[str, Any]], content: Callable[[Path], bytes] = Path.read_bytes
+) -> Any:  # noqa: ANN401  (JSON is untyped)
+    """What a JSON file holds, whose top is of a kind.
 
     Raises:
         InputError: it is missing, no JSON, or something else.
     """
     try:
-        content = json.loads(path.read_bytes())
+        found = json.loads(content(path))
     except (OSError, ValueError) as error:
         msg = f"Expected {path} to be a JSON file, got: {error}. Download it again."
         raise InputError(msg) from error
-    if not isinstance(content, kind):
-        msg = f"Expected {path} to hold a JSON {kind.__name__}, got a {type(content).__name__}. Download it again."
+    if not isinstance(found, kind):
+        msg = f"Expected {path} to hold a JSON {kind.__name__}, got a {type(found).__name__}. Download it again."
         raise InputError(msg)
-    return content
+    return found
 
 
 def _read(path: Path, key: str) -> Answers:

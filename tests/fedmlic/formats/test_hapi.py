@@ -1,5 +1,6 @@
 import json
 import runpy
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,28 @@ def test_frugalmct_has_vendors_and_a_confidence_per_name(tmp_path):
     assert answers.confidences == [(0.9, 0.5), ()]
     assert np.allclose(answers.confidence, [0.7, 0])
     assert frugalmct.truth(tmp_path, "pascal").names == [("dog", "dog")] * 2
+
+
+def test_zipped_predictions(tmp_path):
+    folder = frugal(tmp_path)
+    plain = frugalmct.predictions(frugalmct.runs(tmp_path, "pascal")[0])
+    file = folder / "Model0_PredictedLabel.txt"
+    with zipfile.ZipFile(file.with_suffix(".zip"), "w") as archive:
+        archive.writestr("__MACOSX/._Model0_PredictedLabel.txt", b"")
+        archive.writestr(file.name, file.read_bytes())
+    file.unlink()
+
+    run = frugalmct.runs(tmp_path, "pascal")[0]
+
+    assert run.path.suffix == ".zip"
+    assert frugalmct.predictions(run).names == plain.names
+    run.path.write_bytes(b"no archive")
+    with pytest.raises(InputError, match="File is not a zip file"):
+        frugalmct.predictions(run)
+    with zipfile.ZipFile(run.path, "w") as archive:
+        archive.writestr("other.txt", b"{}")
+    with pytest.raises(InputError, match=r"Model0_PredictedLabel\.txt 0 times in the archive"):
+        frugalmct.predictions(run)
 
 
 def test_wrong_frugalmct_files(tmp_path):
