@@ -181,6 +181,15 @@ def _chosen(
     return rows, left_out | {"files_without_labels": len(files.keys() - set(told.image_ids))}
 
 
+def _check_patients(folder: Path, split_by: str, *, known: bool) -> None:
+    if split_by == "patient" and not known:
+        msg = (
+            f"Expected the patients of the images in {folder} to be known, got exported files and no metadata. "
+            "Name a table with PatientID as metadata=..., or set split_by='slice', which divides patients."
+        )
+        raise InputError(msg)
+
+
 def rsna_ich(
     *,
     root: Annotated[str, Field(min_length=1)],
@@ -249,12 +258,7 @@ def rsna_ich(
     labels = told.states[rows, : len(names)]
     planes = _windows(windows, channels)
     known = metadata is not None or slices.dicom
-    if split_by == "patient" and not known:
-        msg = (
-            f"Expected the patients of the images in {folder} to be known, got exported files and no metadata. "
-            "Name a table with PatientID as metadata=..., or set split_by='slice', which divides patients."
-        )
-        raise InputError(msg)
+    _check_patients(folder, split_by, known=known)
 
     def table() -> Table:
         origins = _origins(slices, place / metadata if metadata else None) if known else []
