@@ -1,0 +1,336 @@
+"""NIH ChestX-ray14: 112,120 frontal chest X-rays of 30,805 patients, 14 findings mined from reports.
+
+Source: Wang et al., "ChestX-ray8: Hospital-scale Chest X-ray Database and Benchmarks on
+Weakly-Supervised Classification and Localization of Common Thorax Diseases" (CVPR 2017) and
+its extension to 14 findings; https://nihcc.app.box.com/v/ChestXray-NIHCC.
+
+The table is ``Data_Entry_2017_v2020.csv`` or the older ``Data_Entry_2017.csv``. Their headers
+hold unquoted commas inside brackets and some copies end lines with a comma; columns are found
+by name. Findings are separated by ``|``; "No Finding" stands alone and is no label: all
+findings are absent then. Images lie in ``images/`` or, as the twelve archives unpack in some
+mirrors, in ``images_001/images/`` to ``images_012/images/``. Boxes (``BBox_List_2017.csv``,
+where Infiltration is called Infiltrate) become objects where that file exists; they are given
+in pixels of the 1024 x 1024 release, whatever size a mirror has.
+
+Patients are owners and are never divided between splits, unless ``split="images"`` asks for
+the leaking random split of some released programs.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from fedmlic.dataset import Dataset, Objects, Table
+from fedmlic.errors import InputError, listing, nearest
+from fedmlic.formats import csv_rows
+from fedmlic.groups import crossing, deal, first_of_each, number
+from fedmlic.image_folders import existing_folder, fingerprint, headers, scan
+from fedmlic.images import Resize, decode, fit_boxes
+from fedmlic.labels import ABSENT, PRESENT
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+VERSION = "1"
+TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
+LISTS = {"train": "train_val_list.txt", "test": "test_list.txt"}
+BOXES = "BBox_List_2017.csv"
+COLUMNS = ("Image Index", "Finding Labels", "Patient ID", "Patient Age", "Patient Gender", "View Position")
+BOX_COLUMNS = ("Image Index", "Finding Label", "Bbox [x", "y", "w", "h]")
+NO_FINDING = "No Finding"
+BOX_NAMES = {"Infiltrate": "Infiltration"}
+"""Findings that the list of boxes spells in its own way."""
+
+SIDE = 1024
+"""Pixels of the release in which boxes are measured."""
+
+POSITIVES = {
+    "Atelectasis": 11559,
+    "Cardiomegaly": 2776,
+    "Consolidation": 4667,
+    "Edema": 2303,
+    "Effusion": 13317,
+    "Emphysema": 2516,
+    "Fibrosis": 1686,
+    "Hernia": 227,
+    "Infiltration": 19894,
+    "Mass": 5782,
+    "Nodule": 6331,
+    "Pleural_Thickening": 3385,
+    "Pneumonia": 1431,
+    "Pneumothorax": 5302,
+}
+"""The findings, alphabetically, and their images in the v2020 table."""
+
+
+class _Entry(NamedTuple):
+    """One line of the table."""
+
+    name: str
+    findings: tuple[str, ...]
+    patient: str
+    age: str
+    sex: str
+    view: str
+
+
+def _entries(path: Path, problems: list[str]) -> list[_Entry]:
+    """All lines that can be used, sorted by image name."""
+    found: dict[str, _Entry] = {}
+    for line, (name, labels, patient, age, sex, view) in csv_rows.rows(path, COLUMNS):
+        findings = tuple(finding.strip() for finding in labels.split("|") if finding.strip())
+        wrong = _wrong(findings, patient)
+        if name in found:
+            wrong.append(f"{name!r} again")
+        if wrong or not name:
+            problems.append(f"{path.name} line {line}: {'; '.join(wrong) or 'no image'}")
+        else:
+            found[name] = _Entry(name, findings, f"{int(patient):08d}", age, sex, view.upper())
+    return [found[name] for name in sorted(found)]
+
+
+def _wrong(findings: tuple[str, ...], patient: str) -> list[str]:
+    wrong = [f"finding {f!r}. {nearest(f, POSITIVES)}" for f in findings if f not in POSITIVES and f != NO_FINDING]
+    if not findings:
+        wrong.append(f"no findings, where a healthy chest says {NO_FINDING!r}")
+    if NO_FINDING in findings and len(findings) > 1:
+        wrong.append(f"{NO_FINDING!r} beside findings")
+    if not re.fullmatch(r"\d+", patient):
+        wrong.append(f"patient {patient!r}, which is no number")
+    return wrong
+
+
+def _chosen(
+    entries: list[_Entry], files: dict[str, Path], views: str, rules: tuple[bool, str], problems: list[str]
+) -> tuple[list[_Entry], dict[str, int]]:
+    """The entries to keep, and how many each rule left out."""
+    one_each, missing = rules
+    kept = [entry for entry in entries if views in {"all", entry.view}]
+    left_out = {"other_view": len(entries) - len(kept)}
+    absent = [entry.name for entry in kept if entry.name not in files]
+    if missing == "error":
+        problems += [f"no image {name!r}" for name in absent]
+    else:
+        kept = [entry for entry in kept if entry.name in files]
+        left_out["no_file"] = len(absent)
+    if one_each:
+        first = first_of_each([entry.patient for entry in kept])
+        left_out["later_image_of_patient"] = first.count(False)
+        kept = [entry for entry, keep in zip(kept, first, strict=True) if keep]
+    return kept, left_out
+
+
+def _listed(place: Path) -> dict[str, list[str]]:
+    """Image names in the official lists, by split."""
+    found = {}
+    for split, name in LISTS.items():
+        path = place / name
+        if not path.is_file():
+            msg = f"Expected the official list {path}, got none. Download it, or set split='patients'."
+            raise InputError(msg)
+        found[split] = path.read_text(encoding="utf-8-sig").split()
+    return found
+
+
+def _official(place: Path, entries: list[_Entry], kept: list[_Entry], problems: list[str], *, whole: bool) -> list[str]:
+    """The split of each kept entry as the two lists say, ``train`` for both train and validation."""
+    split_of: dict[str, str] = {}
+    for split, names in _listed(place).items():
+        for name in names:
+            if name in split_of:
+                problems.append(f"{name!r} is listed in {LISTS[split_of[name]]} and again in {LISTS[split]}")
+            split_of.setdefault(name, split)
+    problems += [f"{entry.name!r} is in no official list" for entry in kept if entry.name not in split_of]
+    known = [entry for entry in entries if entry.name in split_of]
+    if whole:
+        foreign = sorted(split_of.keys() - {entry.name for entry in known})
+        problems += [f"{name!r} of {LISTS[split_of[name]]} is not in the table" for name in foreign]
+    both = crossing([entry.patient for entry in known], [split_of[entry.name] for entry in known])
+    problems += [f"patient {patient} has images in both official lists" for patient in both]
+    return [split_of.get(entry.name, "train") for entry in kept]
+
+
+def _owner(entry: _Entry, by: str) -> str:
+    if by == "age":
+        # v2020 holds plain years; the older table writes 058Y, 013M or 007D and some impossible years.
+        match = re.fullmatch(r"(\d{1,3})([YMD]?)", entry.age.upper())
+        years = int(match[1]) if match and match[2] in {"", "Y"} else 0
+        return f"{years // 20 * 20:03d}-{years // 20 * 20 + 19:03d}" if match and years < 120 else ""
+    return {"patient": entry.patient, "view": entry.view, "sex": entry.sex}[by]
+
+
+class _Box(NamedTuple):
+    row: int
+    label: int
+    box: tuple[float, ...]
+
+
+def _boxes(
+    path: Path, entries: list[_Entry], kept: list[_Entry], names: Sequence[str], problems: list[str], *, whole: bool
+) -> tuple[list[_Box], dict[str, int]]:
+    """Boxes on kept images whose finding is a label and present there; the others are counted."""
+    row_of = {entry.name: row for row, entry in enumerate(kept)}
+    known = {entry.name for entry in entries}
+    boxes, counts = [], {"boxes": 0, "boxes_elsewhere": 0, "boxes_of_absent_findings": 0}
+    for line, (name, finding, *numbers) in csv_rows.rows(path, BOX_COLUMNS) if path.is_file() else ():
+        finding = BOX_NAMES.get(finding, finding)  # noqa: PLW2901  (spelled as the table does)
+        try:
+            box = tuple(float(value) for value in numbers)
+        except ValueError:
+            problems.append(f"{path.name} line {line}: box {numbers}, which is not four numbers")
+            continue
+        if finding not in POSITIVES or (whole and name not in known):
+            what = (
+                f"finding {finding!r}. {nearest(finding, POSITIVES)}"
+                if finding not in POSITIVES
+                else f"no image {name!r}"
+            )
+            problems.append(f"{path.name} line {line}: {what}")
+        elif name not in row_of or finding not in names:
+            counts["boxes_elsewhere"] += 1
+        elif finding not in kept[row_of[name]].findings:
+            counts["boxes_of_absent_findings"] += 1
+        else:
+            counts["boxes"] += 1
+            boxes.append(_Box(row_of[name], list(names).index(finding), box))
+    return sorted(boxes), counts
+
+
+def _objects(boxes: list[_Box], size: int, resize: Resize) -> Objects:
+    sides = np.full(len(boxes), float(SIDE))
+    source = np.array([box.box for box in boxes], dtype=np.float32).reshape(len(boxes), 4)
+    box = fit_boxes(source, sides, sides, size, resize)
+    row = np.array([box.row for box in boxes], dtype=np.int64)
+    return Objects(row, np.array([box.label for box in boxes], dtype=np.int16), box, box[:, 2] * box[:, 3])
+
+
+def _names(label_names: list[str] | None, *, no_finding: bool) -> tuple[str, ...]:
+    names = [*(POSITIVES if label_names is None else label_names), *([NO_FINDING] if no_finding else [])]
+    wrong = [f"{name!r}: {nearest(name, POSITIVES)}" for name in names if name not in {*POSITIVES, NO_FINDING}]
+    if wrong:
+        raise listing("Expected label_names of chestxray14 to be among its findings", wrong)
+    if not names or len(set(names)) != len(names):
+        msg = f"Expected label_names of chestxray14 to be different findings, at least one, got {names}."
+        raise InputError(msg)
+    return tuple(names)
+
+
+def _labels(kept: list[_Entry], names: tuple[str, ...]) -> NDArray[np.int8]:
+    labels = np.full((len(kept), len(names)), ABSENT, dtype=np.int8)
+    column = {name: place for place, name in enumerate(names)}
+    for row, entry in enumerate(kept):
+        labels[row, [column[finding] for finding in entry.findings if finding in column]] = PRESENT
+    return labels
+
+
+def _table_path(place: Path, csv: str | None) -> Path:
+    if csv is not None:
+        return place / csv
+    return next((place / name for name in TABLES if (place / name).is_file()), place / TABLES[0])
+
+
+def chestxray14(
+    *,
+    root: Annotated[str, Field(min_length=1)],
+    csv: Annotated[str, Field(min_length=1)] | None = None,
+    label_names: list[str] | None = None,
+    no_finding: bool = False,
+    views: Literal["all", "PA", "AP"] = "all",
+    unique_patients: bool = False,
+    split: Literal["official", "patients", "images"] = "official",
+    owners: Literal["patient", "view", "sex", "age"] = "patient",
+    missing: Literal["error", "leave_out"] = "error",
+    image_size: Annotated[int, Field(ge=8, le=1024)] = 224,
+    resize: Resize = "squash",
+    channels: Literal[1, 3] = 3,
+    val_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.1,
+    test_fraction: Annotated[float, Field(ge=0, le=0.4)] = 0.2,
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0,
+) -> Dataset:
+    """NIH ChestX-ray14 as downloaded: images, table of findings, official lists, boxes.
+
+    Args:
+        root: folder of the download; ``~`` is your home.
+        csv: name of the table below ``root``; by default the v2020 one, else the older one.
+        label_names: the findings to keep and their order; all 14, alphabetically, by default.
+        no_finding: add the column "No Finding", present where the table says so.
+        views: keep one view position only.
+        unique_patients: keep the first image of each patient only.
+        split: ``official`` lists; random ``patients``; or random ``images``, which puts
+            patients on both sides and exists to replay programs that do so.
+        owners: natural clients: patients, view positions, sexes, or ages in steps of 20 years.
+        missing: what to do with images of the table that the disk lacks, and with images of
+            the lists and boxes that the table lacks: an error, or leave them out.
+        image_size: height and width of stored images, pixels.
+        resize: ``squash`` changes the aspect, ``crop`` cuts the longer side around the
+            centre, ``pad`` adds black bars.
+        channels: 3 (the grey value three times) or 1.
+        val_fraction: share for validation: of the official training list, or of all images.
+        test_fraction: share for testing where the split is random.
+        seed: of the random parts of the split.
+
+    Raises:
+        InputError: the table, the lists, the boxes or the images are wrong; all problems at once.
+    """
+    place = existing_folder(root, "chestxray14", TABLES[0])
+    path, problems = _table_path(place, csv), list[str]()
+    names = _names(label_names, no_finding=no_finding)
+    entries = _entries(path, problems)
+    folders = [place / "images", *sorted(place.glob("images_*/images")), *sorted(place.glob("images_*"))]
+    files, double = scan(folders, [".png"])
+    kept, left_out = _chosen(entries, files, views, (unique_patients, missing), problems)
+    problems += double
+    official = split == "official"
+    splits = _official(place, entries, kept, problems, whole=missing == "error") if official else ["train"] * len(kept)
+    boxes, counted = _boxes(place / BOXES, entries, kept, names, problems, whole=missing == "error")
+    if problems:
+        expected = f"Expected {place} to be a whole and correct ChestX-ray14"
+        raise listing(expected, problems)
+    groups = [entry.name if split == "images" else entry.patient for entry in kept]
+    fractions = {"val": val_fraction} if official else {"test": test_fraction, "val": val_fraction}
+    splits = deal(splits, groups, fractions, seed, "chestxray14")
+    owner, owner_names = number([_owner(entry, owners) for entry in kept])
+    paths = [files[entry.name] for entry in kept]
+
+    def table() -> Table:
+        objects = _objects(boxes, image_size, resize) if boxes else None
+        ids = [entry.name for entry in kept]
+        # Names begin with the patient's number; the table's own column decides.
+        misnamed = sum(not entry.name.startswith(f"{entry.patient}_") for entry in kept)
+        report = {**headers(paths), "left_out": left_out, **counted, "named_after_other_patients": misnamed}
+        return Table(ids, splits, _labels(kept, names), owner, objects, [str(p) for p in paths], owner_names, report)
+
+    sources = [path, place / BOXES, *(place / name for name in LISTS.values() if official)]
+    return Dataset(
+        name="chestxray14",
+        version=VERSION,
+        identity={
+            "options": [no_finding, views, unique_patients, split, owners, resize],
+            "size": [image_size, channels],
+            "dealt": {**fractions, "seed": seed},
+            "label_names": list(names),
+            "sources": {file.name: csv_rows.sha256(file) for file in sources if file.is_file()},
+            "files": fingerprint((entry.name for entry in kept), files.__getitem__),
+        },
+        label_names=names,
+        image_shape=(image_size, image_size, channels),
+        table=table,
+        image=lambda row: decode(paths[row], image_size, channels, resize, upright=False),
+        licence="no restriction on use; attribution to the NIH Clinical Center is asked for",
+        expected=_expected(names, whole=official and views == "all" and not unique_patients, val_fraction=val_fraction),
+    )
+
+
+def _expected(names: tuple[str, ...], *, whole: bool, val_fraction: float) -> dict[str, int]:
+    """Counts of the v2020 release, where no option changes them."""
+    if not whole:
+        return {}
+    positives = {f"positives/{name}": POSITIVES[name] for name in names if name in POSITIVES}
+    return {"test": 25596, **({} if val_fraction else {"train": 86524}), **positives}

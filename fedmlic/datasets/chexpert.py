@@ -1,0 +1,297 @@
+"""CheXpert: 223,414 chest X-rays of 64,540 patients, with labels that may be uncertain or not mentioned.
+
+Source: Irvin et al., "CheXpert: A Large Chest Radiograph Dataset with Uncertainty Labels and
+Expert Comparison" (AAAI 2019); https://stanfordmlgroup.github.io/competitions/chexpert/.
+
+A cell says ``1.0`` (present), ``0.0`` (absent), ``-1.0`` (uncertain) or nothing (not
+mentioned). By default these are the four states of ``fedmlic.labels``, unchanged: uncertain
+entries are ``UNCERTAIN`` and unmentioned ones ``UNKNOWN``. The policies of the field are
+options; they rewrite what the table says, in this order: the No Finding rule, blanks,
+uncertain entries.
+
+Paths in the tables begin with the name of the release (``CheXpert-v1.0-small/train/...``);
+images are found by what follows, below ``train/`` and ``valid/`` of the root, of its
+sub-folders, or, as the full release is delivered in batches, directly in its sub-folders.
+Training images come from ``train.csv``, test images from ``valid.csv``: the official test
+set is not part of the download.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from fedmlic.dataset import Dataset, Table
+from fedmlic.errors import InputError, listing
+from fedmlic.formats import csv_rows
+from fedmlic.groups import crossing, deal, first_of_each, number
+from fedmlic.image_folders import existing_folder, fingerprint, headers
+from fedmlic.images import Resize, decode
+from fedmlic.labels import ABSENT, PRESENT, UNCERTAIN, UNKNOWN
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+VERSION = "1"
+OBSERVATIONS = (
+    "No Finding",
+    "Enlarged Cardiomediastinum",
+    "Cardiomegaly",
+    "Lung Opacity",
+    "Lung Lesion",
+    "Edema",
+    "Consolidation",
+    "Pneumonia",
+    "Atelectasis",
+    "Pneumothorax",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Fracture",
+    "Support Devices",
+)
+"""The 14 columns of the tables, in their order."""
+
+LABEL_SETS = {
+    "all": OBSERVATIONS,
+    "findings": tuple(sorted(OBSERVATIONS[1:])),
+    "competition": ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"),
+}
+ABOUT = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA")
+STATES: Final = {
+    "1.0": PRESENT,
+    "1": PRESENT,
+    "0.0": ABSENT,
+    "0": ABSENT,
+    "-1.0": UNCERTAIN,
+    "-1": UNCERTAIN,
+    "": UNKNOWN,
+}
+POLICIES: Final = {"uncertain": UNCERTAIN, "unknown": UNKNOWN, "absent": ABSENT, "present": PRESENT}
+PLACE = re.compile(r"(?:^|/)(train|valid)/(patient\d+)/(study\d+)/([^/]+)$")
+
+
+class _Entry(NamedTuple):
+    """One line of a table."""
+
+    image_id: str
+    split: str
+    patient: str
+    study: str
+    sex: str
+    view: str
+    states: tuple[int, ...]
+
+
+def _tables(place: Path, csv: str) -> dict[str, Path]:
+    """The tables of training and test images, each in the root or in one of its sub-folders."""
+    found = {}
+    for split, name in (("train", csv), ("test", "valid.csv")):
+        homes = [folder for folder in (place, *_children(place)) if (folder / name).is_file()]
+        if len(homes) != 1:
+            got = f"it in {', '.join(home.name for home in homes)}" if homes else "none"
+            msg = f"Expected {place} to hold {name} once, got {got}. Give the folder of one whole release as root."
+            raise InputError(msg)
+        found[split] = homes[0] / name
+    return found
+
+
+def _children(place: Path) -> list[Path]:
+    return sorted(child for child in place.iterdir() if child.is_dir())
+
+
+def _patients(place: Path, problems: list[str]) -> dict[str, Path]:
+    """Where each patient's folder lies, by ``train/patient00001`` or ``valid/patient64541``."""
+    children = _children(place)
+    # A batch of the full release holds the training patients directly.
+    pairs = [(home / folder, folder) for home in (place, *children) for folder in ("train", "valid")]
+    pairs += [(child, "train") for child in children if child.name not in {"train", "valid"}]
+    found: dict[str, Path] = {}
+    for folder, side in pairs:
+        if not folder.is_dir():
+            continue
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.name.startswith("patient"))
+        for name in names:
+            key = f"{side}/{name}"
+            if key in found:
+                problems.append(f"{name} lies in {found[key].parent} and in {folder}")
+            found.setdefault(key, folder / name)
+    return found
+
+
+def _entries(tables: dict[str, Path], problems: list[str]) -> list[_Entry]:
+    """All lines that can be used, sorted by image id."""
+    found: dict[str, _Entry] = {}
+    for split, path in tables.items():
+        for line, (where, sex, _, side, projection, *cells) in csv_rows.rows(path, [*ABOUT, *OBSERVATIONS]):
+            match = PLACE.search(where.replace("\\", "/"))
+            wrong = [
+                f"{cell!r} in column {name!r}"
+                for name, cell in zip(OBSERVATIONS, cells, strict=True)
+                if cell not in STATES
+            ]
+            if match is None:
+                wrong.append(f"path {where!r}, which does not end in train|valid/patient/study/file")
+            elif match[0].lstrip("/") in found:
+                wrong.append(f"{where!r} again")
+            if match is None or wrong:
+                problems.append(f"{path.name} line {line}: {'; '.join(wrong)}")
+                continue
+            view = projection.upper() if side.lower() == "frontal" else side.lower()
+            states = tuple(STATES[cell] for cell in cells)
+            image_id = match[0].lstrip("/")
+            found[image_id] = _Entry(image_id, split, match[2], f"{match[2]}/{match[3]}", sex, view, states)
+    return [found[image_id] for image_id in sorted(found)]
+
+
+def _chosen(entries: list[_Entry], views: str, *, one_each: bool) -> tuple[list[_Entry], dict[str, int]]:
+    """The entries to keep, and how many each rule left out."""
+    frontal = {"all", "frontal"}
+    kept = [e for e in entries if views in ({"all", "lateral"} if e.view == "lateral" else {e.view, *frontal})]
+    left_out = {"other_view": len(entries) - len(kept)}
+    if one_each:
+        first = first_of_each([entry.patient for entry in kept])
+        left_out["later_image_of_patient"] = first.count(False)
+        kept = [entry for entry, keep in zip(kept, first, strict=True) if keep]
+    return kept, left_out
+
+
+def _located(
+    kept: list[_Entry], patients: dict[str, Path], missing: str, problems: list[str]
+) -> tuple[list[_Entry], list[Path]]:
+    """Entries with their files; those without one are problems or left out."""
+    entries, files = [], []
+    for entry in kept:
+        side, patient, study, name = entry.image_id.split("/")
+        file = patients.get(f"{side}/{patient}", Path()) / study / name
+        if file.is_file():
+            entries.append(entry)
+            files.append(file)
+        elif missing == "error":
+            problems.append(f"no image {entry.image_id!r}")
+    return entries, files
+
+
+def _states(
+    entries: list[_Entry], names: Sequence[str], policies: tuple[bool, str, str]
+) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
+    """int8 ``[images, 14]`` as the tables say, and int8 ``[images, labels]`` under the policies."""
+    rule, blank, uncertain = policies
+    raw = np.array([entry.states for entry in entries], dtype=np.int8).reshape(len(entries), len(OBSERVATIONS))
+    states = raw.copy()
+    if rule:
+        findings = np.array([name not in {"No Finding", "Support Devices"} for name in OBSERVATIONS])
+        states[np.ix_(raw[:, 0] == PRESENT, findings)] = ABSENT
+    states[states == UNKNOWN] = POLICIES[blank]
+    states[states == UNCERTAIN] = POLICIES[uncertain]
+    return raw, states[:, [OBSERVATIONS.index(name) for name in names]]
+
+
+def _report(entries: list[_Entry], raw: NDArray[np.int8]) -> dict[str, object]:
+    """What the tables say about the kept images, before any policy."""
+    training = raw[[entry.split == "train" for entry in entries]]
+    rows = {tuple(row) for row in zip((e.study for e in entries), map(tuple, raw.tolist()), strict=True)}
+    return {
+        "train_states": {
+            name: {word: int((training[:, place] == state).sum()) for word, state in POLICIES.items()}
+            for place, name in enumerate(OBSERVATIONS)
+        },
+        "test_unknown_or_uncertain": int((raw[[entry.split == "test" for entry in entries]] < 0).sum()),
+        "studies_whose_images_differ": len(rows) - len({entry.study for entry in entries}),
+    }
+
+
+def chexpert(
+    *,
+    root: Annotated[str, Field(min_length=1)],
+    csv: Annotated[str, Field(min_length=1)] = "train.csv",
+    label_set: Literal["all", "findings", "competition"] = "all",
+    uncertain: Literal["uncertain", "unknown", "absent", "present"] = "uncertain",
+    blank: Literal["unknown", "absent"] = "unknown",
+    no_finding_rule: bool = False,
+    views: Literal["all", "frontal", "lateral", "AP", "PA"] = "all",
+    unique_patients: bool = False,
+    owners: Literal["patient", "study", "view", "sex"] = "patient",
+    missing: Literal["error", "leave_out"] = "error",
+    image_size: Annotated[int, Field(ge=8, le=1024)] = 224,
+    resize: Resize = "squash",
+    channels: Literal[1, 3] = 3,
+    val_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.1,
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0,
+) -> Dataset:
+    """CheXpert, small or full, as downloaded.
+
+    Args:
+        root: the folder that holds ``train.csv``, or the one above it; ``~`` is your home.
+        csv: name of the training table, such as that of another labeller.
+        label_set: ``all`` 14 observations in the table's order; the 13 ``findings`` without
+            "No Finding", sorted; or the 5 labels of the ``competition``.
+        uncertain: what an uncertain entry becomes: it stays ``uncertain``, which no loss or
+            metric counts; ``unknown`` (U-Ignore without a trace); ``absent`` (U-Zeros);
+            ``present`` (U-Ones).
+        blank: what an unmentioned observation becomes: ``unknown``, or ``absent`` as in the
+            paper.
+        no_finding_rule: where "No Finding" is present, every other observation but "Support
+            Devices" is absent, as in torchxrayvision.
+        views: keep one kind of view only; ``AP`` and ``PA`` are frontal.
+        unique_patients: keep the first image of each patient only.
+        owners: natural clients: patients, studies, views or sexes.
+        missing: what to do with images of the tables that the disk lacks: an error, or leave
+            them out and count them.
+        image_size: height and width of stored images, pixels.
+        resize: ``squash`` changes the aspect, ``crop`` cuts the longer side around the
+            centre, ``pad`` adds black bars.
+        channels: 3 (the grey value three times) or 1.
+        val_fraction: share of the training images for validation, whole patients.
+        seed: of that random split.
+
+    Raises:
+        InputError: the tables or the images are wrong; all problems at once.
+    """
+    place = existing_folder(root, "chexpert", csv)
+    tables, problems = _tables(place, csv), list[str]()
+    patients = _patients(place, problems)
+    kept, left_out = _chosen(_entries(tables, problems), views, one_each=unique_patients)
+    both = crossing([entry.patient for entry in kept], [entry.split for entry in kept])
+    problems += [f"{patient} has images in {csv} and in valid.csv" for patient in both]
+    entries, files = _located(kept, patients, missing, problems)
+    if problems:
+        expected = f"Expected {place} to be a whole and correct CheXpert"
+        raise listing(expected, problems)
+    left_out["no_file"] = len(kept) - len(entries)
+    file_of = {entry.image_id: file for entry, file in zip(entries, files, strict=True)}
+    names = LABEL_SETS[label_set]
+    raw, labels = _states(entries, names, (no_finding_rule, blank, uncertain))
+    groups = [entry.patient for entry in entries]
+    splits = deal([entry.split for entry in entries], groups, {"val": val_fraction}, seed, "chexpert")
+    owner, owner_names = number([str(getattr(entry, owners)) for entry in entries])
+
+    def table() -> Table:
+        report = {**headers(files), **_report(entries, raw), "left_out": left_out}
+        ids = [entry.image_id for entry in entries]
+        return Table(ids, splits, labels, owner, None, [str(file) for file in files], owner_names, report)
+
+    whole = views == "all" and not unique_patients
+    return Dataset(
+        name="chexpert",
+        version=VERSION,
+        identity={
+            "options": [label_set, uncertain, blank, no_finding_rule, views, unique_patients, owners, resize],
+            "size": [image_size, channels],
+            "dealt": {"val": val_fraction, "seed": seed},
+            "sources": {path.name: csv_rows.sha256(path) for path in tables.values()},
+            "files": fingerprint(file_of, file_of.__getitem__),
+        },
+        label_names=names,
+        image_shape=(image_size, image_size, channels),
+        table=table,
+        image=lambda row: decode(files[row], image_size, channels, resize),
+        licence="Stanford University Dataset Research Use Agreement; no redistribution",
+        expected={"test": 234, **({} if val_fraction else {"train": 223414})} if whole else {},
+    )
