@@ -251,7 +251,7 @@ def canonical(key: str, text: str) -> str:
     """The text of a catalogue entry with every default spelled out.
 
     >>> canonical("partition", "dirichlet(alpha=1)")
-    'dirichlet(alpha=1.0, min_images=8)'
+    "dirichlet(alpha=1.0, key='rarest', min_images=8)"
     """
     spec = parse(text, key)
     made = build(key, text)  # wrong names and values are explained there
