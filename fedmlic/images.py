@@ -58,6 +58,7 @@ def read_header(path: Path | IO[bytes]) -> Header | None:
         with Image.open(path) as picture:
             # Pillow decodes a whole PNG to look for EXIF behind its pixels.
             orientation = picture.getexif().get(EXIF_ORIENTATION, 1) if picture.format != "PNG" else 1
+            orientation = orientation if orientation in range(1, 9) else 1
             return Header(picture.mode, picture.width, picture.height, orientation, getattr(picture, "n_frames", 1))
     except (*UNREADABLE, Image.DecompressionBombError):
         return None

@@ -36,3 +36,13 @@ def hold_out(groups: NDArray[np.int64], fraction: float, seed: int, purpose: str
     taken = np.zeros(len(names), dtype=np.bool_)
     taken[order[:num_taken]] = True
     return np.asarray(taken[group_of_image])
+
+
+def held_out_counts(num_train: int, val_fraction: float) -> dict[str, int]:
+    """Published training images as ``hold_out`` divides them, one image per group.
+
+    >>> held_out_counts(82783, 0.1)
+    {'train': 74505, 'val': 8278}
+    """
+    num_val = min(range(num_train + 1), key=lambda count: abs(count - val_fraction * num_train))
+    return {"train": num_train - num_val, "val": num_val}

@@ -28,10 +28,13 @@ from pydantic import Field
 from fedmlic.dataset import Dataset, Objects, Table
 from fedmlic.errors import InputError, listing, nearest
 from fedmlic.formats import csv_rows
-from fedmlic.groups import crossing, deal, first_of_each, number
-from fedmlic.image_folders import existing_folder, fingerprint, headers, scan
 from fedmlic.images import Resize, decode, fit_boxes
 from fedmlic.labels import ABSENT, PRESENT
+from fedmlic.sources.files import file_sha256, find_files, stamps_of, stamps_sha256
+from fedmlic.sources.groups import crossing, deal, first_of_each, number_groups
+from fedmlic.sources.headers import read_headers
+from fedmlic.sources.options import Channels, HeldOut, ImageSize, Root, Seed
+from fedmlic.sources.place import source_root
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -238,7 +241,7 @@ def _table_path(place: Path, csv: str | None) -> Path:
 
 def chestxray14(
     *,
-    root: Annotated[str, Field(min_length=1)],
+    root: Root,
     csv: Annotated[str, Field(min_length=1)] | None = None,
     label_names: list[str] | None = None,
     no_finding: bool = False,
@@ -247,12 +250,12 @@ def chestxray14(
     split: Literal["official", "patients", "images"] = "official",
     owners: Literal["patient", "view", "sex", "age"] = "patient",
     missing: Literal["error", "leave_out"] = "error",
-    image_size: Annotated[int, Field(ge=8, le=1024)] = 224,
+    image_size: ImageSize = 224,
     resize: Resize = "squash",
-    channels: Literal[1, 3] = 3,
-    val_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.1,
+    channels: Channels = 3,
+    val_fraction: HeldOut = 0.1,
     test_fraction: Annotated[float, Field(ge=0, le=0.4)] = 0.2,
-    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0,
+    seed: Seed = 0,
 ) -> Dataset:
     """NIH ChestX-ray14 as downloaded: images, table of findings, official lists, boxes.
 
@@ -279,12 +282,12 @@ def chestxray14(
     Raises:
         InputError: the table, the lists, the boxes or the images are wrong; all problems at once.
     """
-    place = existing_folder(root, "chestxray14", TABLES[0])
+    place = source_root("chestxray14", root, TABLES[0])
     path, problems = _table_path(place, csv), list[str]()
     names = _names(label_names, no_finding=no_finding)
     entries = _entries(path, problems)
     folders = [place / "images", *sorted(place.glob("images_*/images")), *sorted(place.glob("images_*"))]
-    files, double = scan(folders, [".png"])
+    files, double = find_files(folders, (".png",))
     kept, left_out = _chosen(entries, files, views, (unique_patients, missing), problems)
     problems += double
     official = split == "official"
@@ -293,10 +296,10 @@ def chestxray14(
     if problems:
         expected = f"Expected {place} to be a whole and correct ChestX-ray14"
         raise listing(expected, problems)
-    groups = [entry.name if split == "images" else entry.patient for entry in kept]
+    groups, _ = number_groups([entry.name if split == "images" else entry.patient for entry in kept])
     fractions = {"val": val_fraction} if official else {"test": test_fraction, "val": val_fraction}
     splits = deal(splits, groups, fractions, seed, "chestxray14")
-    owner, owner_names = number([_owner(entry, owners) for entry in kept])
+    owner, owner_names = number_groups([_owner(entry, owners) for entry in kept])
     paths = [files[entry.name] for entry in kept]
 
     def table() -> Table:
@@ -304,7 +307,7 @@ def chestxray14(
         ids = [entry.name for entry in kept]
         # Names begin with the patient's number; the table's own column decides.
         misnamed = sum(not entry.name.startswith(f"{entry.patient}_") for entry in kept)
-        report = {**headers(paths), "left_out": left_out, **counted, "named_after_other_patients": misnamed}
+        report = {**read_headers(paths).report, "left_out": left_out, **counted, "named_after_other_patients": misnamed}
         return Table(ids, splits, _labels(kept, names), owner, objects, [str(p) for p in paths], owner_names, report)
 
     sources = [path, place / BOXES, *(place / name for name in LISTS.values() if official)]
@@ -316,8 +319,8 @@ def chestxray14(
             "size": [image_size, channels],
             "dealt": {**fractions, "seed": seed},
             "label_names": list(names),
-            "sources": {file.name: csv_rows.sha256(file) for file in sources if file.is_file()},
-            "files": fingerprint((entry.name for entry in kept), files.__getitem__),
+            "sources": {file.name: file_sha256(file) for file in sources if file.is_file()},
+            "files": stamps_sha256(stamps_of((entry.name, files[entry.name]) for entry in kept)),
         },
         label_names=names,
         image_shape=(image_size, image_size, channels),

@@ -30,10 +30,13 @@ from pydantic import Field
 from fedmlic.dataset import Dataset, Table
 from fedmlic.errors import InputError, listing
 from fedmlic.formats import csv_rows
-from fedmlic.groups import crossing, deal, first_of_each, number
-from fedmlic.image_folders import existing_folder, fingerprint, headers
 from fedmlic.images import Resize, decode
 from fedmlic.labels import ABSENT, PRESENT, UNCERTAIN, UNKNOWN
+from fedmlic.sources.files import file_sha256, stamps_of, stamps_sha256
+from fedmlic.sources.groups import crossing, deal, first_of_each, number_groups
+from fedmlic.sources.headers import read_headers
+from fedmlic.sources.options import Channels, HeldOut, ImageSize, Root, Seed
+from fedmlic.sources.place import source_root
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -209,7 +212,7 @@ def _report(entries: list[_Entry], raw: NDArray[np.int8]) -> dict[str, object]:
 
 def chexpert(
     *,
-    root: Annotated[str, Field(min_length=1)],
+    root: Root,
     csv: Annotated[str, Field(min_length=1)] = "train.csv",
     label_set: Literal["all", "findings", "competition"] = "all",
     uncertain: Literal["uncertain", "unknown", "absent", "present"] = "uncertain",
@@ -219,11 +222,11 @@ def chexpert(
     unique_patients: bool = False,
     owners: Literal["patient", "study", "view", "sex"] = "patient",
     missing: Literal["error", "leave_out"] = "error",
-    image_size: Annotated[int, Field(ge=8, le=1024)] = 224,
+    image_size: ImageSize = 224,
     resize: Resize = "squash",
-    channels: Literal[1, 3] = 3,
-    val_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.1,
-    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0,
+    channels: Channels = 3,
+    val_fraction: HeldOut = 0.1,
+    seed: Seed = 0,
 ) -> Dataset:
     """CheXpert, small or full, as downloaded.
 
@@ -254,7 +257,7 @@ def chexpert(
     Raises:
         InputError: the tables or the images are wrong; all problems at once.
     """
-    place = existing_folder(root, "chexpert", csv)
+    place = source_root("chexpert", root, csv)
     tables, problems = _tables(place, csv), list[str]()
     patients = _patients(place, problems)
     kept, left_out = _chosen(_entries(tables, problems), views, one_each=unique_patients)
@@ -265,16 +268,15 @@ def chexpert(
         expected = f"Expected {place} to be a whole and correct CheXpert"
         raise listing(expected, problems)
     left_out["no_file"] = len(kept) - len(entries)
-    file_of = {entry.image_id: file for entry, file in zip(entries, files, strict=True)}
+    ids = [entry.image_id for entry in entries]
     names = LABEL_SETS[label_set]
     raw, labels = _states(entries, names, (no_finding_rule, blank, uncertain))
-    groups = [entry.patient for entry in entries]
+    groups, _ = number_groups([entry.patient for entry in entries])
     splits = deal([entry.split for entry in entries], groups, {"val": val_fraction}, seed, "chexpert")
-    owner, owner_names = number([str(getattr(entry, owners)) for entry in entries])
+    owner, owner_names = number_groups([str(getattr(entry, owners)) for entry in entries])
 
     def table() -> Table:
-        report = {**headers(files), **_report(entries, raw), "left_out": left_out}
-        ids = [entry.image_id for entry in entries]
+        report = {**read_headers(files).report, **_report(entries, raw), "left_out": left_out}
         return Table(ids, splits, labels, owner, None, [str(file) for file in files], owner_names, report)
 
     whole = views == "all" and not unique_patients
@@ -285,8 +287,8 @@ def chexpert(
             "options": [label_set, uncertain, blank, no_finding_rule, views, unique_patients, owners, resize],
             "size": [image_size, channels],
             "dealt": {"val": val_fraction, "seed": seed},
-            "sources": {path.name: csv_rows.sha256(path) for path in tables.values()},
-            "files": fingerprint(file_of, file_of.__getitem__),
+            "sources": {path.name: file_sha256(path) for path in tables.values()},
+            "files": stamps_sha256(stamps_of(zip(ids, files, strict=True))),
         },
         label_names=names,
         image_shape=(image_size, image_size, channels),

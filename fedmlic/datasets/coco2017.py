@@ -8,12 +8,13 @@ Source: Lin et al. 2014, "Microsoft COCO: Common Objects in Context" (ECCV), coc
 
 from __future__ import annotations
 
-from fedmlic.coco import Crowd, Degenerate, Part, Pixels, Protocol, RowOrder, Source, coco_dataset
-from fedmlic.coco_counts import POSITIVES
 from fedmlic.dataset import Dataset
-from fedmlic.disk_options import Channels, HeldOut, ImageSize, Root, Seed, held_out_counts
-from fedmlic.image_files import find_parts
 from fedmlic.images import Resize
+from fedmlic.sources.coco import Crowd, Degenerate, Part, Pixels, Protocol, RowOrder, Source, coco_dataset
+from fedmlic.sources.coco_counts import POSITIVES
+from fedmlic.sources.options import Channels, HeldOut, ImageSize, Root, Seed
+from fedmlic.sources.place import find_parts
+from fedmlic.splits import held_out_counts
 
 NUM_TRAIN, NUM_TEST = 118_287, 5_000
 """Published images of train2017 and val2017."""

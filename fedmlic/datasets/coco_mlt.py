@@ -9,15 +9,16 @@ which are never opened.
 
 from __future__ import annotations
 
-from fedmlic.coco import Crowd, Degenerate, Part, Pixels, Protocol, RowOrder, Source, coco_dataset
-from fedmlic.coco_counts import POSITIVES
 from fedmlic.dataset import Dataset
-from fedmlic.disk_options import Channels, HeldOut, ImageSize, Root, Seed, held_out_counts
 from fedmlic.formats.coco_json import Category
 from fedmlic.formats.id_list import number_ids, read_ids
-from fedmlic.image_files import find_parts
 from fedmlic.images import Resize
-from fedmlic.label_names import canonical
+from fedmlic.sources.coco import Crowd, Degenerate, Part, Pixels, Protocol, RowOrder, Source, coco_dataset
+from fedmlic.sources.coco_counts import POSITIVES
+from fedmlic.sources.label_names import canonical
+from fedmlic.sources.options import Channels, HeldOut, ImageSize, Root, Seed
+from fedmlic.sources.place import find_parts
+from fedmlic.splits import held_out_counts
 
 NUM_TRAIN, NUM_TEST = 1_909, 5_000
 HEAD, MEDIUM = 100, 20

@@ -15,29 +15,23 @@ fifth of it away; an attribute said to be present though not visible is unknown 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from pydantic import Field
 
 from fedmlic.dataset import NOT_VISIBLE, Dataset, Flags, Table
 from fedmlic.errors import InputError, listing
 from fedmlic.images import Resize, decode
 from fedmlic.labels import ABSENT, PRESENT, UNCERTAIN, UNKNOWN
-from fedmlic.rows import TEST, TRAIN, Rows, check_unique, hold_out_val, make_table
-from fedmlic.source_files import (
-    Problems,
-    check_present,
-    files_sha256,
-    first_existing,
-    list_files,
-    once,
-    read_lines,
-    source_root,
-    stamps_sha256,
-)
+from fedmlic.sources.files import check_present, files_sha256, list_files, stamps_sha256
+from fedmlic.sources.options import Channels, HeldOut, ImageSize, Root, Seed
+from fedmlic.sources.place import first_existing, source_root
+from fedmlic.sources.problems import Problems, check_unique
+from fedmlic.sources.reading import read_lines
+from fedmlic.sources.rows import TEST, TRAIN, Rows, hold_out_val, make_table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -240,15 +234,15 @@ def _label_space(
 
 def cub(
     *,
-    root: Annotated[str, Field(min_length=1)],
+    root: Root,
     labels: Space = "attributes",
     certainty: Literal["states", "ignore"] = "states",
     owners: Literal["none", "species"] = "none",
-    image_size: Annotated[int, Field(ge=8, le=1024)] = 224,
+    image_size: ImageSize = 224,
     resize: Resize = "squash",
-    channels: Literal[1, 3] = 3,
-    val_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.1,
-    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0,
+    channels: Channels = 3,
+    val_fraction: HeldOut = 0.1,
+    seed: Seed = 0,
 ) -> Dataset:
     """CUB-200-2011 as a multi-label data set.
 
@@ -281,12 +275,12 @@ def cub(
             row, column = np.nonzero(source.certainty == NOT_SEEN)
             flags = Flags(row.astype(np.int64), column.astype(np.int16), np.full(len(row), NOT_VISIBLE, dtype=np.uint8))
         splits = np.where(source.train, TRAIN, TEST).astype(np.int64)
-        splits = hold_out_val(splits, source.names, val_fraction, seed, "cub/val")
+        splits = hold_out_val(splits, source.names, val_fraction, seed, "cub")
         species = [source.classes[number] for number in source.species.tolist()] if owners == "species" else []
         sources = [str(folder / name) for name in source.names]
         return make_table(Rows(source.names, splits, states, sources, species, flags=flags), {})
 
-    built = once(build)
+    built = functools.cache(build)
     return Dataset(
         name="cub",
         version=VERSION,
@@ -294,7 +288,7 @@ def cub(
             "options": [labels, certainty, owners, val_fraction, seed],
             "pixels": [image_size, channels, resize],
             "annotations": files_sha256(top, source.files),
-            "images": stamps_sha256(stamps, [name for name in source.names if name in stamps]),
+            "images": stamps_sha256(stamps, source.names),
         },
         label_names=tuple(names),
         image_shape=(image_size, image_size, channels),

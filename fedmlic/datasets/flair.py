@@ -14,10 +14,9 @@ the order of split, person and image, not of the file.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import Field
 
 from fedmlic.dataset import SPLITS, Dataset, Table
 from fedmlic.errors import InputError, nearest
@@ -27,7 +26,11 @@ from fedmlic.formats.flair_parquet import open_flair_parquet, parquet_files
 from fedmlic.formats.flair_records import KINDS, Entries, Layout, Records
 from fedmlic.formats.flair_tfrecords import LABEL_INDEX, open_flair_tfrecords
 from fedmlic.images import Resize
-from fedmlic.source_files import Problems, files_sha256, read_lines, source_root
+from fedmlic.sources.files import files_sha256
+from fedmlic.sources.options import Channels, ImageSize, Root
+from fedmlic.sources.place import contents, source_root
+from fedmlic.sources.problems import Problems
+from fedmlic.sources.reading import read_lines
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -87,8 +90,10 @@ def _layout_name(root: Path, file: str | None) -> LayoutName:
         return "tfrecords"
     if parquet_files(root):
         return "parquet"
-    found = ", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing"
-    msg = f"Expected {root} to hold {METADATA}, {LABEL_INDEX}, *.parquet or *.hdf5, got {found}. Give FLAIR's folder."
+    msg = (
+        f"Expected {root} to hold {METADATA}, {LABEL_INDEX}, *.parquet or *.hdf5, got {contents(root)}. "
+        "Give FLAIR's folder."
+    )
     raise InputError(msg)
 
 
@@ -228,16 +233,16 @@ def _table(records: Records, kind: str, names: list[str], notes: dict[str, Any])
 
 def flair(
     *,
-    root: Annotated[str, Field(min_length=1)],
+    root: Root,
     labels: Literal["coarse", "fine"] = "coarse",
     layout: Literal["auto", "files", "parquet", "hdf5", "tfrecords"] = "auto",
     file: str | None = None,
     images: Literal["small", "raw"] = "small",
     label_order: Literal["alphabetical", "first_seen"] = "alphabetical",
     check_parents: bool = True,
-    image_size: Annotated[int, Field(ge=8, le=1024)] = 224,
+    image_size: ImageSize = 224,
     resize: Resize = "squash",
-    channels: Literal[1, 3] = 3,
+    channels: Channels = 3,
 ) -> Dataset:
     """FLAIR, in any of its five layouts, with coarse or fine labels.
 

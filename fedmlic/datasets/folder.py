@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import ntpath
 import posixpath
 from collections import Counter
@@ -39,9 +38,14 @@ from pydantic import Field
 
 from fedmlic.dataset import NO_OWNER, SPLITS, Dataset, Table
 from fedmlic.errors import InputError, listing, nearest
-from fedmlic.images import UNREADABLE, Resize, decode
+from fedmlic.images import Resize, decode
 from fedmlic.labels import ABSENT, PRESENT, UNCERTAIN, UNKNOWN
 from fedmlic.seeds import stream
+from fedmlic.sources.files import stamps_of, stamps_sha256
+from fedmlic.sources.groups import number_groups
+from fedmlic.sources.headers import read_headers
+from fedmlic.sources.options import Channels, HeldOut, ImageSize, Root, Seed
+from fedmlic.sources.place import source_root
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,8 +66,6 @@ WIDE_VALUES = {
     "u": UNCERTAIN,
 }
 """What a cell of the wide form may say, besides nothing."""
-
-EXIF_ORIENTATION = 0x0112
 
 
 class _Row(NamedTuple):
@@ -206,14 +208,6 @@ class _Reader:
             raise listing(expected, [f"line {line}: {what}" for line, what in sorted(self.problems)])
 
 
-def _number_owners(rows: list[_Row]) -> tuple[NDArray[np.int64], list[str]]:
-    """int64 ``[images]`` owner numbers, and the owners' names in alphabetical order."""
-    texts = [row.cells.get("owner", "") for row in rows]
-    names = sorted(set(texts) - {""})
-    number = {name: place for place, name in enumerate(names)} | {"": NO_OWNER}
-    return np.array([number[text] for text in texts], dtype=np.int64), names
-
-
 def _deal(paths: list[str], owners: NDArray[np.int64], fractions: tuple[float, float], seed: int) -> list[str]:
     """Random splits: whole owners (or single images of nobody) go where most images are missing.
 
@@ -242,53 +236,20 @@ def _deal(paths: list[str], owners: NDArray[np.int64], fractions: tuple[float, f
     return splits
 
 
-def _report(files: list[Path]) -> dict[str, object]:
-    """Modes, turned images and frames, from the files' headers; unreadable ones fail later, by name."""
-    import PIL  # noqa: PLC0415
-    from PIL import Image  # noqa: PLC0415
-
-    modes: Counter[str] = Counter()
-    turned = several = 0
-    for file in files:
-        try:
-            with Image.open(file) as picture:
-                # Pillow decodes a whole PNG to look for EXIF behind its pixels.
-                exif = picture.getexif() if picture.format != "PNG" else {}
-                found = picture.mode, exif.get(EXIF_ORIENTATION, 1) != 1, getattr(picture, "n_frames", 1) > 1
-        except (*UNREADABLE, Image.DecompressionBombError):
-            found = "unreadable", False, False
-        modes[found[0]] += 1
-        turned += found[1]
-        several += found[2]
-    counts = dict(sorted(modes.items()))
-    return {"modes": counts, "exif_turned": turned, "several_frames": several, "pillow": PIL.__version__}
-
-
-def _fingerprint(content: bytes, paths: list[str], files: list[Path]) -> dict[str, str]:
-    """SHA-256 of the CSV, and of path, size and time of every image."""
-    stats = sorted(
-        (path, file.stat().st_size, file.stat().st_mtime_ns) for path, file in zip(paths, files, strict=True)
-    )
-    return {
-        "csv_sha256": hashlib.sha256(content).hexdigest(),
-        "files_sha256": hashlib.sha256(json.dumps(stats).encode()).hexdigest(),
-    }
-
-
 def folder(
     *,
-    root: Annotated[str, Field(min_length=1)],
+    root: Root,
     csv: Annotated[str, Field(min_length=1)] = "labels.csv",
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ",",
     separator: Annotated[str, Field(min_length=1, max_length=1)] = ";",
     blank: Literal["unknown", "absent"] = "unknown",
     label_names: list[str] | None = None,
-    image_size: Annotated[int, Field(ge=8, le=1024)] = 128,
+    image_size: ImageSize = 128,
     resize: Resize = "squash",
-    channels: Literal[1, 3] = 3,
-    val_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.1,
+    channels: Channels = 3,
+    val_fraction: HeldOut = 0.1,
     test_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.1,
-    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0,
+    seed: Seed = 0,
 ) -> Dataset:
     """Your own images: a folder with a CSV of paths, labels and optionally owners and splits.
 
@@ -311,10 +272,7 @@ def folder(
     Raises:
         InputError: the table or what it names is wrong; all problems at once.
     """
-    place = Path(root).expanduser()
-    if not place.is_dir():
-        msg = f"Expected root of data set folder to be a folder, got {root!r}. Give the folder that holds {csv}."
-        raise InputError(msg)
+    place = source_root("folder", root, csv)
     columns, rows, content = _read_csv(place / csv, delimiter)
     names = _vocabulary(place / csv, columns, rows, label_names, separator)
     reader = _Reader(place, names, separator, UNKNOWN if blank == "unknown" else ABSENT, [])
@@ -322,13 +280,14 @@ def folder(
     labels = np.array([reader.labels(row) for row in rows], dtype=np.int8).reshape(len(rows), len(names))
     splits = [reader.split(row) for row in rows] if "split" in columns else []
     reader.finish(rows, paths, place / csv)
-    owners, owner_names = _number_owners(rows)
+    owners, owner_names = number_groups([row.cells.get("owner", "") for row in rows])
     splits = splits or _deal(paths, owners, (val_fraction, test_fraction), seed)
     files = [place / path for path in paths]
     unused = [column for column in columns if column not in {*RESERVED, *names}]
 
     def table() -> Table:
-        report = {**_report(files), "unused_columns": unused}
+        headers = read_headers(files)
+        report = {**headers.report, "several_frames": headers.several_frames, "unused_columns": unused}
         return Table(paths, splits, labels, owners, None, [str(file) for file in files], owner_names, report)
 
     options = {"delimiter": delimiter, "separator": separator, "blank": blank, "resize": resize}
@@ -337,7 +296,10 @@ def folder(
         name="folder",
         version=VERSION,
         identity={**options, **dealt, "label_names": names, "size": image_size, "channels": channels}
-        | _fingerprint(content, paths, files),
+        | {
+            "csv_sha256": hashlib.sha256(content).hexdigest(),
+            "files_sha256": stamps_sha256(stamps_of(zip(paths, files, strict=True))),
+        },
         label_names=tuple(names),
         image_shape=(image_size, image_size, channels),
         table=table,

@@ -21,10 +21,13 @@ from fedmlic.dataset import NO_OWNER, Dataset, Table
 from fedmlic.errors import InputError, listing, nearest
 from fedmlic.formats import frugalmct
 from fedmlic.formats import hapi as files
-from fedmlic.groups import deal
-from fedmlic.image_folders import existing_folder, fingerprint, headers, scan
 from fedmlic.images import Resize, decode
 from fedmlic.labels import ABSENT, PRESENT
+from fedmlic.sources.files import IMAGES, find_files, stamps_of, stamps_sha256
+from fedmlic.sources.groups import deal, number_groups
+from fedmlic.sources.headers import read_headers
+from fedmlic.sources.options import Channels, HeldOut, ImageSize, Seed
+from fedmlic.sources.place import source_root
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,7 +65,7 @@ def _found(place: Path, true: files.Answers, missing: str) -> tuple[list[int], d
     Raises:
         InputError: images that the disk lacks or has twice.
     """
-    found, problems = scan([place / folder for folder in FOLDERS], [".jpg", ".jpeg", ".png"])
+    found, problems = find_files([place / folder for folder in FOLDERS], IMAGES)
     file_of = {path.stem: path for path in found.values()}
     rows = sorted(range(len(true.example_ids)), key=true.example_ids.__getitem__)
     if missing == "error":
@@ -80,12 +83,12 @@ def hapi(
     benchmark: Literal["coco", "pascal", "mir"] = "pascal",
     label_names: list[str] | None = None,
     missing: Literal["error", "leave_out"] = "error",
-    image_size: Annotated[int, Field(ge=8, le=1024)] = 224,
+    image_size: ImageSize = 224,
     resize: Resize = "squash",
-    channels: Literal[1, 3] = 3,
-    val_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.1,
+    channels: Channels = 3,
+    val_fraction: HeldOut = 0.1,
     test_fraction: Annotated[float, Field(ge=0, le=0.4)] = 0.2,
-    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0,
+    seed: Seed = 0,
 ) -> Dataset:
     """The images of a benchmark with HAPI's true labels.
 
@@ -115,18 +118,18 @@ def hapi(
     form = frugalmct if not files.runs(place, benchmark) and frugalmct.runs(place, benchmark) else files
     true = form.truth(place, benchmark)
     names = _names(true, label_names)
-    folder = existing_folder(images, "hapi", f"the images of {benchmark}")
+    folder = source_root("hapi", images, f"the images of {benchmark}")
     rows, file_of = _found(folder, true, missing)
     ids = [true.example_ids[row] for row in rows]
     labels = _labels(true, rows, names)
     paths = [file_of[example_id] for example_id in ids]
     fixed = ["test" if "_val2014_" in example_id else "train" for example_id in ids]
     shares = {"val": val_fraction} if benchmark == "coco" else {"test": test_fraction, "val": val_fraction}
-    splits = deal(fixed, ids, shares, seed, "hapi")
+    splits = deal(fixed, number_groups(ids)[0], shares, seed, "hapi")
 
     def table() -> Table:
         nobody = np.full(len(ids), NO_OWNER, dtype=np.int64)
-        report = {**headers(paths), "left_out": {"no_file": len(true.example_ids) - len(ids)}}
+        report = {**read_headers(paths).report, "left_out": {"no_file": len(true.example_ids) - len(ids)}}
         return Table(ids, splits, labels, nobody, None, [str(path) for path in paths], [], report)
 
     told = hashlib.sha256(repr(sorted(zip(true.example_ids, true.names, strict=True))).encode()).hexdigest()
@@ -139,7 +142,7 @@ def hapi(
             "dealt": {**shares, "seed": seed},
             "label_names": list(names),
             "labels_sha256": told,
-            "files": fingerprint(ids, file_of.__getitem__),
+            "files": stamps_sha256(stamps_of(zip(ids, paths, strict=True))),
         },
         label_names=names,
         image_shape=(image_size, image_size, channels),

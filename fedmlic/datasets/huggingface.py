@@ -38,7 +38,8 @@ from fedmlic.dataset import NO_OWNER, Dataset, Objects, Table
 from fedmlic.errors import InputError, listing, nearest
 from fedmlic.images import Resize, decode, fit_boxes, read_header
 from fedmlic.labels import ABSENT, PRESENT, STATES, UNKNOWN
-from fedmlic.splits import hold_out
+from fedmlic.sources.groups import deal, number_groups
+from fedmlic.sources.options import Channels, ImageSize, Seed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -470,25 +471,17 @@ def _owners(
     if column is None:
         return np.full(sum(len(parts[name]) for name in chosen.values()), NO_OWNER, dtype=np.int64), []
     values = [value for name in chosen.values() for value in parts[name].select_columns([column])[:][column]]
-    texts = ["" if value is None else str(value) for value in values]
-    names = sorted(set(texts) - {""})
-    number = {name: place for place, name in enumerate(names)} | {"": NO_OWNER}
-    return np.array([number[text] for text in texts], dtype=np.int64), names
+    return number_groups(["" if value is None else str(value) for value in values])
 
 
 def _deal(
     splits: list[str], owners: NDArray[np.int64], ids: list[str], fractions: Mapping[str, float], seed: int
 ) -> list[str]:
     """Take the splits that the source lacks from its training images, owners kept whole."""
-    dealt = np.array(splits, dtype=object)
     by_id = np.argsort(np.argsort(np.array(ids)))
     groups = np.where(owners == NO_OWNER, int(owners.max(initial=0)) + 1 + by_id, owners)
-    for split, fraction in fractions.items():
-        if fraction and split not in splits:
-            train = np.flatnonzero(dealt == "train")
-            share = min(1.0, fraction * splits.count("train") / max(1, len(train)))
-            dealt[train[hold_out(groups[train], share, seed, f"huggingface/{split}")]] = split
-    return [str(split) for split in dealt]
+    lacking = {split: fraction for split, fraction in fractions.items() if split not in splits}
+    return deal(splits, groups, lacking, seed, "huggingface")
 
 
 def huggingface(
@@ -506,12 +499,12 @@ def huggingface(
     box_form: Literal["xywh", "xyxy"] = "xywh",
     owner_column: str | None = None,
     id_column: str | None = None,
-    image_size: Annotated[int, Field(ge=8, le=1024)] = 224,
+    image_size: ImageSize = 224,
     resize: Resize = "squash",
-    channels: Literal[1, 3] = 3,
+    channels: Channels = 3,
     val_fraction: Fraction = 0.1,
     test_fraction: Fraction = 0.1,
-    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0,
+    seed: Seed = 0,
 ) -> Dataset:
     """A Hugging Face ``datasets`` image set with several labels per image, from disk or from the hub.
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fedmlic.coco import Part, Pixels, Protocol, RowOrder, Source, coco_dataset
 from fedmlic.dataset import Dataset
-from fedmlic.disk_options import Channels, HeldOut, ImageSize, Root, Seed, held_out_counts
 from fedmlic.formats.coco_json import Category
-from fedmlic.image_files import find_parts
 from fedmlic.images import Resize
 from fedmlic.labels import ABSENT, UNKNOWN
+from fedmlic.sources.coco import Part, Pixels, Protocol, RowOrder, Source, coco_dataset
+from fedmlic.sources.options import Channels, HeldOut, ImageSize, Root, Seed
+from fedmlic.sources.place import find_parts
+from fedmlic.splits import held_out_counts
 
 FOLDERS = ("train2017", "val2017")
 

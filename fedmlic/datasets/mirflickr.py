@@ -12,6 +12,7 @@ of the licence files was not seen; a photographer is what follows ``flickr.com/p
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -26,20 +27,13 @@ from fedmlic.dataset import Dataset, Table
 from fedmlic.errors import InputError
 from fedmlic.images import Resize, decode
 from fedmlic.labels import ABSENT, PRESENT, UNCERTAIN
-from fedmlic.rows import TEST, TRAIN, Rows, hold_out_val, make_table
-from fedmlic.source_files import (
-    Problems,
-    Stamp,
-    check_present,
-    digest,
-    files_sha256,
-    first_existing,
-    list_files,
-    once,
-    read_lines,
-    source_root,
-    stamps_sha256,
-)
+from fedmlic.sources.files import Stamp, check_present, digest, files_sha256, list_files, stamps_sha256
+from fedmlic.sources.groups import number_groups
+from fedmlic.sources.options import Channels, HeldOut, ImageSize, Root, Seed
+from fedmlic.sources.place import first_existing, source_root
+from fedmlic.sources.problems import Problems
+from fedmlic.sources.reading import read_lines
+from fedmlic.sources.rows import TEST, TRAIN, Rows, hold_out_val, make_table
 from fedmlic.splits import hold_out
 
 if TYPE_CHECKING:
@@ -149,8 +143,8 @@ def _split(numbers: NDArray[np.int64], owners: list[str], options: _Options) -> 
     elif options.split == "first_15000":
         test = numbers > TRAIN_OF_FIRST
     else:
-        groups = np.unique(np.array(_groups(numbers, owners), dtype=np.str_), return_inverse=True)[1]
-        test = hold_out(groups.astype(np.int64), options.test_fraction, options.seed, "mirflickr/test")
+        groups, _ = number_groups(_groups(numbers, owners))
+        test = hold_out(groups, options.test_fraction, options.seed, "mirflickr/test")
     return np.where(test, TEST, TRAIN).astype(np.int64)
 
 
@@ -227,7 +221,7 @@ def _build(place: _Place, found: Mapping[str, set[int]], options: _Options) -> t
     array = np.array(numbers, dtype=np.int64)
     splits = _split(array, owners, options)
     groups = _groups(array, owners) if options.split == "random" else [str(number) for number in numbers]
-    splits = hold_out_val(splits, groups, options.val_fraction, options.seed, "mirflickr/val")
+    splits = hold_out_val(splits, groups, options.val_fraction, options.seed, "mirflickr")
     whole = np.array([place.stamps[f"im{number}.jpg"][0] > 0 for number in numbers], dtype=np.bool_)
     tagged = _tagged(place.meta / "tags", numbers, options.min_tag_count)
     labelled = (labels != ABSENT).any(axis=1)
@@ -258,7 +252,7 @@ def _places(root: Path) -> _Place:
 
 def mirflickr(
     *,
-    root: Annotated[str, Field(min_length=1)],
+    root: Root,
     labels: Literal[24, 38] = 24,
     annotations: Literal["potential", "relevant", "graded"] = "potential",
     split: Split = "odd_even",
@@ -266,12 +260,12 @@ def mirflickr(
     min_tag_count: Annotated[int, Field(ge=0)] = 0,
     drop_unlabelled: bool = False,
     missing: Literal["error", "drop"] = "error",
-    image_size: Annotated[int, Field(ge=8, le=1024)] = 224,
+    image_size: ImageSize = 224,
     resize: Resize = "squash",
-    channels: Literal[1, 3] = 3,
-    val_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.1,
+    channels: Channels = 3,
+    val_fraction: HeldOut = 0.1,
     test_fraction: Annotated[float, Field(ge=0, le=0.9)] = 0.5,
-    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0,
+    seed: Seed = 0,
 ) -> Dataset:
     """MIRFLICKR-25k with 24 or 38 labels.
 
@@ -311,7 +305,7 @@ def mirflickr(
     )
     needed = _annotation_names(place.annotations, options)
     found = _read_annotations(place.annotations, needed)
-    build = once(lambda: _build(place, found, options))
+    build = functools.cache(lambda: _build(place, found, options))
     names = _label_names(labels)
     files = [place.annotations / f"{name}.txt" for name in needed]
     counts = {

@@ -11,6 +11,7 @@ of Singapore" (CIVR). Counts per concept: recomputed from github.com/Dreamerzp/N
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,20 +24,12 @@ from fedmlic.dataset import Dataset, Table
 from fedmlic.errors import InputError, nearest
 from fedmlic.images import Resize, decode
 from fedmlic.labels import ABSENT, PRESENT
-from fedmlic.rows import TEST, TRAIN, Rows, check_unique, hold_out_val, make_table
-from fedmlic.source_files import (
-    Problems,
-    Stamp,
-    check_present,
-    digest,
-    files_sha256,
-    first_existing,
-    list_files,
-    once,
-    read_lines,
-    source_root,
-    stamps_sha256,
-)
+from fedmlic.sources.files import Stamp, check_present, digest, files_sha256, list_files, stamps_sha256
+from fedmlic.sources.options import Channels, HeldOut, ImageSize, Root, Seed
+from fedmlic.sources.place import first_existing, source_root
+from fedmlic.sources.problems import Problems, check_unique
+from fedmlic.sources.reading import read_lines
+from fedmlic.sources.rows import TEST, TRAIN, Rows, hold_out_val, make_table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -248,7 +241,7 @@ def _build(
     labelled = (labels == PRESENT).any(axis=1)
     keep = available & labelled if options.drop_unlabelled else available
     photos = [_photo_id(name) for name in names]
-    splits = hold_out_val(source.splits, photos, options.val_fraction, options.seed, "nuswide/val")
+    splits = hold_out_val(source.splits, photos, options.val_fraction, options.seed, "nuswide")
     report = {
         "missing_dropped": int((~available).sum()) - len(gone),
         "placeholders_dropped": len(gone),
@@ -265,7 +258,7 @@ def _build(
 
 def nuswide(
     *,
-    root: Annotated[str, Field(min_length=1)],
+    root: Root,
     protocol: Literal["official", "cole"] = "official",
     label_files: Literal["auto", "all", "train_test"] = "auto",
     concepts: list[str] | None = None,
@@ -273,11 +266,11 @@ def nuswide(
     drop_unlabelled: bool = False,
     missing: Literal["error", "drop"] = "error",
     owners: Literal["folder", "none"] = "folder",
-    image_size: Annotated[int, Field(ge=8, le=1024)] = 224,
+    image_size: ImageSize = 224,
     resize: Resize = "squash",
-    channels: Literal[1, 3] = 3,
-    val_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.1,
-    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0,
+    channels: Channels = 3,
+    val_fraction: HeldOut = 0.1,
+    seed: Seed = 0,
 ) -> Dataset:
     """NUS-WIDE with its 81 concepts.
 
@@ -309,7 +302,7 @@ def nuswide(
     folder = first_existing(place, ("Flickr", "images"), "the folder of images")
     stamps = list_files(folder, depth=1)
     options = _Options(missing, drop_unlabelled, owners, val_fraction, seed)
-    build = once(lambda: _build(source, columns, folder, stamps, options))
+    build = functools.cache(lambda: _build(source, columns, folder, stamps, options))
     names = [source.concepts[column] for column in columns]
 
     def image(row: int) -> NDArray[np.uint8]:
@@ -325,7 +318,7 @@ def nuswide(
             "options": [missing, drop_unlabelled, owners, val_fraction, seed],
             "pixels": [image_size, channels, resize],
             "annotations": digest(files_sha256(place, source.files)),
-            "images": stamps_sha256(stamps, [name for name in source.names if name in stamps]),
+            "images": stamps_sha256(stamps, source.names),
         },
         label_names=tuple(names),
         image_shape=(image_size, image_size, channels),

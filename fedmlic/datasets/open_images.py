@@ -13,6 +13,7 @@ Deviation: the table is dense, so images times labels is limited; take a subset 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -38,20 +39,12 @@ from fedmlic.formats.open_images import (
 )
 from fedmlic.images import Resize, decode
 from fedmlic.labels import ABSENT, PRESENT, UNCERTAIN, UNKNOWN
-from fedmlic.rows import Rows, make_table
-from fedmlic.source_files import (
-    Problems,
-    Stamp,
-    check_present,
-    digest,
-    files_sha256,
-    first_existing,
-    list_files,
-    once,
-    read_lines,
-    source_root,
-    stamps_sha256,
-)
+from fedmlic.sources.files import Stamp, check_present, digest, files_sha256, list_files, stamps_sha256
+from fedmlic.sources.options import Channels, ImageSize, Root
+from fedmlic.sources.place import first_existing, source_root
+from fedmlic.sources.problems import Problems
+from fedmlic.sources.reading import read_lines
+from fedmlic.sources.rows import Rows, make_table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -347,7 +340,7 @@ def _build(
 
 def open_images(
     *,
-    root: Annotated[str, Field(min_length=1)],
+    root: Root,
     classes: Literal["all", "trainable", "boxable"] = "all",
     label_names: list[str] | None = None,
     machine: Literal["flag", "ignore", "present"] = "flag",
@@ -356,9 +349,9 @@ def open_images(
     owners: Literal["author", "none"] = "author",
     drop_unlabelled: bool = False,
     missing: Literal["error", "drop"] = "error",
-    image_size: Annotated[int, Field(ge=8, le=1024)] = 224,
+    image_size: ImageSize = 224,
     resize: Resize = "squash",
-    channels: Literal[1, 3] = 3,
+    channels: Channels = 3,
 ) -> Dataset:
     """Open Images' image-level labels (V3 to V7 names of files).
 
@@ -392,7 +385,7 @@ def open_images(
         tree = first_existing(top, HIERARCHIES, "the hierarchy of classes (or give hierarchy='none')")
     parents = read_hierarchy(tree) if tree is not None else {}
     options = _Options(machine, machine_confidence, hierarchy == "expand", owners, drop_unlabelled, missing)
-    built = once(lambda: _build(files, chosen, parents, options))
+    built = functools.cache(lambda: _build(files, chosen, parents, options))
 
     def image(row: int) -> NDArray[np.uint8]:
         _, paths, turns = built()
@@ -408,7 +401,7 @@ def open_images(
             "options": [classes, label_names, machine, machine_confidence, hierarchy, owners, drop_unlabelled, missing],
             "pixels": [image_size, channels, resize],
             "annotations": digest(files_sha256(top, every)),
-            "images": stamps_sha256(files.stamps, files.stamps),
+            "images": stamps_sha256(files.stamps),
         },
         label_names=tuple(chosen.names),
         image_shape=(image_size, image_size, channels),

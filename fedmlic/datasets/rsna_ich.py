@@ -27,9 +27,12 @@ from fedmlic.dataset import NO_OWNER, Dataset, Table
 from fedmlic.errors import InputError, listing
 from fedmlic.formats import csv_rows, rsna_labels
 from fedmlic.formats.dicom import Origin, Window, hounsfield, origin, windowed
-from fedmlic.groups import deal, number
-from fedmlic.image_folders import existing_folder, fingerprint, headers
 from fedmlic.images import Resize, decode, from_pixels
+from fedmlic.sources.files import file_sha256, stamps_of, stamps_sha256
+from fedmlic.sources.groups import deal, number_groups
+from fedmlic.sources.headers import read_headers
+from fedmlic.sources.options import Channels, HeldOut, ImageSize, Root, Seed
+from fedmlic.sources.place import source_root
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -192,7 +195,7 @@ def _check_patients(folder: Path, split_by: str, *, known: bool) -> None:
 
 def rsna_ich(
     *,
-    root: Annotated[str, Field(min_length=1)],
+    root: Root,
     csv: Annotated[str, Field(min_length=1)] | None = None,
     images: Annotated[str, Field(min_length=1)] | None = None,
     metadata: Annotated[str, Field(min_length=1)] | None = None,
@@ -203,12 +206,12 @@ def rsna_ich(
     split_by: Literal["patient", "slice"] = "patient",
     owners: Literal["patient", "study"] = "patient",
     missing: Literal["error", "leave_out"] = "error",
-    image_size: Annotated[int, Field(ge=8, le=1024)] = 224,
+    image_size: ImageSize = 224,
     resize: Resize = "squash",
-    channels: Literal[1, 3] = 3,
-    val_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.1,
+    channels: Channels = 3,
+    val_fraction: HeldOut = 0.1,
     test_fraction: Annotated[float, Field(ge=0, le=0.4)] = 0.2,
-    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0,
+    seed: Seed = 0,
 ) -> Dataset:
     """RSNA ICH as downloaded, or with its slices exported to PNG or JPEG.
 
@@ -242,7 +245,7 @@ def rsna_ich(
     Raises:
         InputError: the table, the images or the patients are wrong; all problems at once.
     """
-    place = existing_folder(root, "rsna_ich", TABLES[0])
+    place = source_root("rsna_ich", root, TABLES[0])
     path = place / (csv or next((name for name in TABLES if (place / name).is_file()), TABLES[0]))
     told = rsna_labels.read(path)
     problems = list(told.problems)
@@ -264,11 +267,15 @@ def rsna_ich(
         origins = _origins(slices, place / metadata if metadata else None) if known else []
         groups = [whose.patient for whose in origins] if split_by == "patient" else ids
         fractions = {"test": test_fraction, "val": val_fraction}
-        splits = deal(["train"] * len(ids), groups, fractions, seed, "rsna_ich")
-        owner, owner_names = number([getattr(whose, owners) for whose in origins])
+        splits = deal(["train"] * len(ids), number_groups(groups)[0], fractions, seed, "rsna_ich")
+        owner, owner_names = number_groups([getattr(whose, owners) for whose in origins])
         owner = owner if known else np.full(len(ids), NO_OWNER, dtype=np.int64)
         paths = [slices.path(image_id) for image_id in ids]
-        report = {"repeated_lines": told.repeated, "left_out": left_out, **({} if slices.dicom else headers(paths))}
+        report = {
+            "repeated_lines": told.repeated,
+            "left_out": left_out,
+            **({} if slices.dicom else read_headers(paths).report),
+        }
         return Table(ids, splits, labels, owner, None, [str(file) for file in paths], owner_names, report)
 
     def image(row: int) -> NDArray[np.uint8]:
@@ -286,8 +293,8 @@ def rsna_ich(
             "options": [any_label, split_by, owners, resize],
             "size": [image_size, channels],
             "dealt": {"test": test_fraction, "val": val_fraction, "seed": seed},
-            "sources": {file.name: csv_rows.sha256(file) for file in sources},
-            "files": fingerprint(ids, slices.path),
+            "sources": {file.name: file_sha256(file) for file in sources},
+            "files": stamps_sha256(stamps_of((image_id, slices.path(image_id)) for image_id in ids)),
         }
         | (pixels if slices.dicom else {}),
         label_names=names,

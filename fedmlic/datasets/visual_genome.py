@@ -14,9 +14,10 @@ Graph Representation for Multi-Label Image Recognition" (github.com/HCPLab-SYSU/
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -36,20 +37,13 @@ from fedmlic.formats.visual_genome import (
 )
 from fedmlic.images import Resize, decode, fit_boxes
 from fedmlic.labels import ABSENT, PRESENT, UNKNOWN
-from fedmlic.rows import TEST, TRAIN, Rows, check_unique, hold_out_val, make_table
-from fedmlic.source_files import (
-    Problems,
-    Stamp,
-    check_present,
-    files_sha256,
-    first_existing,
-    list_files,
-    once,
-    read_json,
-    read_lines,
-    source_root,
-    stamps_sha256,
-)
+from fedmlic.sources.files import Stamp, check_present, files_sha256, list_files, stamps_sha256
+from fedmlic.sources.groups import number_groups
+from fedmlic.sources.options import Channels, HeldOut, ImageSize, Root, Seed
+from fedmlic.sources.place import first_existing, source_root
+from fedmlic.sources.problems import Problems, check_unique
+from fedmlic.sources.reading import read_json, read_lines
+from fedmlic.sources.rows import TEST, TRAIN, Rows, hold_out_val, make_table
 from fedmlic.splits import hold_out
 
 if TYPE_CHECKING:
@@ -225,10 +219,9 @@ def _splits(source: _Source, options: _Options) -> NDArray[np.int64]:
     if source.listed is not None and options.split != "random":
         splits = source.listed.astype(np.int64)
     else:
-        groups = np.argsort(np.argsort(source.names)).astype(np.int64)
-        test = hold_out(groups, options.test_fraction, options.seed, "visual_genome/test")
+        test = hold_out(number_groups(source.names)[0], options.test_fraction, options.seed, "visual_genome/test")
         splits = np.where(test, TEST, TRAIN).astype(np.int64)
-    return hold_out_val(splits, source.names, options.val_fraction, options.seed, "visual_genome/val")
+    return hold_out_val(splits, source.names, options.val_fraction, options.seed, "visual_genome")
 
 
 def _build(
@@ -262,13 +255,9 @@ def _build(
     return make_table(rows, about, keep)
 
 
-def _used_stamps(names: Sequence[str], stamps: Mapping[str, Stamp]) -> str:
-    return stamps_sha256(stamps, [name for name in names if name in stamps])
-
-
 def visual_genome(
     *,
-    root: Annotated[str, Field(min_length=1)],
+    root: Root,
     labels: Labels = "vg500",
     k: Annotated[int, Field(ge=1, le=5000)] = 256,
     min_images: Annotated[int, Field(ge=0)] = 0,
@@ -279,12 +268,12 @@ def visual_genome(
     coco: Literal["keep", "drop"] = "keep",
     drop_unlabelled: bool = False,
     missing: Literal["error", "drop"] = "error",
-    image_size: Annotated[int, Field(ge=8, le=1024)] = 224,
+    image_size: ImageSize = 224,
     resize: Resize = "squash",
-    channels: Literal[1, 3] = 3,
-    val_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.1,
+    channels: Channels = 3,
+    val_fraction: HeldOut = 0.1,
     test_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.1,
-    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0,
+    seed: Seed = 0,
 ) -> Dataset:
     """Visual Genome with the released labels of SSGRL or its k commonest object names.
 
@@ -323,7 +312,7 @@ def visual_genome(
     top = source_root("visual_genome", root, "VG_100K, VG_100K_2 and the annotation files")
     source = _read_topk(top, options) if labels == "topk" else _read_released(top, labels, label_names)
     paths, stamps, double = _locate(top)
-    built = once(lambda: _build(top, source, stamps, paths, {"in_two_folders": double}, options))
+    built = functools.cache(lambda: _build(top, source, stamps, paths, {"in_two_folders": double}, options))
 
     def image(row: int) -> NDArray[np.uint8]:
         path = paths[source.names[built()[1][row]]]
@@ -339,7 +328,7 @@ def visual_genome(
             "options": [absent, split, coco, drop_unlabelled, missing, val_fraction, seed],
             "pixels": [image_size, channels, resize],
             "annotations": files_sha256(top, source.files),
-            "images": _used_stamps(source.names, stamps),
+            "images": stamps_sha256(stamps, source.names),
         },
         label_names=tuple(source.label_names),
         image_shape=(image_size, image_size, channels),

@@ -9,10 +9,11 @@ refused.
 from __future__ import annotations
 
 from fedmlic.dataset import Dataset
-from fedmlic.disk_options import Channels, HeldOut, ImageSize, Root, Seed, held_out_counts
 from fedmlic.images import Resize
-from fedmlic.voc import Difficult, Part, Protocol, find_releases, image_set, positives, voc_dataset
-from fedmlic.voc_counts import POSITIVES
+from fedmlic.sources.options import Channels, HeldOut, ImageSize, Root, Seed
+from fedmlic.sources.voc import Difficult, Part, Protocol, find_releases, image_set, positives, voc_dataset
+from fedmlic.sources.voc_counts import POSITIVES
+from fedmlic.splits import held_out_counts
 
 NUM_TRAIN, NUM_TEST = 16_551, 4_952
 """Published lines of both trainval lists, and of 2007's test list."""

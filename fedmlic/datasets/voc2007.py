@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import Literal
 
 from fedmlic.dataset import Dataset
-from fedmlic.disk_options import Channels, HeldOut, ImageSize, Root, Seed, held_out_counts
 from fedmlic.images import Resize
-from fedmlic.voc import Difficult, Part, Protocol, find_releases, image_set, positives, voc_dataset
-from fedmlic.voc_counts import POSITIVES
+from fedmlic.sources.options import Channels, HeldOut, ImageSize, Root, Seed
+from fedmlic.sources.voc import Difficult, Part, Protocol, find_releases, image_set, positives, voc_dataset
+from fedmlic.sources.voc_counts import POSITIVES
+from fedmlic.splits import held_out_counts
 
 YEAR = "VOC2007"
 NUM_TRAINVAL, NUM_TRAIN, NUM_VAL, NUM_TEST = 5_011, 2_501, 2_510, 4_952

@@ -12,10 +12,11 @@ from __future__ import annotations
 from typing import Literal
 
 from fedmlic.dataset import Dataset
-from fedmlic.disk_options import Channels, HeldOut, ImageSize, Root, Seed, held_out_counts
 from fedmlic.images import Resize
-from fedmlic.voc import Difficult, Part, Protocol, find_releases, image_set, positives, voc_dataset
-from fedmlic.voc_counts import POSITIVES
+from fedmlic.sources.options import Channels, HeldOut, ImageSize, Root, Seed
+from fedmlic.sources.voc import Difficult, Part, Protocol, find_releases, image_set, positives, voc_dataset
+from fedmlic.sources.voc_counts import POSITIVES
+from fedmlic.splits import held_out_counts
 
 YEAR = "VOC2012"
 NUM_TRAIN, NUM_VAL, NUM_TRAINVAL = 5_717, 5_823, 11_540

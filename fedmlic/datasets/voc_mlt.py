@@ -9,11 +9,12 @@ from the list and are never opened.
 from __future__ import annotations
 
 from fedmlic.dataset import Dataset
-from fedmlic.disk_options import Channels, HeldOut, ImageSize, Root, Seed, held_out_counts
-from fedmlic.image_files import find_parts
 from fedmlic.images import Resize
-from fedmlic.voc import Difficult, Part, Protocol, find_releases, image_set, voc_dataset
-from fedmlic.voc_counts import POSITIVES
+from fedmlic.sources.options import Channels, HeldOut, ImageSize, Root, Seed
+from fedmlic.sources.place import find_parts
+from fedmlic.sources.voc import Difficult, Part, Protocol, find_releases, image_set, voc_dataset
+from fedmlic.sources.voc_counts import POSITIVES
+from fedmlic.splits import held_out_counts
 
 NUM_TRAIN, NUM_TEST = 1_142, 4_952
 HEAD, MEDIUM = 100, 20

@@ -8,7 +8,6 @@ are stripped. A row too short for the chosen columns is an error, never a row le
 from __future__ import annotations
 
 import csv
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,12 +22,6 @@ class Row(NamedTuple):
 
     line: int
     cells: tuple[str, ...]
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def columns(path: Path) -> list[str]:

@@ -9,13 +9,15 @@ Source: github.com/apple/ml-flair, ``download_dataset.py``.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fedmlic.formats.flair_records import FIELDS, KINDS, EntryList, Layout, Records
 from fedmlic.formats.json_list import read_json_list
 from fedmlic.images import decode
-from fedmlic.source_files import Problems, Stamp, check_present, files_sha256, list_files, once, stamps_sha256
+from fedmlic.sources.files import Stamp, check_present, files_sha256, list_files, stamps_sha256
+from fedmlic.sources.problems import Problems
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +40,7 @@ def open_flair_files(root: Path, images: Literal["small", "raw"]) -> Layout:
     """
     folder = root / f"{images}_images"
     stamps = list_files(folder)
-    records = once(lambda: _read(root / METADATA, folder, stamps))
+    records = functools.cache(lambda: _read(root / METADATA, folder, stamps))
     found: Records = records()
 
     def pixels(record: int, size: int, channels: int, resize: Resize) -> NDArray[np.uint8]:

@@ -12,6 +12,7 @@ like the numbering: only its names are used. Which layout a file has is read off
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import threading
@@ -25,7 +26,8 @@ import numpy as np
 from fedmlic.errors import InputError
 from fedmlic.formats.flair_records import FIELDS, Entries, EntryList, Layout, Records
 from fedmlic.images import from_pixels
-from fedmlic.source_files import Problems, list_files, once, stamps_sha256
+from fedmlic.sources.files import list_files, stamps_sha256
+from fedmlic.sources.problems import Problems
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -55,7 +57,7 @@ def open_flair_hdf5(path: Path, kinds: tuple[str, ...]) -> Layout:
     store = _Store(path)
     form = store.form()
     names = {kind: _label_names(store, kind, form) for kind in kinds}
-    read = once(lambda: _read(store, form, kinds, names))
+    read = functools.cache(lambda: _read(store, form, kinds, names))
 
     def pixels(record: int, size: int, channels: int, resize: Resize) -> NDArray[np.uint8]:
         place, row = read()[1][record]

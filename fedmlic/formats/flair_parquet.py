@@ -9,6 +9,7 @@ Source: huggingface.co/datasets/apple/flair and the code that reads it, github.c
 
 from __future__ import annotations
 
+import functools
 import io
 import threading
 from collections import OrderedDict
@@ -20,7 +21,8 @@ import numpy as np
 from fedmlic.errors import InputError
 from fedmlic.formats.flair_records import FIELDS, Entries, Layout, Records
 from fedmlic.images import decode
-from fedmlic.source_files import Problems, list_files, once, stamps_sha256
+from fedmlic.sources.files import list_files, stamps_sha256
+from fedmlic.sources.problems import Problems
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,11 +49,11 @@ def open_flair_parquet(root: Path) -> Layout:
     files = parquet_files(root)
     _check(files)
     stamps = list_files(root, depth=1)
-    groups = once(lambda: _Groups(files))
+    groups = functools.cache(lambda: _Groups(files))
     return Layout(
         name="parquet",
         names=lambda _: None,
-        records=once(lambda: _read(files)),
+        records=functools.cache(lambda: _read(files)),
         pixels=lambda record, size, channels, resize: _pixels(groups(), record, size, channels, resize),
         identity={"files": stamps_sha256(stamps, [file.relative_to(root).as_posix() for file in files])},
     )

@@ -8,6 +8,7 @@ Source: github.com/apple/ml-flair, ``prepare_tfrecords.py``.
 
 from __future__ import annotations
 
+import functools
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,9 @@ from fedmlic.errors import InputError
 from fedmlic.formats.flair_records import FIELDS, KINDS, EntryList, Layout, Records
 from fedmlic.formats.tfrecord import Span, read_examples
 from fedmlic.images import decode
-from fedmlic.source_files import Problems, files_sha256, list_files, once, read_json, stamps_sha256
+from fedmlic.sources.files import files_sha256, list_files, stamps_sha256
+from fedmlic.sources.problems import Problems
+from fedmlic.sources.reading import read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +40,7 @@ def open_flair_tfrecords(root: Path) -> Layout:
     """
     names = _label_names(root / LABEL_INDEX)
     stamps = {name: stamp for name, stamp in list_files(root, depth=1).items() if name.endswith(SUFFIX)}
-    read = once(lambda: _read(root, names, sorted(name for name in stamps if "/" in name)))
+    read = functools.cache(lambda: _read(root, names, sorted(name for name in stamps if "/" in name)))
 
     def pixels(record: int, size: int, channels: int, resize: Resize) -> NDArray[np.uint8]:
         _, images = read()
@@ -53,7 +56,7 @@ def open_flair_tfrecords(root: Path) -> Layout:
         pixels=pixels,
         identity={
             "annotations": files_sha256(root, [root / LABEL_INDEX]),
-            "files": stamps_sha256(stamps, stamps),
+            "files": stamps_sha256(stamps),
         },
     )
 

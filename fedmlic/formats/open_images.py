@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fedmlic.errors import InputError
-from fedmlic.source_files import Problems, read_json, read_text
+from fedmlic.sources.problems import Problems
+from fedmlic.sources.reading import read_json, read_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fedmlic.formats.json_list import read_json_list
-from fedmlic.source_files import Problems, read_lines
+from fedmlic.sources.problems import Problems
+from fedmlic.sources.reading import read_lines
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from fedmlic.coco_counts import POSITIVES
 from fedmlic.datasets.coco2014 import coco2014
 from fedmlic.datasets.coco2017 import coco2017
+from fedmlic.sources.coco_counts import POSITIVES
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 

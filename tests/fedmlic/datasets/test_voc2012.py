@@ -15,9 +15,9 @@ from fedmlic.corpus import open_corpus
 from fedmlic.dataset import DIFFICULT_ONLY
 from fedmlic.datasets.voc2012 import voc2012
 from fedmlic.errors import InputError
+from fedmlic.sources.voc import LABEL_NAMES
+from fedmlic.sources.voc_counts import POSITIVES
 from fedmlic.spec import build
-from fedmlic.voc import LABEL_NAMES
-from fedmlic.voc_counts import POSITIVES
 
 FIXTURE = runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "voc2012.py"))
 CHAIR, DOG, PERSON, SOFA = (LABEL_NAMES.index(name) for name in ("chair", "dog", "person", "sofa"))

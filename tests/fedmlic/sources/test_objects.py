@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from fedmlic.dataset import Objects
-from fedmlic.objects import stored_objects, turned_boxes
+from fedmlic.sources.objects import agree_on_sizes, stored_objects, turned_boxes
 
 
 def one(box, area):
@@ -72,3 +72,20 @@ def test_boxes_turn_as_pillow_turns_pictures(orientation):
     found = np.asarray(turned)
     assert found[y : y + h, x : x + w].min() == 255
     assert (found > 0).sum() == w * h
+
+
+def test_sizes_that_differ():
+    """Equal, saved at half size, other proportions, not said, unreadable, neither."""
+    said = np.array([[64, 48], [64, 48], [64, 48], [0, 0], [64, 48], [0, 0]], float)
+    stored = np.array([[64, 48], [32, 24], [48, 64], [7, 5], [0, 0], [0, 0]], float)
+
+    sizes, report = agree_on_sizes(said, stored, list("abcdef"))
+
+    assert sizes.tolist() == [[64, 48], [64, 48], [48, 64], [7, 5], [64, 48], [1, 1]]
+    assert report == {"resized_files": 1, "other_proportions": 1, "other_proportions_first": ["c"]}
+
+
+def test_sizes_rounded_to_pixels_are_the_same_proportions():
+    said = np.array([[640.0, 427.0]])
+
+    assert agree_on_sizes(said, np.array([[224.0, 149.0]]), ["a"])[1]["resized_files"] == 1

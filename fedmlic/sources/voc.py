@@ -22,13 +22,15 @@ from fedmlic.formats.voc_class_list import ABSENT as NONE
 from fedmlic.formats.voc_class_list import DIFFICULT, read_class_file
 from fedmlic.formats.voc_class_list import PRESENT as PLAIN
 from fedmlic.formats.voc_xml import Annotation, Thing, read_annotation
-from fedmlic.image_files import agree_on_sizes, find_parts, fingerprint, read_headers
 from fedmlic.images import Resize, decode
-from fedmlic.label_names import choose_labels
 from fedmlic.labels import ABSENT, PRESENT, UNKNOWN
-from fedmlic.objects import stored_objects
 from fedmlic.seeds import text_keys
-from fedmlic.splits import hold_out
+from fedmlic.sources.files import stamps_of, stamps_sha256
+from fedmlic.sources.groups import deal
+from fedmlic.sources.headers import read_headers
+from fedmlic.sources.label_names import choose_labels
+from fedmlic.sources.objects import agree_on_sizes, stored_objects
+from fedmlic.sources.place import find_parts
 
 VERSION = "1"
 
@@ -206,16 +208,13 @@ def voc_dataset(
 def _fingerprints(images: list[_Image]) -> dict[str, str]:
     """SHA-256 of all annotations, and of names, sizes and times of all images that exist."""
     annotations = hashlib.sha256()
-    stats = {}
     for image in images:
         content = _content(image)
         annotations.update(
             f"{image.name} {hashlib.sha256(content).hexdigest() if content is not None else ''}\n".encode()
         )
-        if image.picture.is_file():
-            found = image.picture.stat()
-            stats[image.name] = (found.st_size, found.st_mtime_ns)
-    return {"annotations_sha256": annotations.hexdigest(), "files_sha256": fingerprint(stats)}
+    stamps = stamps_of((image.name, image.picture) for image in images if image.picture.is_file())
+    return {"annotations_sha256": annotations.hexdigest(), "files_sha256": stamps_sha256(stamps)}
 
 
 def _content(image: _Image) -> bytes | None:
@@ -355,12 +354,11 @@ def _flags(reader: _Reader) -> Flags | None:
 
 def _held_out(name: str, images: list[_Image], protocol: Protocol) -> list[str]:
     """The splits, after a share of the training images was set aside where no list validates."""
-    splits = np.array([image.part.split for image in images], dtype="<U5")
-    if "val" not in splits:
-        train = np.flatnonzero(splits == "train")
-        groups = text_keys([images[row].name for row in train.tolist()]).astype(np.int64)
-        splits[train[hold_out(groups, protocol.val_fraction, protocol.seed, f"{name}/val")]] = "val"
-    return [str(split) for split in splits]
+    splits = [image.part.split for image in images]
+    if "val" in splits:
+        return list[str](splits)
+    groups = text_keys([image.name for image in images]).astype(np.int64)
+    return deal(splits, groups, {"val": protocol.val_fraction}, protocol.seed, name)
 
 
 def positives(counts: Mapping[str, int], protocol: Protocol) -> dict[str, int]:

@@ -1,7 +1,8 @@
-"""Objects of a source's pixels as objects of the stored images."""
+"""Objects of a source's pixels as objects of the stored images, and the sizes that they are measured in."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,9 +13,41 @@ from fedmlic.images import Resize, fit_boxes
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+ROUNDING_PIXELS = 1.0
+"""How far a side of a picture saved in another size may be off its exact length."""
 
 MIRRORED_X, MIRRORED_Y, TRANSPOSED = (2, 3, 6, 7), (3, 4, 7, 8), (5, 6, 7, 8)
 """EXIF orientations that, after a swap of the axes, count columns or rows from the other side."""
+
+
+def agree_on_sizes(
+    said: NDArray[np.float64], stored: NDArray[np.float64], names: Sequence[str]
+) -> tuple[NDArray[np.float64], dict[str, object]]:
+    """The sizes that boxes are measured in, and what to report of those that differ.
+
+    Boxes belong to the size that the annotation says, so a file saved smaller in the same
+    proportions keeps its boxes. Where proportions differ, or the annotation says nothing,
+    the file is right.
+
+    Args:
+        said: ``[images, 2]``, width and height of the annotation; 0 where it says nothing.
+        stored: ``[images, 2]``, of the file; 0 where it cannot be read.
+        names: of the images, for the report.
+
+    Returns:
+        float64 ``[images, 2]``, all at least 1, and a report with JSON values.
+    """
+    both = (said > 0).all(axis=1) & (stored > 0).all(axis=1)
+    scale = np.divide(stored[:, 0], said[:, 0], out=np.zeros(len(said)), where=both)
+    same_shape = both & (np.abs(said[:, 1] * scale - stored[:, 1]) <= ROUNDING_PIXELS)
+    unreadable = (stored <= 0).any(axis=1)
+    sizes = np.where((same_shape | unreadable)[:, None], said, stored)
+    resized = np.flatnonzero(same_shape & (said != stored).any(axis=1))
+    other = np.flatnonzero(both & ~same_shape)
+    report: dict[str, object] = {"resized_files": len(resized), "other_proportions": len(other)}
+    if len(other):
+        report["other_proportions_first"] = [names[place] for place in other[:10].tolist()]
+    return np.maximum(sizes, 1.0), report
 
 
 def turned_boxes(

@@ -18,23 +18,25 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def number(names: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:
+def number_groups(names: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:
     """int64 ``[images]`` group numbers and the name of each number; a blank name is ``NO_OWNER``.
 
-    >>> number(["b", "", "a", "b"])
+    >>> number_groups(["b", "", "a", "b"])
     (array([ 1, -1,  0,  1]), ['a', 'b'])
     """
     known = sorted(set(names) - {""})
     place = {name: index for index, name in enumerate(known)} | {"": NO_OWNER}
-    return np.array([place[name] for name in names], dtype=np.int64), known
+    return np.fromiter((place[name] for name in names), dtype=np.int64, count=len(names)), known
 
 
-def deal(splits: list[str], names: Sequence[str], fractions: Mapping[str, float], seed: int, purpose: str) -> list[str]:
+def deal(
+    splits: Sequence[str], groups: NDArray[np.int64], fractions: Mapping[str, float], seed: int, purpose: str
+) -> list[str]:
     """The splits with some groups of ``train`` moved to others, whole and at random.
 
     Args:
         splits: of each image.
-        names: the group of each image, none blank.
+        groups: int64 ``[images]``, the number of each image's group.
         fractions: split to fill and the share of today's training images that it gets; later
             ones draw from what the earlier ones left.
         seed: 0 or more.
@@ -44,14 +46,15 @@ def deal(splits: list[str], names: Sequence[str], fractions: Mapping[str, float]
         One split per image. With few or large groups the shares are approximate, and a
         split may stay empty.
     """
-    groups, _ = number(names)
     dealt = np.array(splits, dtype=object)
     total = int((dealt == "train").sum())
     for split, fraction in fractions.items():
         rows = np.flatnonzero(dealt == "train")
         if not len(rows) or not fraction:
             continue
-        chosen = hold_out(groups[rows], min(1.0, fraction * total / len(rows)), seed, f"{purpose}/{split}")
+        # Rounded twice, a share that ends on half an image could take another number of them.
+        share = fraction if len(rows) == total else min(1.0, fraction * total / len(rows))
+        chosen = hold_out(groups[rows], share, seed, f"{purpose}/{split}")
         dealt[rows[chosen]] = split
     return [str(split) for split in dealt]
 

@@ -18,12 +18,13 @@ import numpy as np
 from fedmlic.dataset import CROWD_ONLY, NO_OWNER, NOT_EXHAUSTIVE, Dataset, Flags, Objects, Table
 from fedmlic.errors import InputError, listing
 from fedmlic.formats.coco_json import Category, Instances, read_categories, read_instances
-from fedmlic.image_files import agree_on_sizes, file_sha256, fingerprint, list_files, read_headers
 from fedmlic.images import Resize, decode
-from fedmlic.label_names import choose_labels
 from fedmlic.labels import ABSENT, PRESENT, UNKNOWN
-from fedmlic.objects import stored_objects
-from fedmlic.splits import hold_out
+from fedmlic.sources.files import IMAGES, file_sha256, list_files, stamps_sha256
+from fedmlic.sources.groups import deal
+from fedmlic.sources.headers import read_headers
+from fedmlic.sources.label_names import choose_labels
+from fedmlic.sources.objects import agree_on_sizes, stored_objects
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -142,7 +143,7 @@ def coco_dataset(
     places = choose_labels(protocol.label_names, [category.name for category in wanted], source.name)
     columns = [wanted[place] for place in places]
     names = tuple(protocol.label_names or [category.name for category in columns])
-    listed = {name: list_files(folder) for name, folder in source.folders.items()}
+    listed = {name: list_files(folder, suffixes=IMAGES) for name, folder in source.folders.items()}
     stats = {f"{folder}/{file}": stat for folder, files in listed.items() for file, stat in files.items()}
     rows = functools.cache(lambda: _read(source, protocol, categories, columns, set(stats)))
 
@@ -155,7 +156,7 @@ def coco_dataset(
         "label_names": list(names),
         "parts": [[part.split, part.folder, part.only is not None] for part in source.parts],
         "annotations_sha256": [file_sha256(file) for file in (*(p.annotations for p in source.parts), *source.lists)],
-        "files_sha256": fingerprint(stats),
+        "files_sha256": stamps_sha256(stats),
     }
     parents = tuple(source.group_of(category) for category in columns)
     return Dataset(
@@ -364,14 +365,10 @@ def _named_twice(rows: _Rows) -> list[str]:
 
 def _held_out(source: Source, protocol: Protocol, rows: _Rows) -> list[str]:
     """The splits, after a share of the training images was set aside for validation."""
-    splits = np.array(rows.splits, dtype="<U5")
-    train = np.flatnonzero(splits == "train")
-    if not len(train):
+    if "train" not in rows.splits:
         msg = f"Expected data set {source.name} to hold a training image, got none. Check its annotations."
         raise InputError(msg)
-    chosen = hold_out(rows.ids[train], protocol.val_fraction, protocol.seed, f"{source.name}/val")
-    splits[train[chosen]] = "val"
-    return [str(split) for split in splits]
+    return deal(rows.splits, rows.ids, {"val": protocol.val_fraction}, protocol.seed, source.name)
 
 
 def _table(rows: _Rows, files: list[Path], pixels: Pixels, protocol: Protocol) -> Table:

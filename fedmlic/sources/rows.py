@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedmlic.dataset import NO_OWNER, SPLITS, Flags, Objects, Table
-from fedmlic.errors import InputError, listing
-from fedmlic.splits import hold_out
+from fedmlic.errors import InputError
+from fedmlic.sources.groups import deal, number_groups
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -60,7 +60,7 @@ def make_table(
         InputError: nothing is left, or image ids are not unique.
     """
     ids = np.array(rows.image_ids, dtype=np.str_)
-    numbers = number_owners(rows.owners) if len(rows.owners) else np.full(len(ids), NO_OWNER, dtype=np.int64)
+    numbers, names = number_groups(rows.owners or [""] * len(ids))
     order = np.lexsort((ids, numbers, rows.splits))
     if keep is not None:
         order = order[keep[order]]
@@ -68,7 +68,6 @@ def make_table(
         msg = f"Expected an image to be left, got none of {len(ids)}. Check the folder of images and the options."
         raise InputError(msg)
     kept, owners = np.unique(numbers[order], return_inverse=True)
-    names = sorted(set(rows.owners) - {""})
     owned = kept[kept != NO_OWNER].tolist()
     table = Table(
         image_ids=ids[order].tolist(),
@@ -77,17 +76,11 @@ def make_table(
         owners=owners.astype(np.int64) - (len(kept) - len(owned)),
         objects=rows.objects.take(order) if rows.objects is not None else None,
         sources=[rows.sources[row] for row in order.tolist()],
-        owner_names=[names[number] for number in owned],
+        owner_names=[names[place] for place in owned],
         report=report,
         flags=rows.flags.take(order) if rows.flags is not None else None,
     )
     return table, order
-
-
-def number_owners(owners: Sequence[str]) -> NDArray[np.int64]:
-    """int64 ``[rows]``: places in the sorted names; ``NO_OWNER`` where the name is blank."""
-    number = {name: place for place, name in enumerate(sorted(set(owners) - {""}))} | {"": NO_OWNER}
-    return np.fromiter((number[name] for name in owners), dtype=np.int64, count=len(owners))
 
 
 def hold_out_val(
@@ -100,21 +93,8 @@ def hold_out_val(
         groups: text per row; rows of one group stay together.
         fraction: share in [0, 1] of the training rows.
         seed: of the draw.
-        purpose: name of the random stream.
+        purpose: begins the name of the random stream, which ends in ``/val``.
     """
-    train = np.flatnonzero(splits == TRAIN)
-    if not len(train) or fraction == 0:
-        return splits
-    _, numbers = np.unique(np.array([groups[row] for row in train.tolist()], dtype=np.str_), return_inverse=True)
-    moved = splits.copy()
-    moved[train[hold_out(numbers.astype(np.int64), fraction, seed, purpose)]] = VAL
-    return moved
-
-
-def check_unique(expected: str, names: Sequence[str]) -> None:
-    """Raise ``InputError`` that lists the names given more than once."""
-    if len(set(names)) == len(names):
-        return
-    values, counts = np.unique(np.array(names, dtype=np.str_), return_counts=True)
-    double = np.flatnonzero(counts > 1).tolist()
-    raise listing(expected, [f"{values[place]} appears {counts[place]} times" for place in double])
+    numbers, _ = number_groups(groups)
+    dealt = deal([SPLITS[split] for split in splits.tolist()], numbers, {"val": fraction}, seed, purpose)
+    return np.array([SPLITS.index(split) for split in dealt], dtype=np.int64)

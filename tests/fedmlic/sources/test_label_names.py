@@ -1,10 +1,10 @@
 import pytest
 
-from fedmlic.coco_counts import POSITIVES as COCO
 from fedmlic.errors import InputError
-from fedmlic.label_names import ALIASES, canonical, choose_labels
-from fedmlic.voc import LABEL_NAMES as VOC
-from fedmlic.voc_counts import POSITIVES as VOC_COUNTS
+from fedmlic.sources.coco_counts import POSITIVES as COCO
+from fedmlic.sources.label_names import ALIASES, canonical, choose_labels
+from fedmlic.sources.voc import LABEL_NAMES as VOC
+from fedmlic.sources.voc_counts import POSITIVES as VOC_COUNTS
 
 
 def test_every_voc_label_is_one_of_coco():

@@ -1,0 +1,47 @@
+"""Text and JSON files of a download, read whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fedmlic.errors import InputError
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, with or without a byte order mark, its line ends those of Unix.
+
+    Raises:
+        InputError: it is missing or no UTF-8 text.
+    """
+    if not path.is_file():
+        msg = f"Expected a file at {path}, got none. Download it, or give the folder that holds it as root."
+        raise InputError(msg)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"Expected {path} to be a text file in UTF-8, got: {error}. Download it again."
+        raise InputError(msg) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """Line numbers, from 1, and stripped texts of the lines that are not blank."""
+    numbered = enumerate(read_text(path).split("\n"), 1)
+    return [(number, line.strip()) for number, line in numbered if line.strip()]
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401  (JSON is untyped)
+    """A JSON file.
+
+    Raises:
+        InputError: it is missing or no JSON.
+    """
+    try:
+        return json.loads(read_text(path))
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        msg = f"Expected {path} to be a JSON file, got: {error}. Download it again."
+        raise InputError(msg) from error
