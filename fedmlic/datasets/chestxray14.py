@@ -28,11 +28,12 @@ from pydantic import Field
 from fedmlic.dataset import Dataset, Objects, Table
 from fedmlic.errors import InputError, listing, nearest
 from fedmlic.formats import csv_rows
-from fedmlic.images import Resize, decode, fit_boxes
+from fedmlic.images import Resize, decode
 from fedmlic.labels import ABSENT, PRESENT
 from fedmlic.sources.files import file_sha256, find_files, stamps_of, stamps_sha256
 from fedmlic.sources.groups import crossing, deal, first_of_each, number_groups
 from fedmlic.sources.headers import read_headers
+from fedmlic.sources.objects import boxed_objects
 from fedmlic.sources.options import Channels, HeldOut, ImageSize, Root, Seed
 from fedmlic.sources.place import source_root
 
@@ -207,11 +208,10 @@ def _boxes(
 
 
 def _objects(boxes: list[_Box], size: int, resize: Resize) -> Objects:
-    sides = np.full(len(boxes), float(SIDE))
+    sides = np.full((len(boxes), 2), float(SIDE))
     source = np.array([box.box for box in boxes], dtype=np.float32).reshape(len(boxes), 4)
-    box = fit_boxes(source, sides, sides, size, resize)
-    row = np.array([box.row for box in boxes], dtype=np.int64)
-    return Objects(row, np.array([box.label for box in boxes], dtype=np.int16), box, box[:, 2] * box[:, 3])
+    row, label = (np.array([getattr(box, name) for box in boxes], dtype=np.int64) for name in ("row", "label"))
+    return boxed_objects(row, label, source, sides, size, resize)
 
 
 def _names(label_names: list[str] | None, *, no_finding: bool) -> tuple[str, ...]:

@@ -36,9 +36,10 @@ from pydantic import Field
 from fedmlic.corpus import home
 from fedmlic.dataset import NO_OWNER, Dataset, Objects, Table
 from fedmlic.errors import InputError, listing, nearest
-from fedmlic.images import Resize, decode, fit_boxes, read_header
+from fedmlic.images import Resize, decode, read_header
 from fedmlic.labels import ABSENT, PRESENT, STATES, UNKNOWN
 from fedmlic.sources.groups import deal, number_groups
+from fedmlic.sources.objects import boxed_objects
 from fedmlic.sources.options import Channels, ImageSize, Seed
 
 if TYPE_CHECKING:
@@ -424,9 +425,8 @@ class _Boxes:
     def fitted(self, size: int, resize: Resize) -> Objects:
         """The boxes in stored pixels."""
         box, sides = np.array(self.box, np.float32).reshape(-1, 4), np.array(self.sides, np.float64).reshape(-1, 2)
-        fitted = fit_boxes(box, sides[:, 0], sides[:, 1], size, resize)
-        label = np.array(self.label, dtype=np.int16)
-        return Objects(np.array(self.row, dtype=np.int64), label, fitted, fitted[:, 2] * fitted[:, 3])
+        row, label = np.array(self.row, dtype=np.int64), np.array(self.label, dtype=np.int64)
+        return boxed_objects(row, label, box, sides, size, resize)
 
 
 def _read_boxes(

@@ -35,10 +35,11 @@ from fedmlic.formats.visual_genome import (
     read_image_data,
     read_objects,
 )
-from fedmlic.images import Resize, decode, fit_boxes
+from fedmlic.images import Resize, decode
 from fedmlic.labels import ABSENT, PRESENT, UNKNOWN
 from fedmlic.sources.files import Stamp, check_present, files_sha256, list_files, stamps_sha256
 from fedmlic.sources.groups import number_groups
+from fedmlic.sources.objects import boxed_objects
 from fedmlic.sources.options import Channels, HeldOut, ImageSize, Root, Seed
 from fedmlic.sources.place import first_existing, source_root
 from fedmlic.sources.problems import Problems, check_unique
@@ -181,8 +182,8 @@ def _objects(
     chosen = np.flatnonzero((ids[row] == boxes.image_id) & (column[boxes.name] >= 0))
     chosen = chosen[np.argsort(row[chosen], kind="stable")]
     sizes = np.array([images[i][:2] for i in kept], dtype=np.float64)[row[chosen]]
-    box = fit_boxes(boxes.box[chosen], sizes[:, 0], sizes[:, 1], options.image_size, options.resize)
-    return Objects(row[chosen], column[boxes.name[chosen]].astype(np.int16), box, box[:, 2] * box[:, 3])
+    label = column[boxes.name[chosen]]
+    return boxed_objects(row[chosen], label, boxes.box[chosen], sizes, options.image_size, options.resize)
 
 
 def _drop_coco(source: _Source, root: Path, labels: Labels, coco: str) -> NDArray[np.bool_]:

@@ -95,10 +95,37 @@ def stored_objects(
     source, of_box = objects.box, sizes[objects.row].reshape(-1, 2)
     if orientations is not None:
         source, of_box = turned_boxes(source, of_box, orientations[objects.row])
-    box = fit_boxes(source, of_box[:, 0], of_box[:, 1], size, resize)
-    # Rounding to 32 bits may put an edge outside by the last bit.
-    box[:, 2:] = np.minimum(box[:, 2:], np.float32(size) - box[:, :2])
+    box = _fit(source, of_box, size, resize)
     whole = objects.box[:, 2] * objects.box[:, 3]
     filled = np.divide(objects.area, whole, out=np.zeros_like(objects.area), where=whole > 0)
     area = np.minimum(filled, 1) * box[:, 2] * box[:, 3]
     return Objects(objects.row, objects.label, box, area.astype(np.float32))
+
+
+def boxed_objects(
+    row: NDArray[np.int64],
+    label: NDArray[np.integer],
+    box: NDArray[np.float32],
+    sizes: NDArray[np.float64],
+    size: int,
+    resize: Resize,
+) -> Objects:
+    """Objects of which nothing is known but a box in source pixels; their area is that of the stored box.
+
+    Args:
+        row: ``[boxes]``, the image, ascending.
+        label: ``[boxes]``, the column.
+        box: ``[boxes, 4]`` as x, y, width, height.
+        sizes: ``[boxes, 2]``, width and height of the source image of each box.
+        size: side of the stored images, pixels.
+        resize: as ``images.decode`` is told.
+    """
+    stored = _fit(box, sizes, size, resize)
+    return Objects(row, label.astype(np.int16), stored, stored[:, 2] * stored[:, 3])
+
+
+def _fit(box: NDArray[np.float32], sizes: NDArray[np.float64], size: int, resize: Resize) -> NDArray[np.float32]:
+    fitted = fit_boxes(box, sizes[:, 0], sizes[:, 1], size, resize)
+    # Rounding to 32 bits may put an edge outside by the last bit.
+    fitted[:, 2:] = np.minimum(fitted[:, 2:], np.float32(size) - fitted[:, :2])
+    return fitted

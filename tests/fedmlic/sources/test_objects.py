@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from fedmlic.dataset import Objects
-from fedmlic.sources.objects import agree_on_sizes, stored_objects, turned_boxes
+from fedmlic.sources.objects import agree_on_sizes, boxed_objects, stored_objects, turned_boxes
 
 
 def one(box, area):
@@ -89,3 +89,15 @@ def test_sizes_rounded_to_pixels_are_the_same_proportions():
     said = np.array([[640.0, 427.0]])
 
     assert agree_on_sizes(said, np.array([[224.0, 149.0]]), ["a"])[1]["resized_files"] == 1
+
+
+def test_boxes_alone_have_the_area_that_is_stored_of_them():
+    """A picture of 8 x 4 cropped to its middle 4 x 4 and doubled: the second box loses half of its width."""
+    box = np.array([[3, 1, 2, 1], [0, 0, 4, 2], [0, 0, 1, 1]], np.float32)
+    sizes = np.array([[8.0, 4.0]] * 3)
+
+    found = boxed_objects(np.array([0, 0, 1]), np.array([2, 0, 1]), box, sizes, 8, "crop")
+
+    assert found.box.tolist() == [[2, 2, 4, 2], [0, 0, 4, 4], [0, 0, 0, 2]]
+    assert found.area.tolist() == [8, 16, 0]
+    assert found.label.dtype == np.int16
