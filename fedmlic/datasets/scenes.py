@@ -58,6 +58,7 @@ def scenes(
     zipf_offset: Annotated[float, Field(ge=0, le=1000)] | None = None,
     imbalance_ratio: Annotated[float, Field(ge=0, le=1e6)] | None = None,
     max_prevalence: Annotated[float, Field(gt=0, lt=1)] | None = None,
+    group_ranks: bool | None = None,
     empty_fraction: Annotated[float, Field(ge=-1, lt=1)] | None = None,
     num_contexts: Annotated[int, Field(ge=1, le=100)] | None = None,
     context_kind: Literal["hard", "soft"] | None = None,
@@ -127,6 +128,8 @@ def scenes(
         zipf_offset: that offset.
         imbalance_ratio: most frequent over least frequent label; decides the exponent. 0: the exponent does.
         max_prevalence: no label is on a larger share of images.
+        group_ranks: whether labels of one coarse group have neighbouring ranks, which makes
+            groups as long-tailed as labels.
         empty_fraction: share of images without any label; -1 leaves it to chance.
         num_contexts: hidden contexts, equally likely over all owners.
         context_kind: an image has one context (``hard``) or mixes two draws (``soft``).

@@ -38,6 +38,10 @@ class Census(NamedTuple):
     split: Ints
     key: NDArray[np.uint64]
 
+    def take(self, rows: slice) -> Census:
+        """Some of the images."""
+        return Census._make(array[rows] for array in self)
+
 
 def census(options: Options, group: Owners) -> Census:
     """Owners' images by owner, then test images of nobody.
@@ -65,11 +69,20 @@ def _by_owner(options: Options, group: Owners, owner: Ints) -> Ints:
     split = np.zeros(len(owner), dtype=np.int64)
     numbers = group.number[owner]
     if options.test == "owners":
-        split[hold_out(numbers, options.test_fraction, options.seed, "scenes/test owners")] = SPLITS.index("test")
+        split[_whole_owners(numbers, options.test_fraction, options.seed, "test")] = SPLITS.index("test")
     rest = np.flatnonzero(split == 0)
     share = options.val_fraction * len(owner) / max(1, len(rest))
-    split[rest[hold_out(numbers[rest], min(1.0, share), options.seed, "scenes/val owners")]] = SPLITS.index("val")
+    split[rest[_whole_owners(numbers[rest], min(1.0, share), options.seed, "val")]] = SPLITS.index("val")
     return split
+
+
+def _whole_owners(numbers: Ints, fraction: float, seed: int, purpose: str) -> NDArray[np.bool_]:
+    """Bool ``[images]``: random owners with about that share of images; the smallest one if all are too large."""
+    taken = hold_out(numbers, fraction, seed, f"scenes/{purpose} owners")
+    names, sizes = np.unique(numbers, return_counts=True)
+    if fraction > 0 and not taken.any() and len(names) > 1:
+        taken = numbers == names[sizes.argmin()]
+    return np.asarray(taken)
 
 
 def _by_image(options: Options, group: Owners, owner: Ints, key: NDArray[np.uint64]) -> Ints:

@@ -130,28 +130,34 @@ def placed(options: Options, objects: Layout, contexts: Ints, attempt: int) -> L
 
 def _places(options: Options, objects: Layout, contexts: Ints, uniforms: Floats) -> Floats:
     """float64 ``[objects, 2]``: centres by the label's location prior, wholly inside the image."""
+    anywhere = _anywhere(options, objects, uniforms)
+    if not options.location_prior:
+        return anywhere
     side = float(options.image_size)
-    spread = np.full(uniforms.shape, 9.0)
-    mean = np.full(uniforms.shape, 0.5)
-    if options.location_prior:
-        prior = stream(options.seed, "scenes/priors").integers(0, len(PRIORS), options.num_labels)[objects.concept]
-        shift = CONTEXT_SHIFT * stream(options.seed, "scenes/horizons").standard_normal(options.num_contexts)
-        mean, spread = PRIORS[prior][:, [0, 2]], PRIORS[prior][:, [1, 3]]
-        mean = mean + np.stack([np.zeros(len(prior)), shift[contexts[objects.row]]], axis=1) * (spread < 1)
+    prior = stream(options.seed, "scenes/priors").integers(0, len(PRIORS), options.num_labels)[objects.concept]
+    shift = CONTEXT_SHIFT * stream(options.seed, "scenes/horizons").standard_normal(options.num_contexts)
+    mean, spread = PRIORS[prior][:, [0, 2]], PRIORS[prior][:, [1, 3]]
+    mean[:, 1] += shift[contexts[objects.row]]
     margin = objects.radius.astype(np.float64)[:, None] + 0.5
-    anywhere = margin + uniforms * (side - 2 * margin)
     near = np.clip((mean + spread * quantile(uniforms)) * side, margin, side - margin)
     return np.where(spread < 1, near, anywhere)
 
 
-TRIES = 24
-"""Places considered for each object where nothing may cover anything."""
+def _anywhere(options: Options, objects: Layout, uniforms: Floats) -> Floats:
+    margin = objects.radius.astype(np.float64)[:, None] + 0.5
+    return np.asarray(margin + uniforms * (options.image_size - 2 * margin))
+
+
+TRIES = 32
+"""Places considered for each object where nothing may cover anything; the second half ignores location priors."""
 
 
 def _apart(options: Options, objects: Layout, contexts: Ints, attempt: int) -> Floats:
     """float64 ``[objects, 2]``: of several places the first that touches no object before it, or the freest."""
     draws = entry_uniforms(options.seed, "scenes/places apart", attempt, objects.key, 2 * TRIES)
-    tries = np.stack([_places(options, objects, contexts, draws[:, 2 * t : 2 * t + 2]) for t in range(TRIES)], axis=1)
+    pairs = [draws[:, 2 * number : 2 * number + 2] for number in range(TRIES)]
+    likely = [_places(options, objects, contexts, pair) for pair in pairs[: TRIES // 2]]
+    tries = np.stack([*likely, *(_anywhere(options, objects, pair) for pair in pairs[TRIES // 2 :])], axis=1)
     centre = tries[:, 0].copy()
     start = np.searchsorted(objects.row, objects.row, side="left")
     nth = np.arange(len(objects.row)) - start

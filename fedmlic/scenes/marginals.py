@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fedmlic.scenes.options import Options
 
     Floats = NDArray[np.float64]
+    Ints = NDArray[np.int64]
 
 
 def long_tail(num_labels: int, cardinality: float, exponent: float, offset: float, limit: float) -> Floats:
@@ -24,7 +25,7 @@ def long_tail(num_labels: int, cardinality: float, exponent: float, offset: floa
     >>> long_tail(4, 1.5, 1.0, 0.0, 0.6).round(3).tolist()
     [0.6, 0.415, 0.277, 0.208]
     """
-    weights = (np.arange(1, num_labels + 1) + offset) ** -exponent
+    weights = (np.arange(1.0, num_labels + 1) + offset) ** -exponent
     if cardinality > limit * num_labels:
         msg = (
             f"Expected cardinality of scenes to be at most {limit * num_labels:g} (max_prevalence x labels), "
@@ -38,12 +39,20 @@ def long_tail(num_labels: int, cardinality: float, exponent: float, offset: floa
     raise AssertionError
 
 
-def prevalences(options: Options) -> Floats:
-    """float64 ``[concepts + scene labels]``: the share of images with each; ranks are drawn by the seed."""
+def prevalences(options: Options, group: Ints) -> Floats:
+    """float64 ``[concepts + scene labels]``: the share of images with each; ranks are drawn by the seed.
+
+    With ``group_ranks`` labels of one coarse ``group [concepts]`` have neighbouring ranks.
+    """
+    ranks = stream(options.seed, "scenes/ranks").permutation(options.num_labels)
+    if options.group_ranks:
+        place = stream(options.seed, "scenes/group ranks").permutation(int(group.max()) + 1)
+        ranks[np.lexsort((ranks, place[group]))] = np.arange(options.num_labels)
+    scene_ranks = stream(options.seed, "scenes/scene ranks").permutation(options.num_scene_labels)
     return np.concatenate(
         [
-            _shuffled(options, options.num_labels, options.cardinality, "ranks"),
-            _shuffled(options, options.num_scene_labels, options.scene_cardinality, "scene ranks"),
+            _falling(options, options.num_labels, options.cardinality)[ranks],
+            _falling(options, options.num_scene_labels, options.scene_cardinality)[scene_ranks],
         ]
     )
 
@@ -55,11 +64,10 @@ def balanced(options: Options) -> Floats:
     return np.concatenate([objects, scenes])
 
 
-def _shuffled(options: Options, num_labels: int, cardinality: float, purpose: str) -> Floats:
+def _falling(options: Options, num_labels: int, cardinality: float) -> Floats:
     if not num_labels:
         return np.zeros(0)
     exponent, offset = options.zipf_exponent, options.zipf_offset
     if options.imbalance_ratio and num_labels > 1:
         exponent = math.log(options.imbalance_ratio) / math.log((num_labels + offset) / (1 + offset))
-    falling = long_tail(num_labels, cardinality, exponent, offset, options.max_prevalence)
-    return np.asarray(falling[stream(options.seed, f"scenes/{purpose}").permutation(num_labels)])
+    return long_tail(num_labels, cardinality, exponent, offset, options.max_prevalence)

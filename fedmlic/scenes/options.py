@@ -31,6 +31,7 @@ class Options:
     zipf_offset: float = 0.0
     imbalance_ratio: float = 0.0
     max_prevalence: float = 0.75
+    group_ranks: bool = False
     empty_fraction: float = -1.0
     # co-occurrence
     num_contexts: int = 8
@@ -120,12 +121,15 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "population": 1000,
         "num_test": 5000,
     },
-    # 51,414 users, sizes 1 to 4,151 with median 2 and mean 8.35, cardinality 2.8, 8 : 1 : 1 by user.
+    # 51,414 users, sizes 1 to 4,151 with median 2 and mean 8.35, 8 : 1 : 1 by user. Frequencies are
+    # such that its 17 coarse labels have cardinality 2.8 and imbalance ratio 264.
     "flair-like": {
         "num_labels": 200,
         "num_coarse": 17,
-        "imbalance_ratio": 264.0,
-        "cardinality": 2.8,
+        "zipf_exponent": 5.75,
+        "zipf_offset": 100.0,
+        "group_ranks": True,
+        "cardinality": 4.8,
         "num_contexts": 24,
         "num_images": 0,
         "population": 51_414,
@@ -193,7 +197,10 @@ def check(options: Options) -> None:
             options.test != "unseen-combinations" or options.level != "fine",
             "'coarse' or 'attributes' for test 'unseen-combinations', whose objects have no fine label",
         ),
-        "num_labels": (options.num_labels >= 2, "2 or more"),
+        "num_labels": (
+            options.test != "unseen-combinations" or options.num_labels > 2,
+            "3 or more for test 'unseen-combinations'",
+        ),
         "val_fraction": (options.val_fraction + options.test_fraction < 1, "below 1 together with test_fraction"),
     }
     for name, (right, expected) in problems.items():

@@ -68,8 +68,9 @@ def sizes(options: Options, number: Ints) -> Ints:
     if options.owner_sizes == "lognormal":
         draws = np.asarray(np.exp(options.owner_spread * quantile(uniform)), dtype=np.float64)
     elif options.owner_sizes == "zipf-mandelbrot":
-        terms = (np.arange(1, options.max_size + 1) + options.size_offset) ** -options.size_exponent
-        draws = 1.0 + np.searchsorted(np.cumsum(terms) / terms.sum(), uniform, side="right")
+        terms = (np.arange(1.0, options.max_size + 1) + options.size_offset) ** -options.size_exponent
+        smaller = np.searchsorted(np.cumsum(terms) / terms.sum(), uniform, side="right")
+        draws = 1 + smaller.astype(np.float64)
     if not options.num_images:
         return np.clip(draws, options.min_size, options.max_size).astype(np.int64)
     return _scaled(options, draws)

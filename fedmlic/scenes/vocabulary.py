@@ -46,7 +46,9 @@ class Vocabulary(NamedTuple):
         shape: int64 ``[concepts]``, of each concept (place in ``SHAPES``).
         texture: int64 ``[concepts]``, place in ``TEXTURES``.
         unseen_texture: int64 ``[concepts]``, the texture that the concept's shape never has.
+        group: int64 ``[concepts]``, coarse group of each.
         columns: int64 ``[concepts, columns of one]``, the columns that an object of a concept makes present.
+        unseen_columns: int64 likewise, where the concept's texture is the unseen one.
         scene_columns: int64 ``[scene labels]``.
         names: of the columns.
         parents: of the columns; empty without a hierarchy.
@@ -56,7 +58,9 @@ class Vocabulary(NamedTuple):
     shape: Ints
     texture: Ints
     unseen_texture: Ints
+    group: Ints
     columns: Ints
+    unseen_columns: Ints
     scene_columns: Ints
     names: tuple[str, ...]
     parents: tuple[str, ...]
@@ -82,12 +86,23 @@ def vocabulary(options: Options) -> Vocabulary:
     num_shapes = int(shape.max()) + 1
     groups = _groups(num_shapes, options.num_coarse)
     concept_names = tuple(f"{TEXTURES[t]} {SHAPES[s]}" for s, t in zip(shape.tolist(), texture.tolist(), strict=True))
-    names, parents, columns = _columns(options.level, (shape, texture), groups, concept_names)
+    group_of = {name: number for number, group in enumerate(groups) for name in group}
+    group = np.array([group_of[SHAPES[s]] for s in shape.tolist()])
+    group_names = tuple("/".join(group) for group in groups)
+    names, parents, columns = concept_names, tuple(group_names[g] for g in group.tolist()), concepts[:, None]
+    unseen_columns = columns
+    if options.level == "coarse":
+        names, parents, columns, unseen_columns = group_names, (), group[:, None], group[:, None]
+    elif options.level == "attributes":
+        names, parents = _attributes(num_shapes, textures)
+        columns, unseen_columns = (np.stack([shape, num_shapes + t], axis=1) for t in (texture, left_out))
     scene_names = SCENE_LABELS[: options.num_scene_labels]
     parents = (*parents, *["scene"] * len(scene_names)) if parents else ()
     scene_columns = len(names) + np.arange(len(scene_names))
     names = (*names, *scene_names)
-    return Vocabulary(shape, texture, left_out, columns, scene_columns, names, parents, concept_names)
+    return Vocabulary(
+        shape, texture, left_out, group, columns, unseen_columns, scene_columns, names, parents, concept_names
+    )
 
 
 def _groups(num_shapes: int, num_coarse: int) -> list[list[str]]:
@@ -103,19 +118,7 @@ def _groups(num_shapes: int, num_coarse: int) -> list[list[str]]:
     return [used[start:stop] for start, stop in itertools.pairwise(cuts)]
 
 
-def _columns(
-    level: str, concepts: tuple[Ints, Ints], groups: list[list[str]], concept_names: tuple[str, ...]
-) -> tuple[tuple[str, ...], tuple[str, ...], Ints]:
-    """Names and parents of object columns, and the columns of each concept."""
-    shape, texture = concepts
-    group_names = tuple("/".join(group) for group in groups)
-    group_of = {name: number for number, group in enumerate(groups) for name in group}
-    group = np.array([group_of[SHAPES[s]] for s in shape.tolist()])
-    if level == "fine":
-        return concept_names, tuple(group_names[g] for g in group.tolist()), np.arange(len(shape))[:, None]
-    if level == "coarse":
-        return group_names, (), group[:, None]
-    num_shapes, textures = int(shape.max()) + 1, sorted(set(texture.tolist()))
-    names = (*SHAPES[:num_shapes], *(TEXTURES[t] for t in textures))
-    parents = ("shape",) * num_shapes + ("texture",) * len(textures)
-    return names, parents, np.stack([shape, num_shapes + np.searchsorted(textures, texture)], axis=1)
+def _attributes(num_shapes: int, textures: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names and parents of one column per shape and one per texture."""
+    names = (*SHAPES[:num_shapes], *TEXTURES[:textures])
+    return names, ("shape",) * num_shapes + ("texture",) * textures

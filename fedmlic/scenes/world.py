@@ -44,6 +44,26 @@ DRAWS = 400
 """Times an image that must not be empty is drawn anew."""
 
 
+class Draw(NamedTuple):
+    """What should be in every image, before anything lies anywhere.
+
+    Attributes:
+        vocabulary: what labels look like.
+        owners: who owns images.
+        census: which images there are.
+        prevalences: float64 ``[concepts + scene labels]``, wanted over all owners.
+        context: int64 ``[images]``, the (first) hidden context of each.
+        wanted: bool ``[images, concepts + scene labels]``, drawn by the copula.
+    """
+
+    vocabulary: Vocabulary
+    owners: Owners
+    census: Census
+    prevalences: Floats
+    context: Ints
+    wanted: Bools
+
+
 class World(NamedTuple):
     """What is in every image.
 
@@ -72,15 +92,6 @@ class World(NamedTuple):
     visibility: Visibility
 
 
-class _Part(NamedTuple):
-    """What one block of images comes to."""
-
-    context: Ints
-    wanted: Bools
-    objects: Layout
-    seen: Visibility
-
-
 class _Law(NamedTuple):
     """How labels of images are drawn: of owners, and of nobody."""
 
@@ -99,32 +110,46 @@ def joined(*parts: Arrays) -> Arrays:
     return type(parts[0])._make(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
 
 
-def world(options: Options) -> World:
-    """Draw labels and lay out objects of every image; no pixel is painted.
+def draw(options: Options) -> Draw:
+    """Draw the labels of every image.
 
     Raises:
         InputError: knobs that do not fit together.
     """
     check_rules(options)
     words = vocabulary(options)
-    target = prevalences(options)
+    target = prevalences(options, words.group)
     group = owners(options, len(target))
     rows = census(options, group)
     common = dependence(options, target)
     nobodys = dependence(options, balanced(options)) if options.test == "balanced" else common
     law = _Law(options, group, common, nobodys, turned(options, group, context_loadings(options), common))
-    parts: list[_Part] = []
-    for start in range(0, len(rows.key), ROWS_AT_ONCE):
-        some = Census._make(array[start : start + ROWS_AT_ONCE] for array in rows)
-        context, wanted = _labels(law, some)
-        objects, seen = _objects(options, words, some.key, context, wanted[:, : options.num_labels])
-        parts.append(_Part(context, wanted, objects._replace(row=objects.row + start), seen))
-    context, wanted = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
-    objects, seen = joined(*(part.objects for part in parts)), joined(*(part.seen for part in parts))
-    shown = wanted.copy()
+    parts = [_labels(law, rows.take(block)) for block in _blocks(len(rows.key))]
+    context, wanted = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return Draw(words, group, rows, target, context, wanted)
+
+
+def world(options: Options) -> World:
+    """Draw labels and lay out objects of every image; no pixel is painted.
+
+    Raises:
+        InputError: knobs that do not fit together.
+    """
+    drawn = draw(options)
+    parts = []
+    for block in _blocks(len(drawn.census.key)):
+        present = drawn.wanted[block, : options.num_labels]
+        objects, seen = _objects(options, drawn.vocabulary, drawn.census.key[block], drawn.context[block], present)
+        parts.append((objects._replace(row=objects.row + block.start), seen))
+    objects, seen = joined(*(part[0] for part in parts)), joined(*(part[1] for part in parts))
+    shown = drawn.wanted.copy()
     shown[:, : options.num_labels] = False
     shown[objects.row[seen.seen], objects.concept[seen.seen]] = True
-    return World(options, words, group, rows, target, context, wanted, shown, objects, seen)
+    return World(options, *drawn, shown, objects, seen)
+
+
+def _blocks(count: int) -> list[slice]:
+    return [slice(start, start + ROWS_AT_ONCE) for start in range(0, count, ROWS_AT_ONCE)]
 
 
 def _labels(law: _Law, rows: Census) -> tuple[Ints, Bools]:
@@ -200,13 +225,22 @@ def _objects(
     return objects, seen
 
 
+def _columns(scenes: World, row: Ints, concept: Ints) -> Ints:
+    """int64 ``[objects, columns of one]``: what objects of these images and concepts make present."""
+    words = scenes.vocabulary
+    if scenes.options.test != "unseen-combinations":
+        return words.columns[concept]
+    nobodys = scenes.census.owner[row] == NO_OWNER
+    return np.where(nobodys[:, None], words.unseen_columns[concept], words.columns[concept])
+
+
 def truth(scenes: World) -> NDArray[np.int8]:
     """int8 ``[images, columns]``: exactly what can be seen."""
     words, options = scenes.vocabulary, scenes.options
     labels = np.full((len(scenes.shown), len(words.names)), ABSENT, dtype=np.int8)
     row, concept = np.nonzero(scenes.shown[:, : options.num_labels])
-    for columns in words.columns.T:
-        labels[row, columns[concept]] = PRESENT
+    for column in _columns(scenes, row, concept).T:
+        labels[row, column] = PRESENT
     labels[:, words.scene_columns] = np.where(scenes.shown[:, options.num_labels :], PRESENT, ABSENT)
     return labels
 
@@ -219,9 +253,9 @@ def observed_labels(scenes: World, labels: NDArray[np.int8]) -> NDArray[np.int8]
     if options.uncertain_below:
         best = np.zeros(labels.shape)
         seen, objects = scenes.visibility, scenes.objects
-        for columns in scenes.vocabulary.columns.T:
-            share = np.where(seen.seen, seen.area / np.maximum(seen.total, 1), 0)
-            np.maximum.at(best, (objects.row, columns[objects.concept]), share)
+        share = np.where(seen.seen, seen.area / np.maximum(seen.total, 1), 0)
+        for column in _columns(scenes, objects.row, objects.concept).T:
+            np.maximum.at(best, (objects.row, column), share)
         best[:, scenes.vocabulary.scene_columns] = 1
         limit = certain_from(options, scenes.owners.number)[owner][:, None]
         observed[train] = np.where((labels[train] == PRESENT) & (best[train] < limit), UNCERTAIN, labels[train])
@@ -233,9 +267,9 @@ def observed_labels(scenes: World, labels: NDArray[np.int8]) -> NDArray[np.int8]
 
 def _entries(scenes: World, chosen: Bools) -> tuple[Ints, Ints, Ints]:
     """Objects, rows and columns of the chosen objects, one entry per column that an object makes present."""
-    columns = scenes.vocabulary.columns
+    columns = _columns(scenes, scenes.objects.row[chosen], scenes.objects.concept[chosen])
     number = np.repeat(np.flatnonzero(chosen), columns.shape[1])
-    return number, scenes.objects.row[number], columns[scenes.objects.concept[chosen]].ravel()
+    return number, scenes.objects.row[number], columns.ravel()
 
 
 def table(scenes: World) -> Table:
