@@ -89,7 +89,7 @@ OVERLAYS: dict[str, tuple[tuple[float, float, float], Callable[[Floats, Floats, 
         (0.75, 0.82, 1.0),
         lambda x, y, _: 0.6 * ((_triangle(x * 9 + y * 3) > 0.72) & (_triangle(y * 3.7 + x * 7) > -0.2)),
     ),
-    "snow": ((1.0, 1.0, 1.0), lambda x, y, rng: _points(x, y, rng, (90, 0.03))),
+    "snow": ((1.0, 1.0, 1.0), lambda x, y, rng: _points(x, y, rng, (45, 0.03))),
 }
 """Colour and opacity of what a scene label adds, in the order in which they are painted. The first
 argument runs along the image, the second down from 0 to 1."""

@@ -130,6 +130,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "zipf_offset": 100.0,
         "group_ranks": True,
         "cardinality": 4.8,
+        "extra_instances": 0.1,
         "num_contexts": 24,
         "num_images": 0,
         "population": 51_414,
