@@ -171,7 +171,7 @@ def scenes(
             an owner's own, at unchanged frequencies (co-occurrence skew).
         style_strength: how far owners' hue, saturation, contrast, brightness, tint, blur and
             noise differ (feature skew).
-        annotated_fraction: share of the columns that an owner annotates; the others are unknown
+        annotated_fraction: share of the columns (at least one) that an owner annotates; the others are unknown
             in its training images (annotation skew).
         uncertain_below: visible share below which owners call a present label uncertain in
             training images, on average; each owner has its own between 0 and twice that.
