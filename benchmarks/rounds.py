@@ -204,7 +204,7 @@ def show(console: Console, workload: str, summary: list[Record]) -> None:
 
 
 def judge(records: list[Record], workload: str, us: str, processes: int) -> list[Record]:
-    """The aims of a workload that can be told from these runs."""
+    """The aims of a workload that can be told from these runs; ``us`` is the contestant they are about."""
     found = []
     for aim in aims(processes):
         above, below = (us if key == "us" else key for key in (aim.above, aim.below))
@@ -332,7 +332,8 @@ def main() -> int:
         contestants = choose(options, base, console)
         records = compete(options, contestants, base, console)
     summaries, verdicts = {}, {}
-    us, floor = contestants[0].key, f"loop-{options.processes}"
+    us = next((c.key for c in contestants if c.key.startswith("fedmlic")), "")
+    floor = f"loop-{options.processes}"
     for workload in options.workloads:
         summaries[workload] = rows(records, workload, contestants, floor)
         verdicts[workload] = judge(records, workload, us, options.processes)

@@ -63,8 +63,9 @@ def build(options: argparse.Namespace, clock: Clock) -> tuple[object, ...]:
             progress["round"] += 1
             if first:
                 found = {str(name): float(value) for name, value in aggregate_metrics.to_simple_dict().items()}
+                clients, images_each = _of(found, "number of devices"), _of(found, "number of data points")
                 loss = float(torch.stack(losses).mean())
-                clock.say("round", clients=_of(found, "devices"), images=_of(found, "data points"), loss=loss)
+                clock.say("round", clients=clients, images=round(clients * images_each), loss=loss)
             losses.clear()
             return False, Metrics()
 
