@@ -45,10 +45,11 @@ def draw(summaries: dict[str, list[dict[str, object]]], about: dict[str, object]
                 name, title, form = "round_s", "time per round (s)", "{:.3f}"  # noqa: PLW2901  (no loop took part)
             _bars(axis, rows, name, form)
             axis.set_title(title, fontsize=9)
-            axis.label_outer() if axis is not axes[0] else None
+            axis.tick_params(labelleft=axis is axes[0])
+            if name == "relative":
+                axis.axvline(1.0, color=FLOOR, linewidth=0.8, linestyle="--")
         what = workload_of(workload)
         axes[0].set_ylabel(f"{workload}: {what.cohort} clients,\n{what.num_images} images of {what.image_size}²")
-        axes[0].axvline(1.0, color=FLOOR, linewidth=0.8, linestyle="--")
     machine = f"{about['cores']} cores, {about['device']}, {about['processes']} processes; {about['memory_measure']}"
     figure.suptitle(f"The same rounds side by side ({machine}); median, and range over repeats", fontsize=10)
     figure.savefig(target, dpi=130)

@@ -237,7 +237,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--images", type=float, default=8.0, help="mean images per client")
     parser.add_argument("--cohort", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--regime", default="random_missing()")
     parser.add_argument("--holdout", type=float, default=0.0, help="share of images kept for the closing evaluation")
     parser.add_argument("--engine", default="", help="of fedmlic run (default: its default)")
