@@ -383,6 +383,11 @@ def fedmlic() -> list[str]:
     return [str(script)] if script.exists() else [sys.executable, "-m", "sim.command"]
 
 
+def end_cleanly() -> None:
+    """Have SIGTERM unwind the program as Ctrl-C does, so that nothing it started is left behind."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
 def results_folder(kind: str, asked: Path | None) -> Path:
     """The folder for results, made if it is not there."""
     folder = asked or ROOT / "benchmarks" / "results" / time.strftime(f"{kind}-%Y%m%d-%H%M%S")

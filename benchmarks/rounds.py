@@ -27,6 +27,7 @@ from measure import (
     GpuWatch,
     Middle,
     Program,
+    end_cleanly,
     machine,
     memory_kind,
     middle,
@@ -317,6 +318,7 @@ def choose(options: argparse.Namespace, base: Job, console: Console) -> list[Con
 
 def main() -> int:
     """Measure, tell, write down; 0 if every run counts."""
+    end_cleanly()
     options = read_options()
     console = Console(width=max(Console().width, 140))
     about = {"command": spoken_command(options), **machine()}

@@ -26,6 +26,7 @@ from pathlib import Path
 from measure import (
     Middle,
     Program,
+    end_cleanly,
     fedmlic,
     machine,
     memory_kind,
@@ -274,6 +275,7 @@ def measure(options: argparse.Namespace, folder: Path, home: Path, console: Cons
 
 def main() -> int:
     """Measure, tell, write down; 0 if all aims are met."""
+    end_cleanly()
     options = read_options()
     console = Console(width=max(Console().width, 110))
     about = {"machine": machine(), "settings": {k: v for k, v in vars(options).items() if k not in {"home", "out"}}}

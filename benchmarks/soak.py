@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from measure import Program, fedmlic, machine, memory_of, results_folder, role_of, write_json
+from measure import Program, end_cleanly, fedmlic, machine, memory_of, results_folder, role_of, write_json
 from rich.console import Console
 from rich.table import Table
 
@@ -183,6 +183,7 @@ def read_options() -> argparse.Namespace:
 
 def main() -> int:
     """Run all engines; 0 if no process of ours grows."""
+    end_cleanly()
     options = read_options()
     console = Console(width=max(Console().width, 100))
     about = {"machine": machine(), "settings": SETTINGS, "rounds": options.rounds, "tolerance": options.tolerance}
