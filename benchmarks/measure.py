@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import statistics
@@ -33,6 +34,7 @@ MARK = "FEDMLIC_BENCHMARK"
 PROC = Path("/proc")
 ROOT = Path(__file__).resolve().parents[1]
 STOP_S = 10.0
+COLOURS = re.compile("\x1b\\[[0-9;]*m")
 
 QUIET = {
     "OMP_NUM_THREADS": "1",
@@ -254,7 +256,8 @@ class Program:
 
     def last_words(self, num_lines: int = 15) -> str:
         """The end of its log."""
-        return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-num_lines:])
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-num_lines:]
+        return COLOURS.sub("", "\n".join(lines))
 
 
 class GpuWatch:

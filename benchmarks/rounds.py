@@ -188,6 +188,9 @@ def rows(records: list[Record], workload: str, contestants: list[Contestant], fl
 
 def show(console: Console, workload: str, summary: list[Record]) -> None:
     """Print a workload's table."""
+    if not summary:
+        console.print(f"{workload}: no run counts", style="red")
+        return
     what = workload_of(workload)
     title = f"{workload}: {what.cohort} clients a round, {what.num_images} images of {what.image_size}², {what.model}"
     table = Table(title=title, title_justify="left")
@@ -220,6 +223,8 @@ def judge(records: list[Record], workload: str, us: str, processes: int) -> list
 
 def show_aims(console: Console, found: list[Record]) -> None:
     """Print aims and whether they are met."""
+    if not found:
+        return
     table = Table(box=None)
     for head in ("ratio", "measured", "aim", ""):
         table.add_column(head)
