@@ -8,7 +8,7 @@ contestant reads into memory before its first round.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +30,7 @@ class Workload:
         image_size: height and width, pixels.
         batch_size: images a step; one local epoch, plain SGD.
         model: the backbone.
+        rounds: played by default: two to warm up, some that count, one for FedMLIC's evaluation.
         partition: how images are dealt.
     """
 
@@ -39,6 +40,7 @@ class Workload:
     image_size: int
     batch_size: int
     model: str
+    rounds: int
     partition: str = "iid()"
 
     @property
@@ -73,11 +75,28 @@ class Workload:
 WORKLOADS = {
     w.name: w
     for w in (
-        Workload("W1", 100, 2000, 32, 10, "small_cnn()"),
-        Workload("W2", 20, 160, 64, 4, "resnet(depth=18, norm='pooled')"),
-        Workload("W3", 200, 800, 224, 16, "resnet(depth=18, norm='pooled')", "natural()"),
+        Workload("W1", 100, 2000, 32, 10, "small_cnn()", 10),
+        Workload("W2", 20, 160, 64, 4, "resnet(depth=18, norm='pooled')", 6),
+        Workload("W3", 200, 800, 224, 16, "resnet(depth=18, norm='pooled')", 8, "natural()"),
     )
 }
+
+
+def workload_of(name: str) -> Workload:
+    """The workload ``W3``, or with ``W3@0.1`` a tenth of its clients and images.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    base, _, scale = name.partition("@")
+    if base not in WORKLOADS:
+        msg = f"Expected a workload among {', '.join(WORKLOADS)}, got {name!r}."
+        raise ValueError(msg)
+    whole = WORKLOADS[base]
+    if not scale:
+        return whole
+    clients = max(2, round(whole.cohort * float(scale)))
+    return replace(whole, name=name, cohort=clients, num_images=whole.num_images * clients // whole.cohort)
 
 
 class Data(NamedTuple):

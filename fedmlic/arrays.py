@@ -77,9 +77,10 @@ class Layout:
 
     def row_views(self, flat: Tensor) -> Iterator[tuple[str, Tensor]]:
         """(name, view [labels, values]) of the label-row tensors."""
-        pairs = list(self.views(flat))
-        for name, view in pairs[len(pairs) - self.num_row_tensors :]:
-            yield name, view.view(self.num_labels, -1)
+        first = len(self.names) - self.num_row_tensors
+        parts = zip(self.names[first:], self.shapes[first:], self.offsets[first:], strict=False)
+        for name, shape, start in parts:
+            yield name, flat[start : start + math.prod(shape)].view(self.num_labels, -1)
 
     def pack(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """A new flat vector holding ``tensors``; names and shapes must match exactly."""
@@ -180,6 +181,8 @@ class Resident:
             values.copy_(tensors[name].detach())
             self._bound.append((name, tensors[name], values))
         self.parameters = [tensors[name] for name in everything.names[len(buffers) :]]
+        self._modules = list(network.modules())
+        self._places = [_place(network, name) for name in everything.names]
         self._bind()
         self._exchanged = vector[: self.layout.size]
         # Where the order inside the vector is not that of the exchange, a second vector is filled on request.
@@ -236,10 +239,11 @@ class Resident:
 
     def check(self) -> None:
         """Raise ``RuntimeError`` if a tensor of the network was replaced, so that its training would be lost."""
+        same = list(self.network.modules()) == self._modules
         replaced = [
             name
-            for name, tensor, view in self._bound
-            if _found(self.network, name) is not tensor
+            for (name, tensor, view), (module, own) in zip(self._bound, self._places, strict=True)
+            if not (same and getattr(module, own, None) is tensor)
             or tensor.data_ptr() != view.data_ptr()
             or tensor.shape != view.shape
         ]
@@ -258,10 +262,10 @@ class Resident:
         return {name: tensor for name, tensor in state.items() if name not in self.layout.names}
 
 
-def _found(network: nn.Module, name: str) -> object:
-    """The tensor of that name as it is now, or None."""
+def _place(network: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that holds a tensor, and what it calls it."""
     parent, _, own = name.rpartition(".")
-    return getattr(network.get_submodule(parent), own, None)
+    return network.get_submodule(parent), own
 
 
 def _check_names(network: nn.Module, label_rows: Sequence[str], private: Sequence[str]) -> None:

@@ -35,8 +35,8 @@ def binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     [[0.6931471824645996, 0.6931471824645996, 0.0]]
     """
     logits = _prepared(logits, labels)
-    signed = torch.where(labels == PRESENT, logits, -logits)
-    return _only_known(-F.logsigmoid(signed), labels)
+    present = (labels == PRESENT).to(logits.dtype)
+    return _only_known(F.binary_cross_entropy_with_logits(logits, present, reduction="none"), labels)
 
 
 def asymmetric(

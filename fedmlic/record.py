@@ -25,7 +25,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -90,11 +90,18 @@ class RunFolder:
 
     def event(self, kind: str, values: Mapping[str, object]) -> None:
         """Append one event and tell the listeners."""
-        line = json.dumps({"event": kind, **jsonable(values)}, separators=(",", ":"), allow_nan=False)
+        self.add_events(kind, [values])
+
+    def add_events(self, kind: str, rows: Sequence[Mapping[str, object]]) -> None:
+        """Append events of one kind at once and tell the listeners of each."""
+        lines = [
+            json.dumps({"event": kind, **jsonable(values)}, separators=(",", ":"), allow_nan=False) for values in rows
+        ]
         with self.events_path.open("a", encoding="utf-8") as log:
-            log.write(line + "\n")
-        for listener in self.listeners:
-            listener(kind, values)
+            log.writelines(line + "\n" for line in lines)
+        for values in rows:
+            for listener in self.listeners:
+                listener(kind, values)
 
     def events(self) -> Iterator[dict[str, Any]]:
         """All complete events so far; NaN comes back as NaN."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,7 +64,9 @@ def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
 
 def precision_of(settings: Experiment, device: torch.device) -> AbstractContextManager[object]:
     """The context in which networks compute: autocast to bfloat16 where the experiment says so."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16")
+    if settings.precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
 
 
 def fit(resident: Resident, shard: Shard, local: Local, loss: Loss | Objective) -> Trained:

@@ -209,6 +209,9 @@ class Service:
     def status(self, run_id: str) -> str:
         """Flower's word for how the run stands, such as ``running`` or ``finished:failed``."""
         answer = self.flwr("ls", "fedmlic", "--run-id", run_id)
+        if not answer.get("runs"):
+            msg = f"Expected Flower to say how the run stands, got: {answer}"
+            raise RuntimeError(msg)
         return str(answer["runs"][0]["status"])
 
 

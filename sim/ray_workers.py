@@ -8,6 +8,7 @@ workers open the corpus on their own disk.
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,10 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
 }
+
+
+CONNECT_S = 10.0
+"""How long a cluster may take to accept a connection."""
 
 
 class RayCarrier:
@@ -153,6 +158,13 @@ class _Actor(Worker):
             raise InputError(msg) from error
 
 
+def _knock(address: str) -> None:
+    """Raise ``OSError`` if nobody listens at ``host:port``; Ray itself would try for minutes and then exit."""
+    host, colon, port = address.rpartition(":")
+    if colon and "://" not in address and port.isdecimal():
+        socket.create_connection((host, int(port)), CONNECT_S).close()
+
+
 def start_ray(num_workers: int, runtime: Runtime) -> Any:  # noqa: ANN401  (the ray module, imported late)
     """Connect to the cluster at ``ray-address``, or start a private Ray on this machine; return the module.
 
@@ -165,8 +177,9 @@ def start_ray(num_workers: int, runtime: Runtime) -> Any:  # noqa: ANN401  (the 
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
     if runtime.ray_address:
         try:
+            _knock(runtime.ray_address)
             ray.init(address=runtime.ray_address, **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             msg = (
                 f"Expected ray-address to be that of a running Ray cluster, got {runtime.ray_address!r}: {error}. "
                 "Start one with 'ray start --head', or leave ray-address empty."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -59,6 +59,9 @@ class Record(Protocol):
 
     def event(self, kind: str, values: Mapping[str, object]) -> None:
         """Append one event."""
+
+    def add_events(self, kind: str, rows: Sequence[Mapping[str, object]]) -> None:
+        """Append events of one kind at once."""
 
     def checkpoint(self, progress: Progress) -> None:
         """Keep what is needed to go on from here, atomically."""
@@ -237,8 +240,8 @@ class Rounds:
         self, progress: Progress, turns: list[Turn], evaluation: Evaluation | None, train_seconds: float
     ) -> None:
         self._write_turns(progress.round, turns)
-        for row in hosts_of(turns, train_seconds):
-            self._record.event("host", {"round": progress.round, **row})
+        rows = [{"round": progress.round, **row} for row in hosts_of(turns, train_seconds)]
+        self._record.add_events("host", rows)
         good = sorted((turn for turn in turns if not turn.error), key=lambda turn: turn.client)
         if evaluation is not None:
             for split, metrics in evaluation.splits.items():
@@ -263,6 +266,7 @@ class Rounds:
         )
 
     def _write_turns(self, number: int, turns: list[Turn]) -> None:
+        rows = []
         for turn in sorted(turns, key=lambda turn: turn.client):
             values: dict[str, object] = {
                 "round": number,
@@ -277,7 +281,8 @@ class Rounds:
             }
             if turn.error:
                 values["error"] = turn.error
-            self._record.event("client", values)
+            rows.append(values)
+        self._record.add_events("client", rows)
 
 
 def _ignore(round_number: int, turn: Turn, total: int) -> None:

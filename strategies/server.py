@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -99,6 +99,10 @@ class FolderRecord:
     def event(self, kind: str, values: Mapping[str, object]) -> None:
         """Append one event."""
         self._folder.event(kind, values)
+
+    def add_events(self, kind: str, rows: Sequence[Mapping[str, object]]) -> None:
+        """Append events of one kind at once."""
+        self._folder.add_events(kind, rows)
 
     def checkpoint(self, progress: Progress) -> None:
         """Write a checkpoint while the next round is played, then delete those no longer wanted.

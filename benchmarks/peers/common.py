@@ -6,6 +6,7 @@ loaded, ``torch.optim`` steps, a state dict comes out.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
@@ -15,24 +16,36 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # also where FedMLIC is not installed
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+# FedMLIC need not be installed, and after the standard library nothing of this folder shadows anything.
+sys.path.extend(str(Path(__file__).resolve().parents[number]) for number in (1, 2))
 
-from workloads import LEARNING_RATE, SEED, WORKLOADS, Data
+from workloads import LEARNING_RATE, SEED, Data, workload_of
 
 State = dict[str, Tensor]
 
 
+def read_options() -> argparse.Namespace:
+    """The arguments that ``contestants.py`` gives to every peer."""
+    parser = argparse.ArgumentParser()
+    for name in ("workload", "data", "log"):
+        parser.add_argument(name)
+    parser.add_argument("--rounds", type=int, required=True)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--gpus-per-process", type=float, default=0.0)
+    parser.add_argument("--device", default="cpu")
+    return parser.parse_args()
+
+
 class Clock:
-    """Appends what happened when to a file, for ``rounds.py``."""
+    """Appends what happened when to a file, for ``contestants.py``."""
 
     def __init__(self, path: str) -> None:
         self._path = Path(path)
 
-    def say(self, kind: str) -> None:
+    def say(self, kind: str, **values: float) -> None:
         """Note an event at this moment."""
         with self._path.open("a", encoding="utf-8") as log:
-            log.write(json.dumps({"event": kind, "time": time.time()}) + "\n")
+            log.write(json.dumps({"event": kind, "time": time.time(), **values}) + "\n")
 
 
 def network_of(name: str, num_labels: int) -> nn.Module:
@@ -41,7 +54,7 @@ def network_of(name: str, num_labels: int) -> nn.Module:
     from fedmlic.model import Classifier  # noqa: PLC0415
 
     torch.manual_seed(SEED)
-    backbone = spec.build("model", WORKLOADS[name].model).build(3)
+    backbone = spec.build("model", workload_of(name).model).build(3)
     return Classifier(backbone, num_labels)
 
 
@@ -52,16 +65,20 @@ def to_tensors(data: Data, client: int, device: str) -> tuple[Tensor, Tensor]:
     return pixels.contiguous().to(device), torch.from_numpy(labels).float().to(device)
 
 
-def train(network: nn.Module, images: Tensor, labels: Tensor, batch_size: int, order: Tensor) -> None:
-    """One local epoch of plain SGD in the given order."""
+def train(network: nn.Module, images: Tensor, labels: Tensor, batch_size: int, order: Tensor) -> float:
+    """One local epoch of plain SGD in the given order; return the mean loss of its steps."""
     network.train()
     optimiser = torch.optim.SGD(network.parameters(), lr=LEARNING_RATE)
-    loss = nn.BCEWithLogitsLoss()
+    criterion = nn.BCEWithLogitsLoss()
+    losses = []
     for start in range(0, len(images), batch_size):
         rows = order[start : start + batch_size]
         optimiser.zero_grad()
-        loss(network(images[rows]), labels[rows]).backward()
+        loss = criterion(network(images[rows]), labels[rows])
+        loss.backward()
         optimiser.step()
+        losses.append(loss.detach())
+    return float(torch.stack(losses).mean())
 
 
 def order_of(client: int, round_number: int, num_images: int) -> Tensor:
