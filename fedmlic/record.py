@@ -150,25 +150,8 @@ class RunFolder:
         """Where checkpoints lie."""
         return self.path / "checkpoints"
 
-    def events_bytes(self) -> int:
-        """How long the event log is."""
-        return self.events_path.stat().st_size if self.events_path.exists() else 0
-
-    def save_checkpoint(
-        self,
-        number: int,
-        tensors: Mapping[str, Tensor],
-        values: Mapping[str, object],
-        events_bytes: int | None = None,
-    ) -> None:
-        """Keep ``tensors`` and ``values`` as the checkpoint of round ``number``, atomically.
-
-        Args:
-            number: the round.
-            tensors: by name.
-            values: JSON values.
-            events_bytes: length of the event log at the end of that round (now, if not given).
-        """
+    def save_checkpoint(self, number: int, tensors: Mapping[str, Tensor], values: Mapping[str, object]) -> None:
+        """Keep ``tensors`` and ``values`` as the checkpoint of round ``number``, atomically."""
         from safetensors.torch import save  # noqa: PLC0415
 
         self.checkpoint_folder.mkdir(exist_ok=True)
@@ -181,7 +164,7 @@ class RunFolder:
             "round": number,
             "identity": self.identity(),
             "sha256": hashlib.sha256(data).hexdigest(),
-            "events_bytes": self.events_bytes() if events_bytes is None else events_bytes,
+            "events_bytes": self.events_path.stat().st_size if self.events_path.exists() else 0,
             **jsonable(values),
         }
         write_json(stem.with_suffix(".json"), manifest)

@@ -92,8 +92,7 @@ def fit(resident: Resident, shard: Shard, local: Local, loss: Loss | Objective) 
     network = resident.network.train()
     inputs = objective.inputs(local)
     step = make_optimiser(resident.parameters, settings, local.round)
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    num_steps = 0
+    losses: list[Tensor] = []
     with torch_global_stream(settings.seed, "train/torch", local.client, local.round, device=device):
         for images, labels in _batches(shard, local, resident.memory_format):
             resident.zero_grad()
@@ -104,9 +103,9 @@ def fit(resident: Resident, shard: Shard, local: Local, loss: Loss | Objective) 
             if settings.clip_norm > 0:
                 clip_norm(resident.parameters, settings.clip_norm)
             step()
-            total += value.detach()
-            num_steps += 1
-    return checked(Trained(float(total) / max(num_steps, 1), num_steps, inputs.metrics()))
+            losses.append(value.detach())
+    total = float(torch.stack(losses).sum(dtype=torch.float64)) if losses else 0.0
+    return checked(Trained(total / max(len(losses), 1), len(losses), inputs.metrics()))
 
 
 def checked(trained: Trained) -> Trained:

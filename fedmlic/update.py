@@ -154,7 +154,9 @@ class Update:
             msg = f"Expected client {client}'s weights to fit {self.units}, got {shared} and {float(rows.max())}."
             raise ValueError(msg)
         with torch.no_grad():
-            split = self.layout.rows_start
+            # Where label rows weigh as much as everything else, all is one pass.
+            one_weight = weighting.rows == "shared" and self.units.rows == self.units.shared
+            split = self.layout.size if one_weight else self.layout.rows_start
             _add_scaled(self.sums[:split], flat[:split], shared)
             for mean, variance in self.layout.moments:
                 # A variance travels as its second moment, which adds: E[x^2] = Var[x] + E[x]^2.
@@ -162,7 +164,7 @@ class Update:
                 self.layout.view(self.sums, variance).add_(square.mul_(shared).add_(_ROUNDER).sub_(_ROUNDER))
             columns = rows.to(flat.device)[:, None]
             pairs = zip(self.layout.row_views(self.sums), self.layout.row_views(flat), strict=True)
-            for (_, total), (_, sent) in pairs:
+            for (_, total), (_, sent) in () if one_weight else pairs:
                 total.add_((sent.double() * columns).add_(_ROUNDER).sub_(_ROUNDER))
         self.weight += shared
         self.row_weights += rows

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -88,29 +89,29 @@ def build_server(
 
 
 class FolderRecord:
-    """Writes the round loop's events and checkpoints into a run folder."""
+    """Writes the round loop's events and checkpoints into a run folder, while the loop goes on.
+
+    One thread writes everything in the order in which it was given. What goes wrong there is
+    raised by the next call, and nothing is written after it.
+    """
 
     def __init__(self, folder: RunFolder, server: Server) -> None:
         self._folder = folder
         self._server = server
-        self._writer = ThreadPoolExecutor(1, "checkpoint")
-        self._written: Future[None] | None = None
+        self._writer = ThreadPoolExecutor(1, "record")
+        self._error: BaseException | None = None
 
     def event(self, kind: str, values: Mapping[str, object]) -> None:
         """Append one event."""
-        self._folder.event(kind, values)
+        self._later(lambda: self._folder.event(kind, values))
 
     def add_events(self, kind: str, rows: Sequence[Mapping[str, object]]) -> None:
         """Append events of one kind at once."""
-        self._folder.add_events(kind, rows)
+        self._later(lambda: self._folder.add_events(kind, rows))
 
     def checkpoint(self, progress: Progress) -> None:
-        """Write a checkpoint while the next round is played, then delete those no longer wanted.
-
-        Raises:
-            OSError: what went wrong with the one before.
-        """
-        self.settle()
+        """Write a checkpoint, then delete those no longer wanted."""
+        self.settle()  # at most one round's model waits to be written
         layout = self._server.learner.resident.layout
         tensors = {MODEL + name: view for name, view in layout.views(progress.state.flat)}
         tensors |= {MEMORY + name: tensor for name, tensor in progress.state.memory.items()}
@@ -121,19 +122,34 @@ class FolderRecord:
             "best_value": best,
             "seconds": progress.seconds,
         }
-        events_bytes = self._folder.events_bytes()
 
         def write() -> None:
-            self._folder.save_checkpoint(progress.round, tensors, values, events_bytes)
+            self._folder.save_checkpoint(progress.round, tensors, values)
             self._folder.prune_checkpoints(self._server.runtime.keep_checkpoints, progress.best_round)
 
-        self._written = self._writer.submit(write)
+        self._later(write)
 
     def settle(self) -> None:
-        """Wait until the last checkpoint is on the disk; raises what went wrong with it."""
-        written, self._written = self._written, None
-        if written is not None:
-            written.result()
+        """Wait until everything is on the disk; raises what went wrong."""
+        self._writer.submit(lambda: None).result()
+        self._raise()
+
+    def _later(self, write: Callable[[], None]) -> None:
+        self._raise()
+        self._writer.submit(self._write, write)
+
+    def _write(self, write: Callable[[], None]) -> None:
+        if self._error is not None:
+            return
+        try:
+            write()
+        except BaseException as error:  # noqa: BLE001  (it is raised where somebody listens)
+            self._error = error
+
+    def _raise(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
 
 def start_of(folder: RunFolder, server: Server) -> Progress:
@@ -198,11 +214,13 @@ def serve(
         )
         try:
             outcome = rounds.run(start)
-        except Exception as error:
-            folder.event("failed", {"reason": f"{type(error).__name__}: {error}"})
-            raise
-        finally:
             record.settle()
+        except BaseException as error:
+            with suppress(Exception):  # what is raised already says more
+                record.settle()
+            if isinstance(error, Exception):
+                folder.event("failed", {"reason": f"{type(error).__name__}: {error}"})
+            raise
         folder.event("end", {"round": outcome.progress.round, "weights-sha256": outcome.weights_sha256})
     folder.write_tables()
     write_json(folder.path / "result.json", result_of(folder, server, outcome))

@@ -3,6 +3,7 @@
 import json
 import math
 import threading
+import time
 
 import pytest
 import torch
@@ -69,11 +70,9 @@ def test_only_the_last_and_the_best_are_kept(parts):
     assert folder.checkpoints() == [2, 5, 6]
 
 
-def test_events_written_while_a_checkpoint_is_written_are_not_part_of_it(parts, monkeypatch):
+def test_events_are_written_in_order_and_a_checkpoint_counts_those_before_it(parts, monkeypatch):
     folder, server = parts
     record = FolderRecord(folder, server)
-    record.event("round", {"round": 1})
-    at_the_checkpoint = folder.events_bytes()
     hold = threading.Event()
     write = RunFolder.save_checkpoint
 
@@ -82,15 +81,18 @@ def test_events_written_while_a_checkpoint_is_written_are_not_part_of_it(parts, 
         write(*arguments)
 
     monkeypatch.setattr(RunFolder, "save_checkpoint", slowly)
+    record.event("round", {"round": 1})
     record.checkpoint(Progress(1, State(server.learner.resident.flat)))
-    record.event("round", {"round": 2})
+    record.add_events("client", [{"client": 1}, {"client": 2}])
     hold.set()
     record.settle()
 
-    assert folder.checkpoint_values(1)["events_bytes"] == at_the_checkpoint < folder.events_bytes()
+    assert [event["event"] for event in folder.events()] == ["round", "client", "client"]
+    with folder.events_path.open("rb") as log:
+        assert folder.checkpoint_values(1)["events_bytes"] == len(log.readline())
 
 
-def test_a_checkpoint_that_cannot_be_written_is_told_before_the_next(parts, monkeypatch):
+def test_what_cannot_be_written_is_told_and_nothing_is_written_after_it(parts, monkeypatch):
     folder, server = parts
     record = FolderRecord(folder, server)
 
@@ -99,9 +101,12 @@ def test_a_checkpoint_that_cannot_be_written_is_told_before_the_next(parts, monk
 
     monkeypatch.setattr(RunFolder, "save_checkpoint", full)
     record.checkpoint(Progress(1, State(server.learner.resident.flat)))
+    with pytest.raises(OSError, match="No space"):  # noqa: PT012  (whichever call comes after it)
+        for _ in range(100):
+            record.event("round", {"round": 2})
+            time.sleep(0.01)
 
-    with pytest.raises(OSError, match="No space"):
-        record.checkpoint(Progress(2, State(server.learner.resident.flat)))
+    assert not list(folder.events())
 
 
 def test_other_images_are_refused_before_anything_is_cut(parts):
