@@ -15,17 +15,18 @@ import tempfile
 import time
 from pathlib import Path
 
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from workloads import WORKLOADS
+
 from clients.host import Host
 from fedmlic.experiment import split_settings
 from fedmlic.learner import build_learner, choose_device
 from fedmlic.process import prepare
 from fedmlic.protocol import Request
 from fedmlic.update import Weighting, units_for
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 from sim.run import describe_federation
-from workloads import WORKLOADS
 
 MODELS = ("small_cnn(width=8)", "small_cnn()", "resnet(depth=18)")
 
