@@ -11,7 +11,9 @@ Only plain values cross the pipes, between processes that this one started.
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import importlib.util
 import itertools
 import multiprocessing
 import os
@@ -25,6 +27,7 @@ from multiprocessing import connection, forkserver
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fedmlic import spec
 from fedmlic.errors import InputError
 from sim.workers import Worker, WorkerDiedError
 
@@ -38,7 +41,9 @@ if TYPE_CHECKING:
     from fedmlic.update import Update
 
 PRELOADED = ("torch", "clients.host", "sim.run", "strategies.server")
-"""What every worker needs; imported once, before it is forked."""
+"""What every worker needs; imported once, before it is forked.
+
+An entry of a catalogue that imports a large package late names it in a constant ``IMPORTS``."""
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  (where Linux keeps shared memory)
 
@@ -68,10 +73,14 @@ class _Process:
 
 
 class Processes:
-    """A carrier of forked processes (spawned ones on Windows)."""
+    """A carrier of forked processes (spawned ones on Windows).
 
-    def __init__(self) -> None:
-        self._context = context_of_processes()
+    Args:
+        imports: modules that workers need besides ``PRELOADED``.
+    """
+
+    def __init__(self, imports: Sequence[str] = ()) -> None:
+        self._context = context_of_processes(imports)
         self._processes: dict[int, _Process] = {}
         self._numbers = itertools.count()
         self._model: Tensor | None = None
@@ -233,12 +242,32 @@ def check_room(num_bytes: int) -> None:
         raise InputError(msg)
 
 
-def context_of_processes() -> ForkServerContext | SpawnContext:
+def late_imports(key: str, text: str) -> tuple[str, ...]:
+    """What the entry ``text`` of the catalogue ``key`` says in ``IMPORTS``, read without importing it.
+
+    >>> late_imports("model", "resnet(depth=18)"), late_imports("model", "small_cnn()")
+    (('torchvision.models',), ())
+    """
+    name = spec.parse(text, key).name
+    module = name.rpartition(".")[0] if "." in name else f"{spec.CATALOGUES[key]}.{name}"
+    try:
+        found = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        found = None  # whoever builds it says so
+    if found is None or not found.origin or not found.origin.endswith(".py"):
+        return ()
+    for node in ast.parse(Path(found.origin).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["IMPORTS"]:
+            return tuple(ast.literal_eval(node.value))
+    return ()
+
+
+def context_of_processes(imports: Sequence[str] = ()) -> ForkServerContext | SpawnContext:
     """Where processes come from; a fork server starts importing now, while the caller goes on."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOADED))
+    context.set_forkserver_preload([*PRELOADED, *imports])
     forkserver.ensure_running()
     return context
 

@@ -206,9 +206,9 @@ def _start_workers(engine: str, experiment: Experiment, runtime: Runtime) -> Wor
     from sim.workers import Workers  # noqa: PLC0415
 
     if engine == "processes":
-        from sim.processes import Processes, gpu_of  # noqa: PLC0415
+        from sim.processes import Processes, gpu_of, late_imports  # noqa: PLC0415
 
-        carrier = Processes()
+        carrier = Processes([*late_imports("model", experiment.model), *late_imports("method", experiment.method)])
         return Workers(carrier, num_workers(experiment, runtime), runtime, lambda number: gpu_of(number, runtime))
     from sim.ray_workers import RayCarrier  # noqa: PLC0415
 

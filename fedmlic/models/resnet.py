@@ -29,6 +29,9 @@ from fedmlic.model import (
 )
 from fedmlic.training import PIXEL_MEAN, PIXEL_STD
 
+IMPORTS = ("torchvision.models",)
+"""What ``build`` imports late; worker processes import it before they are forked."""
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """What torchvision's ImageNet weights expect images in [0, 1] to be standardised by."""
