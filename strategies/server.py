@@ -92,7 +92,7 @@ class FolderRecord:
     """Writes the round loop's events and checkpoints into a run folder, while the loop goes on.
 
     One thread writes everything in the order in which it was given. What goes wrong there is
-    raised by the next call, and nothing is written after it.
+    raised by every later call, and nothing is written after it.
     """
 
     def __init__(self, folder: RunFolder, server: Server) -> None:
@@ -147,9 +147,8 @@ class FolderRecord:
             self._error = error
 
     def _raise(self) -> None:
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        if self._error is not None:  # for good: what waits behind it must not be written
+            raise self._error
 
 
 def start_of(folder: RunFolder, server: Server) -> Progress:

@@ -71,6 +71,26 @@ def guided_images(states: Tensor, masking: Literal["batch", "first_image"]) -> T
     return asked
 
 
+def ask_global_model(
+    local: Local, images: Tensor, revealed: Tensor, asked: Tensor, doubt: tuple[float, float]
+) -> Tensor:
+    """The revealed states on the images' device, those of the images ``asked`` about guided.
+
+    Args:
+        local: whose turn it is; it knows the incoming global model.
+        images: float32 ``[batch, channels, height, width]``.
+        revealed: int8 ``[batch, labels]`` on the CPU.
+        asked: bool ``[batch]`` on the CPU, so that nobody waits for a GPU to look at it.
+        doubt: threshold and band of ``guide``.
+    """
+    told = revealed.to(images.device, non_blocking=True, copy=True)
+    if bool(asked.any()):
+        with torch.no_grad():
+            probs = predict(local.incoming(), images[asked])
+        told[asked] = guide(told[asked], probs, *doubt)
+    return told
+
+
 def fedlgt(
     *,
     text: str = "random_orthogonal()",
@@ -125,22 +145,14 @@ def fedlgt(
             swap_states=states == "swapped",
         )
 
-    def ask_global_model(local: Local, images: Tensor, revealed: Tensor) -> Tensor:
-        asked = guided_images(revealed, masking)
-        told = revealed.to(images.device, non_blocking=True, copy=True)
-        if guidance and bool(asked.any()):  # revealed is on the CPU: nobody waits for a GPU here
-            with torch.no_grad():
-                probs = predict(local.incoming(), images[asked])
-            told[asked] = guide(told[asked], probs, threshold, band)
-        return told
-
     def inputs(local: Local) -> Inputs:
         rng = local.torch_rng("reveal")
         counts = torch.zeros(2, dtype=torch.int64, device=local.device)
 
         def states(images: Tensor, labels: Tensor) -> tuple[Tensor]:
             revealed = reveal(labels, known_fraction_max, rng)
-            told = ask_global_model(local, images, revealed)
+            asked = guided_images(revealed, masking) & guidance
+            told = ask_global_model(local, images, revealed, asked, (threshold, band))
             num_revealed = (revealed != UNKNOWN).sum().to(told.device)
             counts.add_(torch.stack([num_revealed, num_revealed - (told != UNKNOWN).sum()]))
             return (told,)

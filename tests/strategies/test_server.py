@@ -105,6 +105,10 @@ def test_what_cannot_be_written_is_told_and_nothing_is_written_after_it(parts, m
         for _ in range(100):
             record.event("round", {"round": 2})
             time.sleep(0.01)
+    with pytest.raises(OSError, match="No space"):
+        record.event("round", {"round": 3})
+    with pytest.raises(OSError, match="No space"):
+        record.settle()
 
     assert not list(folder.events())
 
