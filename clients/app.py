@@ -56,7 +56,8 @@ def answer_to(content: RecordDict, context: Context) -> RecordDict:
         seat = seat_of(context)
         request, clients = wire.unpack_request(content, seat.learner.resident.layout)
         reply = play(seat, replace(request, flat=request.flat.to(seat.learner.device)), clients)
-        return wire.pack_reply(reply, seat.learner.resident.layout)
+        # In a simulation the reply is pickled before this process does anything else.
+        return wire.pack_reply(reply, seat.learner.resident.layout, copy=seat.num_hosts == 0)
     except Exception as error:  # noqa: BLE001  (whatever it is, the server should hear of it)
         _log.exception("The request failed.")
         return _failure(error, context)

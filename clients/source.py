@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from clients.host import Host
 from fedmlic import spec, wire
 from fedmlic.corpus import open_corpus
@@ -153,7 +155,10 @@ def _seat(
     device = choose_device(runtime.device)
     names = federation.label_names
     learner = build_learner(experiment, names, image_shape, device, channels_last=runtime.channels_last)
-    host = Host(node_name(node_config), experiment, federation, learner, vectorize=runtime.vectorize)
+    # One sum that lives as long as the process: fresh memory for every message has to be cleared by the system first.
+    memory = torch.zeros(learner.resident.layout.size, dtype=torch.float64) if num_hosts else None
+    name = node_name(node_config)
+    host = Host(name, experiment, federation, learner, vectorize=runtime.vectorize, memory=memory)
     discreet = num_hosts == 0 and node_config.get("tracebacks") is not True
     return Seat(host, learner, num_hosts, discreet)
 

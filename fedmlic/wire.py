@@ -1,11 +1,12 @@
 """Requests and replies as Flower's records: the only place of the language that knows Flower.
 
 One message carries a model out (float32) and one carries a sum back (float64);
-everything else in them is small. Arrays travel as ``ArrayRecord`` (NumPy's own
-format, never a pickle), numbers with names as ``MetricRecord``, the rest as
-``ConfigRecord``. Unpacking is strict: a part that is missing, unknown, of another
-type or of another shape is a ``WireError``, so that nothing unexpected enters a
-sum, and nothing but the fields below ever leaves a device.
+everything else in them is small. Arrays travel as ``ArrayRecord`` (bare numbers,
+never a pickle), numbers with names as ``MetricRecord``, the rest as ``ConfigRecord``.
+What is unpacked lies where the message lies and is only read. Unpacking is strict:
+a part that is missing, unknown, of another type or of another shape is a
+``WireError``, so that nothing unexpected enters a sum, and nothing but the fields
+below ever leaves a device.
 
 Both sides also say which code they run (``code_digest``), because Flower can run
 old client code in silence when its service was started beside another copy.
@@ -16,8 +17,10 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import traceback
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
 
     from fedmlic.arrays import Layout
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Raised whenever the records change; both sides must have the same."""
 
 PACKAGES: Final = ("fedmlic", "clients")
@@ -45,6 +48,9 @@ PACKAGES: Final = ("fedmlic", "clients")
 
 WORK_FOLDER: Final = "FEDMLIC_WORK_FOLDER"
 """Environment variable: where relative paths start."""
+
+RAW: Final = "fedmlic.raw"
+"""How arrays are serialised: their numbers and nothing else, little-endian, in C order."""
 
 STALE_HINT: Final = (
     "Flower imports packages from the folder in which its SuperLink was started: stop it and start it from a folder "
@@ -203,9 +209,15 @@ def unpack_introduction(content: RecordDict) -> Introduction:
 # --- Requests --------------------------------------------------------------------------
 
 
-def pack_model(flat: torch.Tensor) -> ArrayRecord:
-    """The global model, float32 ``[layout.size]``; made once a round and put into every message."""
-    return _arrays({"flat": flat.detach().cpu().numpy()})
+def pack_model(flat: torch.Tensor, *, copy: bool = True) -> ArrayRecord:
+    """The global model, float32 ``[layout.size]``; made once a round and put into every message.
+
+    Args:
+        flat: the model.
+        copy: False leaves the numbers where they are, for Flower's simulation: they must stay
+            what they are until the message has been pickled.
+    """
+    return _arrays({"flat": flat.detach().cpu().numpy()}, copy=copy)
 
 
 def pack_request(request: Request, clients: Sequence[int], layout: Layout, model: ArrayRecord) -> RecordDict:
@@ -250,7 +262,7 @@ def unpack_request(content: RecordDict, layout: Layout) -> tuple[Request, list[i
     request = Request(
         kind=_choice(about, "kind", Kind),
         round=_scalar(about, "round", int),
-        flat=torch.from_numpy(_array(model, "flat", np.float32, (layout.size,))),
+        flat=_tensor(_array(model, "flat", np.float32, (layout.size,))),
         units=_units(about),
         weighting=weighting,
         each=_scalar(about, "each", bool),
@@ -263,15 +275,21 @@ def unpack_request(content: RecordDict, layout: Layout) -> tuple[Request, list[i
 # --- Replies ---------------------------------------------------------------------------
 
 
-def pack_reply(reply: Reply, layout: Layout) -> RecordDict:
-    """What playing some clients gave."""
+def pack_reply(reply: Reply, layout: Layout, *, copy: bool = True) -> RecordDict:
+    """What playing some clients gave.
+
+    Args:
+        reply: it.
+        layout: of the exchanged tensors.
+        copy: False leaves sums where they are, as in ``pack_model``.
+    """
     about = ConfigRecord({"version": VERSION, "layout": layout_digest(layout), "num-updates": len(reply.updates)})
     content = RecordDict({"reply": about})
     turns, texts = _pack_turns(reply.turns)
     content["turns"], content["turn-texts"] = turns, texts
     content["evaluation"] = _arrays(reply.evaluation)
     for number, update in enumerate(reply.updates):
-        _pack_update(content, f"update-{number}", update)
+        _pack_update(content, f"update-{number}", update, copy=copy)
     return content
 
 
@@ -351,15 +369,14 @@ def _unpack_turns(content: RecordDict) -> tuple[Turn, ...]:
     )
 
 
-def _pack_update(content: RecordDict, stem: str, update: Update) -> None:
-    content[stem] = _arrays(
-        {
-            "sums": update.sums.detach().cpu().numpy(),
-            "row-weights": update.row_weights.numpy(),
-            "clients": np.array(update.clients, dtype=np.int64),
-            "annotations": update.annotations.numpy(),
-        }
-    )
+def _pack_update(content: RecordDict, stem: str, update: Update, *, copy: bool) -> None:
+    arrays = {
+        "sums": update.sums.detach().cpu().numpy(),
+        "row-weights": update.row_weights.numpy(),
+        "clients": np.array(update.clients, dtype=np.int64),
+        "annotations": update.annotations.numpy(),
+    }
+    content[stem] = _arrays(arrays, copy=copy)
     content[f"{stem}-about"] = ConfigRecord(
         {"units": list(update.units), "weight": update.weight, "num-images": update.num_images}
     )
@@ -374,12 +391,12 @@ def _unpack_update(content: RecordDict, stem: str, layout: Layout) -> Update:
     return Update(
         layout=layout,
         units=_units(about),
-        sums=torch.from_numpy(_array(record, "sums", np.float64, (layout.size,))),
+        sums=_tensor(_array(record, "sums", np.float64, (layout.size,))),
         weight=_scalar(about, "weight", float),
-        row_weights=torch.from_numpy(_array(record, "row-weights", np.float64, (layout.num_labels,))),
+        row_weights=_tensor(_array(record, "row-weights", np.float64, (layout.num_labels,))),
         clients=[int(client) for client in _array(record, "clients", np.int64, (None,))],
         num_images=_scalar(about, "num-images", int),
-        annotations=torch.from_numpy(_array(record, "annotations", np.int64, (layout.num_labels,))),
+        annotations=_tensor(_array(record, "annotations", np.int64, (layout.num_labels,))),
         metrics={name: _scalar(metrics, name, float) for name in metrics},
     )
 
@@ -414,9 +431,15 @@ def _raise_failure(content: RecordDict) -> None:
 # --- Parts of records ------------------------------------------------------------------
 
 
-def _arrays(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
-    # Flower's own conversion is np.save without pickles; a C-ordered copy makes its bytes unique.
-    return ArrayRecord({name: Array(np.asarray(array, order="C")) for name, array in arrays.items()})
+def _arrays(arrays: Mapping[str, NDArray[Any]], *, copy: bool = True) -> ArrayRecord:
+    record = ArrayRecord()
+    for name, array in arrays.items():
+        raw = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+        packed = Array(dtype=raw.dtype.str, shape=array.shape, stype=RAW, data=b"")
+        # Bytes are copied into a pickle and out of it again; NumPy's memory stays where it is, for Ray to move.
+        packed.data = raw.tobytes() if copy else raw.reshape(-1).view(np.uint8)  # type: ignore[assignment]
+        record[name] = packed
+    return record
 
 
 def _fail(what: str, expected: str, got: object) -> NoReturn:
@@ -444,22 +467,28 @@ def _fields(content: RecordDict, name: str, expected: set[str]) -> Mapping[str, 
 
 
 def _array(record: ArrayRecord, name: str, dtype: type[Any], shape: tuple[int | None, ...] | None) -> Any:  # noqa: ANN401  (an array of the type asked for)
-    """A writable array of exactly this type and shape; None in a shape stands for any length."""
+    """An array of exactly this type and shape, not to be written to; None in a shape stands for any length."""
     if name not in record:
         _fail("arrays", f"to include {name!r}", sorted(record))
-    try:
-        found = record[name].numpy()
-    except (ValueError, TypeError, EOFError, OSError) as error:
-        _fail(f"the array {name!r}", "to be readable", error)
-    if found.dtype != np.dtype(dtype):
-        _fail(f"the array {name!r}", f"to be {np.dtype(dtype)}", found.dtype)
+    packed, kind = record[name], np.dtype(dtype).newbyteorder("<")
+    if (packed.stype, packed.dtype) != (RAW, kind.str):
+        _fail(f"the array {name!r}", f"to be {RAW} of {kind.str}", f"{packed.stype} of {packed.dtype}")
+    if len(packed.data) != math.prod(packed.shape) * kind.itemsize or min(packed.shape, default=0) < 0:
+        _fail(f"the array {name!r}", f"to have the bytes of shape {packed.shape}", len(packed.data))
     if shape is not None:
-        fits = len(shape) == found.ndim and all(
-            want in (None, have) for want, have in zip(shape, found.shape, strict=True)
+        fits = len(shape) == len(packed.shape) and all(
+            want in (None, have) for want, have in zip(shape, packed.shape, strict=True)
         )
         if not fits:
-            _fail(f"the array {name!r}", f"to have shape {shape}", found.shape)
-    return found
+            _fail(f"the array {name!r}", f"to have shape {shape}", packed.shape)
+    return np.frombuffer(packed.data, kind).reshape(packed.shape)
+
+
+def _tensor(array: NDArray[Any]) -> torch.Tensor:
+    """The array as a tensor that nobody writes to."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that nobody may
+        return torch.from_numpy(array)
 
 
 def _scalar(fields: Mapping[str, object], name: str, kind: type[_Scalar]) -> _Scalar:

@@ -12,14 +12,17 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+import torch
 from flwr.app import Message, MessageType, RecordDict
 
 from fedmlic import wire
 from fedmlic.errors import InputError
 from fedmlic.protocol import HostInfo, Reply, Request, Turn
+from fedmlic.update import Update
 from strategies.cohort import deal
 
 if TYPE_CHECKING:
@@ -31,7 +34,10 @@ if TYPE_CHECKING:
 
 FIRST_PAUSE_S: Final = 0.05
 LONGEST_PAUSE_S: Final = 1.0
-"""Between two looks for replies; the pause grows by half while nothing comes."""
+"""Between two looks for replies over a network; the pause grows by half while nothing comes."""
+
+LOOK_S: Final = 0.02
+"""Between two looks for replies in a simulation, where looking is a lookup in a dictionary."""
 
 GRACE_S: Final = 10.0
 """How long others may still appear after every node that is there has failed."""
@@ -49,11 +55,13 @@ class _Exchange:
     Args:
         grid: Flower's connection.
         timeout: seconds after which a message is given up.
+        simulated: whether looking for replies costs next to nothing.
     """
 
-    def __init__(self, grid: Grid, timeout: float) -> None:
+    def __init__(self, grid: Grid, timeout: float, *, simulated: bool = False) -> None:
         self._grid = grid
         self._timeout = timeout
+        self._first, self._longest = (LOOK_S, LOOK_S) if simulated else (FIRST_PAUSE_S, LONGEST_PAUSE_S)
         self._waiting: dict[str, tuple[str, float]] = {}
         self._refused: list[str] = []
 
@@ -90,12 +98,12 @@ class _Exchange:
 
     def until_answered(self) -> Iterator[Answer]:
         """All answers as they come."""
-        pause = FIRST_PAUSE_S
+        pause = self._first
         while self.waiting:
             answers = self.receive()
             yield from answers
             if self.waiting:
-                pause = FIRST_PAUSE_S if answers else min(pause * 1.5, LONGEST_PAUSE_S)
+                pause = self._first if answers else min(pause * 1.5, self._longest)
                 time.sleep(pause)
 
 
@@ -125,6 +133,7 @@ class FlowerTransport:
         self._infos: dict[str, HostInfo] = {}
         self._strangers: set[int] = set()
         self._simulated = False
+        self._sums: torch.Tensor | None = None
 
     def hosts(self) -> list[HostInfo]:
         """Ask every node once what it hosts, until enough have answered.
@@ -146,10 +155,18 @@ class FlowerTransport:
         """Send every node its share of ``clients`` and yield what comes back, as it comes."""
         if not self._simulated:
             self._find_returned()
-        model = wire.pack_model(request.flat)
+        replies = self._replies(request, clients, costs or {})
+        yield from self._singles(replies) if request.each else self._total(request, replies)
+
+    def close(self) -> None:
+        """Nothing to let go of: the connection is Flower's."""
+
+    def _replies(self, request: Request, clients: Sequence[int], costs: Mapping[int, float]) -> Iterator[Reply]:
+        """What the nodes answer, and last the clients that nobody could play."""
+        model = wire.pack_model(request.flat, copy=not self._simulated)
         lost: dict[int, Turn] = {}
         answered: set[str] = set()
-        yield from self._try(request, model, self._shares(clients, costs or {}), lost, answered)
+        yield from self._try(request, model, self._shares(clients, costs), lost, answered)
         again, hosts = (list(lost), sorted(answered or self._infos)) if self._simulated else ([], [])
         for start in range(0, len(again), max(len(hosts), 1)):
             # One by one, so that a client that kills its worker takes no other along.
@@ -160,8 +177,23 @@ class FlowerTransport:
             replace_dead_actors()
             yield Reply(tuple(lost.values()))
 
-    def close(self) -> None:
-        """Nothing to let go of: the connection is Flower's."""
+    def _total(self, request: Request, replies: Iterable[Reply]) -> Iterator[Reply]:
+        """Replies without their sums, and last the sum of these, in memory that is used again in the next round."""
+        if self._sums is None:
+            self._sums = torch.zeros(self.layout.size, dtype=torch.float64)
+        total = Update.zero(self.layout, request.units, memory=self._sums)
+        for reply in replies:
+            for update in reply.updates:
+                total.merge(update)
+            yield replace(reply, updates=())
+        if total.clients:
+            yield Reply((), (total,))
+
+    @staticmethod
+    def _singles(replies: Iterable[Reply]) -> Iterator[Reply]:
+        """Replies with updates in memory of their own instead of Flower's messages."""
+        for reply in replies:
+            yield replace(reply, updates=tuple(replace(each, sums=each.sums.clone()) for each in reply.updates))
 
     def _shares(self, clients: Sequence[int], expected: Mapping[int, float]) -> dict[str, list[int]]:
         """Who plays whom."""
@@ -178,7 +210,7 @@ class FlowerTransport:
         answered: set[str],
     ) -> Iterator[Reply]:
         """Send one message per host and yield the replies; keep note of who answered and whom that leaves lost."""
-        exchange = _Exchange(self._grid, self._runtime.round_timeout)
+        exchange = _Exchange(self._grid, self._runtime.round_timeout, simulated=self._simulated)
         exchange.send({host: self._message(request, host, share, model) for host, share in shares.items()})
         for host, answer in exchange.until_answered():
             reply = self._read(request, host, shares[host], answer)
@@ -210,6 +242,8 @@ class FlowerTransport:
         summed = sorted(client for update in reply.updates for client in update.clients)
         if summed != good:
             return f"its sum is of clients {summed[:8]} where {good[:8]} succeeded"
+        if not request.each and any(update.units != request.units for update in reply.updates):
+            return f"its sum is in units of {reply.updates[0].units} where {request.units} were asked for"
         return reply
 
     # --- who is there -----------------------------------------------------------------
