@@ -218,7 +218,7 @@ class Service:
 @contextlib.contextmanager
 def _service(threads: int) -> Iterator[Service]:
     """Start a SuperLink, and end it and everything it started."""
-    folder = Path(tempfile.mkdtemp(prefix="fedmlic-"))
+    folder = Path(tempfile.mkdtemp(prefix="fedmlic-")).resolve()
     mark = uuid.uuid4().hex
     process = None
     try:
@@ -235,7 +235,7 @@ def _service(threads: int) -> Iterator[Service]:
         _wait_until_up(service, port)
         yield service
     finally:
-        _stop(process, mark)
+        _stop(process, mark, folder)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -314,26 +314,32 @@ def _tail(log: Path, num_lines: int = 30) -> str:
 # --- the end ---------------------------------------------------------------------------
 
 
-def service_processes(mark: str) -> list[int]:
-    """Ids of the processes of a service that are alive (Linux; elsewhere none are found)."""
+def service_processes(mark: str, home: Path) -> list[int]:
+    """Ids of the processes of a service that are alive (Linux; elsewhere none are found).
+
+    Args:
+        mark: what its processes carry in their environment.
+        home: its folder. Ray's agents write their title over their environment, but stay in it.
+    """
     needle = f"{MARK}={mark}".encode()
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             zombie = (folder / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
-            if not zombie and needle in (folder / "environ").read_bytes().split(b"\0"):
+            inside = (folder / "cwd").readlink().is_relative_to(home)
+            if not zombie and (inside or needle in (folder / "environ").read_bytes().split(b"\0")):
                 found.append(int(folder.name))
     return found
 
 
-def _stop(process: subprocess.Popen[bytes] | None, mark: str) -> None:
+def _stop(process: subprocess.Popen[bytes] | None, mark: str, home: Path) -> None:
     """Ask the service to end; then end what is left of it."""
     if process is not None and process.poll() is None:
         process.terminate()
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + STOP_S
         while time.monotonic() < deadline:
-            alive = service_processes(mark)
+            alive = service_processes(mark, home)
             if not alive and (process is None or process.poll() is not None):
                 return
             if number == signal.SIGKILL or time.monotonic() > deadline - 0.8 * STOP_S:

@@ -27,12 +27,14 @@ TAG = "FEDMLIC_TEST_TAG"
 
 
 def tagged(tag):
-    """Processes alive that carry this test's tag, whoever started them."""
+    """Processes alive that carry this test's tag, or are in the folder of a service that ended."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             zombie = (folder / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
-            if not zombie and f"{TAG}={tag}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+            homeless = "/fedmlic-" in (cwd := str((folder / "cwd").readlink())) and cwd.endswith("(deleted)")
+            carries = f"{TAG}={tag}".encode() in (folder / "environ").read_bytes().split(b"\0")
+            if not zombie and (carries or homeless):
                 found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:100])
         except OSError:
             continue
