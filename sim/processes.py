@@ -34,6 +34,7 @@ from sim.workers import Worker, WorkerDiedError
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext, SpawnContext
 
+    import torch
     from torch import Tensor
 
     from fedmlic.experiment import Runtime
@@ -91,7 +92,7 @@ class Processes:
 
         if self._model is None or len(self._model) != size:
             check_room(4 * size + 8 * size * len(self._processes))
-            self._model = _shared(torch.zeros(size))
+            self._model = _shared(size, torch.float32)
 
     def start(self, name: str) -> int:
         """Note a worker; its process starts with its first call."""
@@ -206,7 +207,7 @@ class Processes:
         if self._model is None:
             msg = "Expected open before the first call."
             raise RuntimeError(msg)
-        held.sums = _shared(torch.zeros(len(self._model), dtype=torch.float64))
+        held.sums = _shared(len(self._model), torch.float64)
         ours, theirs = self._context.Pipe()
         arguments = (theirs, held.name, self._model, held.sums, dict(os.environ), list(sys.path))
         held.process = self._context.Process(target=_serve, args=arguments, name=held.name, daemon=True)
@@ -224,9 +225,15 @@ def gpu_of(number: int, runtime: Runtime) -> dict[str, Any]:
     return {"device": f"cuda:{number % count}"} if count else {}
 
 
-def _shared(tensor: Tensor) -> Tensor:
-    """The tensor in memory that other processes can map; they are told where when they start."""
-    return tensor.share_memory_()  # type: ignore[no-any-return, no-untyped-call]
+def _shared(size: int, dtype: torch.dtype) -> Tensor:
+    """Zeros in memory that other processes can map; they are told where when they start.
+
+    The system clears the memory where it is first used: making it costs nothing, however large.
+    """
+    import torch  # noqa: PLC0415
+
+    new: Any = torch.UntypedStorage._new_shared  # noqa: SLF001  (as torch's DataLoader does)
+    return torch.empty(0, dtype=dtype).set_(new(size * dtype.itemsize), 0, (size,))
 
 
 def check_room(num_bytes: int) -> None:
