@@ -233,7 +233,7 @@ def _shared(size: int, dtype: torch.dtype) -> Tensor:
     import torch  # noqa: PLC0415
 
     new: Any = torch.UntypedStorage._new_shared  # noqa: SLF001  (as torch's DataLoader does)
-    return torch.empty(0, dtype=dtype).set_(new(size * dtype.itemsize), 0, (size,))
+    return torch.empty(0, dtype=dtype).set_(new(size * dtype.itemsize))
 
 
 def check_room(num_bytes: int) -> None:
