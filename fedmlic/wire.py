@@ -3,7 +3,8 @@
 One message carries a model out (float32) and one carries a sum back (float64);
 everything else in them is small. Arrays travel as ``ArrayRecord`` (bare numbers,
 never a pickle), numbers with names as ``MetricRecord``, the rest as ``ConfigRecord``.
-What is unpacked lies where the message lies and is only read. Unpacking is strict:
+The model and the sums that are unpacked lie where the message lies and are only read;
+whoever wants to change them copies them first. Unpacking is strict:
 a part that is missing, unknown, of another type or of another shape is a
 ``WireError``, so that nothing unexpected enters a sum, and nothing but the fields
 below ever leaves a device.
@@ -393,10 +394,10 @@ def _unpack_update(content: RecordDict, stem: str, layout: Layout) -> Update:
         units=_units(about),
         sums=_tensor(_array(record, "sums", np.float64, (layout.size,))),
         weight=_scalar(about, "weight", float),
-        row_weights=_tensor(_array(record, "row-weights", np.float64, (layout.num_labels,))),
+        row_weights=torch.from_numpy(_array(record, "row-weights", np.float64, (layout.num_labels,)).copy()),
         clients=[int(client) for client in _array(record, "clients", np.int64, (None,))],
         num_images=_scalar(about, "num-images", int),
-        annotations=_tensor(_array(record, "annotations", np.int64, (layout.num_labels,))),
+        annotations=torch.from_numpy(_array(record, "annotations", np.int64, (layout.num_labels,)).copy()),
         metrics={name: _scalar(metrics, name, float) for name in metrics},
     )
 

@@ -2,6 +2,7 @@
 
 import pickle
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -188,6 +189,18 @@ def test_the_sum_does_not_depend_on_the_number_of_nodes(simulation):
 
     assert torch.equal(sums[0], sums[1])
     assert torch.equal(sums[0], sums[2])
+
+
+def test_single_updates_may_be_changed_by_whoever_receives_them(simulation):
+    _, transport = simulation({}, {})
+    request = replace(ready(transport), each=True)
+
+    turns, update = gather(transport, request, [0, 1])
+    again, same = gather(transport, request, [0, 1])
+
+    assert sorted(turns) == sorted(again) == sorted(update.clients) == [0, 1]
+    assert torch.equal(update.sums, same.sums)
+    assert torch.equal(update.row_weights, same.row_weights)
 
 
 def test_a_sum_in_other_units_is_not_added(simulation):
