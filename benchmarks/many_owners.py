@@ -86,7 +86,13 @@ def measured(step: Callable[..., Any], *arguments: Any) -> dict[str, float]:  # 
     receive, send = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(send, step, *arguments))
     process.start()
-    found: dict[str, float] = receive.recv()
+    send.close()  # else a step that fails would be waited for without end
+    try:
+        found: dict[str, float] = receive.recv()
+    except EOFError:
+        process.join()
+        msg = f"Expected {step.__name__} to finish, got exit code {process.exitcode}."
+        raise SystemExit(msg) from None
     process.join()
     return found
 
