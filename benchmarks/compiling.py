@@ -1,8 +1,9 @@
 """When does ``torch.compile`` pay for itself? A training step with and without it, and what compiling takes.
 
 One process, one thread (or one GPU), forward and backward pass of a network and its loss; the two take
-turns within a repeat. A worker compiles for itself, once per batch size: a shard whose last batch is
-smaller makes it compile twice. Printed is the number of steps after which compiling has paid.
+turns within a repeat. Compiling starts with an empty cache (``--warm``: with that of the user). Every
+batch size is compiled apart, so a shard whose last batch is smaller compiles twice. Printed is the number
+of steps after which compiling has paid.
 
     uv run python benchmarks/compiling.py
     uv run python benchmarks/compiling.py --device cuda
@@ -11,7 +12,9 @@ smaller makes it compile twice. Printed is the number of steps after which compi
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
+import tempfile
 import time
 from typing import NamedTuple
 
@@ -87,13 +90,22 @@ def measure(case: Case, device: torch.device, length_s: float, repeats: int) -> 
 
 
 def main() -> None:
-    """Measure every case and print when compiling has paid."""
+    """Measure every case and print when compiling has paid, in a cache of its own."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of one measured pass")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--warm", action="store_true", help="use what earlier programs have compiled")
     options = parser.parse_args()
     prepare(1)
+    with tempfile.TemporaryDirectory() as folder:
+        if not options.warm:
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+        show(options)
+
+
+def show(options: argparse.Namespace) -> None:
+    """Measure and print the table."""
     device = choose_device(options.device)
     columns = ("network", "images", "batch", "compile", "a step", "compiled", "ratio", "pays after")
     table = Table(*columns, title=f"torch.compile on {device}", title_justify="left")
