@@ -182,6 +182,7 @@ class Resident:
             self._bound.append((name, tensors[name], values))
         self.parameters = [tensors[name] for name in everything.names[len(buffers) :]]
         self._modules = list(network.modules())
+        self._links = [(*_place(network, name), module) for name, module in network.named_modules() if name]
         self._places = [_place(network, name) for name in everything.names]
         self._bind()
         self._exchanged = vector[: self.layout.size]
@@ -237,9 +238,13 @@ class Resident:
         for parameter in self.parameters:
             parameter.grad = None
 
+    def training_network(self) -> nn.Module:
+        """The network in training mode; asking whether it is costs less than telling every module again."""
+        return self.network if all(module.training for module in self._modules) else self.network.train()
+
     def check(self) -> None:
         """Raise ``RuntimeError`` if a tensor of the network was replaced, so that its training would be lost."""
-        same = list(self.network.modules()) == self._modules
+        same = all(getattr(parent, own, None) is module for parent, own, module in self._links)
         replaced = [
             name
             for (name, tensor, view), (module, own) in zip(self._bound, self._places, strict=True)

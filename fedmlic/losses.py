@@ -34,9 +34,11 @@ def binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     >>> binary_cross_entropy(torch.zeros(1, 3), torch.tensor([[1, 0, -1]], dtype=torch.int8)).tolist()
     [[0.6931471824645996, 0.6931471824645996, 0.0]]
     """
-    logits = _prepared(logits, labels)
-    present = (labels == PRESENT).to(logits.dtype)
-    return _only_known(F.binary_cross_entropy_with_logits(logits, present, reduction="none"), labels)
+    entries = labels >= ABSENT
+    logits = _prepared(logits, entries)
+    # Where nothing is known the weight is 0, the logit too, and the target (a negative code) has no say.
+    targets, weights = labels.to(logits.dtype), entries.to(logits.dtype)
+    return F.binary_cross_entropy_with_logits(logits, targets, weight=weights, reduction="none")
 
 
 def asymmetric(
@@ -68,14 +70,15 @@ def asymmetric(
 
     Source: Ridnik et al. 2021, "Asymmetric Loss for Multi-Label Classification" (ICCV).
     """
-    logits = _prepared(logits, labels)
+    entries = labels >= ABSENT
+    logits = _prepared(logits, entries)
     present = -_weight(gamma_pos * F.logsigmoid(-logits), detach=detach_weight) * F.logsigmoid(logits)
     if margin == 0:
         weight = _weight(gamma_neg * F.logsigmoid(logits), detach=detach_weight)
         absent = -weight * F.logsigmoid(-logits)
     else:
         absent = _absent_beyond_margin(logits, gamma_neg, margin, detach=detach_weight)
-    return _only_known(torch.where(labels == PRESENT, present, absent), labels)
+    return torch.where(entries, torch.where(labels == PRESENT, present, absent), 0.0)
 
 
 def _absent_beyond_margin(logits: Tensor, gamma: float, margin: float, *, detach: bool) -> Tensor:
@@ -108,6 +111,21 @@ def masked_mean(loss: Tensor, mask: Tensor) -> Tensor:
     return masked_sum(loss, mask) / mask.sum().clamp(min=1)
 
 
+def known_mean(loss: Tensor, labels: Tensor) -> Tensor:
+    """The mean over known entries of a ``loss`` that is 0 at all others, as those of this module are.
+
+    0 with a gradient of 0 if nothing is known.
+
+    Args:
+        loss: ``[batch, labels]``, unreduced.
+        labels: int8 ``[batch, labels]``.
+
+    >>> known_mean(torch.tensor([[1.0, 3.0, 0.0]]), torch.tensor([[1, 0, -1]], dtype=torch.int8)).item()
+    2.0
+    """
+    return loss.sum() / (labels >= ABSENT).sum().clamp(min=1)
+
+
 def balanced_mean(loss: Tensor, labels: Tensor) -> Tensor:
     """The mean over PRESENT entries plus the mean over ABSENT entries of the whole batch.
 
@@ -128,11 +146,7 @@ def balanced_mean(loss: Tensor, labels: Tensor) -> Tensor:
     return masked_mean(loss, labels == PRESENT) + masked_mean(loss, labels == ABSENT)
 
 
-def _prepared(logits: Tensor, labels: Tensor) -> Tensor:
+def _prepared(logits: Tensor, entries: Tensor) -> Tensor:
     precise = logits if logits.dtype == torch.float64 else logits.float()
-    # Before and after the loss: else a non-finite logit of an unknown entry sends back 0 * inf.
-    return torch.where(labels >= ABSENT, precise, 0.0)
-
-
-def _only_known(loss: Tensor, labels: Tensor) -> Tensor:
-    return torch.where(labels >= ABSENT, loss, 0.0)
+    # Before the loss, too: else a non-finite logit of an unknown entry sends back 0 * inf.
+    return torch.where(entries, precise, 0.0)

@@ -11,6 +11,7 @@ alternative"); the purpose enters as the first 128 bits of its BLAKE2b digest.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -28,10 +29,17 @@ def _sequence(seed: int, purpose: str, numbers: tuple[int, ...]) -> np.random.Se
     if seed < 0 or any(number < 0 for number in numbers):
         msg = f"Expected seed and stream numbers to be 0 or more, got {seed} and {numbers}."
         raise ValueError(msg)
-    digest = hashlib.blake2b(purpose.encode(), digest_size=16).digest()
-    words = [int.from_bytes(digest[i : i + 4], "little") for i in range(0, 16, 4)]
     # The count of numbers is part of the name: (1,) and (1, 0) must differ.
-    return np.random.SeedSequence([seed, *words, len(numbers), *numbers])
+    entropy = [seed, *_words(purpose), len(numbers), *numbers]
+    # NumPy takes long over a list, but only a list may hold larger numbers; what is drawn is the same.
+    small = max(entropy) < 2**32
+    return np.random.SeedSequence(np.array(entropy, dtype=np.uint32) if small else entropy)
+
+
+@functools.lru_cache(maxsize=256)
+def _words(purpose: str) -> tuple[int, ...]:
+    digest = hashlib.blake2b(purpose.encode(), digest_size=16).digest()
+    return tuple(int.from_bytes(digest[i : i + 4], "little") for i in range(0, 16, 4))
 
 
 def stream(seed: int, purpose: str, *numbers: int) -> np.random.Generator:

@@ -89,7 +89,7 @@ def fit(resident: Resident, shard: Shard, local: Local, loss: Loss | Objective) 
     if objective.needs_annotations and not shard.annotations.any():
         return Trained(0.0, 0, {})
     settings, device = local.experiment, local.device
-    network = resident.network.train()
+    network = resident.training_network()
     inputs = objective.inputs(local)
     step = make_optimiser(resident.parameters, settings, local.round)
     losses: list[Tensor] = []
@@ -139,10 +139,12 @@ def _batches(shard: Shard, local: Local, memory_format: torch.memory_format) -> 
     observed = torch.from_numpy(np.ascontiguousarray(shard.labels))
     augmentation = None if kind == "none" else local.torch_rng("augmentation")
     for chosen in steps(shard.num_images, local):
-        images = to_float(everything[to_device(chosen, local.device)], local.device, memory_format)
+        # index_select copies whole images, where brackets would copy byte by byte.
+        stored = everything.index_select(0, to_device(chosen, local.device))
+        images = to_float(stored, local.device, memory_format)
         if augmentation is not None:
             images = augment(images, kind, augmentation)
-        yield images, observed[torch.from_numpy(chosen)]
+        yield images, observed.index_select(0, torch.from_numpy(chosen))
 
 
 def steps(num_images: int, local: Local) -> Iterator[NDArray[np.int64]]:

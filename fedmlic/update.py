@@ -71,7 +71,9 @@ def weights_of(weighting: Weighting, num_images: int, annotations: Tensor) -> tu
         num_images: images it trained on.
         annotations: ``[labels]``, its known entries per label.
     """
-    shared = {"images": float(num_images), "annotations": float(annotations.sum()), "uniform": 1.0}[weighting.shared]
+    shared = float(annotations.sum()) if weighting.shared == "annotations" else 1.0
+    if weighting.shared == "images":
+        shared = float(num_images)
     if weighting.rows == "annotations":
         return shared, annotations.to(torch.float64)
     return shared, torch.full((len(annotations),), shared, dtype=torch.float64)
@@ -150,7 +152,7 @@ class Update:
         shared, rows = weights_of(weighting, num_images, annotations)
         shared /= self.units.shared
         rows = rows / self.units.rows
-        if shared > 1 or bool((rows > 1).any()):
+        if max(shared, float(rows.max())) > 1:
             msg = f"Expected client {client}'s weights to fit {self.units}, got {shared} and {float(rows.max())}."
             raise ValueError(msg)
         with torch.no_grad():
@@ -162,10 +164,11 @@ class Update:
                 # A variance travels as its second moment, which adds: E[x^2] = Var[x] + E[x]^2.
                 square = self.layout.view(flat, mean).double().square()
                 self.layout.view(self.sums, variance).add_(square.mul_(shared).add_(_ROUNDER).sub_(_ROUNDER))
-            columns = rows.to(flat.device)[:, None]
-            pairs = zip(self.layout.row_views(self.sums), self.layout.row_views(flat), strict=True)
-            for (_, total), (_, sent) in () if one_weight else pairs:
-                total.add_((sent.double() * columns).add_(_ROUNDER).sub_(_ROUNDER))
+            if not one_weight:
+                columns = rows.to(flat.device)[:, None]
+                pairs = zip(self.layout.row_views(self.sums), self.layout.row_views(flat), strict=True)
+                for (_, total), (_, sent) in pairs:
+                    total.add_((sent.double() * columns).add_(_ROUNDER).sub_(_ROUNDER))
         self.weight += shared
         self.row_weights += rows
         self.clients.append(client)
@@ -232,7 +235,7 @@ def _add_scaled(total: Tensor, values: Tensor, weight: float) -> None:
     for start in range(0, len(total), _BLOCK):
         block = values[start : start + _BLOCK].to(torch.float64)
         # Adding and subtracting 1.5 * 2**16 rounds to the nearest multiple of 2**-36.
-        total[start : start + _BLOCK] += block.mul_(weight).add_(_ROUNDER).sub_(_ROUNDER)
+        total[start : start + _BLOCK].add_(block.mul_(weight).add_(_ROUNDER).sub_(_ROUNDER))
 
 
 def _from_second_moments(layout: Layout, result: Tensor, sums: Tensor, weight: float) -> None:

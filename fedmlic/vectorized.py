@@ -125,7 +125,7 @@ class Stack:
     @property
     def network(self) -> nn.Module:
         """The network whose parameters the rows stand for, in training mode."""
-        return self._resident.network.train()
+        return self._resident.training_network()
 
     def load(self, flat: Tensor) -> None:
         """Start every client from the exchanged tensors ``flat``."""

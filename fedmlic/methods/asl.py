@@ -19,8 +19,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
-from fedmlic.labels import ABSENT
-from fedmlic.losses import asymmetric, masked_mean, masked_sum
+from fedmlic.losses import asymmetric, known_mean
 from fedmlic.method import Method
 from fedmlic.training import classifier
 
@@ -42,10 +41,9 @@ def asl(
         reduction: mean over the known entries of a batch, or their sum (the authors').
         pool: how the logit map becomes one logit per label (``fedmlic.model.Classifier``).
     """
-    reduce = masked_sum if reduction == "sum" else masked_mean
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
         entries = asymmetric(logits, labels, gamma_pos=gamma_pos, gamma_neg=gamma_neg, margin=margin)
-        return reduce(entries, labels >= ABSENT)
+        return entries.sum() if reduction == "sum" else known_mean(entries, labels)
 
     return classifier(loss, pool=pool)

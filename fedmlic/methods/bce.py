@@ -10,8 +10,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from fedmlic.labels import ABSENT
-from fedmlic.losses import binary_cross_entropy, masked_mean
+from fedmlic.losses import binary_cross_entropy, known_mean
 from fedmlic.method import Method
 from fedmlic.training import classifier
 
@@ -23,7 +22,7 @@ def known_entries_loss(logits: Tensor, labels: Tensor) -> Tensor:
         logits: floating ``[batch, labels]``.
         labels: int8 ``[batch, labels]``.
     """
-    return masked_mean(binary_cross_entropy(logits, labels), labels >= ABSENT)
+    return known_mean(binary_cross_entropy(logits, labels), labels)
 
 
 def bce(*, pool: Literal["mean", "max", "logsumexp"] = "mean") -> Method:
