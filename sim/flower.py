@@ -48,7 +48,7 @@ LOOK_S: Final = 0.25
 START_S: Final = 60.0
 STOP_S: Final = 10.0
 STATUS_S: Final = (15.0, 60.0)
-"""Seconds between asking Flower for a run's status, which costs a process: at first, and at most."""
+"""Seconds without an event until Flower is asked how the run stands, which costs a process: at first, and at most."""
 
 SERVICE_VARIABLES: Final = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # else every run needs the network
@@ -364,7 +364,8 @@ def _follow(service: Service, run_id: str, out: Path, start: int, on_event: List
     listeners = [on_event] if on_event else []
     events, status = _Tail(out / "events.jsonl", start), _Status(service, run_id)
     while not (out / "result.json").exists():
-        events.read(listeners)
+        if events.read(listeners):
+            status.heard()
         if service.failure_file.exists():
             _raise(read_json(service.failure_file))
         ended = "the SuperLink ended" if service.process.poll() is not None else status.ended()
@@ -378,7 +379,7 @@ def _follow(service: Service, run_id: str, out: Path, start: int, on_event: List
 
 
 class _Status:
-    """Asks Flower now and then how the run stands, without holding up who asks.
+    """Asks Flower how a run stands that has been silent for long, without holding up who asks.
 
     Args:
         service: whose run it is.
@@ -388,9 +389,13 @@ class _Status:
     def __init__(self, service: Service, run_id: str) -> None:
         self._service = service
         self._run_id = run_id
+        self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.heard()
+
+    def heard(self) -> None:
+        """Note a sign of life: there is nothing to ask for a while."""
         self._pause, self._longest = STATUS_S
         self._next = time.monotonic() + self._pause
-        self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def ended(self) -> str:
         """Flower's word for how the run ended, or nothing while it goes on."""
@@ -421,20 +426,22 @@ class _Tail:
         self._path = path
         self._position = position
 
-    def read(self, listeners: list[Listener]) -> None:
-        """Tell the listeners what is new."""
+    def read(self, listeners: list[Listener]) -> bool:
+        """Tell the listeners what is new; return whether anything was."""
+        start = self._position
         if not self._path.exists():
-            return
+            return False
         with self._path.open("rb") as log:
             log.seek(self._position)
             for line in log:
                 if not line.endswith(b"\n"):
-                    return
+                    break
                 self._position += len(line)
                 values = json.loads(line)
                 kind = values.pop("event")
                 for listener in listeners:
                     listener(kind, values)
+        return self._position > start
 
 
 def _raise(failure: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 import uuid
@@ -111,16 +112,41 @@ def test_the_log_is_followed_line_by_line(tmp_path):
     log = tmp_path / "events.jsonl"
     seen = []
     tail = flower._Tail(log, 0)
-    tail.read([lambda kind, values: seen.append((kind, values))])
+    listeners = [lambda kind, values: seen.append((kind, values))]
+    assert not tail.read(listeners)
     assert seen == []
 
     log.write_text('{"event":"start","round":0}\n{"event":"rou')
-    tail.read([lambda kind, values: seen.append((kind, values))])
+    assert tail.read(listeners)
+    assert not tail.read(listeners)
     with log.open("a") as file:
         file.write('nd","round":1}\n')
-    tail.read([lambda kind, values: seen.append((kind, values))])
+    assert tail.read(listeners)
 
     assert seen == [("start", {"round": 0}), ("round", {"round": 1})]
+
+
+def test_flower_is_asked_only_about_a_run_that_is_silent(monkeypatch):
+    """Asking starts a process, which a run that is going on would have to share the processor with."""
+    now, asked = 1000.0, threading.Semaphore(0)
+    monkeypatch.setattr(flower.time, "monotonic", lambda: now)
+
+    class Told:
+        def status(self, run_id):
+            asked.release()
+            return f"finished:{run_id}"
+
+    status = flower._Status(Told(), "7")
+    for _ in range(100):
+        now += 0.9 * flower.STATUS_S[0]
+        status.heard()
+        assert status.ended() == ""
+    assert not asked.acquire(blocking=False)
+
+    now += 1.1 * flower.STATUS_S[0]
+    told = status.ended()
+    assert asked.acquire(timeout=10)
+    assert (told or status._answers.get(timeout=10)) == "finished:7"
 
 
 def test_a_resumed_log_is_followed_from_its_checkpoint(tmp_path, tiny):
