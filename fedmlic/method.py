@@ -94,12 +94,13 @@ class Inputs(NamedTuple):
     """What a loss is told besides images and labels, made batch by batch in one client's turn.
 
     Attributes:
-        of: ``(images on the device, labels on the CPU) -> tensors``, without gradient. Labels
-            are on the CPU so that random choices among them need not wait for a GPU.
+        of: ``(images on the device, labels on the CPU, numbers on the CPU) -> tensors``, without
+            gradient. Labels are on the CPU so that random choices among them need not wait for a
+            GPU; numbers, int64 ``[batch]``, tell which of the client's images these are.
         metrics: sums to report when the turn ends.
     """
 
-    of: Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+    of: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
     metrics: Callable[[], dict[str, float]]
 
 

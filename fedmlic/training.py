@@ -94,10 +94,10 @@ def fit(resident: Resident, shard: Shard, local: Local, loss: Loss | Objective) 
     step = make_optimiser(resident.parameters, settings, local.round)
     losses: list[Tensor] = []
     with torch_global_stream(settings.seed, "train/torch", local.client, local.round, device=device):
-        for images, labels in _batches(shard, local, resident.memory_format):
+        for images, labels, numbers in _batches(shard, local, resident.memory_format):
             resident.zero_grad()
             with precision_of(settings, device):
-                told = inputs.of(images, labels)
+                told = inputs.of(images, labels, numbers)
                 value = objective.loss(network, images, labels.to(device, non_blocking=True), *told)
             value.backward()  # type: ignore[no-untyped-call]
             if settings.clip_norm > 0:
@@ -128,12 +128,12 @@ def batches(shard: Shard, local: Local) -> Iterator[tuple[Tensor, Tensor]]:
     Yields:
         float32 images ``[batch, channels, height, width]`` and int8 labels ``[batch, labels]``.
     """
-    for images, labels in _batches(shard, local, torch.contiguous_format):
+    for images, labels, _ in _batches(shard, local, torch.contiguous_format):
         yield images, labels.to(local.device)
 
 
-def _batches(shard: Shard, local: Local, memory_format: torch.memory_format) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images on the client's device, where the shard lies whole, and labels on the CPU."""
+def _batches(shard: Shard, local: Local, memory_format: torch.memory_format) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Images on the client's device, where the shard lies whole; labels and which images these are on the CPU."""
     kind = local.experiment.augmentation
     everything = to_device(shard.images.take(shard.rows), local.device)
     observed = torch.from_numpy(np.ascontiguousarray(shard.labels))
@@ -144,7 +144,8 @@ def _batches(shard: Shard, local: Local, memory_format: torch.memory_format) -> 
         images = to_float(stored, local.device, memory_format)
         if augmentation is not None:
             images = augment(images, kind, augmentation)
-        yield images, observed.index_select(0, torch.from_numpy(chosen))
+        numbers = torch.from_numpy(chosen)
+        yield images, observed.index_select(0, numbers), numbers
 
 
 def steps(num_images: int, local: Local) -> Iterator[NDArray[np.int64]]:

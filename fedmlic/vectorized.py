@@ -190,9 +190,10 @@ def _train(stack: Stack, turns: Sequence[_Turn], objective: Objective) -> list[f
             rows = np.concatenate(
                 [first + turn.steps[number] for first, turn in zip(firsts[part], active[part], strict=True)]
             )
-            batch = _batch(
-                active[part], to_float(images[to_device(rows, device)], device), labels[torch.from_numpy(rows)]
-            )
+            stored = images.index_select(0, to_device(rows, device))
+            observed = labels.index_select(0, torch.from_numpy(rows))
+            numbers = [torch.from_numpy(turn.steps[number]) for turn in active[part]]
+            batch = _batch(active[part], to_float(stored, device), observed, numbers)
             with precision_of(settings, device):
                 each = loss_of(stack.tensors(part), *batch)
             each.sum().backward()  # type: ignore[no-untyped-call]
@@ -219,14 +220,14 @@ def _runs(sizes: Sequence[int]) -> Iterator[slice]:
         yield slice(start, stop)
 
 
-def _batch(turns: Sequence[_Turn], images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+def _batch(turns: Sequence[_Turn], images: Tensor, labels: Tensor, numbers: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Images ``[clients, batch, channels, height, width]``, labels ``[clients, batch, labels]``, further inputs."""
     own_images, own_labels = (part.view(len(turns), -1, *part.shape[1:]) for part in (images, labels))
     kind = turns[0].local.experiment.augmentation
     if kind != "none":
         views = [augment(part, kind, turn.augmentation) for part, turn in zip(own_images, turns, strict=True)]
         own_images = torch.stack(views)
-    further = [turn.inputs.of(*own) for turn, *own in zip(turns, own_images, own_labels, strict=True)]
+    further = [turn.inputs.of(*own) for turn, *own in zip(turns, own_images, own_labels, numbers, strict=True)]
     told = own_labels.to(images.device, non_blocking=True)
     return own_images, told, *(torch.stack(column) for column in zip(*further, strict=True))
 

@@ -65,7 +65,7 @@ def ctran(
     def inputs(local: Local) -> Inputs:
         rng = local.torch_rng("reveal")
 
-        def states(images: Tensor, labels: Tensor) -> tuple[Tensor]:
+        def states(images: Tensor, labels: Tensor, _numbers: Tensor) -> tuple[Tensor]:
             return (reveal(labels, known_fraction_max, rng).to(images.device, non_blocking=True),)
 
         return Inputs(states, dict)

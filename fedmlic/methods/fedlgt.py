@@ -24,6 +24,7 @@ Classification" (AAAI, arXiv 2312.07165).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -71,24 +72,31 @@ def guided_images(states: Tensor, masking: Literal["batch", "first_image"]) -> T
     return asked
 
 
-def ask_global_model(
-    local: Local, images: Tensor, revealed: Tensor, asked: Tensor, doubt: tuple[float, float]
-) -> Tensor:
-    """The revealed states on the images' device, those of the images ``asked`` about guided.
+class GlobalModel:
+    """What the round's incoming global model says of a client's images, told nothing.
+
+    It does not change during a turn, so where images are not augmented each is asked about once.
 
     Args:
-        local: whose turn it is; it knows the incoming global model.
-        images: float32 ``[batch, channels, height, width]``.
-        revealed: int8 ``[batch, labels]`` on the CPU.
-        asked: bool ``[batch]`` on the CPU, so that nobody waits for a GPU to look at it.
-        doubt: threshold and band of ``guide``.
+        local: whose turn it is.
     """
-    told = revealed.to(images.device, non_blocking=True, copy=True)
-    if bool(asked.any()):
-        with torch.no_grad():
-            probs = predict(local.incoming(), images[asked])
-        told[asked] = guide(told[asked], probs, *doubt)
-    return told
+
+    def __init__(self, local: Local) -> None:
+        self._local = local
+        self._augmented = local.experiment.augmentation != "none"
+        self._said: dict[int, Tensor] = {}
+
+    def probs(self, images: Tensor, numbers: Sequence[int]) -> Tensor:
+        """Probabilities ``[batch, labels]`` of float32 ``images``; ``numbers`` tell which of the client's they are."""
+        if self._augmented:
+            self._said.clear()
+        places = [place for place, number in enumerate(numbers) if number not in self._said]
+        if places:
+            new = images if len(places) == len(numbers) else images[places]
+            with torch.no_grad():
+                said = predict(self._local.incoming(), new)
+            self._said.update(zip((numbers[place] for place in places), said, strict=True))
+        return torch.stack([self._said[number] for number in numbers])
 
 
 def fedlgt(
@@ -147,12 +155,16 @@ def fedlgt(
 
     def inputs(local: Local) -> Inputs:
         rng = local.torch_rng("reveal")
+        global_model = GlobalModel(local)
         counts = torch.zeros(2, dtype=torch.int64, device=local.device)
 
-        def states(images: Tensor, labels: Tensor) -> tuple[Tensor]:
+        def states(images: Tensor, labels: Tensor, numbers: Tensor) -> tuple[Tensor]:
             revealed = reveal(labels, known_fraction_max, rng)
-            asked = guided_images(revealed, masking) & guidance
-            told = ask_global_model(local, images, revealed, asked, (threshold, band))
+            asked = guided_images(revealed, masking) & guidance  # on the CPU: nobody waits for a GPU to look at it
+            told = revealed.to(images.device, non_blocking=True, copy=True)
+            if bool(asked.any()):
+                probs = global_model.probs(images[asked], numbers[asked].tolist())
+                told[asked] = guide(told[asked], probs, threshold, band)
             num_revealed = (revealed != UNKNOWN).sum().to(told.device)
             counts.add_(torch.stack([num_revealed, num_revealed - (told != UNKNOWN).sum()]))
             return (told,)

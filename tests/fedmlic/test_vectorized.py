@@ -129,7 +129,7 @@ def diverges(*, client: int = -1, how: str = "nan"):
         if local.client == client and how == "raise":
             raise ValueError("bad day")
         factor = torch.tensor(float("nan") if local.client == client else 1.0)
-        return Inputs(lambda images, labels: (factor,), dict)
+        return Inputs(lambda images, labels, numbers: (factor,), dict)
 
     def loss(network, images, labels, factor):
         return known_entries_loss(network(images), labels) * factor

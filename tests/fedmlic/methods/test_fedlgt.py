@@ -309,6 +309,20 @@ def test_what_the_network_is_told_in_training(masking):
     assert 0 < unsure < count
 
 
+@pytest.mark.parametrize(("augmentation", "once"), [("none", True), ("flip", False)])
+def test_the_global_model_is_asked_once_about_an_image_that_does_not_change(augmentation, once):
+    experiment, learned = make_learner("fedlgt()", augmentation=augmentation)
+    shard = make_shard(some_labels(num_images=18))
+    network = incoming_of(experiment, learned, learned.resident.flat)
+    seen = []
+    network.register_forward_pre_hook(lambda _, inputs: seen.extend(image.numpy().tobytes() for image in inputs[0]))
+
+    learned.method.train(learned.resident, shard, make_local(experiment, lambda: network))
+
+    assert len(set(seen)) > 12
+    assert (len(seen) == len(set(seen))) is once
+
+
 def test_frozen_vectors_are_neither_exchanged_nor_trained():
     experiment, learned = make_learner("fedlgt(guidance=False)")
     network = learned.resident.network
