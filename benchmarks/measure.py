@@ -34,6 +34,9 @@ MARK = "FEDMLIC_BENCHMARK"
 PROC = Path("/proc")
 ROOT = Path(__file__).resolve().parents[1]
 STOP_S = 10.0
+REST = 50.0
+"""Looking at memory takes a fiftieth of a core, however many processes there are."""
+
 COLOURS = re.compile("\x1b\\[[0-9;]*m")
 
 QUIET = {
@@ -138,9 +141,13 @@ class Family:
 class Watch:
     """A thread that adds up a family's memory about once a second.
 
+    A look takes processor time that the family would use, the more the more processes it has; so
+    that nobody is slowed down more than others, there is a rest in proportion.
+
     Attributes:
         family: whose.
-        interval_s: seconds between looks.
+        interval_s: seconds between looks, at least.
+        rest: seconds without looking for every second of processor time that a look took.
         samples: time since 1970 and KiB of all processes together.
         peaks: the most that each process had, by id.
         commands: what each process is.
@@ -148,6 +155,7 @@ class Watch:
 
     family: Family
     interval_s: float = 1.0
+    rest: float = REST
     samples: list[tuple[float, int]] = field(default_factory=list)
     peaks: dict[int, Memory] = field(default_factory=dict)
     commands: dict[int, str] = field(default_factory=dict)
@@ -171,8 +179,9 @@ class Watch:
 
     def _look_on(self) -> None:
         while not self._done.is_set():
+            began = time.thread_time()
             self.look()
-            self._done.wait(self.interval_s)
+            self._done.wait(max(self.interval_s, self.rest * (time.thread_time() - began)))
 
     def look(self) -> None:
         """Take one sample."""
@@ -208,7 +217,8 @@ class Program:
         command: its command line.
         log: where its output goes.
         environment: variables to set beside the usual ones.
-        interval_s: seconds between looks at its memory.
+        interval_s: seconds between looks at its memory, at least.
+        rest: as for ``Watch``; 0 where times are not compared.
     """
 
     def __init__(
@@ -217,6 +227,7 @@ class Program:
         log: Path,
         environment: Mapping[str, str] | None = None,
         interval_s: float = 1.0,
+        rest: float = REST,
     ) -> None:
         mark = uuid.uuid4().hex
         self.log = log
@@ -232,7 +243,7 @@ class Program:
                 start_new_session=True,  # the terminal's Ctrl-C reaches us only, and we end it
             )
         self.family = Family(self.process.pid, mark)
-        self.watch = Watch(self.family, interval_s)
+        self.watch = Watch(self.family, interval_s, rest)
 
     def __enter__(self) -> Self:
         """Watch it."""

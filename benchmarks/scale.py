@@ -93,7 +93,7 @@ def run(settings: dict[str, object], options: argparse.Namespace, folder: Path) 
     command = [*fedmlic(), "run", *pairs, *choice, "--workers", str(options.workers), "--out", str(out), "--json"]
     in_rounds: dict[int, int] = {}
     evaluated = 0.0
-    with Program(command, folder / "log.txt", interval_s=0.25) as program:
+    with Program(command, folder / "log.txt", interval_s=0.25, rest=0.0) as program:
         deadline = time.monotonic() + options.limit
         while program.process.poll() is None and time.monotonic() < deadline:
             time.sleep(LOOK_S)

@@ -75,7 +75,7 @@ class Workload:
 WORKLOADS = {
     w.name: w
     for w in (
-        Workload("W1", 100, 2000, 32, 10, "small_cnn()", 10),
+        Workload("W1", 100, 2000, 32, 10, "small_cnn()", 20),
         Workload("W2", 20, 160, 64, 4, "resnet(depth=18, norm='pooled')", 6),
         Workload("W3", 200, 800, 224, 16, "resnet(depth=18, norm='pooled')", 8, "natural()"),
     )
