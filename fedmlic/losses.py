@@ -34,11 +34,21 @@ def binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     >>> binary_cross_entropy(torch.zeros(1, 3), torch.tensor([[1, 0, -1]], dtype=torch.int8)).tolist()
     [[0.6931471824645996, 0.6931471824645996, 0.0]]
     """
-    entries = labels >= ABSENT
-    logits = _prepared(logits, entries)
-    # Where nothing is known the weight is 0, the logit too, and the target (a negative code) has no say.
-    targets, weights = labels.to(logits.dtype), entries.to(logits.dtype)
+    logits, targets, weights = _weighted(logits, labels)
     return F.binary_cross_entropy_with_logits(logits, targets, weight=weights, reduction="none")
+
+
+def mean_binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """The mean of ``binary_cross_entropy`` over the known entries of a batch, in fewer steps.
+
+    0 with a gradient of 0 if nothing is known.
+
+    >>> mean_binary_cross_entropy(torch.zeros(1, 3), torch.tensor([[1, 0, -1]], dtype=torch.int8)).item()
+    0.6931471824645996
+    """
+    logits, targets, weights = _weighted(logits, labels)
+    total = F.binary_cross_entropy_with_logits(logits, targets, weight=weights, reduction="sum")
+    return total / weights.sum().clamp(min=1)
 
 
 def asymmetric(
@@ -144,6 +154,14 @@ def balanced_mean(loss: Tensor, labels: Tensor) -> Tensor:
     8.0
     """
     return masked_mean(loss, labels == PRESENT) + masked_mean(loss, labels == ABSENT)
+
+
+def _weighted(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, targets and weights of the log-loss of the known entries."""
+    entries = labels >= ABSENT
+    logits = _prepared(logits, entries)
+    # Where nothing is known the weight is 0, the logit too, and the target (a negative code) has no say.
+    return logits, labels.to(logits.dtype), entries.to(logits.dtype)
 
 
 def _prepared(logits: Tensor, entries: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ FAULTY = """
 import sys
 import torch
 from torch import nn
-from fedmlic.methods.bce import known_entries_loss
+from fedmlic.losses import mean_binary_cross_entropy
 from fedmlic.method import Trained
 from fedmlic.training import classifier
 
@@ -30,7 +30,7 @@ def endless():
 
 
 def faulty(*, clients: str = "", how: str = "none"):
-    base = classifier(known_entries_loss)
+    base = classifier(mean_binary_cross_entropy)
     marked = {int(client) for client in clients.split(",") if client}
 
     def train(resident, shard, local):
@@ -275,13 +275,13 @@ def test_an_unknown_client_is_a_failed_turn(host):
 
 LOOKS = """
 from fedmlic.method import Trained
-from fedmlic.methods.bce import known_entries_loss
+from fedmlic.losses import mean_binary_cross_entropy
 from fedmlic.training import classifier
 import torch
 
 
 def looks():
-    base = classifier(known_entries_loss)
+    base = classifier(mean_binary_cross_entropy)
 
     def train(resident, shard, local):
         incoming = local.incoming()

@@ -10,7 +10,15 @@ from hypothesis.extra import numpy as hnp
 from torch.nn import functional as F
 
 from fedmlic.labels import ABSENT, PRESENT, UNCERTAIN, UNKNOWN
-from fedmlic.losses import asymmetric, balanced_mean, binary_cross_entropy, masked_mean, masked_sum
+from fedmlic.losses import (
+    asymmetric,
+    balanced_mean,
+    binary_cross_entropy,
+    known_mean,
+    masked_mean,
+    masked_sum,
+    mean_binary_cross_entropy,
+)
 
 STATES = [PRESENT, ABSENT, UNKNOWN, UNCERTAIN]
 EXTREME = [0.0, -0.0, 1e-30, 20.0, -20.0, 80.0, -80.0, 104.0, -104.0, 1000.0, -1000.0, 1e30, -1e30]
@@ -206,6 +214,34 @@ def test_masked_means_and_sums_equal_indexing(labels):
         assert masked_mean(values, mask) == 0
 
 
+@given(labels=hnp.arrays("int8", (3, 4), elements=st.sampled_from(STATES)))
+def test_means_over_known_entries_equal_indexing(labels):
+    labels = torch.from_numpy(labels)
+    logits = torch.linspace(-3.0, 4.0, 12, dtype=torch.float64).reshape(3, 4).requires_grad_()
+    known = labels >= 0
+    reference = (
+        F.binary_cross_entropy_with_logits(logits[known], labels[known].double()) if known.any() else 0 * logits.sum()
+    )
+    (slope,) = torch.autograd.grad(reference, logits)
+
+    for found in (mean_binary_cross_entropy(logits, labels), known_mean(binary_cross_entropy(logits, labels), labels)):
+        torch.testing.assert_close(found, reference)
+        torch.testing.assert_close(torch.autograd.grad(found, logits)[0], slope)
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("loss", [lambda z, y: known_mean(asymmetric(z, y), y), mean_binary_cross_entropy])
+def test_a_logit_that_is_no_number_matters_only_where_something_is_known(loss, bad):
+    labels = labels_like([[PRESENT, UNKNOWN, UNCERTAIN, ABSENT]])
+    logits = torch.tensor([[0.5, bad, bad, -0.5]], requires_grad=True)
+    clean = torch.tensor([[0.5, 0.0, 0.0, -0.5]], requires_grad=True)
+
+    found, expected = loss(logits, labels), loss(clean, labels)
+
+    assert found == expected
+    assert torch.equal(torch.autograd.grad(found, logits)[0], torch.autograd.grad(expected, clean)[0])
+
+
 @pytest.mark.parametrize("loss", [binary_cross_entropy, asymmetric])
 def test_a_batch_without_annotations_gives_zero_and_a_zero_gradient(loss):
     logits = torch.tensor([[5.0, -80.0], [0.0, 1e30]], requires_grad=True)
@@ -215,6 +251,8 @@ def test_a_batch_without_annotations_gives_zero_and_a_zero_gradient(loss):
         lambda values: masked_mean(values, labels >= 0),
         lambda values: masked_sum(values, labels >= 0),
         lambda values: balanced_mean(values, labels),
+        lambda values: known_mean(values, labels),
+        lambda _: mean_binary_cross_entropy(logits, labels),
     ):
         total = reduce(loss(logits, labels))
         (gradient,) = torch.autograd.grad(total, logits)

@@ -118,12 +118,12 @@ def test_clients_do_not_reach_each_other_and_nothing_is_left_for_the_next(hosts)
 DIVERGES = """
 import torch
 from fedmlic.method import Inputs, Objective
-from fedmlic.methods.bce import known_entries_loss
+from fedmlic.losses import mean_binary_cross_entropy
 from fedmlic.training import classifier, trainer
 
 
 def diverges(*, client: int = -1, how: str = "nan"):
-    base = classifier(known_entries_loss)
+    base = classifier(mean_binary_cross_entropy)
 
     def inputs(local):
         if local.client == client and how == "raise":
@@ -132,7 +132,7 @@ def diverges(*, client: int = -1, how: str = "nan"):
         return Inputs(lambda images, labels, numbers: (factor,), dict)
 
     def loss(network, images, labels, factor):
-        return known_entries_loss(network(images), labels) * factor
+        return mean_binary_cross_entropy(network(images), labels) * factor
 
     objective = Objective(loss, inputs)
     return base._replace(train=trainer(objective), objective=objective)

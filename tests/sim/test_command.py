@@ -15,12 +15,12 @@ from fedmlic.experiment import Experiment
 from sim.command import app, read_settings
 
 FAULTY = """
-from fedmlic.methods.bce import known_entries_loss
+from fedmlic.losses import mean_binary_cross_entropy
 from fedmlic.training import classifier
 
 
 def faulty():
-    base = classifier(known_entries_loss)
+    base = classifier(mean_binary_cross_entropy)
 
     def train(resident, shard, local):
         raise ValueError("[/red] no [bold] luck")

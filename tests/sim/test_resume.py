@@ -21,12 +21,12 @@ ROUNDS = 6
 SLOW = """
 import os
 import time
-from fedmlic.methods.bce import known_entries_loss
+from fedmlic.losses import mean_binary_cross_entropy
 from fedmlic.training import classifier
 
 
 def slow(*, seconds: float = 0.0):
-    base = classifier(known_entries_loss)
+    base = classifier(mean_binary_cross_entropy)
 
     def train(resident, shard, local):
         time.sleep(seconds if "FEDMLIC_TEST_SLOW" in os.environ else 0)

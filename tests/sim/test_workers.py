@@ -30,12 +30,12 @@ pytestmark = pytest.mark.filterwarnings(
 
 DEADLY = """
 import os, time
-from fedmlic.methods.bce import known_entries_loss
+from fedmlic.losses import mean_binary_cross_entropy
 from fedmlic.training import classifier
 
 
 def deadly(*, clients: str = "", how: str = "exit", flag: str = ""):
-    base = classifier(known_entries_loss)
+    base = classifier(mean_binary_cross_entropy)
     marked = {int(client) for client in clients.split(",") if client}
 
     def train(resident, shard, local):

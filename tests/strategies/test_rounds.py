@@ -15,13 +15,13 @@ from strategies.rounds import RunFailedError
 from strategies.server import build_server, serve
 
 FAULTY = """
-from fedmlic.methods.bce import known_entries_loss
+from fedmlic.losses import mean_binary_cross_entropy
 from fedmlic.training import classifier
 import torch
 
 
 def faulty(*, clients: str = "", rounds: str = "1,2,3,4", how: str = "raise"):
-    base = classifier(known_entries_loss)
+    base = classifier(mean_binary_cross_entropy)
     marked = {int(client) for client in clients.split(",") if client}
     when = {int(number) for number in rounds.split(",") if number}
 
