@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -100,6 +100,7 @@ class FolderRecord:
         self._server = server
         self._writer = ThreadPoolExecutor(1, "record")
         self._error: BaseException | None = None
+        self._checkpoint: Future[None] | None = None
 
     def event(self, kind: str, values: Mapping[str, object]) -> None:
         """Append one event."""
@@ -111,7 +112,9 @@ class FolderRecord:
 
     def checkpoint(self, progress: Progress) -> None:
         """Write a checkpoint, then delete those no longer wanted."""
-        self.settle()  # at most one round's model waits to be written
+        # At most one round's model waits to be written. This round's events may: the next round need not wait for them.
+        if self._checkpoint is not None:
+            self._checkpoint.result()
         layout = self._server.learner.resident.layout
         tensors = {MODEL + name: view for name, view in layout.views(progress.state.flat)}
         tensors |= {MEMORY + name: tensor for name, tensor in progress.state.memory.items()}
@@ -127,16 +130,16 @@ class FolderRecord:
             self._folder.save_checkpoint(progress.round, tensors, values)
             self._folder.prune_checkpoints(self._server.runtime.keep_checkpoints, progress.best_round)
 
-        self._later(write)
+        self._checkpoint = self._later(write)
 
     def settle(self) -> None:
         """Wait until everything is on the disk; raises what went wrong."""
         self._writer.submit(lambda: None).result()
         self._raise()
 
-    def _later(self, write: Callable[[], None]) -> None:
+    def _later(self, write: Callable[[], None]) -> Future[None]:
         self._raise()
-        self._writer.submit(self._write, write)
+        return self._writer.submit(self._write, write)
 
     def _write(self, write: Callable[[], None]) -> None:
         if self._error is not None:
