@@ -137,3 +137,16 @@ def test_text_keys_are_blake2b():
 
     assert expected == text_keys(["a", "é"]).tolist()
     assert text_keys([]).shape == (0,)
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**32 - 1, 2**32, 2**80 + 5])
+def test_a_stream_is_numpys_of_the_listed_words(seed):
+    """However large the numbers are, and through whatever NumPy takes fastest."""
+    digest = hashlib.blake2b(b"order", digest_size=16).digest()
+    words = [int.from_bytes(digest[start : start + 4], "little") for start in (0, 4, 8, 12)]
+    plain = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, *words, 2, 3, 2**40])))
+
+    assert stream(seed, "order", 3, 2**40).random() == plain.random()
+
+    plain = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, *words, 2, 3, 4])))
+    assert stream(seed, "order", 3, 4).random() == plain.random()
