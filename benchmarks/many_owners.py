@@ -24,7 +24,7 @@ import numpy as np
 from fedmlic.corpus import Corpus, open_corpus
 from fedmlic.dataset import Dataset, Objects, Table
 from fedmlic.federation import Federation, build_federation
-from sim.describe import describe
+from sim.reports.describe import describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable

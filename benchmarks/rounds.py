@@ -368,7 +368,7 @@ def main() -> int:
             )
     plain = {"about": about, "summary": summaries, "ratios": verdicts, "runs": records}
     write_json(out / "rounds.json", plain)
-    from picture import draw  # noqa: PLC0415  (matplotlib, which nothing else here needs)
+    from picture import draw  # matplotlib, which nothing else here needs
 
     draw(summaries, about, out / "rounds.png")
     console.print(f"written to {out}", highlight=False, markup=False, soft_wrap=True)

@@ -72,8 +72,8 @@ def settings_of(num_clients: int, options: argparse.Namespace, home: Path) -> di
 
 def build_corpus(settings: dict[str, object], home: Path) -> float:
     """Build the images if they are not there; return the seconds it took."""
-    from fedmlic import spec  # noqa: PLC0415
-    from fedmlic.corpus import open_corpus  # noqa: PLC0415
+    from fedmlic import spec
+    from fedmlic.corpus import open_corpus
 
     started = time.monotonic()
     open_corpus(spec.build("dataset", str(settings["dataset"])), home)

@@ -125,8 +125,8 @@ class Data(NamedTuple):
 
 def export(workload: Workload, home: Path, target: Path) -> None:
     """Build the corpus and the federation in ``home`` and write what they hold to ``target``."""
-    from fedmlic.experiment import split_settings  # noqa: PLC0415
-    from sim.run import describe_federation  # noqa: PLC0415
+    from fedmlic.experiment import split_settings
+    from sim.run import describe_federation
 
     federation = describe_federation(*split_settings({**workload.settings, "home": str(home)}))
     shards = [federation.shard(client) for client in range(federation.num_clients)]

@@ -222,7 +222,7 @@ class Host:
 
 
 def _together(experiment: Experiment, learner: Learner, size: int) -> Together:
-    from fedmlic.vectorized import Together  # noqa: PLC0415  (torch.func is imported where it is used)
+    from fedmlic.vectorized import Together  # torch.func is imported where it is used
 
     return Together(learner.method, learner.resident, experiment.method, size)
 

@@ -46,7 +46,7 @@ class Tower:
 
     def __init__(self, name: str, weights: str, tag: str) -> None:
         try:
-            import open_clip  # noqa: PLC0415  (optional, and slow to import)
+            import open_clip  # optional, and slow to import
         except ImportError as error:
             msg = "Expected open_clip to be installed for clip vectors. Run: pip install 'fedmlic[clip]'"
             raise InputError(msg) from error

@@ -205,7 +205,7 @@ def open_corpus(
     found = place.find(max_raw_gb, skip=skip)
     if found is not None:
         return _checked_partial(found, options)
-    from filelock import FileLock  # noqa: PLC0415  (only builders need it)
+    from filelock import FileLock  # only builders need it
 
     try:
         place.base.mkdir(parents=True, exist_ok=True)
@@ -426,7 +426,7 @@ def _fill(job: _Job, key: str, options: _Options) -> str:
 
 def _maker(job: _Job, key: str) -> str:
     """Hash of everything that decides the pixels and their order: what a killed build must share with the next."""
-    import PIL  # noqa: PLC0415
+    import PIL
 
     digest = hashlib.sha256(f"{key} {job.storage} {job.shape} {PIL.__version__}".encode())
     for row in job.order.tolist():

@@ -201,7 +201,7 @@ def build_federation(
     key = federation_key(plan.identity)
     if (base / key).exists():
         return open_federation(base / key, corpus)
-    from filelock import FileLock  # noqa: PLC0415  (only builders need it)
+    from filelock import FileLock  # only builders need it
 
     try:
         base.mkdir(parents=True, exist_ok=True)

@@ -52,7 +52,7 @@ class Header(NamedTuple):
 
 def read_header(path: Path | IO[bytes]) -> Header | None:
     """The header of an image file, or ``None`` if it has none that can be read."""
-    from PIL import Image  # noqa: PLC0415
+    from PIL import Image
 
     try:
         with Image.open(path) as picture:
@@ -80,7 +80,7 @@ def decode(
     Raises:
         InputError: it cannot be read whole.
     """
-    from PIL import Image, UnidentifiedImageError  # noqa: PLC0415  (only a build decodes)
+    from PIL import Image, UnidentifiedImageError  # only a build decodes
 
     try:
         with Image.open(path) as picture:
@@ -98,7 +98,7 @@ def decode(
 
 def from_pixels(pixels: NDArray[np.uint8], size: int, channels: int, resize: Resize) -> NDArray[np.uint8]:
     """The same of pixels that are decoded already: uint8 ``[height, width]`` or ``[height, width, 3]``."""
-    from PIL import Image  # noqa: PLC0415
+    from PIL import Image
 
     picture = Image.fromarray(pixels).convert("RGB" if channels == 3 else "L")
     return np.asarray(_fit(picture, size, resize), dtype=np.uint8).reshape(size, size, channels)
@@ -133,7 +133,7 @@ def fit_boxes(
 
 def _eight_bits(picture: Picture, channels: int, *, upright: bool) -> Picture:
     """The picture in 8 bits per channel, as a person sees it if it is to be upright."""
-    from PIL import Image, ImageOps  # noqa: PLC0415
+    from PIL import Image, ImageOps
 
     if upright:
         ImageOps.exif_transpose(picture, in_place=True)
@@ -153,7 +153,7 @@ def _eight_bits(picture: Picture, channels: int, *, upright: bool) -> Picture:
 
 
 def _fit(picture: Picture, size: int, resize: Resize) -> Picture:
-    from PIL import Image, ImageOps  # noqa: PLC0415
+    from PIL import Image, ImageOps
 
     if resize == "crop":
         return ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)

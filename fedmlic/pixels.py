@@ -93,7 +93,7 @@ class Plan:
         """The beginning of the file for that many images; its length is the same for every number."""
         if self.storage != "raw":
             return b""
-        from io import BytesIO  # noqa: PLC0415
+        from io import BytesIO
 
         buffer = BytesIO()
         about = {"descr": "|u1", "fortran_order": False, "shape": (num_images, *self.shape[1:])}

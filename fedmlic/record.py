@@ -122,7 +122,7 @@ class RunFolder:
 
         In ``labels`` every row is one label of one split in one round.
         """
-        import pandas as pd  # noqa: PLC0415  (a second of import that a run needs only at its end)
+        import pandas as pd  # a second of import that a run needs only at its end
 
         rows: dict[str, list[dict[str, Any]]] = {kind: [] for kind in TABLES.values()}
         for event in self.events():
@@ -152,7 +152,7 @@ class RunFolder:
 
     def save_checkpoint(self, number: int, tensors: Mapping[str, Tensor], values: Mapping[str, object]) -> None:
         """Keep ``tensors`` and ``values`` as the checkpoint of round ``number``, atomically."""
-        from safetensors.torch import save  # noqa: PLC0415
+        from safetensors.torch import save
 
         self.checkpoint_folder.mkdir(exist_ok=True)
         _sync(self.events_path)
@@ -190,8 +190,8 @@ class RunFolder:
         Raises:
             InputError: it is missing, damaged or of another experiment.
         """
-        from safetensors import SafetensorError  # noqa: PLC0415
-        from safetensors.torch import load  # noqa: PLC0415
+        from safetensors import SafetensorError
+        from safetensors.torch import load
 
         stem = self.checkpoint_folder / f"round-{number:05d}"
         manifest = read_json(stem.with_suffix(".json"))

@@ -60,7 +60,7 @@ def torch_seed(seed: int, purpose: str, *numbers: int) -> int:
 
 def torch_stream(seed: int, purpose: str, *numbers: int) -> torch.Generator:
     """A CPU torch generator that belongs to ``(seed, purpose, *numbers)`` alone."""
-    import torch  # noqa: PLC0415  (configuration is checked before torch is needed)
+    import torch  # configuration is checked before torch is needed
 
     return torch.Generator().manual_seed(torch_seed(seed, purpose, *numbers))
 
@@ -73,7 +73,7 @@ def torch_global_stream(seed: int, purpose: str, *numbers: int, device: torch.de
     place that touches the global ones, and it puts them back. Only the CPU's generator and that
     of ``device`` are touched: asking for all GPUs costs a millisecond a time.
     """
-    import torch  # noqa: PLC0415
+    import torch
 
     chosen = [torch.default_generator]
     if device is not None and device.type == "cuda":

@@ -12,7 +12,8 @@ import ast
 import importlib
 import importlib.util
 import inspect
-import pkgutil
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ConfigDict, ValidationError, validate_call
@@ -34,11 +35,6 @@ CATALOGUES = {
 
 RESULTS = {"dataset": "Dataset", "regime": "Regime", "method": "Method", "model": "Model", "strategy": "Strategy"}
 """What a factory of each catalogue returns; a partition is any function."""
-
-NOT_ENTRIES = {
-    "strategies": {"app", "balance", "cohort", "costs", "flower", "rounds", "server", "strategy", "transport"}
-}
-"""Modules of a catalogue's package that are not entries of it."""
 
 
 class Spec(NamedTuple):
@@ -94,13 +90,19 @@ def _dotted(node: ast.expr, problem: str) -> str:
 
 
 def entries(key: str) -> list[str]:
-    """Names of all entries in the catalogue of ``key``, without importing them."""
-    package = CATALOGUES[key]
-    found = importlib.util.find_spec(package)
-    paths = list(found.submodule_search_locations or []) if found else []
-    hidden = NOT_ENTRIES.get(package, set())
-    names = (module.name for module in pkgutil.iter_modules(paths))
-    return sorted(name for name in names if name not in hidden and not name.startswith("_"))
+    """Names of all entries in the catalogue of ``key``, without importing them.
+
+    An entry is a file ``name.py`` that defines a function ``name``; whatever else lies beside
+    the entries (a catalogue's type, a package of shared parts) is none.
+    """
+    found = importlib.util.find_spec(CATALOGUES[key])
+    folders = list(found.submodule_search_locations or []) if found else []
+    files = [file for folder in folders for file in Path(folder).glob("[!_]*.py")]
+    return sorted(file.stem for file in files if _defines(file, file.stem))
+
+
+def _defines(file: Path, name: str) -> bool:
+    return re.search(rf"^def {re.escape(name)}\(", file.read_text(encoding="utf-8"), re.MULTILINE) is not None
 
 
 def factory(key: str, name: str) -> Callable[..., Any]:

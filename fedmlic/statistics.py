@@ -342,7 +342,7 @@ def summarise(tallies: Tallies, label_names: Sequence[str]) -> Statistics:
 
 
 def _client_table(tallies: Tallies) -> pd.DataFrame:
-    import pandas as pd  # noqa: PLC0415  (training does not need tables)
+    import pandas as pd  # training does not need tables
 
     images, num_labels = tallies.images, tallies.known.shape[1]
     annotations = tallies.known.sum(axis=1, dtype=np.int64)
@@ -371,7 +371,7 @@ def _client_table(tallies: Tallies) -> pd.DataFrame:
 
 
 def _label_table(tallies: Tallies, label_names: Sequence[str]) -> pd.DataFrame:
-    import pandas as pd  # noqa: PLC0415
+    import pandas as pd
 
     num_images = int(tallies.images.sum())
     true_positives = tallies.true_positives.sum(axis=0, dtype=np.int64)

@@ -80,7 +80,7 @@ class Images:
 
 def encode_jpeg(image: NDArray[np.uint8]) -> bytes:
     """uint8 ``[height, width, 3 or 1]`` as a JPEG file without colour subsampling."""
-    from PIL import Image  # noqa: PLC0415  (only large corpora need it)
+    from PIL import Image  # only large corpora need it
 
     buffer = BytesIO()
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
@@ -89,7 +89,7 @@ def encode_jpeg(image: NDArray[np.uint8]) -> bytes:
 
 
 def _decode_jpeg(data: bytes) -> NDArray[np.uint8]:
-    from PIL import Image  # noqa: PLC0415
+    from PIL import Image
 
     with Image.open(BytesIO(data), formats=["JPEG"]) as picture:
         return np.asarray(picture, dtype=np.uint8)

@@ -52,15 +52,15 @@ class Writer:
 
     def _purge(self, values: Mapping[str, object]) -> None:
         """After a resume, have TensorBoard drop rounds that are played again."""
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # noqa: PLC0415
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
         start = int(str(values["round"]))
         if start:
             self._add(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def _scalars(self, values: Mapping[str, object]) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event  # noqa: PLC0415
-        from tensorboard.compat.proto.summary_pb2 import Summary  # noqa: PLC0415
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
 
         numbers = {
             name: float(value)
@@ -71,10 +71,10 @@ class Writer:
         self._add(Event(step=int(str(values["round"])), summary=Summary(value=scalars)))
 
     def _add(self, event: Any) -> None:  # noqa: ANN401  (a protocol buffer)
-        import time  # noqa: PLC0415
+        import time
 
         if self._writer is None:
-            from tensorboard.summary.writer.event_file_writer import EventFileWriter  # noqa: PLC0415
+            from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
             self._writer = EventFileWriter(str(self._folder))
         event.wall_time = time.time()

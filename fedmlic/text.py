@@ -123,7 +123,7 @@ def state_vectors(spec: str, features: int, seed: int) -> LabelVectors:
 
 def save_vectors(path: str, names: Sequence[str], vectors: NDArray[np.float32]) -> None:
     """Write vectors to a safetensors file that ``file(path=...)`` reads: name -> ``[features]``."""
-    from safetensors.numpy import save_file  # noqa: PLC0415
+    from safetensors.numpy import save_file
 
     save_file({name: np.ascontiguousarray(vector) for name, vector in zip(names, vectors, strict=True)}, path)
 
@@ -257,7 +257,7 @@ def clip(
     Source: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language
     Supervision" (ICML); the template and joins are those of FedLGT (Liu et al. 2024, AAAI).
     """
-    from fedmlic.clip_text import Tower, join_prompts  # noqa: PLC0415  (torch is needed for clip only)
+    from fedmlic.clip_text import Tower, join_prompts  # torch is needed for clip only
 
     _check_clip(weights, pretrained, template, fine_names, join, download=download)
 
@@ -363,8 +363,8 @@ def _read_npy(path: str) -> Any:  # noqa: ANN401  (checked by _rows_of)
 
 
 def _read_safetensors(path: str) -> dict[str, Any]:
-    from safetensors import SafetensorError  # noqa: PLC0415
-    from safetensors.numpy import load_file  # noqa: PLC0415
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
 
     try:
         return dict(load_file(path))

@@ -140,7 +140,7 @@ def _terminate(signum: int, frame: object) -> NoReturn:
 
 
 def _fail(text: str, code: int) -> NoReturn:
-    from rich.console import Console  # noqa: PLC0415
+    from rich.console import Console
 
     Console(stderr=True).print(text, style="red", highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(code)
@@ -152,7 +152,7 @@ def _working(*, json_output: bool) -> AbstractContextManager[object]:
 
 
 def _print_json(value: object) -> None:
-    from fedmlic.record import jsonable  # noqa: PLC0415
+    from fedmlic.record import jsonable
 
     sys.stdout.write(json.dumps(jsonable(value), allow_nan=False) + "\n")
 
@@ -170,7 +170,7 @@ def run(
 ) -> None:
     """Run an experiment: build the data if it is not there, train, evaluate, record."""
     with _errors():
-        from fedmlic.experiment import split_settings  # noqa: PLC0415
+        from fedmlic.experiment import split_settings
 
         values = read_settings(settings or [])
         options = {
@@ -208,10 +208,10 @@ def resume(
 
 
 def _run(experiment: Any, runtime: Any, folder: Path | None, resume_from: dict[str, Any] | None) -> dict[str, Any]:  # noqa: ANN401
-    from rich.console import Console  # noqa: PLC0415
+    from rich.console import Console
 
-    from sim import run as engine  # noqa: PLC0415
-    from sim.console import Display  # noqa: PLC0415
+    from sim import run as engine
+    from sim.console import Display
 
     with Display(Console(stderr=True)) as display:
         if folder is not None and resume_from is not None:
@@ -223,9 +223,9 @@ def _finish(result: dict[str, Any], *, json_output: bool) -> None:
     if json_output:
         _print_json(result)
         return
-    from rich.console import Console  # noqa: PLC0415
+    from rich.console import Console
 
-    from sim.console import results_table, spread_line  # noqa: PLC0415
+    from sim.console import results_table, spread_line
 
     console = Console()
     console.print(results_table(result))
@@ -239,11 +239,11 @@ def _finish(result: dict[str, Any], *, json_output: bool) -> None:
 def describe(settings: Settings = None, *, out: Out = None, json_output: Json = False) -> None:
     """Show who holds which images and labels, before anything is trained."""
     with _errors():
-        from rich.console import Console  # noqa: PLC0415
+        from rich.console import Console
 
-        from fedmlic.experiment import split_settings  # noqa: PLC0415
-        from sim.describe import describe as tell  # noqa: PLC0415
-        from sim.run import describe_federation  # noqa: PLC0415
+        from fedmlic.experiment import split_settings
+        from sim.reports.describe import describe as tell
+        from sim.run import describe_federation
 
         experiment, runtime = split_settings(read_settings(settings or []))
         with _working(json_output=json_output):
@@ -261,11 +261,11 @@ def list_entries(
 ) -> None:
     """List data sets, partitions, regimes, models, methods and strategies."""
     with _errors():
-        from rich.console import Console  # noqa: PLC0415
-        from rich.markup import escape  # noqa: PLC0415
-        from rich.table import Table  # noqa: PLC0415
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
 
-        from sim.catalogue import everything, settings  # noqa: PLC0415
+        from sim.catalogue import everything, settings
 
         found = everything()
         if catalogue is not None:
@@ -301,9 +301,9 @@ def list_entries(
 def show(path: RunPath, *, json_output: Json = False) -> None:
     """Show a run: its settings, curve, labels and failures."""
     with _errors():
-        from rich.console import Console  # noqa: PLC0415
+        from rich.console import Console
 
-        from sim import show as reader  # noqa: PLC0415
+        from sim.reports import show as reader
 
         found = reader.summary(path)
         if json_output:
@@ -322,10 +322,10 @@ def predict(
 ) -> None:
     """Label images with a run's model (the best on validation)."""
     with _errors():
-        from rich.console import Console  # noqa: PLC0415
-        from rich.markup import escape  # noqa: PLC0415
+        from rich.console import Console
+        from rich.markup import escape
 
-        from sim.predict import predict as label  # noqa: PLC0415
+        from sim.predict import predict as label
 
         with _working(json_output=json_output):
             found = label(path, images, round_number)
@@ -362,10 +362,10 @@ def import_data(
 ) -> None:
     """Build a data set's corpus; the same command goes on with one that was interrupted."""
     with _errors(BUILD_HINT):
-        from rich.console import Console  # noqa: PLC0415
+        from rich.console import Console
 
-        from sim import data as tools  # noqa: PLC0415
-        from sim.data_report import print_summary  # noqa: PLC0415
+        from sim.data import prepare as tools
+        from sim.reports.data_report import print_summary
 
         source = tools.read_source(name, root, read_options(options))
         errors = Console(stderr=True)
@@ -389,11 +389,11 @@ def check_data(
 ) -> None:
     """Verify a download without building it: exit code 0 if it is fine, 1 if not, 2 for a wrong command."""
     with _errors("Nothing was written."):
-        from rich.console import Console  # noqa: PLC0415
+        from rich.console import Console
 
-        from sim import data as tools  # noqa: PLC0415
-        from sim.data_check import check_data as check  # noqa: PLC0415
-        from sim.data_report import print_check  # noqa: PLC0415
+        from sim.data import prepare as tools
+        from sim.data.check import check_data as check
+        from sim.reports.data_report import print_check
 
         source = tools.read_source(name, root, read_options(options))
         with _working(json_output=json_output), tools.Counting(Console(stderr=True), f"checking {name}") as watch:
@@ -419,10 +419,10 @@ def describe_data(
 ) -> None:
     """Show counts, co-occurrence, owners and sample images of a corpus (built first if it is not there)."""
     with _errors(BUILD_HINT):
-        from rich.console import Console  # noqa: PLC0415
+        from rich.console import Console
 
-        from sim import data as tools  # noqa: PLC0415
-        from sim.data_report import describe_corpus  # noqa: PLC0415
+        from sim.data import prepare as tools
+        from sim.reports.data_report import describe_corpus
 
         with _working(json_output=json_output):
             corpus = tools.find_corpus(name, root, read_options(options), workers, Console(stderr=True))
@@ -432,7 +432,7 @@ def describe_data(
 
 
 def _warn(warnings: list[str]) -> None:
-    from rich.console import Console  # noqa: PLC0415
+    from rich.console import Console
 
     for warning in warnings:
         text = f"warning: {warning}"

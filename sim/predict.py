@@ -38,9 +38,9 @@ class Predictor:
 
     def scores(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Probabilities float32 ``[images, labels]`` of uint8 ``[images, height, width, channels]``."""
-        import torch  # noqa: PLC0415
+        import torch
 
-        from fedmlic.training import to_float  # noqa: PLC0415
+        from fedmlic.training import to_float
 
         network = self.learner.resident.network.eval()
         with torch.inference_mode():
@@ -54,8 +54,8 @@ def load_predictor(path: Path, round_number: int | None = None) -> Predictor:
     Raises:
         InputError: not a run, no checkpoint yet, or a damaged or foreign one.
     """
-    from fedmlic.learner import build_learner  # noqa: PLC0415
-    from strategies.server import MODEL  # noqa: PLC0415
+    from fedmlic.learner import build_learner
+    from strategies.server.server import MODEL
 
     folder = open_run(path)
     number = _checkpoint(folder, round_number)
@@ -88,7 +88,7 @@ def _checkpoint(folder: RunFolder, wanted: int | None) -> int:
 
 def predict(path: Path, images: Sequence[Path], round_number: int | None = None) -> dict[str, Any]:
     """Labels with probabilities for image files, as ``fedmlic predict --json`` prints them."""
-    from fedmlic.images import read_images  # noqa: PLC0415
+    from fedmlic.images import read_images
 
     stored = read_images(images, load_shape(path))
     predictor = load_predictor(path, round_number)
@@ -110,7 +110,7 @@ def load_shape(path: Path) -> tuple[int, int, int]:
 
 def _frozen(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...], tuple[int, int, int]]:
     """What a run keeps besides its checkpoints: frozen tensors, label names, image shape."""
-    from safetensors import SafetensorError, safe_open  # noqa: PLC0415
+    from safetensors import SafetensorError, safe_open
 
     file = path / "frozen.safetensors"
     try:

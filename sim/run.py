@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from fedmlic.experiment import Experiment, Runtime
     from fedmlic.federation import Federation
     from fedmlic.protocol import Turn
-    from sim.workers import Workers
-    from strategies.server import Server
-    from strategies.transport import Transport
+    from sim.engines.workers import Workers
+    from strategies.server.server import Server
+    from strategies.server.transport import Transport
 
 
 class Watch:
@@ -52,7 +52,7 @@ def num_workers(experiment: Experiment, runtime: Runtime) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = runtime.workers or cores
     if runtime.gpus_per_worker and not runtime.workers and not runtime.ray_address:
-        import torch  # noqa: PLC0415  (only where there are GPUs to count)
+        import torch  # only where there are GPUs to count
 
         wanted = max(1, min(wanted, int(torch.cuda.device_count() / runtime.gpus_per_worker + 1e-9)))
     cohort = experiment.cohort_size or experiment.num_clients or wanted
@@ -68,7 +68,7 @@ def engine_of(runtime: Runtime) -> str:
 
 def open_federation(experiment: Experiment, runtime: Runtime, corpus: Corpus) -> Federation:
     """The experiment's federation over its corpus, built first if it is not there."""
-    from fedmlic.federation import build_federation  # noqa: PLC0415
+    from fedmlic.federation import build_federation
 
     return build_federation(
         corpus,
@@ -83,8 +83,8 @@ def open_federation(experiment: Experiment, runtime: Runtime, corpus: Corpus) ->
 
 def describe_federation(experiment: Experiment, runtime: Runtime) -> Federation:
     """The experiment's federation, without building any network."""
-    from fedmlic import spec  # noqa: PLC0415
-    from fedmlic.corpus import open_corpus  # noqa: PLC0415
+    from fedmlic import spec
+    from fedmlic.corpus import open_corpus
 
     corpus = open_corpus(spec.build("dataset", experiment.dataset), home_of(runtime))
     return open_federation(experiment, runtime, corpus)
@@ -99,8 +99,8 @@ def build_host(name: str, settings: dict[str, Any], label_names: tuple[str, ...]
         label_names: what the server expects to see.
         memory: where to keep a round's sum.
     """
-    from clients.host import Host  # noqa: PLC0415
-    from strategies.server import build_server  # noqa: PLC0415
+    from clients.host import Host
+    from strategies.server.server import build_server
 
     experiment, runtime = split_settings(settings)
     server = build_server(experiment, runtime)
@@ -148,7 +148,7 @@ def _play(
     engine = engine_of(runtime)
     workers = _start_workers(engine, experiment, runtime)
     try:
-        from strategies.server import build_server, serve  # noqa: PLC0415  (imports torch)
+        from strategies.server.server import build_server, serve  # imports torch
 
         server = build_server(experiment, runtime, lambda done, total: watch.building("images", done, total))
         federation = open_federation(experiment, runtime, server.corpus)
@@ -174,8 +174,8 @@ def _play(
 
 def _under_flower(experiment: Experiment, runtime: Runtime, folder: RunFolder, watch: Watch) -> dict[str, Any]:
     """Have Flower play the rounds, and pass on what its ServerApp writes down."""
-    from fedmlic.protocol import Turn  # noqa: PLC0415
-    from sim.flower import run_flower  # noqa: PLC0415
+    from fedmlic.protocol import Turn
+    from sim.engines.flower import run_flower
 
     total = experiment.cohort_size or experiment.num_clients
 
@@ -203,14 +203,14 @@ def _start_workers(engine: str, experiment: Experiment, runtime: Runtime) -> Wor
     """Worker processes that begin to import what they need; None for an engine without them."""
     if engine not in {"processes", "ray"}:
         return None
-    from sim.workers import Workers  # noqa: PLC0415
+    from sim.engines.workers import Workers
 
     if engine == "processes":
-        from sim.processes import Processes, gpu_of, late_imports  # noqa: PLC0415
+        from sim.engines.processes import Processes, gpu_of, late_imports
 
         carrier = Processes([*late_imports("model", experiment.model), *late_imports("method", experiment.method)])
         return Workers(carrier, num_workers(experiment, runtime), runtime, lambda number: gpu_of(number, runtime))
-    from sim.ray_workers import RayCarrier  # noqa: PLC0415
+    from sim.engines.ray import RayCarrier
 
     on_cluster = runtime.ray_address and not runtime.workers
     ray_carrier = RayCarrier(0 if on_cluster else num_workers(experiment, runtime), runtime)
@@ -219,9 +219,9 @@ def _start_workers(engine: str, experiment: Experiment, runtime: Runtime) -> Wor
 
 
 def _in_process(experiment: Experiment, runtime: Runtime, server: Server, federation: Federation) -> Transport:
-    from clients.host import Host  # noqa: PLC0415
-    from fedmlic.learner import build_learner  # noqa: PLC0415
-    from sim.inprocess import InProcess  # noqa: PLC0415
+    from clients.host import Host
+    from fedmlic.learner import build_learner
+    from sim.engines.inprocess import InProcess
 
     # A network of its own: the server evaluates in the other one.
     task = server.learner.task

@@ -24,13 +24,13 @@ from fedmlic import corpus, wire
 from fedmlic.errors import InputError
 from fedmlic.experiment import Experiment, Runtime, home_of, split_settings
 from fedmlic.record import RunFolder, create, default_path, is_run, open_run, write_json
-from strategies.flower import FlowerTransport
-from strategies.server import build_server, serve
+from strategies.server.flower import FlowerTransport
+from strategies.server.server import build_server, serve
 
 if TYPE_CHECKING:
     from flwr.app import Context
 
-    from strategies.rounds import Outcome
+    from strategies.server.rounds import Outcome
 
 FAILURE_FILE: Final = "FEDMLIC_FAILURE_FILE"
 """Environment variable: where to write why a run failed."""

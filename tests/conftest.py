@@ -64,7 +64,7 @@ def tiny(settings):
 @pytest.fixture(scope="session")
 def play(tiny):
     """A function: run the tiny experiment into a folder and return its result."""
-    from sim.run import run  # noqa: PLC0415
+    from sim.run import run
 
     def played(out, **changes):
         return run(*tiny(**changes), out)

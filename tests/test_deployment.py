@@ -23,9 +23,9 @@ from clients.source import open_seat
 from fedmlic.experiment import flower_config, split_settings
 from fedmlic.protocol import Reply
 from fedmlic.record import create, open_run
-from sim.flower import _free_port as free_port
-from sim.flower import stage_app
-from strategies.server import build_server, serve
+from sim.engines.flower import _free_port as free_port
+from sim.engines.flower import stage_app
+from strategies.server.server import build_server, serve
 
 pytestmark = [pytest.mark.deployment, pytest.mark.skipif(os.name == "nt", reason="POSIX signals end the services")]
 

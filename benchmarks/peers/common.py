@@ -50,8 +50,8 @@ class Clock:
 
 def network_of(name: str, num_labels: int) -> nn.Module:
     """The workload's network with its initial weights."""
-    from fedmlic import spec  # noqa: PLC0415
-    from fedmlic.model import Classifier  # noqa: PLC0415
+    from fedmlic import spec
+    from fedmlic.model import Classifier
 
     torch.manual_seed(SEED)
     backbone = spec.build("model", workload_of(name).model).build(3)

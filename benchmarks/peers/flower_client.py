@@ -23,9 +23,9 @@ class Actor:
     """What an actor keeps between messages: the network, the data, the tensors of clients it has met."""
 
     def __init__(self, workload: str, data: str, device: str) -> None:
-        import torch  # noqa: PLC0415
-        from common import network_of  # noqa: PLC0415
-        from workloads import read, workload_of  # noqa: PLC0415
+        import torch
+        from common import network_of
+        from workloads import read, workload_of
 
         torch.set_num_threads(1)
         self.device = device
@@ -36,7 +36,7 @@ class Actor:
 
     def shard(self, client: int) -> tuple[Tensor, Tensor]:
         """A client's images and labels on the device."""
-        from common import to_tensors  # noqa: PLC0415
+        from common import to_tensors
 
         if client not in self._shards:
             self._shards[client] = to_tensors(self.data, client, self.device)
@@ -49,7 +49,7 @@ _actors: list[Actor] = []
 @client_app.train()
 def train_client(message: Message, context: Context) -> Message:
     """Load, train, reply."""
-    from common import Clock, order_of, train  # noqa: PLC0415
+    from common import Clock, order_of, train
 
     config = message.content["config"]
     if not _actors:

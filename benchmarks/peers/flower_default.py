@@ -69,7 +69,7 @@ def server_app(options: argparse.Namespace) -> ServerApp:
 
 def main() -> None:
     """Simulate."""
-    from flwr.simulation import run_simulation  # noqa: PLC0415
+    from flwr.simulation import run_simulation
 
     options = read_options()
     run_simulation(

@@ -21,15 +21,15 @@ from workloads import LEARNING_RATE, Data, read, workload_of
 
 def build(options: argparse.Namespace, clock: Clock) -> tuple[object, ...]:
     """The algorithm's parameters, the backend, the model and the callbacks."""
-    import numpy as np  # noqa: PLC0415
-    import torch  # noqa: PLC0415
-    from pfl.aggregate.simulate import SimulatedBackend  # noqa: PLC0415
-    from pfl.aggregate.weighting import WeightByDatapoints  # noqa: PLC0415
-    from pfl.algorithm.base import NNAlgorithmParams  # noqa: PLC0415
-    from pfl.callback.base import TrainingProcessCallback  # noqa: PLC0415
-    from pfl.hyperparam import NNTrainHyperParams  # noqa: PLC0415
-    from pfl.metrics import Metrics, Weighted  # noqa: PLC0415
-    from pfl.model.pytorch import PyTorchModel  # noqa: PLC0415
+    import numpy as np
+    import torch
+    from pfl.aggregate.simulate import SimulatedBackend
+    from pfl.aggregate.weighting import WeightByDatapoints
+    from pfl.algorithm.base import NNAlgorithmParams
+    from pfl.callback.base import TrainingProcessCallback
+    from pfl.hyperparam import NNTrainHyperParams
+    from pfl.metrics import Metrics, Weighted
+    from pfl.model.pytorch import PyTorchModel
 
     np.random.seed(0)  # noqa: NPY002  (pfl draws from NumPy's global state, alike on all ranks)
     data = read(Path(options.data))
@@ -107,8 +107,8 @@ class InTurn:
 
 def federated(data: Data, device: str, progress: dict[str, int], clock: Clock | None) -> object:
     """All clients in turn, round after round."""
-    from pfl.data.dataset import Dataset  # noqa: PLC0415
-    from pfl.data.federated_dataset import FederatedDataset  # noqa: PLC0415
+    from pfl.data.dataset import Dataset
+    from pfl.data.federated_dataset import FederatedDataset
 
     tensors = functools.cache(lambda client: to_tensors(data, client, device))
     begun = []
@@ -132,8 +132,8 @@ def main() -> None:
     rank = os.environ.get("LOCAL_RANK", "0")
     options.device = f"cuda:{rank}" if options.device == "cuda" else options.device
     os.environ["PFL_PYTORCH_DEVICE"] = options.device
-    import torch  # noqa: PLC0415
-    from pfl.algorithm.federated_averaging import FederatedAveraging  # noqa: PLC0415
+    import torch
+    from pfl.algorithm.federated_averaging import FederatedAveraging
 
     torch.set_num_threads(1)
     params, backend, model, local, callbacks = build(options, Clock(options.log))

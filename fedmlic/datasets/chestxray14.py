@@ -27,10 +27,10 @@ from pydantic import Field
 
 from fedmlic.dataset import Dataset, Objects, Table
 from fedmlic.errors import InputError, listing, nearest
+from fedmlic.files import file_sha256, find_files, stamps_of, stamps_sha256
 from fedmlic.formats import csv_rows
 from fedmlic.images import Resize, decode
 from fedmlic.labels import ABSENT, PRESENT
-from fedmlic.sources.files import file_sha256, find_files, stamps_of, stamps_sha256
 from fedmlic.sources.groups import crossing, deal, first_of_each, number_groups
 from fedmlic.sources.headers import read_headers
 from fedmlic.sources.objects import boxed_objects

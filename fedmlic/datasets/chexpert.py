@@ -29,10 +29,10 @@ from pydantic import Field
 
 from fedmlic.dataset import Dataset, Table
 from fedmlic.errors import InputError, listing
+from fedmlic.files import file_sha256, stamps_of, stamps_sha256
 from fedmlic.formats import csv_rows
 from fedmlic.images import Resize, decode
 from fedmlic.labels import ABSENT, PRESENT, UNCERTAIN, UNKNOWN
-from fedmlic.sources.files import file_sha256, stamps_of, stamps_sha256
 from fedmlic.sources.groups import crossing, deal, first_of_each, number_groups
 from fedmlic.sources.headers import read_headers
 from fedmlic.sources.options import Channels, HeldOut, ImageSize, Root, Seed

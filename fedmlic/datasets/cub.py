@@ -24,13 +24,13 @@ import numpy as np
 
 from fedmlic.dataset import NOT_VISIBLE, Dataset, Flags, Table
 from fedmlic.errors import InputError, listing
+from fedmlic.files import check_present, files_sha256, list_files, stamps_sha256
+from fedmlic.formats.reading import read_lines
 from fedmlic.images import Resize, decode
 from fedmlic.labels import ABSENT, PRESENT, UNCERTAIN, UNKNOWN
-from fedmlic.sources.files import check_present, files_sha256, list_files, stamps_sha256
+from fedmlic.problems import Problems, check_unique
 from fedmlic.sources.options import Channels, HeldOut, ImageSize, Root, Seed
 from fedmlic.sources.place import first_existing, source_root
-from fedmlic.sources.problems import Problems, check_unique
-from fedmlic.sources.reading import read_lines
 from fedmlic.sources.rows import TEST, TRAIN, Rows, hold_out_val, make_table
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def _attribute_labels(
 
 def _first_four(path: Path) -> NDArray[np.int64]:
     """int64 ``[lines, 4]``: the first four fields of every line. Some lines of the release have more than five."""
-    import pandas as pd  # noqa: PLC0415  (only a build reads)
+    import pandas as pd  # only a build reads
 
     if not path.is_file():
         msg = f"Expected the attributes of every image at {path}, got no such file. Unpack the archive again."

@@ -20,17 +20,17 @@ import numpy as np
 
 from fedmlic.dataset import SPLITS, Dataset, Table
 from fedmlic.errors import InputError, nearest
+from fedmlic.files import files_sha256
 from fedmlic.formats.flair_files import METADATA, open_flair_files
 from fedmlic.formats.flair_hdf5 import SUFFIXES, open_flair_hdf5
 from fedmlic.formats.flair_parquet import open_flair_parquet, parquet_files
 from fedmlic.formats.flair_records import KINDS, Entries, Layout, Records
 from fedmlic.formats.flair_tfrecords import LABEL_INDEX, open_flair_tfrecords
+from fedmlic.formats.reading import read_lines
 from fedmlic.images import Resize
-from fedmlic.sources.files import files_sha256
+from fedmlic.problems import Problems
 from fedmlic.sources.options import Channels, ImageSize, Root
 from fedmlic.sources.place import contents, source_root
-from fedmlic.sources.problems import Problems
-from fedmlic.sources.reading import read_lines
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

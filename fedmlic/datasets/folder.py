@@ -38,10 +38,10 @@ from pydantic import Field
 
 from fedmlic.dataset import NO_OWNER, SPLITS, Dataset, Table
 from fedmlic.errors import InputError, listing, nearest
+from fedmlic.files import stamps_of, stamps_sha256
 from fedmlic.images import Resize, decode
 from fedmlic.labels import ABSENT, PRESENT, UNCERTAIN, UNKNOWN
 from fedmlic.seeds import stream
-from fedmlic.sources.files import stamps_of, stamps_sha256
 from fedmlic.sources.groups import number_groups
 from fedmlic.sources.headers import read_headers
 from fedmlic.sources.options import Channels, HeldOut, ImageSize, Root, Seed

@@ -19,11 +19,11 @@ from pydantic import Field
 
 from fedmlic.dataset import NO_OWNER, Dataset, Table
 from fedmlic.errors import InputError, listing, nearest
+from fedmlic.files import IMAGES, find_files, stamps_of, stamps_sha256
 from fedmlic.formats import frugalmct
 from fedmlic.formats import hapi as files
 from fedmlic.images import Resize, decode
 from fedmlic.labels import ABSENT, PRESENT
-from fedmlic.sources.files import IMAGES, find_files, stamps_of, stamps_sha256
 from fedmlic.sources.groups import deal, number_groups
 from fedmlic.sources.headers import read_headers
 from fedmlic.sources.options import Channels, HeldOut, ImageSize, Seed

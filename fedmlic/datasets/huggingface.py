@@ -384,8 +384,8 @@ def _sources(parts: Mapping[str, Any], column: str, root: Path | None) -> list[s
 
 def _paths(values: Any) -> list[str | None]:  # noqa: ANN401
     """File names in an Arrow column of images, where the pixels are not in it."""
-    import pyarrow as pa  # noqa: PLC0415
-    import pyarrow.compute as pc  # noqa: PLC0415
+    import pyarrow as pa
+    import pyarrow.compute as pc
 
     if pa.types.is_struct(values.type):
         names = pc.struct_field(values, "path").to_pylist()

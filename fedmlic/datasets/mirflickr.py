@@ -25,14 +25,14 @@ from pydantic import Field
 
 from fedmlic.dataset import Dataset, Table
 from fedmlic.errors import InputError
+from fedmlic.files import Stamp, check_present, digest, files_sha256, list_files, stamps_sha256
+from fedmlic.formats.reading import read_lines
 from fedmlic.images import Resize, decode
 from fedmlic.labels import ABSENT, PRESENT, UNCERTAIN
-from fedmlic.sources.files import Stamp, check_present, digest, files_sha256, list_files, stamps_sha256
+from fedmlic.problems import Problems
 from fedmlic.sources.groups import number_groups
 from fedmlic.sources.options import Channels, HeldOut, ImageSize, Root, Seed
 from fedmlic.sources.place import first_existing, source_root
-from fedmlic.sources.problems import Problems
-from fedmlic.sources.reading import read_lines
 from fedmlic.sources.rows import TEST, TRAIN, Rows, hold_out_val, make_table
 from fedmlic.splits import hold_out
 

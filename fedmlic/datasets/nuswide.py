@@ -22,13 +22,13 @@ from pydantic import Field
 
 from fedmlic.dataset import Dataset, Table
 from fedmlic.errors import InputError, nearest
+from fedmlic.files import Stamp, check_present, digest, files_sha256, list_files, stamps_sha256
+from fedmlic.formats.reading import read_lines
 from fedmlic.images import Resize, decode
 from fedmlic.labels import ABSENT, PRESENT
-from fedmlic.sources.files import Stamp, check_present, digest, files_sha256, list_files, stamps_sha256
+from fedmlic.problems import Problems, check_unique
 from fedmlic.sources.options import Channels, HeldOut, ImageSize, Root, Seed
 from fedmlic.sources.place import first_existing, source_root
-from fedmlic.sources.problems import Problems, check_unique
-from fedmlic.sources.reading import read_lines
 from fedmlic.sources.rows import TEST, TRAIN, Rows, hold_out_val, make_table
 
 if TYPE_CHECKING:

@@ -26,6 +26,7 @@ from pydantic import Field
 
 from fedmlic.dataset import MACHINE, SPLITS, Dataset, Flags, Table
 from fedmlic.errors import InputError, nearest
+from fedmlic.files import Stamp, check_present, digest, files_sha256, list_files, stamps_sha256
 from fedmlic.formats.open_images import (
     NO_LABEL,
     Annotations,
@@ -37,13 +38,12 @@ from fedmlic.formats.open_images import (
     read_hierarchy,
     read_image_lists,
 )
+from fedmlic.formats.reading import read_lines
 from fedmlic.images import Resize, decode
 from fedmlic.labels import ABSENT, PRESENT, UNCERTAIN, UNKNOWN
-from fedmlic.sources.files import Stamp, check_present, digest, files_sha256, list_files, stamps_sha256
+from fedmlic.problems import Problems
 from fedmlic.sources.options import Channels, ImageSize, Root
 from fedmlic.sources.place import first_existing, source_root
-from fedmlic.sources.problems import Problems
-from fedmlic.sources.reading import read_lines
 from fedmlic.sources.rows import Rows, make_table
 
 if TYPE_CHECKING:

@@ -25,10 +25,10 @@ from pydantic import Field
 
 from fedmlic.dataset import NO_OWNER, Dataset, Table
 from fedmlic.errors import InputError, listing
+from fedmlic.files import file_sha256, stamps_of, stamps_sha256
 from fedmlic.formats import csv_rows, rsna_labels
 from fedmlic.formats.dicom import Origin, Window, hounsfield, origin, windowed
 from fedmlic.images import Resize, decode, from_pixels
-from fedmlic.sources.files import file_sha256, stamps_of, stamps_sha256
 from fedmlic.sources.groups import deal, number_groups
 from fedmlic.sources.headers import read_headers
 from fedmlic.sources.options import Channels, HeldOut, ImageSize, Root, Seed

@@ -27,6 +27,8 @@ from pydantic import Field
 
 from fedmlic.dataset import Dataset, Objects, Table
 from fedmlic.errors import InputError
+from fedmlic.files import Stamp, check_present, files_sha256, list_files, stamps_sha256
+from fedmlic.formats.reading import read_json, read_lines
 from fedmlic.formats.visual_genome import (
     ImageData,
     NamedBoxes,
@@ -37,13 +39,11 @@ from fedmlic.formats.visual_genome import (
 )
 from fedmlic.images import Resize, decode
 from fedmlic.labels import ABSENT, PRESENT, UNKNOWN
-from fedmlic.sources.files import Stamp, check_present, files_sha256, list_files, stamps_sha256
+from fedmlic.problems import Problems, check_unique
 from fedmlic.sources.groups import number_groups
 from fedmlic.sources.objects import boxed_objects
 from fedmlic.sources.options import Channels, HeldOut, ImageSize, Root, Seed
 from fedmlic.sources.place import first_existing, source_root
-from fedmlic.sources.problems import Problems, check_unique
-from fedmlic.sources.reading import read_json, read_lines
 from fedmlic.sources.rows import TEST, TRAIN, Rows, hold_out_val, make_table
 from fedmlic.splits import hold_out
 

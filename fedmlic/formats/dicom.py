@@ -38,7 +38,7 @@ class Origin(NamedTuple):
 
 def _pydicom() -> Any:  # noqa: ANN401  (pydicom is optional and has no types here)
     try:
-        import pydicom  # noqa: PLC0415
+        import pydicom
     except ImportError as error:
         msg = "Expected pydicom to be installed to read DICOM files, got none. Install fedmlic[dicom]."
         raise InputError(msg) from error

@@ -13,11 +13,11 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fedmlic.files import Stamp, check_present, files_sha256, list_files, stamps_sha256
 from fedmlic.formats.flair_records import FIELDS, KINDS, EntryList, Layout, Records
 from fedmlic.formats.json_list import read_json_list
 from fedmlic.images import decode
-from fedmlic.sources.files import Stamp, check_present, files_sha256, list_files, stamps_sha256
-from fedmlic.sources.problems import Problems
+from fedmlic.problems import Problems
 
 if TYPE_CHECKING:
     import numpy as np

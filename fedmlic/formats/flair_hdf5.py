@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from fedmlic.errors import InputError
+from fedmlic.files import list_files, stamps_sha256
 from fedmlic.formats.flair_records import FIELDS, Entries, EntryList, Layout, Records
 from fedmlic.images import from_pixels
-from fedmlic.sources.files import list_files, stamps_sha256
-from fedmlic.sources.problems import Problems
+from fedmlic.problems import Problems
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

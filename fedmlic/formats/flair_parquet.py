@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedmlic.errors import InputError
+from fedmlic.files import list_files, stamps_sha256
 from fedmlic.formats.flair_records import FIELDS, Entries, Layout, Records
 from fedmlic.images import decode
-from fedmlic.sources.files import list_files, stamps_sha256
-from fedmlic.sources.problems import Problems
+from fedmlic.problems import Problems
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -60,8 +60,8 @@ def open_flair_parquet(root: Path) -> Layout:
 
 
 def _check(files: list[Path]) -> None:
-    import pyarrow.parquet as pq  # noqa: PLC0415  (only this layout needs it)
-    from pyarrow.lib import ArrowException  # noqa: PLC0415
+    import pyarrow.parquet as pq  # only this layout needs it
+    from pyarrow.lib import ArrowException
 
     problems = Problems("Expected Parquet files of FLAIR named train-*, val-* and test-* with its columns")
     for file in files:
@@ -80,8 +80,8 @@ def _check(files: list[Path]) -> None:
 
 
 def _read(files: list[Path]) -> Records:
-    import pyarrow as pa  # noqa: PLC0415
-    import pyarrow.parquet as pq  # noqa: PLC0415
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     columns = ["image_id", "user_id", *FIELDS.values()]
     tables = [pq.read_table(file, columns=columns) for file in files]
@@ -99,8 +99,8 @@ def _read(files: list[Path]) -> Records:
 
 
 def _entries(column: Any, name: str) -> Entries:  # noqa: ANN401  (pyarrow has no types)
-    import pyarrow as pa  # noqa: PLC0415
-    import pyarrow.compute as pc  # noqa: PLC0415
+    import pyarrow as pa
+    import pyarrow.compute as pc
 
     if not pa.types.is_list(column.type) and not pa.types.is_large_list(column.type):
         msg = f"Expected column {name!r} to hold lists of label names, got {column.type}. Use the official files."
@@ -119,7 +119,7 @@ class _Groups:
     """The encoded images of row groups, the last ones used kept in memory."""
 
     def __init__(self, files: list[Path]) -> None:
-        import pyarrow.parquet as pq  # noqa: PLC0415
+        import pyarrow.parquet as pq
 
         self.files = [pq.ParquetFile(file) for file in files]
         self.places = [(place, group) for place, file in enumerate(self.files) for group in range(file.num_row_groups)]

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedmlic.errors import InputError
+from fedmlic.files import files_sha256, list_files, stamps_sha256
 from fedmlic.formats.flair_records import FIELDS, KINDS, EntryList, Layout, Records
+from fedmlic.formats.reading import read_json
 from fedmlic.formats.tfrecord import Span, read_examples
 from fedmlic.images import decode
-from fedmlic.sources.files import files_sha256, list_files, stamps_sha256
-from fedmlic.sources.problems import Problems
-from fedmlic.sources.reading import read_json
+from fedmlic.problems import Problems
 
 if TYPE_CHECKING:
     import numpy as np

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fedmlic.errors import InputError
-from fedmlic.sources.problems import Problems
-from fedmlic.sources.reading import read_json, read_text
+from fedmlic.formats.reading import read_json, read_text
+from fedmlic.problems import Problems
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,8 +40,8 @@ def read_blocks(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     Raises:
         InputError: the file has other columns, or a line has too many or too few cells.
     """
-    import pyarrow as pa  # noqa: PLC0415  (only a build reads these)
-    from pyarrow import csv as arrow_csv  # noqa: PLC0415
+    import pyarrow as pa  # only a build reads these
+    from pyarrow import csv as arrow_csv
 
     try:
         reader = arrow_csv.open_csv(
@@ -63,8 +63,8 @@ def read_blocks(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 def parse_ids(texts: Any) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:  # noqa: ANN401  (pyarrow has no types)
     """uint64 numbers of image ids, and the places of texts that are no ids (their number is 0)."""
-    import pyarrow as pa  # noqa: PLC0415
-    import pyarrow.compute as pc  # noqa: PLC0415
+    import pyarrow as pa
+    import pyarrow.compute as pc
 
     whole = np.asarray(pc.equal(pc.binary_length(texts), 16))
     padded = pc.if_else(pa.array(whole), texts, "0" * 16).cast(pa.binary(16))

@@ -138,8 +138,8 @@ def _meaning(column: _Coded, known: Mapping[str, int], what: str, problems: list
 
 def _columns(path: Path) -> tuple[_Coded, _Coded, _Coded, list[str]]:
     """Image, subtype and label of each line, and lines whose ID holds no subtype."""
-    import pyarrow as pa  # noqa: PLC0415  (half a second that other data sets need not pay)
-    from pyarrow import compute, csv  # noqa: PLC0415
+    import pyarrow as pa  # half a second that other data sets need not pay
+    from pyarrow import compute, csv
 
     types = {"ID": pa.string(), "Label": pa.string()}
     convert = csv.ConvertOptions(column_types=types, include_columns=list(types), strings_can_be_null=False)

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fedmlic.formats.json_list import read_json_list
-from fedmlic.sources.problems import Problems
-from fedmlic.sources.reading import read_lines
+from fedmlic.formats.reading import read_lines
+from fedmlic.problems import Problems
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -127,7 +127,7 @@ def resnet(
 
 def _trunk(depth: int, channels: int) -> nn.Module:
     # torchvision takes seconds to import, which checking a configuration should not.
-    from torchvision.models import get_model  # noqa: PLC0415
+    from torchvision.models import get_model
 
     trunk: nn.Module = get_model(f"resnet{depth}", weights=None)
     if channels != 3:
@@ -142,7 +142,7 @@ def _without_head(trunk: nn.Module) -> nn.Module:
 
 
 def _download(depth: int, name: str) -> Mapping[str, Tensor]:
-    from torchvision.models import get_model_weights  # noqa: PLC0415
+    from torchvision.models import get_model_weights
 
     known: Any = get_model_weights(f"resnet{depth}")
     if name not in known.__members__:

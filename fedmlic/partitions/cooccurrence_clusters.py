@@ -7,7 +7,7 @@ q_g ~ Dir(alpha, ..., alpha) over the clients are drawn.
   deal their keys. Clusters differ in which labels they have, so this skews label rates
   and co-occurrence together.
 - ``keep_marginals=True`` (default): images are dealt by iterative stratification, every
-  client wanting the same number of positives of every label (``fedmlic.stratification``).
+  client wanting the same number of positives of every label (``fedmlic.partitioning.stratification``).
   Where several images serve that equally, those of cluster g prefer clients with a large
   q_g. Label rates stay nearly those of the whole data set and sizes equal, while the
   labels that a label occurs with depend on the client: co-occurrence skew alone.
@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 from pydantic import Field
 
-from fedmlic.dealing import deal_by_key, positives
-from fedmlic.kmeans import cluster
 from fedmlic.partition import Partition, Partitioner, Population, check_feasible
-from fedmlic.stratification import Affinity, even_sizes, stratify
+from fedmlic.partitioning.dealing import deal_by_key, positives
+from fedmlic.partitioning.kmeans import cluster
+from fedmlic.partitioning.stratification import Affinity, even_sizes, stratify
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

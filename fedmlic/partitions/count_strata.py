@@ -6,7 +6,7 @@ per image, not the labels themselves: a client with mostly crowded images sees m
 of every frequent label.
 
 Source: the non-IID option in the released code of FedMLP (arXiv 2406.18995), with
-alpha 0.5. Departures: systematic sampling and bounded repetition (``fedmlic.dealing``);
+alpha 0.5. Departures: systematic sampling and bounded repetition (``fedmlic.partitioning.dealing``);
 ``min_images`` is our addition.
 """
 
@@ -17,8 +17,8 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from fedmlic.dealing import cardinalities, deal_by_key
 from fedmlic.partition import Partition, Partitioner, Population, check_feasible
+from fedmlic.partitioning.dealing import cardinalities, deal_by_key
 
 
 def count_strata(

@@ -13,7 +13,7 @@ primary labels that single-label code is usually fed with.
 
 Departures:
 - A key's images are dealt by systematic sampling and the repetition is bounded; see
-  ``fedmlic.dealing``. ``Partition.notes`` says how many draws and moves it took.
+  ``fedmlic.partitioning.dealing``. ``Partition.notes`` says how many draws and moves it took.
 - With ``key="largest_object"`` an image whose present labels have no object falls back
   to its rarest present label; the notes count those images.
 """
@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from fedmlic.dealing import chunks, deal_by_key, first_labels, rarest_labels
 from fedmlic.errors import InputError
 from fedmlic.labels import PRESENT
 from fedmlic.partition import Partition, Partitioner, Population, check_feasible
+from fedmlic.partitioning.dealing import chunks, deal_by_key, first_labels, rarest_labels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -5,7 +5,7 @@ distribution of all positives over the L labels that occur. Its wish for label c
 rate min(1, cardinality * pi_kc), where cardinality is the mean number of present labels
 per image. Because all wishes together must ask for the positives there are, the rates of
 a label are scaled to add up to them (and cut at 1) in turn. Then images are dealt by
-iterative stratification (Sechidis et al., ECML PKDD 2011; ``fedmlic.stratification``).
+iterative stratification (Sechidis et al., ECML PKDD 2011; ``fedmlic.partitioning.stratification``).
 
 All clients hold equally many images, so label skew comes alone. Label sets are what they
 are: wishes cannot be met exactly, and ``Partition.notes`` says how close they came:
@@ -28,10 +28,10 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 from pydantic import Field
 
-from fedmlic.dealing import chunks, positives
 from fedmlic.labels import PRESENT
 from fedmlic.partition import Partition, Partitioner, Population, check_feasible
-from fedmlic.stratification import even_sizes, stratify
+from fedmlic.partitioning.dealing import chunks, positives
+from fedmlic.partitioning.stratification import even_sizes, stratify
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from fedmlic.dealing import rarest_labels
 from fedmlic.errors import InputError
 from fedmlic.partition import Partition, Partitioner, Population, check_feasible, ranks_within
-from fedmlic.stratification import even_sizes
+from fedmlic.partitioning.dealing import rarest_labels
+from fedmlic.partitioning.stratification import even_sizes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

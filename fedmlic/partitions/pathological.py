@@ -30,10 +30,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from fedmlic.dealing import cardinalities, chunks, first_labels, label_sets, positives, rarest_labels
 from fedmlic.errors import InputError
 from fedmlic.labels import PRESENT
 from fedmlic.partition import Partition, Partitioner, Population, check_feasible, ranks_within
+from fedmlic.partitioning.dealing import cardinalities, chunks, first_labels, label_sets, positives, rarest_labels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

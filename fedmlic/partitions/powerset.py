@@ -10,7 +10,7 @@ Clients differ in which labels they have and in which occur together.
 
 Source: recipe (d) of the field's list (label-combination Dirichlet); the merging rule
 is stated there, the cap ``max_sets`` is ours: it bounds the random numbers, which are
-clients x keys. Systematic sampling and bounded repetition: ``fedmlic.dealing``.
+clients x keys. Systematic sampling and bounded repetition: ``fedmlic.partitioning.dealing``.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 from pydantic import Field
 
-from fedmlic.dealing import cardinalities, deal_by_key, label_sets
 from fedmlic.errors import InputError
 from fedmlic.labels import PRESENT
 from fedmlic.partition import Partition, Partitioner, Population, check_feasible
+from fedmlic.partitioning.dealing import cardinalities, deal_by_key, label_sets
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

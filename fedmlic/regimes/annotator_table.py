@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from fedmlic.draws import Probability
+from fedmlic.annotation.draws import Probability
+from fedmlic.annotation.votes import Aggregation, aggregate, looks, turns
 from fedmlic.errors import listing
 from fedmlic.labels import PRESENT, UNKNOWN, known
 from fedmlic.regime import Assignment, Regime
-from fedmlic.votes import Aggregation, aggregate, looks, turns
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

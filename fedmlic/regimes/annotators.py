@@ -36,11 +36,11 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from fedmlic.draws import Chance, Drawn, Probability, chance
-from fedmlic.instances import centre_distances, need_objects, smallest, sums
+from fedmlic.annotation.draws import Chance, Drawn, Probability, chance
+from fedmlic.annotation.instances import centre_distances, need_objects, smallest, sums
+from fedmlic.annotation.votes import Aggregation, aggregate, looks, turns
 from fedmlic.labels import PRESENT
 from fedmlic.regime import Assignment, Regime
-from fedmlic.votes import Aggregation, aggregate, looks, turns
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedmlic.draws import Chance, chance
+from fedmlic.annotation.draws import Chance, chance
 from fedmlic.labels import ABSENT, PRESENT
 from fedmlic.regime import Assignment, Regime
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from fedmlic.draws import Chance, Drawn, chance
+from fedmlic.annotation.draws import Chance, Drawn, chance
 from fedmlic.errors import InputError
 from fedmlic.labels import ABSENT, PRESENT
 from fedmlic.regime import Assignment, Regime

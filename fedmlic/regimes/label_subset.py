@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from fedmlic.draws import Whole, log_dirichlet, race, whole
+from fedmlic.annotation.draws import Whole, log_dirichlet, race, whole
+from fedmlic.annotation.label_columns import columns_of
 from fedmlic.errors import InputError
-from fedmlic.label_columns import columns_of
 from fedmlic.labels import ABSENT, PRESENT, UNCERTAIN, UNKNOWN, known
 from fedmlic.regime import Assignment, Regime
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from fedmlic.draws import Chance, chance
+from fedmlic.annotation.draws import Chance, chance
 from fedmlic.labels import ABSENT, PRESENT, UNKNOWN, known
 from fedmlic.regime import Assignment, Regime
 

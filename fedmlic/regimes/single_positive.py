@@ -33,10 +33,10 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from fedmlic.draws import log_dirichlet, race
+from fedmlic.annotation.draws import log_dirichlet, race
+from fedmlic.annotation.instances import centre_distances, need_objects, sums
+from fedmlic.annotation.label_columns import per_label
 from fedmlic.errors import InputError
-from fedmlic.instances import centre_distances, need_objects, sums
-from fedmlic.label_columns import per_label
 from fedmlic.labels import PRESENT, UNKNOWN, known
 from fedmlic.regime import Assignment, Regime
 

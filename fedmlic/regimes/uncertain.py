@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from fedmlic.draws import Chance, Probability, chance
-from fedmlic.instances import need_objects, sums
+from fedmlic.annotation.draws import Chance, Probability, chance
+from fedmlic.annotation.instances import need_objects, sums
 from fedmlic.labels import ABSENT, PRESENT, UNCERTAIN, known
 from fedmlic.regime import Assignment, Regime
 

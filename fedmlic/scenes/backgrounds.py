@@ -159,7 +159,7 @@ def photos(image_size: int) -> Table:
             f"Expected scikit-learn to bundle the photographs {PHOTOS}, got none. Reinstall it, or choose a background."
         )
         raise InputError(msg)
-    from PIL import Image  # noqa: PLC0415  (only this option decodes anything)
+    from PIL import Image  # only this option decodes anything
 
     pictures = []
     for path in paths:

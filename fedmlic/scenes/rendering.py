@@ -274,7 +274,7 @@ def _add_noise(options: Options, key: Keys, canvas: Canvas, strength: Floats) ->
 
 
 def _recompressed(pixels: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
-    from PIL import Image  # noqa: PLC0415  (only this option compresses anything)
+    from PIL import Image  # only this option compresses anything
 
     result = np.empty_like(pixels)
     for place, image in enumerate(pixels):

@@ -17,10 +17,10 @@ import numpy as np
 
 from fedmlic.dataset import CROWD_ONLY, NO_OWNER, NOT_EXHAUSTIVE, Dataset, Flags, Objects, Table
 from fedmlic.errors import InputError, listing
+from fedmlic.files import IMAGES, file_sha256, list_files, stamps_sha256
 from fedmlic.formats.coco_json import Category, Instances, read_categories, read_instances
 from fedmlic.images import Resize, decode
 from fedmlic.labels import ABSENT, PRESENT, UNKNOWN
-from fedmlic.sources.files import IMAGES, file_sha256, list_files, stamps_sha256
 from fedmlic.sources.groups import deal
 from fedmlic.sources.headers import read_headers
 from fedmlic.sources.label_names import choose_labels

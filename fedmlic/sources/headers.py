@@ -43,7 +43,7 @@ def read_headers(files: Sequence[Path], workers: int = 8) -> Headers:
         files: image files.
         workers: threads; waiting for a disk takes longer than reading a header.
     """
-    import PIL  # noqa: PLC0415  (only a build looks at files)
+    import PIL  # only a build looks at files
 
     modes: Counter[str] = Counter()
     sizes = np.zeros((len(files), 2))

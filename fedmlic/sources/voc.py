@@ -17,6 +17,7 @@ import numpy as np
 
 from fedmlic.dataset import DIFFICULT_ONLY, NO_OWNER, Dataset, Flags, Objects, Table
 from fedmlic.errors import listing, nearest
+from fedmlic.files import stamps_of, stamps_sha256
 from fedmlic.formats.id_list import read_ids
 from fedmlic.formats.voc_class_list import ABSENT as NONE
 from fedmlic.formats.voc_class_list import DIFFICULT, read_class_file
@@ -25,7 +26,6 @@ from fedmlic.formats.voc_xml import Annotation, Thing, read_annotation
 from fedmlic.images import Resize, decode
 from fedmlic.labels import ABSENT, PRESENT, UNKNOWN
 from fedmlic.seeds import text_keys
-from fedmlic.sources.files import stamps_of, stamps_sha256
 from fedmlic.sources.groups import deal
 from fedmlic.sources.headers import read_headers
 from fedmlic.sources.label_names import choose_labels

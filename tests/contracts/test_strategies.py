@@ -171,7 +171,7 @@ def test_the_mean_lies_between_the_models(name):
 
 @every_strategy
 def test_memory_survives_a_checkpoint(name):
-    from safetensors.torch import load, save  # noqa: PLC0415
+    from safetensors.torch import load, save
 
     strategy = build("strategy", name)
     state = aggregate(name)

@@ -241,7 +241,7 @@ def test_all_bad_files_are_named_at_once_and_good_ones_are_not(tmp_path):
 
 def test_pillows_global_switch_for_truncated_files_stays_off(tmp_path):
     """``LOAD_TRUNCATED_IMAGES`` would turn damage into grey pixels for the whole process."""
-    from PIL import ImageFile  # noqa: PLC0415
+    from PIL import ImageFile
 
     decode(saved(tmp_path / "x.jpg", COLOUR), SIDE, 3, "squash")
 

@@ -7,7 +7,7 @@ from sklearn.metrics import average_precision_score
 
 from fedmlic.evaluation import Evaluator
 from fedmlic.metrics import evaluate
-from strategies.server import build_server
+from strategies.server.server import build_server
 
 
 @pytest.fixture(scope="module")

@@ -89,7 +89,7 @@ def test_asymmetric_without_focus_and_margin_is_binary_cross_entropy():
 
 def test_asymmetric_with_equal_gammas_is_the_focal_loss():
     """Only there: torchvision's has no margin and lets the gradient through the factor."""
-    from torchvision.ops import sigmoid_focal_loss  # noqa: PLC0415
+    from torchvision.ops import sigmoid_focal_loss
 
     logits, labels = batch()
     labels = labels.clamp(min=0)

@@ -160,7 +160,7 @@ def test_frozen_equals_batch_norm_in_evaluation_and_never_thaws():
 
 
 def test_frozen_equals_torchvision_where_that_is_frozen_too():
-    from torchvision.ops import FrozenBatchNorm2d as Reference  # noqa: PLC0415
+    from torchvision.ops import FrozenBatchNorm2d as Reference
 
     ours, theirs = FrozenBatchNorm2d(3, eps=1e-3), Reference(3, eps=1e-3)
     values = {

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedmlic.dealing import DRAWS, _level, fill_up, rarest_labels
 from fedmlic.errors import InputError
 from fedmlic.partition import Partition, Population, check_feasible, ranks_within
+from fedmlic.partitioning.dealing import DRAWS, _level, fill_up, rarest_labels
 from fedmlic.seeds import stream
 from fedmlic.spec import build
 

@@ -155,7 +155,7 @@ def test_a_damaged_line_is_named(folder, damage):
 
 
 def test_tables_have_one_row_per_round_client_and_label(folder):
-    import pandas as pd  # noqa: PLC0415
+    import pandas as pd
 
     for number in (1, 2):
         folder.event("client", {"round": number, "client": 7, "loss": 0.5})
@@ -258,8 +258,8 @@ def test_a_checkpoint_of_another_experiment_is_not_loaded(folder, tiny, tmp_path
 
 
 def test_a_pickle_is_never_opened(folder):
-    import hashlib  # noqa: PLC0415
-    import pickle  # noqa: PLC0415
+    import hashlib
+    import pickle
 
     save(folder, 1)
     data = pickle.dumps({"model/w": 1})

@@ -24,7 +24,7 @@ NAMES = st.from_regex(r"\A[a-z][a-z0-9_]{0,8}\Z").filter(lambda name: name not i
 
 @given(st.lists(NAMES, min_size=1, max_size=3, unique=True), st.dictionaries(NAMES, LITERALS, max_size=4))
 def test_what_is_written_is_read_again(parts, arguments):
-    import keyword  # noqa: PLC0415
+    import keyword
 
     if any(keyword.iskeyword(word) for word in [*parts, *arguments]):
         return

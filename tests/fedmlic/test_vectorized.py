@@ -10,7 +10,7 @@ from fedmlic.protocol import Request
 from fedmlic.spec import build, entries
 from fedmlic.update import Weighting, units_for
 from sim.run import open_federation
-from strategies.server import build_server
+from strategies.server.server import build_server
 
 VARIANTS = {
     "fedlgt": ["fedlgt(dropout=0.0, layers=1, known_fraction_max=0.25, band=0.2)", "fedlgt(dropout=0.0, layers=1)"],
@@ -188,7 +188,7 @@ def test_a_run_trains_at_once_what_it_would_train_alone(play_settings):
 
 @pytest.fixture
 def play_settings(tmp_path, tiny):
-    from sim.run import run  # noqa: PLC0415
+    from sim.run import run
 
     def played(**changes):
         return run(*tiny(engine="processes", workers=2, **changes), tmp_path / str(changes["vectorize"]))

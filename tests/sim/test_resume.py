@@ -15,7 +15,7 @@ from filelock import FileLock
 from fedmlic.errors import InputError
 from fedmlic.record import RunFolder, open_run, read_json
 from sim import run as engine
-from strategies import rounds, server
+from strategies.server import rounds, server
 
 ROUNDS = 6
 SLOW = """

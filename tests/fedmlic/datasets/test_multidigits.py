@@ -39,7 +39,7 @@ def table(small):
 
 
 def test_the_glyphs_are_those_of_scikit_learn():
-    from sklearn.datasets import load_digits  # noqa: PLC0415  (the slow import that the module avoids)
+    from sklearn.datasets import load_digits  # the slow import that the module avoids
 
     expected = load_digits()
     images, digits = glyphs()

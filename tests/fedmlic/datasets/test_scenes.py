@@ -540,8 +540,8 @@ def test_none_is_the_presets_value():
 @pytest.mark.slow
 def test_a_small_network_learns_it(settings, tmp_path):
     """Central training of some 60,000 parameters for half a minute reaches three times the prior."""
-    from fedmlic.experiment import split_settings  # noqa: PLC0415
-    from sim.run import run  # noqa: PLC0415
+    from fedmlic.experiment import split_settings
+    from sim.run import run
 
     changes = {
         "dataset": "scenes(preset='tiny', num_images=3000, max_size=500, num_test=1000)",
@@ -564,8 +564,8 @@ def test_a_small_network_learns_it(settings, tmp_path):
 @pytest.mark.slow
 def test_clients_that_are_alike_learn_faster_than_owners(settings, tmp_path):
     """FedAvg on IID clients beats FedAvg on natural owners by a visible margin at ``context_alpha=0.1``."""
-    from fedmlic.experiment import split_settings  # noqa: PLC0415
-    from sim.run import run  # noqa: PLC0415
+    from fedmlic.experiment import split_settings
+    from sim.run import run
 
     found = {}
     for partition in ("iid()", "natural()"):

@@ -14,7 +14,7 @@ from fedmlic.models.resnet import resnet
 @pytest.fixture(scope="module")
 def reference():
     """torchvision's ResNet-18 with random weights and BatchNorm statistics that are not the initial ones."""
-    from torchvision.models import resnet18  # noqa: PLC0415
+    from torchvision.models import resnet18
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -42,8 +42,8 @@ def stored():
 
 def torchvision_features(reference, stored):
     """torchvision's own preprocessing of pixels, and its features before the average pool."""
-    from torchvision.models.feature_extraction import create_feature_extractor  # noqa: PLC0415
-    from torchvision.transforms.functional import convert_image_dtype, normalize  # noqa: PLC0415
+    from torchvision.models.feature_extraction import create_feature_extractor
+    from torchvision.transforms.functional import convert_image_dtype, normalize
 
     images = convert_image_dtype(stored.permute(0, 3, 1, 2), torch.float32)
     images = normalize(images, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])

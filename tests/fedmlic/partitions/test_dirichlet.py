@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedmlic.dataset import Objects
-from fedmlic.dealing import cardinalities, label_sets, positives
 from fedmlic.errors import InputError
 from fedmlic.partition import Population
+from fedmlic.partitioning.dealing import cardinalities, label_sets, positives
 from fedmlic.partitions.dirichlet import _keys
 from fedmlic.seeds import stream
 from fedmlic.spec import build

@@ -1,0 +1,1 @@
+"""What partitions share: dealing images to clients, clustering, stratification."""

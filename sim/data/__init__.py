@@ -1,0 +1,1 @@
+"""Prepare and check data sets before a run."""

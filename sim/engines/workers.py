@@ -1,0 +1,391 @@
+"""Worker processes that play clients: many clients per call, one model per worker per round.
+
+Every worker holds a ``Host``. A round shares the model once; clients are handed out in
+shrinking chunks, costliest first, to whoever is free; each worker adds its updates and
+gives one sum at the end. Which worker played whom cannot change the result, since sums
+have no order.
+
+A worker that dies is replaced, and what it had not yet handed over is played again
+elsewhere. A client that was being played when a worker died twice is one failed client.
+
+What starts workers and carries calls is a ``Carrier``: processes of this machine
+(``sim.engines.processes``) or Ray (``sim.engines.ray``).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from clients.host import Host
+    from fedmlic.experiment import Experiment, Runtime
+    from fedmlic.learner import Learner
+    from fedmlic.protocol import HostInfo, Reply, Request, Turn
+    from fedmlic.update import Update
+
+MAX_DEATHS_IN_A_ROW = 3
+"""Workers that may die one after another without a single turn before the run gives up."""
+
+
+class WorkerDiedError(RuntimeError):
+    """The worker that was to answer is gone."""
+
+
+class Carrier(Protocol):
+    """Starts workers and carries calls to them.
+
+    A worker answers calls in the order in which they were made.
+    """
+
+    def open(self, size: int) -> None:
+        """Get ready for models of ``size`` numbers; called once, before the first call to a worker."""
+
+    def start(self, name: str) -> Any:  # noqa: ANN401  (a handle that only the carrier understands)
+        """Start a worker."""
+
+    def call(self, worker: Any, method: str, *arguments: object) -> Any:  # noqa: ANN401
+        """Have a worker do something; returns at once with what stands for the answer."""
+
+    def wait(self, calls: Sequence[Any], timeout: float) -> Sequence[Any]:
+        """Those of ``calls`` that have ended, at least one unless ``timeout`` seconds pass first."""
+
+    def result(self, call: Any) -> Any:  # noqa: ANN401
+        """The answer to an ended call, or what was raised in the worker.
+
+        Raises:
+            WorkerDiedError: there will be no answer.
+        """
+
+    def kill(self, worker: Any) -> None:  # noqa: ANN401
+        """End a worker at once; its calls end with ``WorkerDiedError``."""
+
+    def share(self, request: Request) -> Any:  # noqa: ANN401
+        """Make a round's request available to all workers; what ``Worker.begin`` is told."""
+
+    def take(self, worker: Any, packed: Any) -> Update:  # noqa: ANN401
+        """An update that a worker packed with its ``Link``; it may lie in memory that the worker uses again."""
+
+    def close(self) -> None:
+        """End all workers; safe to call twice."""
+
+
+class Link(Protocol):
+    """A worker's side of a carrier."""
+
+    def read(self, shared: Any) -> Request:  # noqa: ANN401
+        """The request that ``Carrier.share`` made available."""
+
+    def pack(self, update: Update, *, single: bool) -> Any:  # noqa: ANN401
+        """An update on its way to the server: the worker's only one of this round, or a ``single`` client's."""
+
+    @property
+    def memory(self) -> Tensor | None:
+        """float64 ``[layout.size]`` in which the round's sum is best kept, if there is such a place."""
+
+
+class Worker:
+    """What runs in a worker process.
+
+    Args:
+        name: how records call it.
+        link: its side of the carrier.
+        search_path: the driver's module search path, so that plug-ins are found here too.
+    """
+
+    def __init__(self, name: str, link: Link, search_path: Sequence[str]) -> None:
+        sys.path.extend(entry for entry in search_path if entry not in sys.path)
+        self._name = name
+        self._link = link
+        self._host: Host | None = None
+        self._request: Request | None = None
+
+    def setup(self, settings: dict[str, Any], label_names: tuple[str, ...]) -> HostInfo:
+        """Open the federation, build the network, and say which clients can be played."""
+        from sim.run import build_host
+
+        self._host = build_host(self._name, settings, label_names, self._link.memory)
+        return self._host.info()
+
+    def begin(self, shared: Any) -> None:  # noqa: ANN401
+        """Take in the round's request; the model moves to the host's device once."""
+        self._request = None  # should this fail, nobody must train on the last round's model
+        if self._host is None:
+            return
+        self._host.collect()  # forget what a broken-off round left behind
+        request = self._link.read(shared)
+        self._request = replace(request, flat=request.flat.to(self._host.device))
+
+    def play(self, clients: Sequence[int]) -> tuple[list[Turn], list[Any]]:
+        """Play ``clients``; their single updates if the request wants each, else none yet."""
+        host, request = self._ready()
+        turns = host.turns(request, clients)
+        single = host.collect().updates if request.each else ()
+        return turns, [self._link.pack(update, single=True) for update in single]
+
+    def collect(self) -> tuple[list[Any], Mapping[str, Any]]:
+        """The sum of what was played since ``begin``."""
+        reply = self._ready()[0].collect()
+        return [self._link.pack(update, single=False) for update in reply.updates], dict(reply.evaluation)
+
+    def _ready(self) -> tuple[Host, Request]:
+        if self._host is None or self._request is None:
+            msg = "Expected setup and begin before play."
+            raise RuntimeError(msg)
+        return self._host, self._request
+
+
+@dataclass
+class _Seat:
+    """One worker as the driver sees it.
+
+    Attributes:
+        name: of the seat; a replacement takes it over with a number added.
+        worker: the carrier's handle.
+        begun: the call that gives the worker the round's model.
+        played: clients whose turns are in the worker's uncollected sum.
+        pending: chunk under way by call.
+    """
+
+    name: str
+    worker: Any
+    begun: Any = None
+    played: list[int] = field(default_factory=list)
+    pending: dict[Any, list[int]] = field(default_factory=dict)
+
+
+class _Queue:
+    """Clients that are still to be played, costliest first, and how they are cut into chunks.
+
+    Args:
+        clients: in order.
+        costs: expected cost of each.
+        least: clients that a worker trains at once: chunks are not made smaller for no reason.
+    """
+
+    def __init__(self, clients: Sequence[int], costs: Mapping[int, float], least: int) -> None:
+        self._clients = deque(clients)
+        self._costs = costs
+        self._least = least
+        self._left = sum(map(self._cost, clients))
+        self._suspects: set[int] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self._clients)
+
+    def put_first(self, client: int) -> None:
+        """Have a client played at once and alone: a worker died while it played it."""
+        self._suspects.add(client)
+        self._clients.appendleft(client)
+        self._left += self._cost(client)
+
+    def put_last(self, clients: Sequence[int]) -> None:
+        """Have clients played again."""
+        self._clients.extend(clients)
+        self._left += sum(map(self._cost, clients))
+
+    def chunk(self, num_workers: int) -> list[int]:
+        """The next clients for one worker: half of a fair share of the work that is left."""
+        budget = self._left / (2 * num_workers)
+        chunk = [self._clients.popleft()]
+        cost = self._cost(chunk[0])
+        while (
+            self._clients
+            and not {chunk[0], self._clients[0]} & self._suspects
+            and (len(chunk) < self._least or cost + self._cost(self._clients[0]) <= budget)
+        ):
+            chunk.append(self._clients.popleft())
+            cost += self._cost(chunk[-1])
+        self._left -= cost
+        return chunk
+
+    def _cost(self, client: int) -> float:
+        return self._costs.get(client, 1.0)
+
+
+class Workers:
+    """A transport of resident worker processes.
+
+    Args:
+        carrier: starts them and carries calls.
+        num_workers: how many.
+        runtime: time limits and what every worker is told.
+        settings_of: what differs between workers, by number (such as the GPU).
+    """
+
+    def __init__(
+        self,
+        carrier: Carrier,
+        num_workers: int,
+        runtime: Runtime,
+        settings_of: Callable[[int], dict[str, Any]] | None = None,
+    ) -> None:
+        self._carrier = carrier
+        self._runtime = runtime
+        self._settings_of = settings_of or (lambda number: {})  # noqa: ARG005
+        self._seats = [_Seat(f"worker-{i}", carrier.start(f"worker-{i}")) for i in range(num_workers)]
+        self._setup: tuple[dict[str, Any], tuple[str, ...]] | None = None
+        self._num_deaths = 0
+        self._deaths_in_a_row = 0
+
+    def setup(self, experiment: Experiment, learner: Learner) -> None:
+        """Tell all workers which federation and network to open."""
+        self._carrier.open(learner.resident.layout.size)
+        settings = {**experiment.model_dump(), **self._runtime.model_dump()}
+        self._setup = (settings, tuple(learner.task.label_names))
+
+    def hosts(self) -> list[HostInfo]:
+        """Set every worker up and ask what it can play.
+
+        Raises:
+            InputError, RuntimeError: what went wrong in a worker's set-up.
+        """
+        calls = [self._set_up(seat) for seat in self._seats]
+        waiting = set(calls)
+        while waiting:  # without a limit: another machine may first have to prepare the images
+            waiting -= set(self._carrier.wait(list(waiting), self._runtime.round_timeout))
+        return [self._carrier.result(call) for call in calls]
+
+    def play(
+        self, request: Request, clients: Sequence[int], costs: Mapping[int, float] | None = None
+    ) -> Iterator[Reply]:
+        """Hand out ``clients`` in chunks; yield turns as they end and the sums last."""
+        shared = self._carrier.share(request)
+        queue = _Queue(clients, costs or {}, self._runtime.vectorize if request.kind == "train" else 1)
+        suspects: Counter[int] = Counter()
+        for seat in self._seats:
+            seat.played, seat.pending = [], {}
+            seat.begun = self._carrier.call(seat.worker, "begin", shared)
+        sums: list[Reply] = []
+        while queue or any(seat.pending or seat.played for seat in self._seats):
+            self._hand_out(queue)
+            if any(seat.pending for seat in self._seats):
+                yield from self._gather(request, shared, queue, suspects)
+            else:
+                yield from self._collect(shared, queue, sums)
+        yield from sums
+
+    def close(self) -> None:
+        """Stop the workers."""
+        self._seats = []
+        self._carrier.close()
+
+    def _set_up(self, seat: _Seat) -> Any:  # noqa: ANN401
+        if self._setup is None:
+            msg = "Expected setup before hosts."
+            raise RuntimeError(msg)
+        settings, label_names = self._setup
+        own = self._settings_of(int(seat.name.split("+", maxsplit=1)[0].rpartition("-")[2]))
+        return self._carrier.call(seat.worker, "setup", {**settings, **own}, label_names)
+
+    def _hand_out(self, queue: _Queue) -> None:
+        """Give every worker that has at most one call under way another chunk."""
+        for depth in range(2):
+            for seat in self._seats:
+                if not queue or len(seat.pending) > depth:
+                    continue
+                chunk = queue.chunk(len(self._seats))
+                seat.pending[self._carrier.call(seat.worker, "play", chunk)] = chunk
+
+    def _gather(self, request: Request, shared: Any, queue: _Queue, suspects: Counter[int]) -> Iterator[Reply]:  # noqa: ANN401
+        from fedmlic.protocol import Reply
+
+        calls = [call for seat in self._seats for call in seat.pending]
+        ended = self._carrier.wait(calls, self._runtime.round_timeout)
+        if not ended:
+            self._kill_silent()
+        for call in ended:
+            seat = next((seat for seat in self._seats if call in seat.pending), None)
+            if seat is None:
+                continue  # of a worker that died a moment ago
+            try:
+                turns, single = self._carrier.result(call)
+            except WorkerDiedError as error:
+                yield from self._bury(seat, shared, queue, suspects, error)
+                continue
+            chunk = seat.pending.pop(call)
+            self._deaths_in_a_row = 0
+            if not request.each:
+                seat.played.extend(chunk)
+            yield Reply(tuple(turns), tuple(self._carrier.take(seat.worker, packed) for packed in single))
+
+    def _collect(self, shared: Any, queue: _Queue, sums: list[Reply]) -> Iterator[Reply]:  # noqa: ANN401
+        """Fetch the sums; a worker that died with its sum has its clients played again."""
+        from fedmlic.protocol import Reply
+
+        calls = {self._carrier.call(seat.worker, "collect"): seat for seat in self._seats if seat.played}
+        waiting = list(calls)
+        while waiting:
+            ended = self._carrier.wait(waiting, self._runtime.round_timeout)
+            waiting = [call for call in waiting if call not in ended] if ended else []
+            if not ended:
+                self._kill_silent()
+        died = []
+        for call, seat in calls.items():
+            try:
+                packed, evaluation = self._carrier.result(call)
+            except WorkerDiedError as error:
+                died.append((seat, error))
+                continue
+            seat.played = []
+            sums.append(Reply((), tuple(self._carrier.take(seat.worker, each) for each in packed), evaluation))
+        if died:
+            # The others' memory will be written again when they play what was lost.
+            sums[:] = [replace(reply, updates=tuple(_copied(update) for update in reply.updates)) for reply in sums]
+        for seat, cause in died:
+            yield from self._bury(seat, shared, queue, Counter(), cause)
+
+    def _bury(
+        self,
+        seat: _Seat,
+        shared: Any,  # noqa: ANN401
+        queue: _Queue,
+        suspects: Counter[int],
+        error: Exception,
+    ) -> Iterator[Reply]:
+        """Replace a dead worker; play again what it had not handed over."""
+        from fedmlic.protocol import Reply, Turn
+
+        self._num_deaths += 1
+        self._deaths_in_a_row += 1
+        if self._deaths_in_a_row > MAX_DEATHS_IN_A_ROW:
+            msg = (
+                f"Expected workers to live, got {self._deaths_in_a_row} deaths in a row: {error}. "
+                "Look for lack of memory; use fewer workers."
+            )
+            raise RuntimeError(msg) from error
+        # Only the first unfinished chunk can have been running when the worker died.
+        chunks = list(seat.pending.values())
+        running, waiting = (chunks[0] if chunks else []), chunks[1:]
+        failed = []
+        for client in running:
+            suspects[client] += 1
+            if len(running) == 1 and suspects[client] > 1:
+                reason = f"WorkerDied: {seat.name} died while it played client {client} alone ({error})"
+                failed.append(Turn(client, seat.name, error=reason))
+                self._deaths_in_a_row = 0  # the cause is found
+            else:
+                # At once and alone: whoever killed it is found before it kills another.
+                queue.put_first(client)
+        queue.put_last([*seat.played, *(c for chunk in waiting for c in chunk)])
+        seat.played, seat.pending = [], {}
+        seat.name = f"{seat.name.split('+', maxsplit=1)[0]}+{self._num_deaths}"
+        seat.worker = self._carrier.start(seat.name)
+        self._set_up(seat)
+        seat.begun = self._carrier.call(seat.worker, "begin", shared)
+        yield Reply(tuple(failed))
+
+    def _kill_silent(self) -> None:
+        """Kill whoever plays on and on; calls under way then end as those of any dead worker."""
+        for seat in self._seats:
+            if (seat.pending or seat.played) and self._carrier.wait([seat.begun], 0):
+                self._carrier.kill(seat.worker)
+
+
+def _copied(update: Update) -> Update:
+    return replace(update, sums=update.sums.clone())

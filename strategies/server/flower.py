@@ -1,0 +1,358 @@
+"""The round loop's transport over Flower: one message per node and round.
+
+Nodes are asked once what they host; from then on their names and client ids
+decide everything and Flower's random node ids nothing. A simulated node can play
+any client, so clients are dealt by cost, and what a node could not answer is dealt
+once more to the nodes that could. A device is one client: if it is silent, that
+client has failed this round and is asked again in the next. Every wait is bounded.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+import torch
+from flwr.app import Message, MessageType, RecordDict
+
+from fedmlic import wire
+from fedmlic.errors import InputError
+from fedmlic.protocol import HostInfo, Reply, Request, Turn
+from fedmlic.update import Update
+from strategies.server.cohort import deal
+
+if TYPE_CHECKING:
+    from flwr.app import ArrayRecord
+    from flwr.serverapp import Grid
+
+    from fedmlic.arrays import Layout
+    from fedmlic.experiment import Experiment, Runtime
+
+FIRST_PAUSE_S: Final = 0.05
+LONGEST_PAUSE_S: Final = 1.0
+"""Between two looks for replies over a network; the pause grows by half while nothing comes."""
+
+LOOK_S: Final = 0.02
+"""Between two looks for replies in a simulation, where looking is a lookup in a dictionary."""
+
+GRACE_S: Final = 10.0
+"""How long others may still appear after every node that is there has failed."""
+
+PULL_AT_ONCE: Final = 8
+"""Replies fetched together: bounds the memory in which finished updates wait."""
+
+Answer = tuple[str, RecordDict | str]
+"""Whom a message went to, and the content of the reply or the reason why there is none."""
+
+
+class _Exchange:
+    """Messages under way and the answers to them.
+
+    Args:
+        grid: Flower's connection.
+        timeout: seconds after which a message is given up.
+        simulated: whether looking for replies costs next to nothing.
+    """
+
+    def __init__(self, grid: Grid, timeout: float, *, simulated: bool = False) -> None:
+        self._grid = grid
+        self._timeout = timeout
+        self._first, self._longest = (LOOK_S, LOOK_S) if simulated else (FIRST_PAUSE_S, LONGEST_PAUSE_S)
+        self._waiting: dict[str, tuple[str, float]] = {}
+        self._refused: list[str] = []
+
+    @property
+    def waiting(self) -> int:
+        """Messages without an answer so far."""
+        return len(self._waiting) + len(self._refused)
+
+    def send(self, messages: Mapping[str, Message]) -> None:
+        """Push all messages at once, so that arrays they share are uploaded once."""
+        pushed = {message_id for message_id in self._grid.push_messages(list(messages.values())) if message_id}
+        deadline = time.monotonic() + self._timeout
+        for name, message in messages.items():
+            # Flower refuses messages to nodes that are gone; its two grids tell so in different ways.
+            if message.metadata.message_id in pushed:
+                self._waiting[message.metadata.message_id] = (name, deadline)
+            else:
+                self._refused.append(name)
+
+    def receive(self) -> list[Answer]:
+        """The answers that are there by now."""
+        answers: list[Answer] = [(name, "it is not connected") for name in self._refused]
+        self._refused = []
+        ids = list(self._waiting)
+        for start in range(0, len(ids), PULL_AT_ONCE):
+            for reply in self._grid.pull_messages(ids[start : start + PULL_AT_ONCE]):
+                asked = self._waiting.pop(reply.metadata.reply_to_message_id, None)
+                if asked is not None:
+                    answers.append((asked[0], _reason(reply) if reply.has_error() else reply.content))
+        now = time.monotonic()
+        late = [message_id for message_id, (_, deadline) in self._waiting.items() if now > deadline]
+        answers += [(self._waiting.pop(message_id)[0], f"no answer within {self._timeout:g} s") for message_id in late]
+        return answers
+
+    def until_answered(self) -> Iterator[Answer]:
+        """All answers as they come."""
+        pause = self._first
+        while self.waiting:
+            answers = self.receive()
+            yield from answers
+            if self.waiting:
+                pause = self._first if answers else min(pause * 1.5, self._longest)
+                time.sleep(pause)
+
+
+def _reason(reply: Message) -> str:
+    return f"Flower's error {reply.error.code}: {wire.first_line(reply.error.reason or 'no reason given')}"
+
+
+class FlowerTransport:
+    """A transport that sends Flower messages.
+
+    Args:
+        grid: Flower's connection, as the ServerApp gets it.
+        experiment: for the number of clients a round needs.
+        runtime: time limits and the number of hosts to wait for.
+
+    Attributes:
+        layout: of the exchanged tensors; to be set before the first ``play``.
+    """
+
+    layout: Layout
+
+    def __init__(self, grid: Grid, experiment: Experiment, runtime: Runtime) -> None:
+        self._grid = grid
+        self._runtime = runtime
+        self._min_hosts = max(runtime.min_hosts, experiment.cohort_size)
+        self._nodes: dict[str, int] = {}
+        self._infos: dict[str, HostInfo] = {}
+        self._strangers: set[int] = set()
+        self._simulated = False
+        self._sums: torch.Tensor | None = None
+
+    def hosts(self) -> list[HostInfo]:
+        """Ask every node once what it hosts, until enough have answered.
+
+        In a simulation that is all its nodes; else ``min-hosts``, and at least the cohort.
+        Asked again, it repeats what it knows.
+
+        Raises:
+            InputError: too few within ``node-timeout``, two devices that claim one client,
+                nodes that run other code, or bad input that a simulated node found.
+        """
+        if not self._infos:
+            self._introduce()
+        return [self._infos[name] for name in sorted(self._infos)]
+
+    def play(
+        self, request: Request, clients: Sequence[int], costs: Mapping[int, float] | None = None
+    ) -> Iterator[Reply]:
+        """Send every node its share of ``clients`` and yield what comes back, as it comes."""
+        if not self._simulated:
+            self._find_returned()
+        replies = self._replies(request, clients, costs or {})
+        yield from self._singles(replies) if request.each else self._total(request, replies)
+
+    def close(self) -> None:
+        """Nothing to let go of: the connection is Flower's."""
+
+    def _replies(self, request: Request, clients: Sequence[int], costs: Mapping[int, float]) -> Iterator[Reply]:
+        """What the nodes answer, and last the clients that nobody could play."""
+        model = wire.pack_model(request.flat, copy=not self._simulated)
+        lost: dict[int, Turn] = {}
+        answered: set[str] = set()
+        yield from self._try(request, model, self._shares(clients, costs), lost, answered)
+        again, hosts = (list(lost), sorted(answered or self._infos)) if self._simulated else ([], [])
+        for start in range(0, len(again), max(len(hosts), 1)):
+            # One by one, so that a client that kills its worker takes no other along.
+            replace_dead_actors()
+            batch = {host: [client] for host, client in zip(hosts, again[start : start + len(hosts)], strict=False)}
+            yield from self._try(request, model, batch, lost, answered)
+        if lost:
+            replace_dead_actors()
+            yield Reply(tuple(lost.values()))
+
+    def _total(self, request: Request, replies: Iterable[Reply]) -> Iterator[Reply]:
+        """Replies without their sums, and last the sum of these, in memory that is used again in the next round."""
+        if self._sums is None:
+            self._sums = torch.zeros(self.layout.size, dtype=torch.float64)
+        total = Update.zero(self.layout, request.units, memory=self._sums)
+        for reply in replies:
+            for update in reply.updates:
+                total.merge(update)
+            yield replace(reply, updates=())
+        if total.clients:
+            yield Reply((), (total,))
+
+    @staticmethod
+    def _singles(replies: Iterable[Reply]) -> Iterator[Reply]:
+        """Replies with updates in memory of their own instead of Flower's messages."""
+        for reply in replies:
+            yield replace(reply, updates=tuple(replace(each, sums=each.sums.clone()) for each in reply.updates))
+
+    def _shares(self, clients: Sequence[int], expected: Mapping[int, float]) -> dict[str, list[int]]:
+        """Who plays whom."""
+        costs = {client: expected.get(client, 1.0) for client in clients}
+        able = {name: None if self._simulated else set(info.clients.tolist()) for name, info in self._infos.items()}
+        return deal(clients, costs, able)
+
+    def _try(
+        self,
+        request: Request,
+        model: ArrayRecord,
+        shares: Mapping[str, list[int]],
+        lost: dict[int, Turn],
+        answered: set[str],
+    ) -> Iterator[Reply]:
+        """Send one message per host and yield the replies; keep note of who answered and whom that leaves lost."""
+        exchange = _Exchange(self._grid, self._runtime.round_timeout, simulated=self._simulated)
+        exchange.send({host: self._message(request, host, share, model) for host, share in shares.items()})
+        for host, answer in exchange.until_answered():
+            reply = self._read(request, host, shares[host], answer)
+            if isinstance(reply, str):
+                lost.update({c: Turn(c, host, error=f"NodeFailed: {host}: {reply}") for c in shares[host]})
+                continue
+            answered.add(host)
+            for client in shares[host]:
+                lost.pop(client, None)
+            yield reply
+
+    def _message(self, request: Request, host: str, share: list[int], model: ArrayRecord) -> Message:
+        content = wire.pack_request(request, share, self.layout, model)
+        kind = MessageType.TRAIN if request.kind == "train" else MessageType.EVALUATE
+        return Message(content, self._nodes[host], kind, ttl=self._runtime.round_timeout, group_id=str(request.round))
+
+    def _read(self, request: Request, host: str, share: list[int], answer: RecordDict | str) -> Reply | str:
+        """A host's reply, or why it does not count."""
+        if isinstance(answer, str):
+            return answer
+        try:
+            reply = wire.unpack_reply(answer, self.layout)
+        except (wire.WireError, wire.RemoteError) as error:
+            return str(error)
+        turns = sorted(turn.client for turn in reply.turns if turn.host == host)
+        if turns != sorted(share):
+            return f"it answered for clients {turns[:8]} where {sorted(share)[:8]} were asked"
+        good = sorted(turn.client for turn in reply.turns if not turn.error and request.kind == "train")
+        summed = sorted(client for update in reply.updates for client in update.clients)
+        if summed != good:
+            return f"its sum is of clients {summed[:8]} where {good[:8]} succeeded"
+        if not request.each and any(update.units != request.units for update in reply.updates):
+            return f"its sum is in units of {reply.updates[0].units} where {request.units} were asked for"
+        return reply
+
+    # --- who is there -----------------------------------------------------------------
+
+    def _introduce(self) -> None:
+        found, problems = self._query(self._are_enough)
+        if not self._are_enough(found):
+            told = " ".join(problems) or "No other node has connected."
+            msg = (
+                f"Expected {self._needed(found)} nodes within {self._runtime.node_timeout:g} s, got {len(found)}. "
+                f"{told} Start SuperNodes, raise node-timeout, or lower min-hosts and cohort-size."
+            )
+            raise InputError(msg)
+        for node, who in found.items():
+            self._welcome(node, who)
+        self._simulated = any(who.simulated for who in found.values())
+
+    def _query(
+        self, enough: Callable[[Mapping[int, wire.Introduction]], bool], skip: set[int] | None = None
+    ) -> tuple[dict[int, wire.Introduction], list[str]]:
+        """Ask all nodes but those in ``skip`` as they appear, until ``enough`` have answered or time is up."""
+        exchange = _Exchange(self._grid, self._runtime.node_timeout)
+        asked = set(skip or ())
+        found: dict[int, wire.Introduction] = {}
+        problems: list[str] = []
+        started = last_news = time.monotonic()
+        while time.monotonic() - started < self._runtime.node_timeout:
+            new = sorted(set(self._grid.get_node_ids()) - asked)
+            if new:
+                exchange.send({str(node): self._question(node) for node in new})
+                asked.update(new)
+            answers = exchange.receive()
+            for node, answer in answers:
+                self._note(int(node), answer, found, problems)
+            if not exchange.waiting and enough(found):
+                break
+            last_news = time.monotonic() if new or answers else last_news
+            if problems and not found and not exchange.waiting and time.monotonic() - last_news > GRACE_S:
+                break
+            time.sleep(4 * FIRST_PAUSE_S)
+        return found, problems
+
+    def _question(self, node: int) -> Message:
+        return Message(RecordDict(), node, MessageType.QUERY, ttl=self._runtime.node_timeout)
+
+    @staticmethod
+    def _note(node: int, answer: RecordDict | str, found: dict[int, wire.Introduction], problems: list[str]) -> None:
+        """Sort an answer; bad input in a simulation ends the run, as every other node will find it too."""
+        if isinstance(answer, str):
+            problems.append(f"A node failed: {answer}. {wire.STALE_HINT}")
+            return
+        try:
+            found[node] = wire.unpack_introduction(answer)
+        except wire.RemoteError as error:
+            if error.simulated:
+                raise (InputError(error.text) if error.kind == InputError.__name__ else error) from None
+            problems.append(f"A node failed: {error}")
+        except wire.WireError as error:
+            problems.append(f"A node does not follow the protocol: {error}")
+
+    def _are_enough(self, found: Mapping[int, wire.Introduction]) -> bool:
+        return len(found) >= self._needed(found)
+
+    def _needed(self, found: Mapping[int, wire.Introduction]) -> int:
+        return max((who.num_hosts for who in found.values() if who.simulated), default=self._min_hosts)
+
+    def _welcome(self, node: int, who: wire.Introduction) -> None:
+        name = who.info.host
+        if who.code != wire.code_digest():
+            msg = f"Expected {name} to run the server's code ({wire.code_digest()}), got {who.code}. {wire.STALE_HINT}"
+            raise InputError(msg)
+        if name in self._nodes:
+            msg = f"Expected every device to be another client, got two {name}. Give each SuperNode its own client=."
+            raise InputError(msg)
+        self._nodes[name], self._infos[name] = node, who.info
+
+    def _find_returned(self) -> None:
+        """A device that came back under another node id takes its place again."""
+        present = set(self._grid.get_node_ids())
+        known = set(self._nodes.values())
+        missing = {name for name, node in self._nodes.items() if node not in present}
+        if not missing or not present - known - self._strangers:
+            return
+        found, _ = self._query(lambda _: True, skip=known | self._strangers)
+        for node, who in found.items():
+            if who.info.host in missing and who.code == wire.code_digest():
+                self._nodes[who.info.host] = node
+        self._strangers |= present - set(self._nodes.values())
+
+
+def replace_dead_actors() -> int:
+    """Put new Ray actors in the place of dead ones, if Flower's simulation runs in this process.
+
+    Flower 1.41 hands a dead actor back to its pool, which gives it out first ever after,
+    and has no way to ask for another. Call it while no message is under way.
+
+    Returns:
+        How many were replaced.
+    """
+    module = sys.modules.get("flwr.simulation.ray_transport.ray_actor")
+    if module is None:
+        return 0
+    pools = [found for found in gc.get_objects() if type(found) is module.BasicActorPool]
+    count = 0
+    for pool in pools:
+        for place, actor in enumerate(pool.pool):
+            try:
+                module.ray.get(actor.__ray_ready__.remote())
+            except module.ray.exceptions.RayActorError:
+                pool.pool[place] = pool.create_actor_fn()
+                count += 1
+    return count

@@ -1,0 +1,242 @@
+"""Put the server together: everything but the transport, for every engine.
+
+``fedmlic run`` (in process and on Ray) and Flower's ServerApp call the same two
+functions, so that there is one way a run starts, resumes and ends.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fedmlic import spec
+from fedmlic.corpus import Corpus, open_corpus
+from fedmlic.errors import InputError
+from fedmlic.evaluation import Evaluator
+from fedmlic.experiment import home_of
+from fedmlic.learner import Learner, build_learner, choose_device
+from fedmlic.process import prepare
+from fedmlic.record import RunFolder, write_bytes, write_json
+from fedmlic.tensorboard import curves
+from strategies.server.rounds import Outcome, Progress, Rounds
+from strategies.strategy import State, Strategy
+
+if TYPE_CHECKING:
+    from fedmlic.experiment import Experiment, Runtime
+    from fedmlic.protocol import Turn
+    from strategies.server.transport import Transport
+
+MODEL = "model/"
+MEMORY = "memory/"
+
+
+@dataclass(frozen=True)
+class Server:
+    """The server's half of one experiment."""
+
+    experiment: Experiment
+    runtime: Runtime
+    corpus: Corpus
+    learner: Learner
+    strategy: Strategy
+
+
+def label_space(experiment: Experiment, corpus: Corpus) -> tuple[str, ...]:
+    """The label names: those of the experiment if it fixes them, else the corpus's."""
+    if not experiment.label_names:
+        if not corpus.label_names:
+            msg = (
+                f"Expected label-names, since {experiment.dataset} has none, got nothing. List the labels of all "
+                "devices, separated by commas, in the order that everybody uses."
+            )
+            raise InputError(msg)
+        return tuple(corpus.label_names)
+    names = tuple(name.strip() for name in experiment.label_names.split(","))
+    if corpus.label_names and tuple(corpus.label_names) != names:
+        msg = (
+            f"Expected label-names to be the data set's {list(corpus.label_names)[:8]}, got {list(names)[:8]}. "
+            "Leave label-names empty, or use a data set with these labels."
+        )
+        raise InputError(msg)
+    return names
+
+
+def build_server(
+    experiment: Experiment, runtime: Runtime, progress: Callable[[int, int], None] | None = None
+) -> Server:
+    """Open (or first build) the corpus and build the network and the strategy.
+
+    Raises:
+        InputError: anything that the configuration or the data have wrong.
+    """
+    prepare(runtime.threads)
+    strategy: Strategy = spec.build("strategy", experiment.strategy)
+    corpus = open_corpus(spec.build("dataset", experiment.dataset), home_of(runtime), progress=progress)
+    device = choose_device(runtime.device)
+    learner = build_learner(
+        experiment,
+        label_space(experiment, corpus),
+        corpus.image_shape,
+        device,
+        channels_last=runtime.channels_last,
+    )
+    return Server(experiment, runtime, corpus, learner, strategy)
+
+
+class FolderRecord:
+    """Writes the round loop's events and checkpoints into a run folder, while the loop goes on.
+
+    One thread writes everything in the order in which it was given. What goes wrong there is
+    raised by every later call, and nothing is written after it.
+    """
+
+    def __init__(self, folder: RunFolder, server: Server) -> None:
+        self._folder = folder
+        self._server = server
+        self._writer = ThreadPoolExecutor(1, "record")
+        self._error: BaseException | None = None
+        self._checkpoint: Future[None] | None = None
+
+    def event(self, kind: str, values: Mapping[str, object]) -> None:
+        """Append one event."""
+        self._later(lambda: self._folder.event(kind, values))
+
+    def add_events(self, kind: str, rows: Sequence[Mapping[str, object]]) -> None:
+        """Append events of one kind at once."""
+        self._later(lambda: self._folder.add_events(kind, rows))
+
+    def checkpoint(self, progress: Progress) -> None:
+        """Write a checkpoint, then delete those no longer wanted."""
+        # At most one round's model waits to be written. This round's events may: the next round need not wait for them.
+        if self._checkpoint is not None:
+            self._checkpoint.result()
+        layout = self._server.learner.resident.layout
+        tensors = {MODEL + name: view for name, view in layout.views(progress.state.flat)}
+        tensors |= {MEMORY + name: tensor for name, tensor in progress.state.memory.items()}
+        best = None if math.isinf(progress.best_value) else progress.best_value
+        values = {
+            "corpus": self._server.corpus.key,
+            "best_round": progress.best_round,
+            "best_value": best,
+            "seconds": progress.seconds,
+        }
+
+        def write() -> None:
+            self._folder.save_checkpoint(progress.round, tensors, values)
+            self._folder.prune_checkpoints(self._server.runtime.keep_checkpoints, progress.best_round)
+
+        self._checkpoint = self._later(write)
+
+    def settle(self) -> None:
+        """Wait until everything is on the disk; raises what went wrong."""
+        self._writer.submit(lambda: None).result()
+        self._raise()
+
+    def _later(self, write: Callable[[], None]) -> Future[None]:
+        self._raise()
+        return self._writer.submit(self._write, write)
+
+    def _write(self, write: Callable[[], None]) -> None:
+        if self._error is not None:
+            return
+        try:
+            write()
+        except BaseException as error:  # noqa: BLE001  (it is raised where somebody listens)
+            self._error = error
+
+    def _raise(self) -> None:
+        if self._error is not None:  # for good: what waits behind it must not be written
+            raise self._error
+
+
+def start_of(folder: RunFolder, server: Server) -> Progress:
+    """Where a run goes on: its last checkpoint, or the initial model if there is none yet.
+
+    Raises:
+        InputError: the checkpoint is damaged, or of another experiment or of other images.
+    """
+    layout = server.learner.resident.layout
+    numbers = folder.checkpoints()
+    if not numbers:
+        folder.rewind(0)
+        flat = server.learner.resident.flat.clone()
+        _write_frozen(folder, server)
+        return Progress(0, server.strategy.init(flat, layout))
+    tensors, values = folder.load_checkpoint(numbers[-1])
+    if values["corpus"] != server.corpus.key:
+        msg = (
+            f"Expected the images and labels that {folder.path} was started with (corpus {values['corpus']}), "
+            f"got others (corpus {server.corpus.key}). Restore them, or start a new run."
+        )
+        raise InputError(msg)
+    folder.rewind(values["events_bytes"])
+    model = {name.removeprefix(MODEL): tensor for name, tensor in tensors.items() if name.startswith(MODEL)}
+    memory = {name.removeprefix(MEMORY): tensor for name, tensor in tensors.items() if name.startswith(MEMORY)}
+    flat = layout.pack(model).to(server.learner.device)
+    best = -math.inf if values["best_value"] is None else float(values["best_value"])
+    return Progress(values["round"], State(flat, memory), values["best_round"], best, values["seconds"])
+
+
+def _write_frozen(folder: RunFolder, server: Server) -> None:
+    """Keep what is frozen in the network, so that prediction needs no weight file of the past."""
+    from safetensors.torch import save
+
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in server.learner.resident.other_state().items()}
+    about = {
+        "label_names": json.dumps(list(server.learner.task.label_names)),
+        "image_shape": json.dumps(list(server.learner.task.image_shape)),
+    }
+    write_bytes(folder.path / "frozen.safetensors", save(state, metadata=about))
+
+
+def serve(
+    server: Server,
+    transport: Transport,
+    folder: RunFolder,
+    on_turn: Callable[[int, Turn, int], None] | None = None,
+) -> Outcome:
+    """Play the rounds that are left, and write result.json and the tables at the end."""
+    start = start_of(folder, server)
+    with curves(folder):
+        folder.event("start", {"round": start.round, "num-rounds": server.experiment.num_rounds})
+        record = FolderRecord(folder, server)
+        rounds = Rounds(
+            server.experiment,
+            server.learner,
+            server.strategy,
+            transport,
+            Evaluator(server.learner, server.corpus, server.experiment.threshold),
+            record,
+            on_turn,
+        )
+        try:
+            outcome = rounds.run(start)
+            record.settle()
+        except BaseException as error:
+            with suppress(Exception):  # what is raised already says more
+                record.settle()
+            if isinstance(error, Exception):
+                folder.event("failed", {"reason": f"{type(error).__name__}: {error}"})
+            raise
+        folder.event("end", {"round": outcome.progress.round, "weights-sha256": outcome.weights_sha256})
+    folder.write_tables()
+    write_json(folder.path / "result.json", result_of(folder, server, outcome))
+    return outcome
+
+
+def result_of(folder: RunFolder, server: Server, outcome: Outcome) -> dict[str, object]:
+    """The run in one JSON object, as ``fedmlic run --json`` prints it."""
+    return {
+        "run": str(folder.path.absolute()),
+        "rounds": outcome.progress.round,
+        "best_round": outcome.progress.best_round,
+        "metrics": outcome.metrics,
+        "weights_sha256": outcome.weights_sha256,
+        "seconds": round(outcome.progress.seconds, 3),
+        "num_values": server.learner.resident.layout.num_values,
+    }

@@ -1,0 +1,118 @@
+"""A run's record, read back, whatever state it is in."""
+
+import io
+import json
+import shutil
+
+import pytest
+from rich.console import Console
+
+from fedmlic.errors import InputError
+from fedmlic.record import create, read_json
+from sim.console import duration, number, results_table, spread_line
+from sim.reports.show import show, summary
+
+
+def printed(found, width=100):
+    console = Console(file=io.StringIO(), width=width)
+    show(found, console)
+    return console.file.getvalue()
+
+
+def test_a_complete_run(finished):
+    found = summary(finished)
+
+    assert found["status"] == "complete"
+    assert [event["round"] for event in found["rounds"]] == [1, 2, 3, 4]
+    assert found["result"] == read_json(finished / "result.json")
+    assert found["best_round"] == found["result"]["best_round"]
+    assert found["checkpoint"] == 4
+    assert set(found["labels"]) == {"test", "val"}
+    assert found["failures"] == []
+    assert json.dumps(found, allow_nan=False)
+    text = printed(found)
+    assert text.count("four") == 2
+    assert "6 clients, 4 a round, 4 rounds, seed 0" in text
+
+
+def test_an_interrupted_run(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    with (tmp_path / "run" / "events.jsonl").open("a") as log:
+        log.write('{"event":"rou')
+
+    found = summary(tmp_path / "run")
+
+    assert found["status"] == "interrupted or running"
+    assert found["result"] is None
+    assert len(found["rounds"]) == 4
+
+
+def test_a_run_that_has_not_begun(tiny, tmp_path):
+    create(tmp_path / "run", *tiny())
+
+    found = summary(tmp_path / "run")
+
+    assert (found["rounds"], found["checkpoint"], found["best_round"]) == ([], None, None)
+    assert "interrupted or running" in printed(found)
+
+
+def test_labels_and_reasons_with_brackets_are_shown_as_they_are(finished):
+    found = summary(finished)
+    found["labels"]["test"]["label"][0] = "[red]cat[/red]"
+    found["failures"] = [{"round": 1, "client": 2, "host": "h", "error": "ValueError: [/oops] in ['a']\nTraceback"}]
+    found["reason"] = "because [/dim]"
+
+    text = printed(found, 140)
+
+    for words in ("[red]cat[/red]", "ValueError: [/oops] in ['a']", "because [/dim]"):
+        assert words in text
+    assert "Traceback" not in text
+
+
+def test_many_rounds_are_thinned_but_the_best_and_the_last_stay(finished):
+    found = summary(finished)
+    found["rounds"] = [{**found["rounds"][0], "round": number, "loss": 1000 + number} for number in range(1, 101)]
+    found["best_round"] = 13
+
+    text = printed(found)
+
+    assert "13 *" in text
+    assert "1100.000" in text
+    assert text.count("\n") < 70
+
+
+def test_a_damaged_log_is_an_error(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "events.jsonl").write_text("rubbish\n")
+
+    with pytest.raises(InputError, match="line 1 of"):
+        summary(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0s"), (59.4, "59s"), (59.6, "1m00s"), (65, "1m05s"), (3599.7, "1h00m"), (7380, "2h03m")],
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_numbers_that_are_none_are_dashes():
+    assert [number(value) for value in (None, float("nan"), "x", 0.12345, 2)] == ["-", "-", "-", "0.123", "2.000"]
+
+
+def test_the_closing_table_shows_what_was_evaluated_and_nothing_else(finished):
+    result = read_json(finished / "result.json")
+    without = {**result, "metrics": {k: v for k, v in result["metrics"].items() if not k.startswith("server/val/")}}
+    texts = []
+    for found in (result, without):
+        console = Console(file=io.StringIO(), width=120)
+        console.print(results_table(found))
+        texts.append(console.file.getvalue())
+
+    assert "validation (server)" in texts[0]
+    assert "validation (server)" not in texts[1]
+    assert f"{result['metrics']['server/mAP']:.3f}" in texts[1]
+    assert "worst" in spread_line(result["metrics"])
+    assert spread_line({}) == ""

@@ -1,0 +1,479 @@
+"""The Flower transport against a grid in this process whose nodes fail in every way Flower knows."""
+
+import pickle
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+
+from clients import app as client_app
+from clients.host import Host
+from fedmlic.arrays import sha256
+from fedmlic.errors import InputError
+from fedmlic.experiment import flower_config
+from fedmlic.protocol import Request
+from fedmlic.update import Weighting, units_for
+from strategies import app as server_app
+from strategies.server import flower
+from strategies.server.flower import FlowerTransport
+from strategies.server.rounds import RunFailedError
+
+SIZES = units_for(Weighting(), [500], 9)
+
+
+class Node:
+    """A simulated SuperNode.
+
+    Args:
+        config: its ``--node-config``.
+        faults: by message type, what to do instead of answering, once per entry.
+    """
+
+    def __init__(self, config, faults=None):
+        self.config = config
+        self.faults = faults or {}
+        self.online = True
+        self.asked = []
+
+
+class FakeGrid(Grid):
+    """Flower's connection to nodes in this process; contents travel as under Flower."""
+
+    def __init__(self, nodes, run_config):
+        self.nodes = dict(nodes)
+        self.run_config = run_config
+        self.replies = {}
+        self.count = 0
+
+    run = None
+
+    def set_run(self, run):
+        pass
+
+    def create_message(self, *_, **__):
+        raise NotImplementedError
+
+    def send_and_receive(self, *_, **__):
+        raise NotImplementedError
+
+    def get_node_ids(self):
+        return [node_id for node_id, node in self.nodes.items() if node.online]
+
+    def push_messages(self, messages):
+        return [self.push(message) for message in messages]
+
+    def push(self, message):
+        self.count += 1
+        message.metadata.__dict__["_message_id"] = f"m{self.count}"
+        node = self.nodes.get(message.metadata.dst_node_id)
+        if node is None:
+            return None
+        kind = message.metadata.message_type
+        node.asked.append(kind)
+        faults = node.faults.get(kind, [])
+        fault = faults.pop(0) if faults else None
+        reply = fault(message) if fault else self.answer(node, message)
+        if reply is not None:
+            self.replies[message.metadata.message_id] = reply
+        return message.metadata.message_id
+
+    def answer(self, node, message):
+        """The app's reply; a simulation pickles what goes there and back, a network serialises it."""
+        simulated = "num-partitions" in node.config
+        carried = pickled if simulated else serialised
+        copy = Message(carried(message.content), reply_to=message)
+        copy.metadata.__dict__.update(message.metadata.__dict__)
+        context = Context(1, message.metadata.dst_node_id, node.config, RecordDict(), self.run_config)
+        reply = client_app.app(copy, context)
+        reply.content = carried(reply.content)
+        return reply
+
+    def pull_messages(self, message_ids):
+        return [self.replies.pop(name) for name in message_ids if name in self.replies]
+
+
+def pickled(content):
+    """Read-only at the other end, as what comes from Ray's store."""
+    buffers = []
+    text = pickle.dumps(content, protocol=5, buffer_callback=buffers.append)
+    return pickle.loads(text, buffers=[bytes(buffer) for buffer in buffers])  # noqa: S301  (our own, a line ago)
+
+
+def serialised(content):
+    return recorddict_from_proto(recorddict_to_proto(content))
+
+
+def crash(message):
+    return Message(Error(code=2, reason="<class 'RayActorError'>:<'The actor died'>\nlong"), reply_to=message)
+
+
+def silence(_):
+    return None
+
+
+def garbage(message):
+    return Message(RecordDict(), reply_to=message)
+
+
+@pytest.fixture(autouse=True)
+def _in_flower(monkeypatch):
+    monkeypatch.setattr(TaskIdentity, "_run_id", 1)
+    monkeypatch.setattr(TaskIdentity, "_node_id", 1)
+    monkeypatch.setattr(TaskIdentity, "_task_id", 1)
+    monkeypatch.setattr(flower, "GRACE_S", 0.3)
+    client_app._seats.clear()
+    yield
+    client_app._seats.clear()
+
+
+@pytest.fixture
+def simulation(tiny):
+    """A function: grid and transport of a simulation with these nodes' faults."""
+
+    def made(*faults, **changes):
+        experiment, runtime = tiny(round_timeout=0.5, node_timeout=5.0, **changes)
+        count = len(faults)
+        nodes = {
+            7000 - 13 * index: Node({"partition-id": index, "num-partitions": count}, fault)
+            for index, fault in enumerate(faults)
+        }
+        grid = FakeGrid(nodes, flower_config(experiment, runtime))
+        return grid, FlowerTransport(grid, experiment, runtime)
+
+    return made
+
+
+def ready(transport):
+    """The transport after introductions, and the start of a round."""
+    transport.hosts()
+    seat = next(iter(client_app._seats.values()))
+    transport.layout = seat.learner.resident.layout
+    torch.manual_seed(0)
+    return Request("train", 1, torch.randn(transport.layout.size) / 10, SIZES)
+
+
+def gather(transport, request, clients):
+    replies = list(transport.play(request, clients))
+    turns = {turn.client: turn for reply in replies for turn in reply.turns}
+    assert len(turns) == sum(len(reply.turns) for reply in replies)
+    updates = [update for reply in replies for update in reply.updates]
+    for other in updates[1:]:
+        updates[0].merge(other)
+    return turns, updates[0] if updates else None
+
+
+def test_one_message_per_node_and_round(simulation):
+    grid, transport = simulation({}, {}, {})
+    request = ready(transport)
+
+    turns, update = gather(transport, request, [5, 4, 3, 2, 1, 0])
+
+    assert [info.host for info in transport.hosts()] == ["node-0", "node-1", "node-2"]
+    assert sorted(turns) == sorted(update.clients) == list(range(6))
+    assert {turn.host for turn in turns.values()} == {"node-0", "node-1", "node-2"}
+    assert all(node.asked == ["query", "train"] for node in grid.nodes.values())
+
+
+def test_the_sum_does_not_depend_on_the_number_of_nodes(simulation):
+    sums = []
+    for count in (1, 2, 3):
+        _, transport = simulation(*[{} for _ in range(count)])
+        request = ready(transport)
+        sums.append(gather(transport, request, [0, 1, 2, 3])[1].sums)
+        client_app._seats.clear()
+
+    assert torch.equal(sums[0], sums[1])
+    assert torch.equal(sums[0], sums[2])
+
+
+def test_single_updates_may_be_changed_by_whoever_receives_them(simulation):
+    _, transport = simulation({}, {})
+    request = replace(ready(transport), each=True)
+
+    turns, update = gather(transport, request, [0, 1])
+    again, same = gather(transport, request, [0, 1])
+
+    assert sorted(turns) == sorted(again) == sorted(update.clients) == [0, 1]
+    assert torch.equal(update.sums, same.sums)
+    assert torch.equal(update.row_weights, same.row_weights)
+
+
+def test_a_sum_in_other_units_is_not_added(simulation):
+    other = units_for(Weighting(), [50_000], 9)
+
+    def disagrees(message):
+        message.content["request"]["units"] = list(other)
+        return grid.answer(grid.nodes[message.metadata.dst_node_id], message)
+
+    grid, transport = simulation({}, {"train": [disagrees, disagrees, disagrees]})
+    turns, update = gather(transport, ready(transport), [0, 1, 2, 3])
+
+    assert sorted(update.clients) == [0, 1, 2, 3]
+    assert update.units == SIZES
+    assert {turn.host for turn in turns.values()} == {"node-0"}
+
+
+@pytest.mark.parametrize("fault", [crash, silence, garbage], ids=lambda fault: fault.__name__)
+def test_what_a_simulated_node_does_not_answer_is_played_by_another(simulation, fault):
+    _, transport = simulation({}, {"train": [fault]})
+    request = ready(transport)
+
+    turns, update = gather(transport, request, [0, 1, 2, 3])
+
+    assert not any(turn.error for turn in turns.values())
+    assert {turn.host for turn in turns.values()} == {"node-0"}
+    assert sorted(update.clients) == [0, 1, 2, 3]
+
+
+def test_when_every_node_fails_twice_the_clients_have_failed(simulation):
+    _, transport = simulation({"train": [crash] * 3}, {"train": [crash, silence, silence]})
+    turns, update = gather(transport, ready(transport), [0, 1, 2, 3])
+
+    assert sorted(turns) == [0, 1, 2, 3]
+    assert all(turn.error.startswith("NodeFailed: node-") for turn in turns.values())
+    assert all("\n" not in turn.error for turn in turns.values())
+    assert update is None
+
+
+def test_a_client_that_raises_is_not_played_again(simulation, monkeypatch):
+    grid, transport = simulation({}, {})
+    request = ready(transport)
+    honest = Host._train
+
+    def fail(self, request, client):
+        if client == 2:
+            raise ArithmeticError
+        return honest(self, request, client)
+
+    monkeypatch.setattr(Host, "_train", fail)
+    turns, update = gather(transport, request, [0, 1, 2, 3])
+
+    assert "ArithmeticError" in turns[2].error
+    assert sorted(update.clients) == [0, 1, 3]
+    assert all(node.asked.count("train") == 1 for node in grid.nodes.values())
+
+
+def test_a_sum_that_does_not_fit_its_turns_is_refused(simulation, monkeypatch):
+    _, transport = simulation({}, {})
+    request = ready(transport)
+    honest = client_app.play
+
+    def greedy(seat, request, clients):
+        reply = honest(seat, request, clients)
+        if seat.host.name == "node-1":
+            reply.updates[0].clients.append(5)
+        return reply
+
+    monkeypatch.setattr(client_app, "play", greedy)
+    turns, update = gather(transport, request, [0, 1, 2, 3])
+
+    assert {turn.host for turn in turns.values()} == {"node-0"}
+    assert sorted(update.clients) == [0, 1, 2, 3]
+
+
+def test_all_nodes_of_a_simulation_are_waited_for(simulation):
+    grid, transport = simulation({}, {}, {})
+    late = list(grid.nodes.values())[2]
+    late.online = False
+    calls = []
+
+    def get_node_ids():
+        calls.append(1)
+        late.online = len(calls) > 3
+        return [node_id for node_id, node in grid.nodes.items() if node.online]
+
+    grid.get_node_ids = get_node_ids
+
+    assert len(transport.hosts()) == 3
+
+
+def test_bad_input_in_a_simulation_is_bad_input(simulation):
+    _, transport = simulation({}, {}, partition="natural()", num_clients=999, cohort_size=1)
+    with pytest.raises(InputError, match=r"clients"):
+        transport.hosts()
+
+
+def test_nodes_that_cannot_load_the_app_end_the_wait_with_a_hint(simulation):
+    _, transport = simulation({"query": [crash]}, {"query": [crash]})
+    started = time.monotonic()
+
+    with pytest.raises(InputError, match=r"RayActorError.*SuperLink was started") as caught:
+        transport.hosts()
+
+    assert time.monotonic() - started < 4
+    assert "long" not in str(caught.value)
+
+
+def test_other_code_is_refused(simulation, monkeypatch):
+    _, transport = simulation({}, {})
+    digests = iter(["old", "old"])
+    monkeypatch.setattr(client_app.wire, "code_digest", lambda: next(digests, "new"))
+
+    with pytest.raises(InputError, match=r"server's code \(new\), got old"):
+        transport.hosts()
+
+
+# --- devices -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def devices(tiny):
+    """A function: grid and transport of this many devices, each with a part of one data set."""
+
+    def made(count, faults=None, **changes):
+        names = "zero, one, two, three, four, five, six, seven, eight, nine"
+        settings = {"dataset": "on_devices(image_size=24)", "label_names": names, "cohort_size": 0, **changes}
+        experiment, runtime = tiny(min_hosts=count, round_timeout=0.5, node_timeout=2.0, **settings)
+        nodes = {
+            500 + client: Node(
+                {
+                    "client": client,
+                    "data": f"multidigits(num_train={30 + client}, num_val=0, num_test=0, image_size=24, num_owners=1)",
+                    "device": "cpu",
+                },
+                (faults or {}).get(client),
+            )
+            for client in range(count)
+        }
+        grid = FakeGrid(nodes, flower_config(experiment, runtime))
+        return grid, FlowerTransport(grid, experiment, runtime)
+
+    return made
+
+
+def test_devices_play_only_themselves(devices):
+    _, transport = devices(3)
+    request = ready(transport)
+    turns, update = gather(transport, request, [2, 0, 1])
+
+    assert {client: turn.host for client, turn in turns.items()} == {c: f"device-{c}" for c in range(3)}
+    assert sorted(update.clients) == [0, 1, 2]
+
+
+def test_a_lost_device_is_one_failed_client_and_may_come_back(devices):
+    grid, transport = devices(2, {1: {"train": [silence]}})
+    request = ready(transport)
+    first, update = gather(transport, request, [0, 1])
+
+    assert first[1].error == "NodeFailed: device-1: no answer within 0.5 s"
+    assert update.clients == [0]
+
+    grid.nodes[9999] = grid.nodes.pop(501)  # it was restarted and Flower gave it another id
+    second, update = gather(transport, request, [0, 1])
+
+    assert not second[1].error
+    assert sorted(update.clients) == [0, 1]
+
+
+def test_a_device_that_is_gone_is_told_at_once(devices):
+    grid, transport = devices(2)
+    request = ready(transport)
+    del grid.nodes[501]
+
+    turns, _ = gather(transport, request, [0, 1])
+
+    assert turns[1].error == "NodeFailed: device-1: it is not connected"
+
+
+def test_a_stranger_is_asked_once_and_left_alone(devices):
+    grid, transport = devices(2)
+    request = ready(transport)
+    del grid.nodes[501]
+    grid.nodes[600] = Node({"client": 8, "data": grid.nodes[500].config["data"], "device": "cpu"})
+
+    for _ in range(3):
+        gather(transport, request, [0, 1])
+
+    assert grid.nodes[600].asked == ["query"]
+
+
+def test_too_few_devices_are_told_with_reasons(devices):
+    grid, transport = devices(2)
+    grid.nodes[501].config["data"] = "folder(root='/nowhere')"
+
+    with pytest.raises(InputError, match=r"Expected 2 nodes within 2 s, got 1\. A node failed: InputError: .*nowhere"):
+        transport.hosts()
+
+
+def test_two_devices_cannot_be_one_client(devices):
+    grid, transport = devices(2)
+    grid.nodes[501].config["client"] = 0
+
+    with pytest.raises(InputError, match="two device-0"):
+        transport.hosts()
+
+
+# --- the ServerApp -------------------------------------------------------------------------
+
+
+def test_a_run_through_flowers_records_has_the_hash_of_one_in_process(simulation, play, tmp_path):
+    expected = play(tmp_path / "in-process")
+    grid, _ = simulation({}, {})
+    config = {**grid.run_config, "out": str(tmp_path / "flower")}
+    grid.run_config = config
+
+    folder, outcome = server_app.play(grid, config)
+
+    assert outcome.weights_sha256 == expected["weights_sha256"]
+    assert outcome.metrics["client/mAP/mean"] == expected["metrics"]["client/mAP/mean"]
+    assert folder.settings()[1].engine == "flower"
+    with pytest.raises(InputError, match="complete one"):
+        server_app.play(grid, config)
+
+
+def test_starting_again_goes_on_from_the_checkpoint(simulation, play, tmp_path, monkeypatch):
+    expected = play(tmp_path / "whole")
+    faults = {"train": [None, None, *[crash] * 5]}
+    grid, _ = simulation(faults)
+    config = {**grid.run_config, "out": str(tmp_path / "run")}
+    grid.run_config = config
+    failure = tmp_path / "failure.json"
+    monkeypatch.setenv(server_app.FAILURE_FILE, str(failure))
+    context = Context(1, 0, {}, RecordDict(), config)
+
+    with pytest.raises(RunFailedError, match="in round 3"):
+        server_app.main(grid, context)
+    assert "RunFailedError" in failure.read_text()
+    with pytest.raises(InputError, match="of another"):
+        server_app.play(grid, {**config, "seed": 9})
+    _, outcome = server_app.play(grid, config)
+
+    assert outcome.weights_sha256 == expected["weights_sha256"]
+    assert next(iter(grid.nodes.values())).asked.count("train") == 2 + 5 + 2
+
+
+def test_a_relative_out_is_refused(simulation):
+    grid, _ = simulation({})
+    with pytest.raises(InputError, match="absolute path"):
+        server_app.play(grid, {**grid.run_config, "out": "runs/x"})
+
+
+def test_without_out_the_run_lies_with_the_corpora(tiny, home):
+    assert server_app.run_path(tiny()[1]).parent == home / "runs"
+
+
+def test_label_names_are_needed_when_the_server_has_no_images(devices):
+    grid, _ = devices(1)
+    with pytest.raises(InputError, match="Expected label-names"):
+        server_app.play(grid, {**grid.run_config, "label-names": ""})
+
+
+def test_weights_of_a_round_on_devices_are_those_of_its_clients(devices, tmp_path):
+    """Two devices through the whole ServerApp; the sum is that of their hosts called directly."""
+    grid, _ = devices(2, num_rounds=1, evaluate_every=1, num_clients=2)
+    config = {**grid.run_config, "out": str(tmp_path / "run")}
+    grid.run_config = config
+
+    folder, outcome = server_app.play(grid, config)
+    tensors, _ = folder.load_checkpoint(1)
+
+    layout = next(iter(client_app._seats.values())).learner.resident.layout
+    flat = layout.pack({name.removeprefix("model/"): value for name, value in tensors.items()})
+    assert sha256(layout, flat) == outcome.weights_sha256
+    assert "server/mAP" not in outcome.metrics
+    assert outcome.metrics["client/mAP/mean"] > 0

@@ -1,0 +1,247 @@
+"""The round loop: who carries the clients does not show, failures are counted, too many stop the run."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from clients.host import Host
+from fedmlic.learner import build_learner
+from fedmlic.protocol import Reply, Turn
+from fedmlic.record import create
+from sim.run import open_federation
+from strategies.server.rounds import RunFailedError
+from strategies.server.server import build_server, serve
+
+FAULTY = """
+from fedmlic.losses import mean_binary_cross_entropy
+from fedmlic.training import classifier
+import torch
+
+
+def faulty(*, clients: str = "", rounds: str = "1,2,3,4", how: str = "raise"):
+    base = classifier(mean_binary_cross_entropy)
+    marked = {int(client) for client in clients.split(",") if client}
+    when = {int(number) for number in rounds.split(",") if number}
+
+    def train(resident, shard, local):
+        trained = base.train(resident, shard, local)
+        if shard.client in marked and local.round in when:
+            if how == "raise":
+                raise ValueError("bad day")
+            if how == "memory":
+                raise MemoryError
+            if how == "shape":
+                resident.network.head.bias.data = torch.zeros(2)
+            if how == "nan":
+                resident.flat.fill_(float("nan"))
+        return trained
+
+    return base._replace(train=train)
+"""
+
+
+class Scattered:
+    """A transport that deals clients to several hosts in random chunks and answers in random order."""
+
+    def __init__(self, hosts, seed):
+        self._hosts = hosts
+        self._rng = np.random.default_rng(seed)
+
+    def hosts(self):
+        return [host.info() for host in self._hosts]
+
+    def play(self, request, clients, costs=None):
+        assert set(costs) == set(clients)
+        replies = []
+        shuffled = self._rng.permutation(clients)
+        cuts = np.sort(self._rng.integers(0, len(clients) + 1, self._rng.integers(0, len(clients) + 1)))
+        for chunk in np.split(shuffled, cuts):
+            host = self._hosts[self._rng.integers(len(self._hosts))]
+            if request.each:
+                replies += [host.play(request, [int(client)]) for client in chunk]
+            elif self._rng.random() < 0.5:
+                replies.append(host.play(request, [int(client) for client in chunk]))
+            else:
+                replies.append(Reply(tuple(host.turns(request, [int(client) for client in chunk]))))
+        replies += [host.collect() for host in self._hosts]
+        return iter([replies[i] for i in self._rng.permutation(len(replies))])
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def scattered(tiny, tmp_path):
+    """A function: play the tiny experiment on several hosts; returns (outcome, events)."""
+
+    def played(num_hosts, seed, **changes):
+        experiment, runtime = tiny(**changes)
+        server = build_server(experiment, runtime)
+        federation = open_federation(experiment, runtime, server.corpus)
+        task = server.learner.task
+        hosts = [
+            Host(f"h{i}", experiment, federation, build_learner(experiment, task.label_names, task.image_shape))
+            for i in range(num_hosts)
+        ]
+        folder = create(tmp_path / f"scattered-{seed}", experiment, runtime)
+        return serve(server, Scattered(hosts, seed), folder), list(folder.events())
+
+    return played
+
+
+def events_of(folder, kind):
+    lines = (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    return [event for event in map(json.loads, lines) if event["event"] == kind]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"strategy": "labelwise()"},
+        {"strategy": "fedavg(weights='uniform')"},
+        {"strategy": "loss_weighted()"},
+        {"model": "small_cnn(width=4, num_blocks=0, norm='pooled')", "optimizer": "sgd", "momentum": 0.9},
+        {"cohort": "size", "augmentation": "flip+shift", "schedule": "cosine"},
+    ],
+)
+def test_hosts_chunks_and_order_of_arrival_do_not_change_a_bit(play, scattered, tmp_path, changes):
+    expected = play(tmp_path / "one", **changes)
+
+    for num_hosts, seed in ((1, 0), (3, 1), (5, 2)):
+        outcome, _ = scattered(num_hosts, seed, **changes)
+        assert expected["weights_sha256"] == outcome.weights_sha256
+        assert expected["metrics"] == pytest.approx(outcome.metrics, nan_ok=True)
+
+
+def test_another_seed_gives_another_model(play, tmp_path):
+    assert play(tmp_path / "a")["weights_sha256"] != play(tmp_path / "b", seed=1)["weights_sha256"]
+
+
+def test_what_is_only_watched_does_not_change_the_model(play, tmp_path):
+    expected = play(tmp_path / "a")["weights_sha256"]
+
+    assert expected == play(tmp_path / "b", evaluate_every=3, threshold=0.2)["weights_sha256"]
+    assert expected == play(tmp_path / "c", evaluate_clients_every=1, keep_checkpoints=5)["weights_sha256"]
+
+
+def test_every_way_to_fail_leaves_the_model_of_those_who_did_not(play, plug, tmp_path):
+    plug("faulty", FAULTY)
+
+    results = {
+        (how, strategy): play(
+            tmp_path / f"{how}-{strategy[:3]}",
+            method=f"faulty.faulty(clients='1,4', how='{how}')",
+            strategy=strategy,
+            min_replies=0.25,
+        )
+        for how in ("raise", "memory", "shape", "nan")
+        for strategy in ("labelwise()", "loss_weighted()")
+    }
+
+    for strategy in ("labelwise()", "loss_weighted()"):
+        assert len({results[how, strategy]["weights_sha256"] for how in ("raise", "memory", "shape", "nan")}) == 1
+    assert len({result["weights_sha256"] for result in results.values()}) == 2
+
+
+def test_a_failed_client_is_named_counted_and_recorded_with_its_traceback(play, plug, tmp_path):
+    plug("faulty", FAULTY)
+    out = tmp_path / "run"
+
+    play(out, method="faulty.faulty(clients='1', rounds='1,2')", cohort_size=0)
+
+    failed = [event for event in events_of(out, "client") if "error" in event]
+    assert [(event["round"], event["client"]) for event in failed] == [(1, 1), (2, 1)]
+    assert failed[0]["error"].startswith("ValueError: bad day\nTraceback")
+    assert [event["num-failed"] for event in events_of(out, "round")] == [1, 1, 0, 0]
+    assert [event["num-clients"] for event in events_of(out, "round")] == [6] * 4
+    assert len(events_of(out, "client")) == 24
+
+
+@pytest.mark.parametrize(
+    ("min_replies", "clients", "stops"),
+    [
+        (0.5, "0,1,2", False),
+        (0.5, "0,1,2,3", True),
+        (0.0, "0,1,2,3,4", False),
+        (0.0, "0,1,2,3,4,5", True),
+        (1.0, "5", True),
+        (1.0, "", False),
+    ],
+)
+def test_too_few_replies_stop_the_run_and_others_do_not(play, plug, tmp_path, min_replies, clients, stops):
+    plug("faulty", FAULTY)
+    out = tmp_path / "run"
+    change = {"method": f"faulty.faulty(clients='{clients}', rounds='3')", "cohort_size": 6, "min_replies": min_replies}
+    if not stops:
+        assert play(out, **change)["rounds"] == 4
+        return
+
+    with pytest.raises(
+        RunFailedError, match=r"of 6 clients to succeed in round 3, got \d\. client \d: ValueError: bad"
+    ):
+        play(out, **change)
+
+    assert sorted(file.name for file in (out / "checkpoints").glob("*.json")) == [
+        "round-00001.json",
+        "round-00002.json",
+    ]
+    assert not (out / "result.json").exists()
+    assert "RunFailedError" in events_of(out, "failed")[0]["reason"]
+    assert [event["client"] for event in events_of(out, "client") if "error" in event] == [
+        int(client) for client in clients.split(",")
+    ]
+
+
+def test_seven_hundredths_of_a_hundred_are_seven():
+    assert math.ceil(0.07 * 100) == 8, "binary fractions would ask for one client too many"
+    turns = [Turn(client, "h", error="" if client < 7 else "no\n") for client in range(100)]
+
+    class Loop:
+        class _experiment:  # noqa: N801
+            min_replies = 0.07
+
+    from strategies.server.rounds import Rounds
+
+    assert Rounds._require_enough(Loop, 1, turns, 100) is None
+
+
+def test_a_round_without_any_annotation_keeps_the_model(play, tmp_path):
+    silent = play(tmp_path / "a", regime="random_missing(known_fraction=0.0)", num_rounds=1)
+    longer = play(tmp_path / "b", regime="random_missing(known_fraction=0.0)", num_rounds=3)
+
+    assert silent["weights_sha256"] == longer["weights_sha256"]
+
+
+def test_the_best_round_is_chosen_on_validation_and_the_last_is_always_evaluated(play, tmp_path):
+    out = tmp_path / "run"
+
+    result = play(out, num_rounds=5, evaluate_every=2, keep_checkpoints=1)
+
+    rounds = events_of(out, "round")
+    scores = {event["round"]: event["server/val/mAP"] for event in rounds if "server/val/mAP" in event}
+    assert list(scores) == [2, 4, 5]
+    assert result["best_round"] == max(scores, key=scores.get)
+    kept = {int(file.stem[6:]) for file in (out / "checkpoints").glob("*.json")}
+    assert kept == {5, result["best_round"]}
+
+
+def test_without_validation_images_nothing_is_selected(play, tmp_path):
+    dataset = "multidigits(num_train=240, num_val=0, num_test=60, image_size=24, num_owners=12)"
+
+    result = play(tmp_path / "run", dataset=dataset, num_rounds=2)
+
+    assert result["best_round"] == 0
+    assert "server/mAP" in result["metrics"]
+    assert "server/val/mAP" not in result["metrics"]
+
+
+def test_metrics_of_clients_are_pooled_over_all_clients_once(play, tmp_path):
+    out = tmp_path / "run"
+    result = play(out, evaluate_clients_every=2)
+
+    evaluated = events_of(out, "clients-evaluated")
+    assert [event["round"] for event in evaluated] == [2, 4]
+    assert all(event["num-clients"] == 6 and event["num-failed"] == 0 for event in evaluated)
+    assert result["metrics"]["client/mAP/num-clients"] == 6
