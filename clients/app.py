@@ -54,10 +54,12 @@ def answer_to(content: RecordDict, context: Context) -> RecordDict:
     """Play the clients of a request; a failure in or around a turn is part of the answer."""
     try:
         seat = seat_of(context)
-        request, clients = wire.unpack_request(content, seat.learner.resident.layout)
-        reply = play(seat, replace(request, flat=request.flat.to(seat.learner.device)), clients)
+        request, clients = wire.unpack_request(content, seat.host.layout, seat.rest)
+        device = seat.host.device
+        shared = {name: tensor.to(device) for name, tensor in request.shared.items()}
+        reply = play(seat, replace(request, flat=request.flat.to(device), shared=shared), clients)
         # In a simulation the reply is pickled before this process does anything else.
-        return wire.pack_reply(reply, seat.learner.resident.layout, copy=seat.num_hosts == 0)
+        return wire.pack_reply(reply, request.layout(seat.host.layout), copy=seat.num_hosts == 0)
     except Exception as error:  # noqa: BLE001  (whatever it is, the server should hear of it)
         _log.exception("The request failed.")
         return _failure(error, context)

@@ -1,4 +1,4 @@
-"""Play these clients: what a host does with a request, whoever carries it.
+"""How a host counts for, trains and evaluates the clients that a request names, under any engine.
 
 One network stays in memory. Clients train in it one after another; each starts
 from the round's global model and nothing of the one before remains. What they
@@ -10,31 +10,41 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from fedmlic import spec
 from fedmlic.histograms import ScoreHistograms
 from fedmlic.labels import known
-from fedmlic.learner import build_network
-from fedmlic.method import Local
+from fedmlic.learner import build_network, check_at_once
+from fedmlic.method import Local, Trained, stretch_of
 from fedmlic.metrics import evaluate
-from fedmlic.protocol import HostInfo, Reply, Request, Turn
+from fedmlic.mod import Payload
+from fedmlic.protocol import CLIENTS_BEHIND, IMAGES_BEHIND, HostInfo, Reply, Request, Turn
 from fedmlic.training import checked
 from fedmlic.update import Update, units_for
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from clients.memory import ClientMemory
+    from fedmlic.arrays import Layout
     from fedmlic.experiment import Experiment
     from fedmlic.federation import Federation
     from fedmlic.learner import Learner
-    from fedmlic.method import Trained
+    from fedmlic.method import Stretch
+    from fedmlic.mod import Hooks, Mod
     from fedmlic.shard import Shard
     from fedmlic.vectorized import Together
+
+    Statistics = Callable[[Shard], Mapping[str, Tensor]]
+
+PRIVATE = "private/"
+"""Begins the names under which a client keeps the tensors of the network that are its own."""
 
 
 class Host:
@@ -47,10 +57,12 @@ class Host:
         learner: the method with its network, on the host's device.
         clients: the clients it plays; all of the federation by default.
         vectorize: clients to train at once.
-        memory: float64 ``[layout.size]`` to keep a round's sum in, on the CPU.
+        sums: float64 ``[layout.size]`` to keep a round's sum in, on the CPU.
+        memory: where the clients of a run keep tensors, given the run's name; needed only where
+            the method, a mod or the server's rule has them keep any.
 
     Raises:
-        InputError: the method cannot train several clients at once.
+        InputError: the method or a mod cannot train several clients at once.
     """
 
     def __init__(
@@ -62,7 +74,8 @@ class Host:
         clients: Iterable[int] | None = None,
         *,
         vectorize: int = 1,
-        memory: Tensor | None = None,
+        sums: Tensor | None = None,
+        memory: Callable[[str], ClientMemory] | None = None,
     ) -> None:
         self.name = name
         self._experiment = experiment
@@ -70,8 +83,13 @@ class Host:
         self._learner = learner
         self._clients = np.array(sorted(federation.clients if clients is None else clients), dtype=np.int64)
         self._together = _together(experiment, learner, vectorize) if vectorize > 1 else None
-        self._memory = memory if learner.device.type == "cpu" else None
-        self._incoming: tuple[int, nn.Module] | None = None
+        self._sums = sums if learner.device.type == "cpu" else None
+        self._memory = memory
+        self._mods_of: dict[tuple[str, ...], tuple[Mod, ...]] = {}
+        self._layouts: dict[object, Layout] = {}
+        self._private_tensors = bool(learner.resident.private_names)
+        self._start_of_private: dict[str, Tensor] = {}
+        self._incoming: tuple[object, nn.Module] | None = None
         self._evaluated: Request | None = None
         self._updates: list[Update] = []
         self._histograms: ScoreHistograms | None = None
@@ -85,6 +103,11 @@ class Host:
     def device(self) -> torch.device:
         """Where its network is."""
         return self._learner.device
+
+    @property
+    def layout(self) -> Layout:
+        """Of all exchanged tensors."""
+        return self._learner.resident.layout
 
     def info(self) -> HostInfo:
         """Which clients it can play, with their sizes."""
@@ -117,8 +140,8 @@ class Host:
 
     def _turn(self, request: Request, client: int) -> Turn:
         began, started = time.perf_counter(), time.time()
+        play = {"train": self._train, "evaluate": self._evaluate, "count": self._count}[request.kind]
         try:
-            play = self._train if request.kind == "train" else self._evaluate
             turn = play(request, client)
         except (Exception, SystemExit) as error:  # noqa: BLE001  (a client may fail in any way; it is recorded)
             turn = _failure(error)
@@ -128,10 +151,34 @@ class Host:
         shard = self._federation.shard(client)
         resident = self._learner.resident
         self._evaluated = None
-        resident.load(request.flat)
-        trained = self._learner.method.train(resident, shard, self._local(request, client))
+        local = self._local(request, client)
+        resident.load(request.flat, _private(local.memory))
+        stretch = stretch_of(self._learner.method, request.round)
+        resident.train_only(_trained(stretch, resident.network))
+        local = replace(local, hooks=self._hooks(request, shard, local))
+        trained = stretch.phase.train(resident, shard, local)
         resident.check()
-        return self._add(request, shard, resident.flat, trained)
+        local.memory.update({PRIVATE + name: tensor for name, tensor in resident.private_tensors().items()})
+        return self._add(request, shard, resident.flat, trained, local)
+
+    def _hooks(self, request: Request, shard: Shard, local: Local) -> tuple[Hooks, ...]:
+        return tuple(mod.begin(self._learner.resident, shard, local) for mod in self._mods(request))
+
+    def _mods(self, request: Request) -> tuple[Mod, ...]:
+        """The mods of the server's rule, then those of the experiment."""
+        if request.mods not in self._mods_of:
+            brought = [spec.build("mods", text) for text in request.mods]
+            for mod in brought if self._together is not None else ():
+                check_at_once([mod])
+            self._mods_of[request.mods] = (*brought, *self._learner.mods)
+        return self._mods_of[request.mods]
+
+    def _count(self, request: Request, client: int) -> dict[str, object]:
+        """Named sums of one client's labels, and how many clients and images stand behind every number."""
+        shard = self._federation.shard(client)
+        counted = counts_of(shard, [self._learner.method.statistics, *(mod.statistics for mod in self._mods(request))])
+        nothing = torch.zeros(0, device=self._learner.device)
+        return self._sum_up(request, shard, nothing, Trained(0.0, 0, {}), counted)
 
     def _turns_together(self, request: Request, clients: Sequence[int]) -> list[Turn]:
         """Train ``clients`` at once; time is shared out by their images."""
@@ -142,13 +189,16 @@ class Host:
             return [self._turn(request, client) for client in clients]
         try:
             shards = [self._federation.shard(client) for client in clients]
-            trained = together.fit(request.flat, shards, [self._local(request, client) for client in clients])
+            locals_ = [self._local(request, client) for client in clients]
+            for place, (shard, local) in enumerate(zip(shards, locals_, strict=True)):
+                locals_[place] = replace(local, hooks=self._hooks(request, shard, local))
+            trained = together.fit(request.flat, shards, locals_)
         except (Exception, SystemExit):  # noqa: BLE001  (one after another shows whose fault it is)
             return [self._turn(request, client) for client in clients]
         turns = []
-        for shard, (told, flat) in zip(shards, trained, strict=True):
+        for shard, local, (told, flat) in zip(shards, locals_, trained, strict=True):
             try:
-                turn = self._add(request, shard, flat, checked(told))
+                turn = self._add(request, shard, flat, checked(told), local)
             except (ValueError, FloatingPointError) as error:
                 turn = _failure(error)
             turns.append(Turn(shard.client, self.name, started=started, **turn))  # type: ignore[arg-type]
@@ -156,24 +206,72 @@ class Host:
         return [replace(turn, seconds=each * s.num_images) for turn, s in zip(turns, shards, strict=True)]
 
     def _local(self, request: Request, client: int) -> Local:
+        memory = self._recall(request, client)
         return Local(
             experiment=self._experiment,
             round=request.round,
             client=client,
             device=self._learner.device,
-            incoming=lambda: self._incoming_network(request),
+            incoming=lambda: self._incoming_network(request, client, memory),
+            start=request.flat,
+            shared=request.shared,
+            memory=dict(memory),
         )
 
-    def _add(self, request: Request, shard: Shard, flat: Tensor, trained: Trained) -> dict[str, object]:
-        """Add a client's trained tensors to the round's sum, or keep them as an update of their own."""
+    def _recall(self, request: Request, client: int) -> dict[str, Tensor]:
+        """What the client kept of its last turn that counted; of an earlier stretch only its private tensors."""
+        last = request.last.get(client, 0)
+        if last == 0 or not (self._private_tensors or any(mod.remembers for mod in self._mods(request))):
+            return {}
+        found = self._place(request).recall(client, last)
+        first = stretch_of(self._learner.method, request.round).first_round
+        return {name: tensor for name, tensor in found.items() if last >= first or name.startswith(PRIVATE)}
+
+    def _keep(self, request: Request, client: int, tensors: Mapping[str, Tensor]) -> None:
+        if tensors:
+            last = request.last.get(client, 0)
+            self._place(request).keep(client, request.round, tensors, last=last, needed=request.needed)
+
+    def _place(self, request: Request) -> ClientMemory:
+        if self._memory is None:
+            msg = "Expected a folder in which clients keep tensors, got none. Give this host one (memory=)."
+            raise RuntimeError(msg)
+        return self._memory(request.run)
+
+    def _add(self, request: Request, shard: Shard, flat: Tensor, trained: Trained, local: Local) -> dict[str, object]:
+        """Let the mods change what is sent, let the client keep its tensors, add the rest to the round's sum."""
+        everything = self._learner.resident.layout
+        layout = self._layout(request)
+        sent = everything.gather(flat, layout)
+        num_bytes = 4 * layout.num_values
+        extras: dict[str, Tensor] = {}
+        if local.hooks:
+            start = everything.gather(request.flat, layout)
+            sent, num_bytes, extras = passed_on(local.hooks, layout, start, sent, trained)
+        # Kept before it is added: what is kept counts only once the server says that the turn did.
+        self._keep(request, shard.client, local.memory)
+        turn = self._sum_up(request, shard, sent, trained, extras)
+        turn["bytes_up"] = num_bytes + _num_bytes(extras)
+        turn["bytes_down"] = 4 * layout.num_values + _num_bytes(request.shared)
+        return turn
+
+    def _layout(self, request: Request) -> Layout:
+        key = request.kind, request.tensors
+        if key not in self._layouts:
+            self._layouts[key] = request.layout(self._learner.resident.layout)
+        return self._layouts[key]
+
+    def _sum_up(
+        self, request: Request, shard: Shard, flat: Tensor, trained: Trained, extras: Mapping[str, Tensor]
+    ) -> dict[str, object]:
+        """Add what a client sends to the round's sum, or keep it as an update of its own."""
         annotations = torch.from_numpy(shard.annotations)
         units = request.units
         if request.each:
             units = units_for(request.weighting, [shard.num_images], shard.num_labels)
         alone = request.each or not self._updates
-        memory = None if request.each else self._memory
-        layout = self._learner.resident.layout
-        update = Update.zero(layout, units, self._learner.device, memory) if alone else self._updates[0]
+        sums = None if request.each else self._sums
+        update = Update.zero(self._layout(request), units, self._learner.device, sums) if alone else self._updates[0]
         update.add_client(
             shard.client,
             flat,
@@ -181,6 +279,7 @@ class Host:
             num_images=shard.num_images,
             annotations=annotations,
             metrics={"loss": trained.loss, "steps": float(trained.num_steps), **trained.metrics},
+            extras=extras,
         )
         if alone:
             self._updates.append(update)  # only now: if the first client is refused there is no sum, not an empty one
@@ -193,7 +292,9 @@ class Host:
 
     def _evaluate(self, request: Request, client: int) -> dict[str, object]:
         shard = self._federation.shard(client)
-        if self._evaluated is not request:  # all clients score the same model
+        if self._private_tensors:
+            self._learner.resident.load(request.flat, _private(self._recall(request, client)))
+        elif self._evaluated is not request:  # all clients score the same model
             self._learner.resident.load(request.flat)
             self._evaluated = request
         scores = self._learner.predict(shard.images, shard.holdout_rows)
@@ -206,19 +307,81 @@ class Host:
             "metrics": {"mAP": metrics.values["mAP"], "num-evaluable": float(metrics.num_evaluable)},
         }
 
-    def _incoming_network(self, request: Request) -> nn.Module:
-        """The round's global model in a second network, loaded once per round."""
+    def _incoming_network(self, request: Request, client: int, memory: Mapping[str, Tensor]) -> nn.Module:
+        """The round's global model, with the client's own private tensors, in a second network."""
         layout = self._learner.resident.layout
         if self._incoming is None:
             network = build_network(self._experiment, self._learner.task)[1].to(self._learner.device)
-            self._incoming = (0, network.eval().requires_grad_(requires_grad=False))
+            self._start_of_private = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+            self._incoming = (None, network.eval().requires_grad_(requires_grad=False))
         loaded, network = self._incoming
-        if loaded != request.round:
+        wanted = (request.round, client if self._private_tensors else None)
+        if loaded != wanted:
             tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
             for name, view in layout.views(request.flat):
                 tensors[name].copy_(view)
-            self._incoming = (request.round, network)
+            for name in self._learner.resident.private_names:
+                tensors[name].copy_(memory.get(PRIVATE + name, self._start_of_private[name]))
+            self._incoming = (wanted, network)
         return network
+
+
+def passed_on(
+    hooks: Sequence[Hooks], layout: Layout, start: Tensor, trained_flat: Tensor, trained: Trained
+) -> tuple[Tensor, int, dict[str, Tensor]]:
+    """What a client sends after its mods: the tensors, the bytes they take, and further sums.
+
+    Args:
+        hooks: of its mods, in order.
+        layout: of the exchanged tensors.
+        start: float32 ``[layout.size]``, what the turn started from.
+        trained_flat: float32 ``[layout.size]``, what it led to.
+        trained: the turn's losses and steps.
+    """
+    change = trained_flat - start
+    extras: dict[str, Tensor] = {}
+    for each in hooks:
+        if each.extras is not None:
+            extras.update(each.extras(change, trained))
+    payload = Payload(change, layout.num_values)
+    for each in hooks:
+        if each.send is not None:
+            payload = each.send(payload, trained)
+    # What no mod changed is sent as it is: start + (trained - start) is rounded.
+    sent = trained_flat if payload.change is change else start + payload.change
+    return sent, payload.num_bytes, extras
+
+
+def counts_of(shard: Shard, questions: Iterable[Statistics | None]) -> dict[str, Tensor]:
+    """What is counted over clients, and beside each number how many clients and images stand behind it.
+
+    Args:
+        shard: one client's.
+        questions: functions of a shard that give named sums.
+    """
+    counted: dict[str, Tensor] = {}
+    for question in questions:
+        if question is not None:
+            counted.update(question(shard))
+    support: dict[str, Tensor] = {}
+    for name, tensor in counted.items():
+        behind = (tensor != 0).to(torch.int64)
+        support[name + CLIENTS_BEHIND] = behind
+        support[name + IMAGES_BEHIND] = behind * shard.num_images
+    return {**counted, **support}
+
+
+def _private(memory: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(PRIVATE): tensor for name, tensor in memory.items() if name.startswith(PRIVATE)}
+
+
+def _trained(stretch: Stretch, network: nn.Module) -> Sequence[str] | None:
+    return None if stretch.phase.tensors is None else stretch.phase.tensors(network)
+
+
+def _num_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of tensors on their way; floating numbers count as float32."""
+    return sum(tensor.numel() * (4 if tensor.is_floating_point() else 8) for tensor in tensors.values())
 
 
 def _together(experiment: Experiment, learner: Learner, size: int) -> Together:

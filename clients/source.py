@@ -9,19 +9,20 @@ threads are its own business: those in the run's configuration are the server's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from clients.host import Host
+from clients.memory import ClientMemory, FolderMemory, FolderRest
+from clients.opening import MEMORY_FOLDER, learner_for, memory_in, open_host
 from fedmlic import spec, wire
+from fedmlic.corpus import home as default_home
 from fedmlic.corpus import open_corpus
 from fedmlic.errors import InputError, nearest
 from fedmlic.experiment import Experiment, Runtime, home_of, split_settings
-from fedmlic.federation import Federation, build_federation, local_federation
-from fedmlic.learner import Learner, build_learner, choose_device
+from fedmlic.federation import local_federation
 from fedmlic.process import prepare
 
 Setting = bool | int | float | str
@@ -45,15 +46,15 @@ class Seat:
 
     Attributes:
         host: plays the clients.
-        learner: the method with its network.
         num_hosts: nodes of the simulation, 0 on a device.
         discreet: whether errors leave the node without their traceback.
+        rest: where a device keeps the part of the model that is not exchanged at present.
     """
 
     host: Host
-    learner: Learner
     num_hosts: int
     discreet: bool
+    rest: FolderRest | None = None
 
 
 def is_device(node_config: Mapping[str, Setting]) -> bool:
@@ -111,20 +112,12 @@ def open_seat(run_config: Mapping[str, Setting], node_config: Mapping[str, Setti
 
 def _open_simulation(experiment: Experiment, runtime: Runtime, node_config: Mapping[str, Setting]) -> Seat:
     wire.enter_work_folder()
-    prepare(runtime.threads)
-    home = home_of(runtime)
-    corpus = open_corpus(spec.build("dataset", experiment.dataset), home)
-    federation = build_federation(
-        corpus,
-        partition=experiment.partition,
-        regime=experiment.regime,
-        num_clients=experiment.num_clients,
-        seed=experiment.seed,
-        holdout_fraction=experiment.holdout_fraction,
-        home=home,
-    )
     num_hosts = _integer(node_config, "num-partitions")
-    return _seat(experiment, federation, node_config, runtime, num_hosts)
+    memory = (
+        memory_in(str(Path(runtime.out).expanduser() / MEMORY_FOLDER)) if runtime.out else kept_in(home_of(runtime))
+    )
+    host = open_host(node_name(node_config), experiment, runtime, own_sums=True, memory=memory)
+    return Seat(host, num_hosts, discreet=False)
 
 
 def _open_device(experiment: Experiment, node_config: Mapping[str, Setting]) -> Seat:
@@ -140,27 +133,16 @@ def _open_device(experiment: Experiment, node_config: Mapping[str, Setting]) -> 
         seed=experiment.seed,
         client=client,
     )
-    own = Runtime(device=str(node_config.get("device", "auto")))
-    return _seat(experiment, federation, node_config, own, 0)
+    learner = learner_for(experiment, Runtime(device=str(node_config.get("device", "auto"))), federation)
+    host = Host(node_name(node_config), experiment, federation, learner, memory=kept_in(home))
+    discreet = node_config.get("tracebacks") is not True
+    return Seat(host, 0, discreet=discreet, rest=FolderRest((home or default_home()) / "memory" / host.name))
 
 
-def _seat(
-    experiment: Experiment,
-    federation: Federation,
-    node_config: Mapping[str, Setting],
-    runtime: Runtime,
-    num_hosts: int,
-) -> Seat:
-    image_shape = federation.corpus.image_shape
-    device = choose_device(runtime.device)
-    names = federation.label_names
-    learner = build_learner(experiment, names, image_shape, device, channels_last=runtime.channels_last)
-    # One sum that lives as long as the process: fresh memory for every message has to be cleared by the system first.
-    memory = torch.zeros(learner.resident.layout.size, dtype=torch.float64) if num_hosts else None
-    name = node_name(node_config)
-    host = Host(name, experiment, federation, learner, vectorize=runtime.vectorize, memory=memory)
-    discreet = num_hosts == 0 and node_config.get("tracebacks") is not True
-    return Seat(host, learner, num_hosts, discreet)
+def kept_in(home: Path | None) -> Callable[[str], ClientMemory]:
+    """Client memory of every run in a folder of its own below ``home``, named by the run."""
+    base = (home or default_home()) / "memory"
+    return lambda run: FolderMemory(base / hashlib.sha256(run.encode()).hexdigest()[:32])
 
 
 def _integer(node_config: Mapping[str, Setting], key: str) -> int:

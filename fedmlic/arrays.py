@@ -94,6 +94,49 @@ class Layout:
         """Independent copies of all tensors by name."""
         return {name: view.clone() for name, view in self.views(flat)}
 
+    def only(self, names: Iterable[str]) -> Layout:
+        """The layout of some of these tensors, in the same order.
+
+        Raises:
+            InputError: a name is not among these tensors, or only one half of a BatchNorm's
+                statistics is named.
+        """
+        chosen = set(names)
+        for name in sorted(chosen - set(self.names)):
+            msg = f"Expected exchanged tensors to be of the network, got {name!r}. {nearest(name, self.names)}"
+            raise InputError(msg)
+        places = [place for place, name in enumerate(self.names) if name in chosen]
+        first_row = len(self.names) - self.num_row_tensors
+        for pair in self.moments:
+            if len(chosen & set(pair)) == 1:
+                msg = f"Expected a BatchNorm's mean and variance to be exchanged together, got one of {pair}. Add both."
+                raise InputError(msg)
+        return Layout(
+            tuple(self.names[place] for place in places),
+            tuple(self.shapes[place] for place in places),
+            self.num_labels,
+            sum(place >= first_row for place in places),
+            tuple(pair for pair in self.moments if pair[0] in chosen),
+        )
+
+    def gather(self, flat: Tensor, part: Layout) -> Tensor:
+        """The vector ``[part.size]`` of the tensors of ``part``, out of one of this layout; a copy unless equal."""
+        if part is self or part == self:
+            return flat
+        found = torch.zeros(part.size, dtype=flat.dtype, device=flat.device)
+        for name, view in part.views(found):
+            view.copy_(self.view(flat, name))
+        return found
+
+    def scatter(self, values: Tensor, part: Layout, flat: Tensor) -> Tensor:
+        """A vector of this layout: ``values`` of the tensors of ``part``, those of ``flat`` elsewhere, bit for bit."""
+        if part is self or part == self:
+            return values
+        result = flat.clone()
+        for name, view in part.views(values):
+            self.view(result, name).copy_(view)
+        return result
+
     def check(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise ``InputError`` unless names and shapes are exactly these."""
         expected = dict(zip(self.names, self.shapes, strict=True))
@@ -129,7 +172,8 @@ class Resident:
     Args:
         network: the network; its parameters are re-pointed in place.
         label_rows: names of exchanged tensors whose first axis is the labels.
-        private: names of trainable parameters that never leave the client.
+        private: names of trainable parameters, and of floating buffers (statistics of norms),
+            that never leave the client.
         moments: (mean, variance) buffer names that are exchanged and merged exactly.
         num_labels: size of the label space.
         device: where it lives.
@@ -141,7 +185,9 @@ class Resident:
         layout: of the exchanged tensors.
         trainable: layout of everything that trains, private tensors last; with exchanged
             buffers in front of it.
-        parameters: the trainable parameters, in the vector's order; give them to an optimiser.
+        private_names: of the tensors that never leave the client.
+        parameters: the parameters that train now (``train_only``), in the vector's order; give
+            them to an optimiser.
         memory_format: of the network's images.
     """
 
@@ -162,7 +208,10 @@ class Resident:
         label_rows, private = tuple(label_rows), tuple(private)
         _check_names(network, label_rows, private)
         rows = [name for name in trainable if name in set(label_rows)]
-        own = [name for name in trainable if name in set(private)]
+        moments = [pair for pair in moments if not {*pair} & {*private}]
+        own_buffers = [name for name, _ in network.named_buffers() if name in set(private)]
+        own = [*own_buffers, *(name for name in trainable if name in set(private))]
+        rows = [name for name in rows if name not in set(own)]
         shared = [name for name in trainable if name not in {*rows, *own}]
         buffers = [name for pair in moments for name in pair]
         tensors: dict[str, Tensor] = {**dict(network.named_buffers()), **trainable}
@@ -174,13 +223,20 @@ class Resident:
 
         self.layout = layout([*buffers, *shared, *rows], len(rows))
         self.trainable = everything = layout([*buffers, *shared, *rows, *own])
+        self.private_names = tuple(own)
         vector = torch.zeros(everything.size, device=device)
         self._bound: list[tuple[str, Tensor, Tensor]] = []
         for name, view in everything.views(vector):
             values = self._ordered(view)
             values.copy_(tensors[name].detach())
             self._bound.append((name, tensors[name], values))
-        self.parameters = [tensors[name] for name in everything.names[len(buffers) :]]
+        names = everything.names[len(buffers) :]
+        self._names = [name for name in names if name in trainable]
+        self._every_parameter = [tensors[name] for name in self._names]
+        self.parameters = self._every_parameter
+        self._trained: frozenset[str] | None = None
+        self._frozen: frozenset[str] = frozenset()
+        self._still: list[nn.Module] = []
         self._modules = list(network.modules())
         self._links = [(*_place(network, name), module) for name, module in network.named_modules() if name]
         self._places = [_place(network, name) for name in everything.names]
@@ -190,11 +246,23 @@ class Resident:
         self._copied = torch.zeros_like(self._exchanged) if channels_last else None
         self._private = vector[self.layout.size :]
         self._private_start = self._private.clone()
+        first = len(self.layout.names)
+        self._own = [(name, values) for name, _, values in self._bound[first:]]
         exchanged = {*self.layout.names, *own}
         self._other = [(b, b.detach().clone()) for n, b in network.named_buffers() if n not in exchanged]
 
-    def load(self, flat: Tensor) -> None:
-        """Start afresh from the exchanged tensors ``flat``; private tensors and buffers are reset."""
+    def load(self, flat: Tensor, private: Mapping[str, Tensor] | None = None) -> None:
+        """Start afresh from the exchanged tensors ``flat``.
+
+        Args:
+            flat: float32 ``[layout.size]``.
+            private: the client's own tensors by name, as ``private_tensors`` gave them; those
+                that are not named start as they were built, as all do for a client's first turn.
+
+        Raises:
+            InputError: ``private`` names a tensor that is none of the network's private ones, or
+                one of another shape.
+        """
         # A client's method may have replaced tensors or dropped gradients; the next one must not notice.
         self._bind()
         with torch.no_grad():
@@ -204,8 +272,58 @@ class Resident:
                 for (_, view), (_, _, values) in zip(self.layout.views(flat), self._bound, strict=False):
                     values.copy_(view)
             self._private.copy_(self._private_start)
+            if private:
+                self._load_private(private)
             for buffer, start in self._other:
                 buffer.copy_(start)
+
+    def _load_private(self, private: Mapping[str, Tensor]) -> None:
+        own = dict(self._own)
+        for name, tensor in private.items():
+            if name not in own or own[name].shape != tensor.shape:
+                expected = tuple(own[name].shape) if name in own else f"one of {sorted(own)[:5]}"
+                msg = (
+                    f"Expected a client's own tensor {name!r} to be {expected}, got {tuple(tensor.shape)}. "
+                    "Use the memory of this experiment, or start a new run."
+                )
+                raise InputError(msg)
+            own[name].copy_(tensor)
+
+    def private_tensors(self) -> dict[str, Tensor]:
+        """Copies of the private tensors as they are now, by name, on the CPU."""
+        return {name: values.detach().cpu().clone(memory_format=torch.contiguous_format) for name, values in self._own}
+
+    def train_only(self, names: Iterable[str] | None) -> None:
+        """Let only these parameters train, until it is called again; None: all of them.
+
+        The others need no gradient (so no backward pass is spent on them), and a BatchNorm whose
+        statistics are not among ``names`` uses them as they are and does not change them.
+
+        Args:
+            names: of parameters and of exchanged or private statistics.
+        """
+        chosen = None if names is None else frozenset(names)
+        if chosen == self._trained:
+            return
+        self._trained = chosen
+        frozen = frozenset() if chosen is None else frozenset(self.trainable.names) - chosen
+        self._frozen = frozen
+        for name, parameter in zip(self._names, self._every_parameter, strict=True):
+            parameter.requires_grad_(name not in frozen)
+        self.parameters = [
+            parameter for name, parameter in zip(self._names, self._every_parameter, strict=True) if name not in frozen
+        ]
+        self._still = [
+            module
+            for name, module in self.network.named_modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and f"{name}.running_mean" in frozen  # noqa: SLF001
+        ]
+
+    def per_parameter(self, flat: Tensor) -> list[Tensor | None]:
+        """For each of ``parameters`` its part of an exchanged vector ``[layout.size]``; None for a private one."""
+        places = dict(self.layout.views(flat))
+        trained = (name for name in self._names if name not in self._frozen)
+        return [places.get(name) for name in trained]
 
     @property
     def flat(self) -> Tensor:
@@ -215,6 +333,11 @@ class Resident:
         for (_, view), (_, _, values) in zip(self.layout.views(self._copied), self._bound, strict=False):
             view.copy_(values)
         return self._copied
+
+    @property
+    def trained(self) -> frozenset[str] | None:
+        """Names of what ``train_only`` lets train; None for everything."""
+        return self._trained
 
     @property
     def device(self) -> torch.device:
@@ -240,6 +363,11 @@ class Resident:
 
     def training_network(self) -> nn.Module:
         """The network in training mode; asking whether it is costs less than telling every module again."""
+        if self._still:
+            network = self.network.train()
+            for module in self._still:
+                module.eval()
+            return network
         return self.network if all(module.training for module in self._modules) else self.network.train()
 
     def check(self) -> None:
@@ -274,16 +402,13 @@ def _place(network: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 def _check_names(network: nn.Module, label_rows: Sequence[str], private: Sequence[str]) -> None:
-    known = dict(network.named_parameters())
-    for what, names in (("label_rows", label_rows), ("private", private)):
+    parameters = dict(network.named_parameters())
+    buffers = {name: buffer for name, buffer in network.named_buffers() if buffer.is_floating_point()}
+    for what, names, known in (("label_rows", label_rows, parameters), ("private", private, {**parameters, **buffers})):
         for name in names:
             if name not in known:
-                msg = f"Expected {what} to name parameters of the network, got {name!r}. {nearest(name, known)}"
+                msg = f"Expected {what} to name tensors of the network, got {name!r}. {nearest(name, known)}"
                 raise InputError(msg)
-    both = sorted({*label_rows} & {*private})
-    if both:
-        msg = f"Expected private tensors to stay on the client, got {both} that are label rows too. Choose one."
-        raise InputError(msg)
 
 
 def _check_rows(tensors: Mapping[str, Tensor], rows: Sequence[str], num_labels: int) -> None:

@@ -26,6 +26,9 @@ DEFAULT_DATASET = (
 DEFAULT_METHOD = "fedlgt(layers=1, dropout=0.0, known_fraction_max=0.25)"
 """Sized so that the default run teaches something in a minute (``docs/default_experiment.md``)."""
 
+LATER_FIELDS = ("mods", "allow_statistics", "statistics_min_clients", "statistics_min_images")
+"""Settings that older runs do not have: their defaults do not count, so that old identities hold."""
+
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 
@@ -45,6 +48,7 @@ class Experiment(BaseModel):
     model: str = Field("small_cnn()", description="the backbone")
     method: str = Field(DEFAULT_METHOD, description="what a client does")
     strategy: str = Field("labelwise()", description="how the server merges")
+    mods: str = Field("", description="what is added to a client's turn: mods separated by commas, in order")
     num_clients: Count = Field(20, description="clients in the federation (0: as many as the partition finds)")
     num_rounds: Positive = Field(12, description="rounds")
     cohort_size: Count = Field(6, description="clients per round (0: all)")
@@ -67,6 +71,12 @@ class Experiment(BaseModel):
     evaluate_clients_every: Count = Field(0, description="rounds between evaluations on all clients (0: at the end)")
     threshold: Fraction = Field(0.5, description="probability above which a label counts as predicted")
     min_replies: Fraction = Field(0.5, description="share of the cohort that must succeed, else the run stops")
+    allow_statistics: bool = Field(
+        default=False,
+        description="let methods and mods count over all clients before round 1 (tells the server of labels)",
+    )
+    statistics_min_clients: Positive = Field(5, description="clients that must stand behind every counted number")
+    statistics_min_images: Positive = Field(10, description="images that must stand behind every counted number")
     label_names: str = Field("", description="comma-separated label space of a deployment (empty: the data set's)")
     seed: Count = Field(0, description="of every random stream")
 
@@ -78,6 +88,24 @@ class Experiment(BaseModel):
         if "." not in name and name not in known:
             msg = f"Expected {info.field_name} to name an entry of its catalogue, got {name!r}. {nearest(name, known)}"
             raise InputError(msg)
+        return text
+
+    @field_validator("mods", mode="before")
+    @classmethod
+    def _one_text(cls, value: object) -> object:
+        """A list of mods, as TOML and JSON may hold, as one text."""
+        return (
+            ", ".join(value) if isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value) else value
+        )
+
+    @field_validator("mods")
+    @classmethod
+    def _known_mods(cls, text: str) -> str:
+        known = spec.entries("mods")
+        for name, _ in spec.parse_all(text, "mods"):
+            if "." not in name and name not in known:
+                msg = f"Expected mods to name entries of their catalogue, got {name!r}. {nearest(name, known)}"
+                raise InputError(msg)
         return text
 
     @model_validator(mode="after")
@@ -93,6 +121,9 @@ class Experiment(BaseModel):
     def identity(self) -> str:
         """A hash of everything that decides the weights; two runs with equal identity may share them."""
         fields = self.model_dump(exclude={"evaluate_every", "evaluate_clients_every", "threshold"})
+        for name in LATER_FIELDS:
+            if fields[name] == type(self).model_fields[name].default:
+                del fields[name]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 

@@ -6,6 +6,7 @@ which is why frozen tables never travel.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from fedmlic import spec
 from fedmlic.arrays import Resident
 from fedmlic.errors import InputError
 from fedmlic.method import Method, Task
+from fedmlic.mod import Mod
 from fedmlic.seeds import torch_global_stream
 from fedmlic.training import to_float
 
@@ -23,18 +25,19 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from fedmlic.corpus import Images
+    from fedmlic.corpus import Corpus, Images
     from fedmlic.experiment import Experiment
 
 
 @dataclass(frozen=True)
 class Learner:
-    """A method and its resident network."""
+    """A method and its resident network, with the experiment's own mods (the server's rule may bring more)."""
 
     method: Method
     resident: Resident
     task: Task
     device: torch.device
+    mods: tuple[Mod, ...] = ()
 
     def predict(self, images: Images, rows: NDArray[np.int64], batch_size: int = 256) -> NDArray[np.float32]:
         """Probabilities float32 ``[rows, labels]`` of the loaded network for stored images."""
@@ -61,6 +64,26 @@ def choose_device(text: str) -> torch.device:
         msg = f"Expected device to be auto or one of {', '.join(there)}, got {text!r}."
         raise InputError(msg)
     return torch.device(text)
+
+
+def label_space(experiment: Experiment, corpus: Corpus) -> tuple[str, ...]:
+    """The label names: those of the experiment if it fixes them, else the corpus's."""
+    if not experiment.label_names:
+        if not corpus.label_names:
+            msg = (
+                f"Expected label-names, since {experiment.dataset} has none, got nothing. List the labels of all "
+                "devices, separated by commas, in the order that everybody uses."
+            )
+            raise InputError(msg)
+        return tuple(corpus.label_names)
+    names = tuple(name.strip() for name in experiment.label_names.split(","))
+    if corpus.label_names and tuple(corpus.label_names) != names:
+        msg = (
+            f"Expected label-names to be the data set's {list(corpus.label_names)[:8]}, got {list(names)[:8]}. "
+            "Leave label-names empty, or use a data set with these labels."
+        )
+        raise InputError(msg)
+    return names
 
 
 def build_network(experiment: Experiment, task: Task) -> tuple[Method, nn.Module]:
@@ -90,16 +113,25 @@ def build_learner(
     """
     task = Task(label_names, image_shape, spec.build("model", experiment.model), experiment.seed)
     method, network = build_network(experiment, task)
+    mods: tuple[Mod, ...] = tuple(spec.build_all("mods", experiment.mods))
+    own = [name for mod in mods if mod.private is not None for name in mod.private(network, method)]
     resident = Resident(
         network,
         num_labels=task.num_labels,
         label_rows=method.label_rows(network),
-        private=method.private(network),
+        private=sorted({*method.private(network), *own}),
         moments=pooled_moments(network),
         device=device,
         channels_last=channels_last,
     )
-    return Learner(method, resident, task, torch.device(device))
+    return Learner(method, resident, task, torch.device(device), mods)
+
+
+def check_at_once(mods: Iterable[Mod]) -> None:
+    """Raise ``InputError`` if a mod changes the steps of training, which clients trained at once share."""
+    if any(mod.changes_steps for mod in mods):
+        msg = "Expected vectorize to be 1, since a mod changes the steps of each client, got more. Use vectorize=1."
+        raise InputError(msg)
 
 
 def pooled_moments(network: nn.Module) -> list[tuple[str, str]]:

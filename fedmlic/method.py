@@ -8,8 +8,8 @@ are compared on equal terms.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from fedmlic.seeds import stream, torch_seed
 if TYPE_CHECKING:
     from fedmlic.arrays import Resident
     from fedmlic.experiment import Experiment
+    from fedmlic.mod import Hooks
     from fedmlic.model import Model
     from fedmlic.shard import Shard
 
@@ -58,6 +59,13 @@ class Local:
         device: where the network is.
         incoming: the round's incoming global model, frozen and in evaluation mode; built
             the first time a method asks for it.
+        start: float32 ``[layout.size]``, the exchanged tensors that the turn starts from; only
+            to be read.
+        shared: what the server sent beside the model, by name; what was counted before the
+            first round is ``statistics/NAME``.
+        memory: what the client kept of its last turn that counted, by name; what is put here
+            is kept for its next one, if this turn counts. It never leaves the client.
+        hooks: of the experiment's mods, in order; ``training.fit`` calls them.
     """
 
     experiment: Experiment
@@ -65,6 +73,10 @@ class Local:
     client: int
     device: torch.device
     incoming: Callable[[], nn.Module]
+    start: Tensor = field(default_factory=lambda: torch.zeros(0))
+    shared: Mapping[str, Tensor] = field(default_factory=dict)
+    memory: dict[str, Tensor] = field(default_factory=dict)
+    hooks: tuple[Hooks, ...] = ()
 
     def rng(self, purpose: str) -> np.random.Generator:
         """A NumPy stream of this client in this round."""
@@ -135,6 +147,37 @@ def none(network: nn.Module) -> Sequence[str]:
     return ()
 
 
+class Phase(NamedTuple):
+    """A stretch of rounds with training and exchanged tensors of its own.
+
+    Attributes:
+        train: local training, in place of the method's.
+        num_rounds: how many rounds; 0 for all that are left.
+        tensors: names of the tensors that train and are exchanged, private ones included; all
+            others stay what they are, bit for bit, and are not sent. None: everything.
+        objective: as the method's.
+    """
+
+    train: Callable[[Resident, Shard, Local], Trained]
+    num_rounds: int = 0
+    tensors: Callable[[nn.Module], Sequence[str]] | None = None
+    objective: Objective | None = None
+
+
+class Stretch(NamedTuple):
+    """A phase in its place among the rounds.
+
+    Attributes:
+        number: 0, 1, ...
+        first_round: the first of its rounds.
+        phase: it.
+    """
+
+    number: int
+    first_round: int
+    phase: Phase
+
+
 class Method(NamedTuple):
     """What one client does.
 
@@ -145,9 +188,16 @@ class Method(NamedTuple):
         predict: probabilities float32 ``[batch, labels]`` of float images ``[batch, channels,
             height, width]``; the network is in evaluation mode.
         label_rows: names of trainable tensors with one row per label (first axis).
-        private: names of trainable tensors that never leave the client.
+        private: names of trainable tensors, and of statistics of norms, that never leave the
+            client; each client keeps its own from turn to turn.
         objective: what ``train`` minimises, if it is ``training.fit`` with it and nothing else;
             many clients can then be trained at once (``fedmlic.vectorized``).
+        phases: stretches of rounds, in order, each with its own ``train`` and ``objective`` in
+            place of those above; empty for one stretch. Which phase a round belongs to depends
+            on its number alone (``stretch_of``).
+        statistics: named sums over all clients that are asked for once, before the first round;
+            int64 (counts) or floating tensors of one client's shard. They tell the server
+            something of the clients' labels, so the experiment must allow them.
 
     Everything trainable is exchanged unless it is private. Frozen tensors are never sent:
     every host builds them itself from the experiment.
@@ -159,3 +209,21 @@ class Method(NamedTuple):
     label_rows: Callable[[nn.Module], Sequence[str]] = none
     private: Callable[[nn.Module], Sequence[str]] = none
     objective: Objective | None = None
+    phases: tuple[Phase, ...] = ()
+    statistics: Callable[[Shard], Mapping[str, Tensor]] | None = None
+
+
+def stretch_of(method: Method, round_number: int) -> Stretch:
+    """The stretch that a round belongs to; rounds after the last phase belong to it.
+
+    Args:
+        method: with or without phases.
+        round_number: 1, 2, ...
+    """
+    phases = method.phases or (Phase(method.train, objective=method.objective),)
+    first = 1
+    for number, phase in enumerate(phases[:-1]):
+        if phase.num_rounds == 0 or round_number < first + phase.num_rounds:
+            return Stretch(number, first, phase)
+        first += phase.num_rounds
+    return Stretch(len(phases) - 1, first, phases[-1])

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-Kind = Literal["train", "evaluate"]
+    from fedmlic.arrays import Layout
+
+Kind = Literal["count", "train", "evaluate"]
+"""What clients are asked for: named sums before the first round, training, scores on held-out images."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,12 @@ class HostInfo:
     label_names: tuple[str, ...]
 
 
+STATISTICS = "statistics/"
+"""Begins the names of what was counted before the first round, among ``Request.shared``."""
+
+CLIENTS_BEHIND, IMAGES_BEHIND = "#clients", "#images"
+"""End the names of how many clients and images stand behind every counted number."""
+
 NO_UNITS = Units(1.0, 1.0)
 BY_IMAGES = Weighting()
 
@@ -47,12 +56,19 @@ class Request:
     """One round's work.
 
     Attributes:
-        kind: ``train``, or ``evaluate`` on the clients' held-out images.
-        round: 1, 2, ...
+        kind: ``count`` named sums over the clients' labels, ``train``, or ``evaluate`` on the
+            clients' held-out images.
+        round: 1, 2, ...; 0 for a count.
         flat: float32 ``[layout.size]``, the global model.
         units: of this round's weights.
         weighting: how much a client counts.
         each: whether every client's update is wanted by itself instead of their sum.
+        tensors: names of the tensors that are exchanged in this round; None for all.
+        shared: further tensors for all clients, by name.
+        mods: what the server's rule adds to every turn, before the experiment's own mods.
+        last: for each client that has had a turn that counted, the round of the last such.
+        run: a name of the run that stays when it is resumed.
+        needed: rounds that a resumed run may start from, for which clients keep what they kept.
     """
 
     kind: Kind
@@ -61,6 +77,22 @@ class Request:
     units: Units = NO_UNITS
     weighting: Weighting = BY_IMAGES
     each: bool = False
+    tensors: tuple[str, ...] | None = None
+    shared: Mapping[str, Tensor] = field(default_factory=dict)
+    mods: tuple[str, ...] = ()
+    last: Mapping[int, int] = field(default_factory=dict)
+    run: str = ""
+    needed: tuple[int, ...] = ()
+
+    def layout(self, everything: Layout) -> Layout:
+        """Of the tensors that clients send.
+
+        Args:
+            everything: the layout of all exchanged tensors.
+        """
+        if self.kind == "count":
+            return everything.only(())
+        return everything if self.tensors is None else everything.only(self.tensors)
 
 
 @dataclass(frozen=True)
@@ -76,6 +108,8 @@ class Turn:
         num_annotations: its known entries among them.
         loss: mean training loss.
         num_steps: optimiser steps.
+        bytes_down: of the model and of what came beside it, as if the client were a device.
+        bytes_up: of what it sends of its training, likewise, without headers.
         metrics: its own evaluation, such as ``mAP``.
         error: empty, or why its contribution is missing (with traceback).
     """
@@ -88,6 +122,8 @@ class Turn:
     num_annotations: int = 0
     loss: float = 0.0
     num_steps: int = 0
+    bytes_down: int = 0
+    bytes_up: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     error: str = ""
 

@@ -25,6 +25,7 @@ import os
 import platform
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
@@ -71,6 +72,11 @@ class RunFolder:
             msg = f"Expected {self.path / 'experiment.json'} to hold settings, got something else. Restore it."
             raise InputError(msg) from None
         return split_settings(values)
+
+    @property
+    def token(self) -> str:
+        """A random name of this run, under which devices keep what is theirs; empty for a run of an older version."""
+        return str(read_json(self.path / "experiment.json").get("token", ""))
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -263,6 +269,7 @@ def create(path: Path | None, experiment: Experiment, runtime: Runtime) -> RunFo
     settings = {
         "schema": SCHEMA,
         "identity": experiment.identity(),
+        "token": uuid.uuid4().hex,
         "experiment": experiment.model_dump(),
         "runtime": runtime.model_dump(),
     }

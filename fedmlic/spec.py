@@ -14,9 +14,9 @@ import importlib.util
 import inspect
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
-from pydantic import ConfigDict, ValidationError, validate_call
+from pydantic import ConfigDict, ValidationError, create_model, validate_call
 
 from fedmlic.errors import InputError, nearest
 
@@ -28,12 +28,20 @@ CATALOGUES = {
     "partition": "fedmlic.partitions",
     "regime": "fedmlic.regimes",
     "method": "fedmlic.methods",
+    "mods": "fedmlic.mods",
     "model": "fedmlic.models",
     "strategy": "strategies",
 }
 """Config key of each catalogue and the package that holds its entries."""
 
-RESULTS = {"dataset": "Dataset", "regime": "Regime", "method": "Method", "model": "Model", "strategy": "Strategy"}
+RESULTS = {
+    "dataset": "Dataset",
+    "regime": "Regime",
+    "method": "Method",
+    "mods": "Mod",
+    "model": "Model",
+    "strategy": "Strategy",
+}
 """What a factory of each catalogue returns; a partition is any function."""
 
 
@@ -56,11 +64,31 @@ def parse(text: str, what: str = "value") -> Spec:
     Spec(name='dirichlet', arguments={'alpha': 0.3})
     """
     problem = f"Expected {what} to look like name(key=value, ...), got {text!r}."
+    return _read(_expression(text, problem), problem)
+
+
+def parse_all(text: str, what: str = "value") -> list[Spec]:
+    """Read several calls, separated by commas; none in an empty text.
+
+    >>> [str(each) for each in parse_all("clip(norm=1.0), int8()")]
+    ['clip(norm=1.0)', 'int8()']
+    """
+    problem = f"Expected {what} to look like name(key=value, ...), other(...), got {text!r}."
+    node = _expression(f"({text},)" if text.strip() else "()", problem)
+    if not isinstance(node, ast.Tuple):
+        raise InputError(problem)
+    return [_read(element, problem) for element in node.elts]
+
+
+def _expression(text: str, problem: str) -> ast.expr:
     try:
-        node = ast.parse(text.strip(), mode="eval").body
+        return ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         msg = f"{problem} {getattr(error, 'msg', error)}."
         raise InputError(msg) from None
+
+
+def _read(node: ast.expr, problem: str) -> Spec:
     call = node if isinstance(node, ast.Call) else ast.Call(func=node, args=[], keywords=[])
     if call.args:
         msg = f"{problem} Give every argument by name."
@@ -141,14 +169,7 @@ def build(key: str, text: str) -> Any:  # noqa: ANN401  (the catalogue decides t
         InputError: unknown name, unknown argument (the nearest is named) or a value of
             the wrong type or range.
     """
-    spec = parse(text, key)
-    make = factory(key, spec.name)
-    parameters = _parameters(key, spec.name, make)
-    for argument in spec.arguments:
-        if argument not in parameters:
-            hint = nearest(argument, parameters) if parameters else "It takes none."
-            msg = f"Expected arguments of {key} {spec.name} to be among its parameters, got {argument!r}. {hint}"
-            raise InputError(msg)
+    spec, make = _checked_names(key, text)
     checked = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(make)
     try:
         found = checked(**spec.arguments)
@@ -158,6 +179,42 @@ def build(key: str, text: str) -> Any:  # noqa: ANN401  (the catalogue decides t
         msg = f"Expected {key} {spec.name} to return a {RESULTS[key]}, got a {type(found).__name__}."
         raise InputError(msg)
     return found
+
+
+def build_all(key: str, text: str) -> list[Any]:
+    """Call every factory that ``text`` names, in order, as ``build`` does."""
+    return [build(key, str(each)) for each in parse_all(text, key)]
+
+
+def check(key: str, text: str) -> None:
+    """Check a factory's name and arguments as ``build`` does, without calling it.
+
+    Raises:
+        InputError: as ``build``, but for what only the factory itself can know.
+    """
+    spec, make = _checked_names(key, text)
+    hints = get_type_hints(make, include_extras=True)
+    fields: dict[str, Any] = {
+        name: (hints.get(name, Any), ... if parameter.default is parameter.empty else parameter.default)
+        for name, parameter in inspect.signature(make).parameters.items()
+    }
+    schema = create_model(spec.name, __config__=ConfigDict(arbitrary_types_allowed=True), **fields)
+    try:
+        schema(**spec.arguments)
+    except ValidationError as error:
+        raise InputError(_explain(key, spec.name, error)) from None
+
+
+def _checked_names(key: str, text: str) -> tuple[Spec, Callable[..., Any]]:
+    spec = parse(text, key)
+    make = factory(key, spec.name)
+    parameters = _parameters(key, spec.name, make)
+    for argument in spec.arguments:
+        if argument not in parameters:
+            hint = nearest(argument, parameters) if parameters else "It takes none."
+            msg = f"Expected arguments of {key} {spec.name} to be among its parameters, got {argument!r}. {hint}"
+            raise InputError(msg)
+    return spec, make
 
 
 def _parameters(key: str, name: str, make: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

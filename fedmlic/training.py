@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmlic.method import Local, Method, Objective, Task, Trained
+from fedmlic.mod import Step
 from fedmlic.model import Classifier
 from fedmlic.optimiser import clip_norm, make_optimiser
 from fedmlic.seeds import torch_global_stream
@@ -89,23 +90,73 @@ def fit(resident: Resident, shard: Shard, local: Local, loss: Loss | Objective) 
     if objective.needs_annotations and not shard.annotations.any():
         return Trained(0.0, 0, {})
     settings, device = local.experiment, local.device
-    network = resident.training_network()
     inputs = objective.inputs(local)
-    step = make_optimiser(resident.parameters, settings, local.round)
     losses: list[Tensor] = []
-    with torch_global_stream(settings.seed, "train/torch", local.client, local.round, device=device):
-        for images, labels, numbers in _batches(shard, local, resident.memory_format):
-            resident.zero_grad()
-            with precision_of(settings, device):
-                told = inputs.of(images, labels, numbers)
-                value = objective.loss(network, images, labels.to(device, non_blocking=True), *told)
-            value.backward()  # type: ignore[no-untyped-call]
-            if settings.clip_norm > 0:
-                clip_norm(resident.parameters, settings.clip_norm)
-            step()
-            losses.append(value.detach())
+    order = local.rng("order")
+    views = None if settings.augmentation == "none" else local.torch_rng("augmentation")
+    with (
+        torch_global_stream(settings.seed, "train/torch", local.client, local.round, device=device),
+        captured_features(resident.network, wanted=any(hooks.term for hooks in local.hooks)) as features,
+    ):
+        for epochs in stages(resident, local):
+            network = resident.training_network()
+            step = make_optimiser(resident.parameters, settings, local.round)
+            for images, labels, numbers in _batches(shard, local, resident.memory_format, order, views, epochs):
+                resident.zero_grad()
+                with precision_of(settings, device):
+                    given = inputs.of(images, labels, numbers)
+                    observed = labels.to(device, non_blocking=True)
+                    value = objective.loss(network, images, observed, *given)
+                    for hooks in local.hooks:
+                        if hooks.term is not None:
+                            value = value + hooks.term(Step(network, images, observed, features()))
+                value.backward()  # type: ignore[no-untyped-call]
+                for hooks in local.hooks:
+                    if hooks.gradient is not None:
+                        hooks.gradient()
+                if settings.clip_norm > 0:
+                    clip_norm(resident.parameters, settings.clip_norm)
+                step()
+                losses.append(value.detach())
     total = float(torch.stack(losses).sum(dtype=torch.float64)) if losses else 0.0
     return checked(Trained(total / max(len(losses), 1), len(losses), inputs.metrics()))
+
+
+def stages(resident: Resident, local: Local) -> Iterator[int]:
+    """The parts of a turn: lets the tensors of each train and gives its epochs (0: the experiment's)."""
+    chosen = [hooks.stages for hooks in local.hooks if hooks.stages is not None]
+    if not chosen:
+        yield 0
+        return
+    trained = resident.trained
+    for epochs, tensors in chosen[-1]:
+        resident.train_only(tensors if trained is None else trained & tensors)
+        if resident.parameters:
+            yield epochs
+    resident.train_only(trained)
+
+
+@contextmanager
+def captured_features(network: nn.Module, *, wanted: bool) -> Iterator[Callable[[], Tensor | None]]:
+    """Inside the block: what gives the backbone's last feature map, averaged over places, ``[batch, features]``."""
+    backbone = getattr(network, "backbone", None)
+    if not wanted or backbone is None:
+        yield lambda: None
+        return
+    seen: dict[str, Tensor] = {}
+
+    def note(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        seen["map"] = output
+
+    handle = backbone.register_forward_hook(note)
+
+    def last() -> Tensor | None:
+        return seen["map"].mean(dim=(2, 3)) if seen else None
+
+    try:
+        yield last
+    finally:
+        handle.remove()
 
 
 def checked(trained: Trained) -> Trained:
@@ -128,42 +179,59 @@ def batches(shard: Shard, local: Local) -> Iterator[tuple[Tensor, Tensor]]:
     Yields:
         float32 images ``[batch, channels, height, width]`` and int8 labels ``[batch, labels]``.
     """
-    for images, labels, _ in _batches(shard, local, torch.contiguous_format):
+    views = None if local.experiment.augmentation == "none" else local.torch_rng("augmentation")
+    order = local.rng("order")
+    for images, labels, _ in _batches(shard, local, torch.contiguous_format, order, views, 0):
         yield images, labels.to(local.device)
 
 
-def _batches(shard: Shard, local: Local, memory_format: torch.memory_format) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _batches(
+    shard: Shard,
+    local: Local,
+    memory_format: torch.memory_format,
+    order: np.random.Generator,
+    views: torch.Generator | None,
+    epochs: int,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Images on the client's device, where the shard lies whole; labels and which images these are on the CPU."""
     kind = local.experiment.augmentation
     everything = to_device(shard.images.take(shard.rows), local.device)
     observed = torch.from_numpy(np.ascontiguousarray(shard.labels))
-    augmentation = None if kind == "none" else local.torch_rng("augmentation")
-    for chosen in steps(shard.num_images, local):
+    for chosen in _steps(shard.num_images, local.experiment, order, epochs):
         # index_select copies whole images, where brackets would copy byte by byte.
         stored = everything.index_select(0, to_device(chosen, local.device))
         images = to_float(stored, local.device, memory_format)
-        if augmentation is not None:
-            images = augment(images, kind, augmentation)
+        if views is not None:
+            images = augment(images, kind, views)
         numbers = torch.from_numpy(chosen)
         yield images, observed.index_select(0, numbers), numbers
 
 
 def steps(num_images: int, local: Local) -> Iterator[NDArray[np.int64]]:
     """Which of its images a client uses in every step of its turn."""
-    settings = local.experiment
-    every = _chosen(num_images, settings, local.rng("order"))
-    return itertools.islice(every, settings.local_steps or None)
+    return _steps(num_images, local.experiment, local.rng("order"), 0)
 
 
-def _chosen(num_images: int, settings: Experiment, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-    """Image numbers of every step: whole epochs, without end if the steps are counted instead."""
+def _steps(
+    num_images: int, settings: Experiment, rng: np.random.Generator, num_epochs: int
+) -> Iterator[NDArray[np.int64]]:
+    """Image numbers of every step, for so many epochs, or (0) as many epochs or steps as the experiment says."""
+    if num_epochs:
+        return _epochs(num_images, settings.batch_size, rng, range(num_epochs))
+    epochs = itertools.count() if settings.local_steps else range(settings.local_epochs)
+    return itertools.islice(_epochs(num_images, settings.batch_size, rng, epochs), settings.local_steps or None)
+
+
+def _epochs(
+    num_images: int, batch_size: int, rng: np.random.Generator, epochs: Iterable[int]
+) -> Iterator[NDArray[np.int64]]:
+    """Image numbers of every batch of whole epochs."""
     if num_images == 0:
         return
-    epochs = itertools.count() if settings.local_steps else range(settings.local_epochs)
     for _ in epochs:
         order = rng.permutation(num_images)
-        for start in range(0, num_images, settings.batch_size):
-            yield order[start : start + settings.batch_size]
+        for start in range(0, num_images, batch_size):
+            yield order[start : start + batch_size]
 
 
 def trainer(objective: Objective) -> Callable[[Resident, Shard, Local], Trained]:

@@ -14,6 +14,9 @@ rounding of the float32 model itself. It is one fused pass over blocks that stay
 in the processor's cache and was measured to be faster than adding float32
 tensors one by one.
 
+Further named sums (``extras``) add exactly too: int64 tensors as they are, floating ones in the
+same way as the model, divided by the unit of clients.
+
 Source: the pre-rounding idea of Demmel and Nguyen, "Fast reproducible
 floating-point summation" (ARITH 2013), with one fixed bin.
 """
@@ -36,6 +39,8 @@ LIMIT = 2.0**15
 METRIC_BITS = 20
 METRIC_LIMIT = 2.0**25
 """Largest magnitude of a metric; sums of 256 such are exact."""
+COUNT_LIMIT = 2**40
+"""Largest magnitude of an integer that one client adds to a sum."""
 _ROUNDER = 1.5 * 2.0 ** (52 - QUANTUM_BITS)
 _BLOCK = 1 << 18
 
@@ -57,10 +62,17 @@ class Weighting(NamedTuple):
 
 
 class Units(NamedTuple):
-    """Powers of two that weights are divided by: one for shared tensors, one for label rows."""
+    """Powers of two that weights are divided by, so that a round's weights sum to at most 1.
+
+    Attributes:
+        shared: for the weights of shared tensors.
+        rows: for the weights of label rows.
+        clients: for floating extras, which every client adds with weight 1.
+    """
 
     shared: float
     rows: float
+    clients: float = 1.0
 
 
 def weights_of(weighting: Weighting, num_images: int, annotations: Tensor) -> tuple[float, Tensor]:
@@ -84,7 +96,7 @@ def units_for(weighting: Weighting, num_images: Iterable[int], num_labels: int) 
     images = list(num_images)
     shared = {"images": sum(images), "annotations": sum(images) * num_labels, "uniform": len(images)}[weighting.shared]
     rows = sum(images) if weighting.rows == "annotations" else shared
-    return Units(_power_of_two(shared), _power_of_two(rows))
+    return Units(_power_of_two(shared), _power_of_two(rows), _power_of_two(len(images)))
 
 
 def _power_of_two(bound: float) -> float:
@@ -105,6 +117,8 @@ class Update:
         num_images: images they trained on.
         annotations: int64 ``[labels]``, known entries they trained on.
         metrics: named sums (multiples of 2**-20), such as ``loss`` and ``steps``.
+        extras: further named sums over the clients: int64 as they are, float64 divided by
+            ``units.clients`` (``extra_sum`` multiplies it back).
     """
 
     layout: Layout
@@ -116,6 +130,7 @@ class Update:
     num_images: int = 0
     annotations: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     metrics: dict[str, float] = field(default_factory=dict)
+    extras: dict[str, Tensor] = field(default_factory=dict)
 
     @staticmethod
     def zero(layout: Layout, units: Units, device: torch.device | str = "cpu", memory: Tensor | None = None) -> Update:
@@ -125,9 +140,10 @@ class Update:
             layout: of the exchanged tensors.
             units: of the round.
             device: where the sums are.
-            memory: float64 ``[layout.size]`` to keep the sums in; what it held is lost.
+            memory: float64, at least ``[layout.size]``, to keep the sums in; what it held is lost.
         """
-        sums = torch.zeros(layout.size, dtype=torch.float64, device=device) if memory is None else memory.zero_()
+        sums = torch.zeros(layout.size, dtype=torch.float64, device=device) if memory is None else memory[: layout.size]
+        sums.zero_()
         rows = torch.zeros(layout.num_labels, dtype=torch.float64)
         annotations = torch.zeros(layout.num_labels, dtype=torch.int64)
         return Update(layout, units, sums, 0.0, rows, annotations=annotations)
@@ -141,13 +157,16 @@ class Update:
         num_images: int,
         annotations: Tensor,
         metrics: Mapping[str, float],
+        extras: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Add one client's trained tensors ``flat`` (float32 ``[layout.size]``) in place.
 
         Raises:
             ValueError: a number is NaN, infinite or beyond ``LIMIT`` (``METRIC_LIMIT`` for a
-                metric), or the weights exceed the units; the sum is then unchanged.
+                metric, ``COUNT_LIMIT`` for an integer extra), an extra is of another shape than
+                those before, or the weights exceed the units; the sum is then unchanged.
         """
+        terms = extra_terms(extras or {}, self.units, self.extras)
         check_finite(self.layout, flat, metrics)
         shared, rows = weights_of(weighting, num_images, annotations)
         shared /= self.units.shared
@@ -176,6 +195,16 @@ class Update:
         self.annotations += annotations
         for name, value in metrics.items():
             self.metrics[name] = self.metrics.get(name, 0.0) + round(value * 2**METRIC_BITS) / 2**METRIC_BITS
+        add_extras(self.extras, terms)
+
+    def extra_sum(self, name: str) -> Tensor:
+        """The sum of an extra over the clients: int64, or float64 to about 2**-36 times their number.
+
+        Raises:
+            KeyError: no client sent it.
+        """
+        total = self.extras[name]
+        return total if total.dtype == torch.int64 else total * self.units.clients
 
     def merge(self, other: Update) -> None:
         """Add ``other`` in place. Exactly associative and commutative."""
@@ -190,6 +219,7 @@ class Update:
         self.annotations += other.annotations
         for name, value in other.metrics.items():
             self.metrics[name] = self.metrics.get(name, 0.0) + value
+        add_extras(self.extras, other.extras)
 
     def mean(self, otherwise: Tensor) -> Tensor:
         """The weighted mean, float32 ``[layout.size]``.
@@ -211,6 +241,51 @@ class Update:
         if self.weight > 0:
             _from_second_moments(self.layout, mean, sums, self.weight)
         return mean
+
+
+def extra_terms(extras: Mapping[str, Tensor], units: Units, so_far: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What one client adds to the extras: int64 as it is, floating numbers rounded to multiples of 2**-36.
+
+    Args:
+        extras: named tensors, floating or int64, at most ``LIMIT`` or ``COUNT_LIMIT`` in magnitude.
+        units: of the round.
+        so_far: sums that they will be added to.
+
+    Raises:
+        ValueError: a number is out of bounds, or a tensor has another shape or type than in ``so_far``.
+    """
+    terms = {}
+    for name, tensor in extras.items():
+        exact = tensor.dtype == torch.int64
+        limit = COUNT_LIMIT if exact else LIMIT
+        if not (exact or tensor.is_floating_point()) or not bool(((tensor >= -limit) & (tensor <= limit)).all()):
+            msg = f"Expected the sum {name} to get floating or int64 numbers within {limit:g}, got others."
+            raise ValueError(msg)
+        term = tensor.detach().clone() if exact else tensor.detach().to(torch.float64, copy=True)
+        if not exact:
+            term.mul_(1.0 / units.clients).add_(_ROUNDER).sub_(_ROUNDER)
+        before = so_far.get(name)
+        if before is not None and (before.shape != term.shape or before.dtype != term.dtype):
+            msg = f"Expected the sum {name} to get {before.dtype} {tuple(before.shape)}, got {tuple(term.shape)}."
+            raise ValueError(msg)
+        terms[name] = term
+    return terms
+
+
+def add_extras(sums: dict[str, Tensor], terms: Mapping[str, Tensor]) -> None:
+    """Add named sums in place; exactly associative and commutative.
+
+    Raises:
+        ValueError: two of one name have different shapes or types.
+    """
+    for name, term in terms.items():
+        if name not in sums:
+            sums[name] = term.clone()
+        elif sums[name].shape != term.shape or sums[name].dtype != term.dtype:
+            msg = f"Expected the sum {name} to have one shape, got {tuple(sums[name].shape)} and {tuple(term.shape)}."
+            raise ValueError(msg)
+        else:
+            sums[name] += term.to(sums[name].device)
 
 
 def check_finite(layout: Layout, flat: Tensor, metrics: Mapping[str, float]) -> None:

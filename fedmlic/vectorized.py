@@ -96,6 +96,10 @@ def objective_of(method: Method, resident: Resident, name: str) -> Objective:
         reason = "a method that trains in a way of its own"
     elif objective.one_by_one:
         reason = objective.one_by_one
+    elif resident.private_names:
+        reason = "tensors that every client keeps to itself"
+    elif method.phases:
+        reason = "a method in phases"
     elif resident.layout.moments:
         reason = "BatchNorm statistics, which every client changes (use a norm of group or frozen)"
     else:

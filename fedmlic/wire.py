@@ -23,10 +23,10 @@ import os
 import traceback
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Protocol, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from fedmlic.arrays import Layout
 
-VERSION: Final = 2
+VERSION: Final = 3
 """Raised whenever the records change; both sides must have the same."""
 
 PACKAGES: Final = ("fedmlic", "clients")
@@ -58,7 +58,12 @@ STALE_HINT: Final = (
     "without fedmlic, clients, strategies or sim in it."
 )
 
-_COUNTS = ("num_images", "num_annotations", "num_steps")
+MOST_DIMENSIONS: Final = 8
+"""Of an array in a message."""
+
+_TURN: Final = {kind: tuple(f.name for f in fields(Turn) if f.type == kind) for kind in ("int", "float", "str")}
+"""The names of a turn's plain fields by their type; they travel as columns."""
+
 _Scalar = TypeVar("_Scalar", bool, int, float, str)
 
 
@@ -210,26 +215,73 @@ def unpack_introduction(content: RecordDict) -> Introduction:
 # --- Requests --------------------------------------------------------------------------
 
 
-def pack_model(flat: torch.Tensor, *, copy: bool = True) -> ArrayRecord:
-    """The global model, float32 ``[layout.size]``; made once a round and put into every message.
+class Model(NamedTuple):
+    """A round's model on its way; made once a round and put into every message.
+
+    Attributes:
+        arrays: the tensors that are exchanged in this round.
+        rest: all others, for nodes that do not have them yet; None if everything is exchanged.
+        digest: of ``rest``; empty if there is none.
+    """
+
+    arrays: ArrayRecord
+    rest: ArrayRecord | None = None
+    digest: str = ""
+
+
+class RestMissingError(WireError):
+    """This node does not have the part of the model that the request leaves out; it must be sent again whole."""
+
+
+class Rest(Protocol):
+    """Where a node keeps the part of the model that is not exchanged at present."""
+
+    def recall(self, digest: str) -> torch.Tensor | None:
+        """The vector of that digest, or None."""
+
+    def keep(self, digest: str, values: torch.Tensor) -> None:
+        """Keep a vector in place of the one before."""
+
+
+def pack_model(request: Request, layout: Layout, *, copy: bool = True, whole: bool = False) -> Model:
+    """The global model of a request.
 
     Args:
-        flat: the model.
+        request: the round's work.
+        layout: of all exchanged tensors.
         copy: False leaves the numbers where they are, for Flower's simulation: they must stay
             what they are until the message has been pickled.
+        whole: send all tensors, also those that are not exchanged in this round.
     """
-    return _arrays({"flat": flat.detach().cpu().numpy()}, copy=copy)
+    part = request.layout(layout)
+    # Whoever evaluates or counts gets the whole model or none of it.
+    if whole or request.tensors is None or request.kind != "train":
+        flat = request.flat if request.kind != "count" else request.flat[:0]
+        return Model(_arrays({"flat": flat.detach().cpu().numpy()}, copy=copy))
+    rest = layout.gather(request.flat, _others(layout, part)).detach().cpu()
+    flat = layout.gather(request.flat, part).detach().cpu()
+    digest = hashlib.sha256(rest.numpy().tobytes()).hexdigest()
+    return Model(_arrays({"flat": flat.numpy()}), _arrays({"flat": rest.numpy()}), digest)
 
 
-def pack_request(request: Request, clients: Sequence[int], layout: Layout, model: ArrayRecord) -> RecordDict:
+def _others(layout: Layout, part: Layout) -> Layout:
+    return layout.only(set(layout.names) - set(part.names))
+
+
+def pack_request(
+    request: Request, clients: Sequence[int], layout: Layout, model: Model, *, with_rest: bool = True
+) -> RecordDict:
     """A request to play ``clients``.
 
     Args:
         request: the round's work; ``model`` is sent in place of its ``flat``.
         clients: who is to be played, in this order.
-        layout: of the exchanged tensors.
-        model: ``pack_model(request.flat)``.
+        layout: of all exchanged tensors.
+        model: ``pack_model(request, layout)``.
+        with_rest: whether tensors that are not exchanged go along; False for a node that has them.
     """
+    chosen = set(clients)
+    last = {client: number for client, number in request.last.items() if client in chosen}
     about = ConfigRecord(
         {
             "version": VERSION,
@@ -240,37 +292,103 @@ def pack_request(request: Request, clients: Sequence[int], layout: Layout, model
             "shared-weight": request.weighting.shared,
             "row-weight": request.weighting.rows,
             "each": request.each,
+            "all-tensors": request.tensors is None,
+            "tensors": list(request.tensors or ()),
+            "rest": model.digest,
+            "mods": list(request.mods),
+            "run": request.run,
+            "needed": list(request.needed),
         }
     )
-    played = _arrays({"clients": np.asarray(clients, dtype=np.int64)})
-    return RecordDict({"request": about, "played": played, "model": model})
+    numbers = {
+        "clients": np.asarray(clients, dtype=np.int64),
+        "last": np.array([last.get(client, 0) for client in clients], dtype=np.int64),
+    }
+    content = RecordDict({"request": about, "played": _arrays(numbers), "model": model.arrays})
+    content["shared"] = _arrays({name: tensor.detach().cpu().numpy() for name, tensor in request.shared.items()})
+    content["rest"] = model.rest if with_rest and model.rest is not None else ArrayRecord()
+    return content
 
 
-def unpack_request(content: RecordDict, layout: Layout) -> tuple[Request, list[int]]:
+def unpack_request(content: RecordDict, layout: Layout, rest: Rest | None = None) -> tuple[Request, list[int]]:
     """The request and the clients it names.
+
+    Args:
+        content: the message.
+        layout: of all exchanged tensors.
+        rest: where this node keeps what is not exchanged at present; given the run's name it is
+            asked only where a request leaves something out.
 
     Raises:
         WireError: it does not follow the protocol, or it is for another network.
+        RestMissingError: it leaves out tensors that this node does not have.
     """
-    _check_names("request", content, {"request", "played", "model"})
-    fields = {"version", "layout", "kind", "round", "units", "shared-weight", "row-weight", "each"}
-    about = _fields(content, "request", fields)
+    _check_names("request", content, {"request", "played", "model", "shared", "rest"})
+    about = _fields(content, "request", _REQUEST)
     _check_version(about)
     _check_layout(about, layout)
-    model = _record(content, "model", ArrayRecord)
-    _check_names("model", model, {"flat"})
-    weighting = Weighting(_choice(about, "shared-weight", SharedWeight), _choice(about, "row-weight", RowWeight))
+    tensors = None if _scalar(about, "all-tensors", bool) else tuple(_texts(about, "tensors"))
+    mods = tuple(_texts(about, "mods"))
+    if any("." in text.partition("(")[0] for text in mods):
+        _fail("the mods of a server's rule", "to be of the catalogue", mods)
+    played = _record(content, "played", ArrayRecord)
+    _check_names("played clients", played, {"clients", "last"})
+    clients = _array(played, "clients", np.int64, (None,)).tolist()
+    last = _array(played, "last", np.int64, (len(clients),)).tolist()
     request = Request(
         kind=_choice(about, "kind", Kind),
         round=_scalar(about, "round", int),
-        flat=_tensor(_array(model, "flat", np.float32, (layout.size,))),
+        flat=torch.zeros(0),
         units=_units(about),
-        weighting=weighting,
+        weighting=Weighting(_choice(about, "shared-weight", SharedWeight), _choice(about, "row-weight", RowWeight)),
         each=_scalar(about, "each", bool),
+        tensors=tensors,
+        shared=_named_tensors(content, "shared", (np.float32, np.float64, np.int64)),
+        mods=mods,
+        last={client: number for client, number in zip(clients, last, strict=True) if number},
+        run=_scalar(about, "run", str),
+        needed=tuple(_integers(about, "needed")),
     )
-    played = _record(content, "played", ArrayRecord)
-    _check_names("played clients", played, {"clients"})
-    return request, [int(client) for client in _array(played, "clients", np.int64, (None,))]
+    try:
+        return replace(request, flat=_unpack_flat(content, about, request, layout, rest)), clients
+    except InputError as error:
+        raise WireError(str(error)) from error
+
+
+_REQUEST: Final = {
+    *("version", "layout", "kind", "round", "units", "shared-weight", "row-weight", "each"),
+    *("all-tensors", "tensors", "rest", "mods", "run", "needed"),
+}
+"""Fields of a request."""
+
+
+def _unpack_flat(
+    content: RecordDict, about: Mapping[str, object], request: Request, layout: Layout, store: Rest | None
+) -> torch.Tensor:
+    """The whole model, put together from what was sent and what this node has."""
+    model = _record(content, "model", ArrayRecord)
+    _check_names("model", model, {"flat"})
+    digest = _scalar(about, "rest", str)
+    if not digest:
+        size = 0 if request.kind == "count" else layout.size
+        return _tensor(_array(model, "flat", np.float32, (size,)))
+    part = request.layout(layout)
+    others = _others(layout, part)
+    sent = _record(content, "rest", ArrayRecord)
+    if "flat" in sent:
+        values = _tensor(_array(sent, "flat", np.float32, (others.size,)))
+        if hashlib.sha256(values.numpy().tobytes()).hexdigest() != digest:
+            _fail("the rest of the model", "to have the digest that the request states", "another")
+        if store is not None:
+            store.keep(digest, values)
+    else:
+        found = store.recall(digest) if store is not None else None
+        if found is None or found.shape != (others.size,):
+            msg = "Expected this node to have the tensors that are not exchanged at present, got none. Send them again."
+            raise RestMissingError(msg)
+        values = found
+    flat = layout.scatter(values, others, torch.zeros(layout.size))
+    return layout.scatter(_tensor(_array(model, "flat", np.float32, (part.size,))), part, flat)
 
 
 # --- Replies ---------------------------------------------------------------------------
@@ -281,7 +399,7 @@ def pack_reply(reply: Reply, layout: Layout, *, copy: bool = True) -> RecordDict
 
     Args:
         reply: it.
-        layout: of the exchanged tensors.
+        layout: of the tensors that were asked for (``Request.layout``).
         copy: False leaves sums where they are, as in ``pack_model``.
     """
     about = ConfigRecord({"version": VERSION, "layout": layout_digest(layout), "num-updates": len(reply.updates)})
@@ -309,7 +427,7 @@ def unpack_reply(content: RecordDict, layout: Layout) -> Reply:
     if num_updates > len(content):
         _fail("the number of updates", "to be that of the parts", num_updates)
     stems = [f"update-{number}" for number in range(num_updates)]
-    parts = {f"{stem}{part}" for stem in stems for part in ("", "-about", "-metrics")}
+    parts = {f"{stem}{part}" for stem in stems for part in ("", "-about", "-metrics", "-extras")}
     _check_names("reply", content, {"reply", "turns", "turn-texts", "evaluation", *parts})
     evaluation = _record(content, "evaluation", ArrayRecord)
     return Reply(
@@ -323,51 +441,44 @@ def _pack_turns(turns: Sequence[Turn]) -> tuple[ArrayRecord, ConfigRecord]:
     """Turns as columns; their metrics as (turn, name, value) triples, since names differ."""
     triples = [(row, name, value) for row, turn in enumerate(turns) for name, value in turn.metrics.items()]
     arrays = {
-        "clients": np.array([turn.client for turn in turns], dtype=np.int64),
-        "counts": np.array([[getattr(turn, n) for n in _COUNTS] for turn in turns], dtype=np.int64).reshape(-1, 3),
-        "numbers": np.array([[turn.started, turn.seconds, turn.loss] for turn in turns], dtype=np.float64).reshape(
-            -1, 3
-        ),
+        "counts": _column(turns, _TURN["int"], np.int64),
+        "numbers": _column(turns, _TURN["float"], np.float64),
         "metric-turns": np.array([row for row, _, _ in triples], dtype=np.int64),
         "metric-values": np.array([value for _, _, value in triples], dtype=np.float64),
     }
-    texts = {
-        "hosts": [turn.host for turn in turns],
-        "errors": [turn.error for turn in turns],
-        "metric-names": [name for _, name, _ in triples],
-    }
-    return _arrays(arrays), ConfigRecord(dict(texts))
+    texts = {name: [getattr(turn, name) for turn in turns] for name in _TURN["str"]}
+    return _arrays(arrays), ConfigRecord({**texts, "metric-names": [name for _, name, _ in triples]})
+
+
+def _column(turns: Sequence[Turn], names: tuple[str, ...], dtype: type[Any]) -> NDArray[Any]:
+    values = [[getattr(turn, name) for name in names] for turn in turns]
+    return np.array(values, dtype=dtype).reshape(len(turns), len(names))
 
 
 def _unpack_turns(content: RecordDict) -> tuple[Turn, ...]:
     record = _record(content, "turns", ArrayRecord)
-    _check_names("turns", record, {"clients", "counts", "numbers", "metric-turns", "metric-values"})
-    clients = _array(record, "clients", np.int64, (None,))
-    counts = _array(record, "counts", np.int64, (len(clients), len(_COUNTS)))
-    numbers = _array(record, "numbers", np.float64, (len(clients), 3))
+    _check_names("turns", record, {"counts", "numbers", "metric-turns", "metric-values"})
+    counts = _array(record, "counts", np.int64, (None, len(_TURN["int"])))
+    numbers = _array(record, "numbers", np.float64, (len(counts), len(_TURN["float"])))
     rows = _array(record, "metric-turns", np.int64, (None,))
     values = _array(record, "metric-values", np.float64, rows.shape)
-    texts = _fields(content, "turn-texts", {"hosts", "errors", "metric-names"})
-    hosts, errors = _texts(texts, "hosts", len(clients)), _texts(texts, "errors", len(clients))
+    texts = _fields(content, "turn-texts", {*_TURN["str"], "metric-names"})
+    columns = {name: _texts(texts, name, len(counts)) for name in _TURN["str"]}
     names = _texts(texts, "metric-names", len(rows))
-    if len(rows) and (rows.min() < 0 or rows.max() >= len(clients)):
-        _fail("metrics of turns", f"to belong to one of {len(clients)} turns", rows.max())
-    metrics: list[dict[str, float]] = [{} for _ in clients]
+    if len(rows) and (rows.min() < 0 or rows.max() >= len(counts)):
+        _fail("metrics of turns", f"to belong to one of {len(counts)} turns", rows.max())
+    metrics: list[dict[str, float]] = [{} for _ in counts]
     for row, name, value in zip(rows.tolist(), names, values.tolist(), strict=True):
         metrics[row][name] = value
-    return tuple(
-        Turn(
-            client=int(clients[row]),
-            host=hosts[row],
-            started=float(numbers[row, 0]),
-            seconds=float(numbers[row, 1]),
-            loss=float(numbers[row, 2]),
-            metrics=metrics[row],
-            error=errors[row],
-            **{name: int(count) for name, count in zip(_COUNTS, counts[row], strict=True)},
-        )
-        for row in range(len(clients))
-    )
+    found = []
+    for row, (whole, floating) in enumerate(zip(counts.tolist(), numbers.tolist(), strict=True)):
+        plain: dict[str, Any] = {
+            **dict(zip(_TURN["int"], whole, strict=True)),
+            **dict(zip(_TURN["float"], floating, strict=True)),
+            **{name: column[row] for name, column in columns.items()},
+        }
+        found.append(Turn(**plain, metrics=metrics[row]))
+    return tuple(found)
 
 
 def _pack_update(content: RecordDict, stem: str, update: Update, *, copy: bool) -> None:
@@ -378,6 +489,7 @@ def _pack_update(content: RecordDict, stem: str, update: Update, *, copy: bool) 
         "annotations": update.annotations.numpy(),
     }
     content[stem] = _arrays(arrays, copy=copy)
+    content[f"{stem}-extras"] = _arrays({n: tensor.detach().cpu().numpy() for n, tensor in update.extras.items()})
     content[f"{stem}-about"] = ConfigRecord(
         {"units": list(update.units), "weight": update.weight, "num-images": update.num_images}
     )
@@ -399,6 +511,9 @@ def _unpack_update(content: RecordDict, stem: str, layout: Layout) -> Update:
         num_images=_scalar(about, "num-images", int),
         annotations=torch.from_numpy(_array(record, "annotations", np.int64, (layout.num_labels,)).copy()),
         metrics={name: _scalar(metrics, name, float) for name in metrics},
+        extras={
+            n: sums.clone() for n, sums in _named_tensors(content, f"{stem}-extras", (np.float64, np.int64)).items()
+        },
     )
 
 
@@ -474,6 +589,8 @@ def _array(record: ArrayRecord, name: str, dtype: type[Any], shape: tuple[int | 
     packed, kind = record[name], np.dtype(dtype).newbyteorder("<")
     if (packed.stype, packed.dtype) != (RAW, kind.str):
         _fail(f"the array {name!r}", f"to be {RAW} of {kind.str}", f"{packed.stype} of {packed.dtype}")
+    if len(packed.shape) > MOST_DIMENSIONS:
+        _fail(f"the array {name!r}", f"to have at most {MOST_DIMENSIONS} dimensions", len(packed.shape))
     if len(packed.data) != math.prod(packed.shape) * kind.itemsize or min(packed.shape, default=0) < 0:
         _fail(f"the array {name!r}", f"to have the bytes of shape {packed.shape}", len(packed.data))
     if shape is not None:
@@ -483,6 +600,18 @@ def _array(record: ArrayRecord, name: str, dtype: type[Any], shape: tuple[int | 
         if not fits:
             _fail(f"the array {name!r}", f"to have shape {shape}", packed.shape)
     return np.frombuffer(packed.data, kind).reshape(packed.shape)
+
+
+def _named_tensors(content: RecordDict, name: str, dtypes: Sequence[type[Any]]) -> dict[str, torch.Tensor]:
+    """The arrays of a record, of any shape and one of these types, as tensors that nobody writes to."""
+    record = _record(content, name, ArrayRecord)
+    kinds = {np.dtype(dtype).newbyteorder("<").str: dtype for dtype in dtypes}
+    found = {}
+    for each in record:
+        if record[each].dtype not in kinds:
+            _fail(f"the array {each!r}", f"to be one of {sorted(kinds)}", record[each].dtype)
+        found[each] = _tensor(_array(record, each, kinds[record[each].dtype], None))
+    return found
 
 
 def _tensor(array: NDArray[Any]) -> torch.Tensor:
@@ -508,6 +637,13 @@ def _texts(fields: Mapping[str, object], name: str, count: int | None = None) ->
     return values
 
 
+def _integers(fields: Mapping[str, object], name: str) -> list[int]:
+    values = fields[name]
+    if not isinstance(values, list) or any(type(value) is not int for value in values):
+        _fail(f"the field {name!r}", "to be a list of integers", repr(values)[:80])
+    return values
+
+
 def _choice(fields: Mapping[str, object], name: str, literal: Any) -> Any:  # noqa: ANN401  (one of a Literal's values)
     value = fields[name]
     if value not in get_args(literal):
@@ -517,8 +653,8 @@ def _choice(fields: Mapping[str, object], name: str, literal: Any) -> Any:  # no
 
 def _units(fields: Mapping[str, object]) -> Units:
     values = fields["units"]
-    if not isinstance(values, list) or len(values) != 2 or any(type(value) is not float for value in values):
-        _fail("the field 'units'", "to be two numbers", repr(values))
+    if not isinstance(values, list) or len(values) != 3 or any(type(value) is not float for value in values):
+        _fail("the field 'units'", "to be three numbers", repr(values))
     return Units(*values)
 
 

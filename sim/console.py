@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from sim.run import Watch
+from sim.watch import Watch
 
 if TYPE_CHECKING:
     from fedmlic.experiment import Experiment

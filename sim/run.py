@@ -6,57 +6,21 @@ and the federation are built meanwhile.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedmlic.errors import InputError
-from fedmlic.experiment import home_of, split_settings
+from fedmlic.experiment import split_settings
 from fedmlic.record import RunFolder, check_new, create, open_run, read_json
+from sim.watch import Watch
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from clients.host import Host
-    from fedmlic.corpus import Corpus
     from fedmlic.experiment import Experiment, Runtime
     from fedmlic.federation import Federation
-    from fedmlic.protocol import Turn
-    from sim.engines.workers import Workers
+    from sim.engines.workers import Place, Workers
     from strategies.server.server import Server
     from strategies.server.transport import Transport
-
-
-class Watch:
-    """What a display may want to hear of; every hook does nothing by default."""
-
-    def building(self, what: str, done: int, total: int) -> None:
-        """A corpus or federation is being built."""
-
-    def started(self, folder: RunFolder, experiment: Experiment, resumed_round: int) -> None:
-        """The run folder exists and rounds are about to start."""
-
-    def turn(self, round_number: int, turn: Turn, total: int) -> None:
-        """A client's turn ended; ``total`` clients take part in this round."""
-
-    def event(self, kind: str, values: Mapping[str, object]) -> None:
-        """Something was written to the event log."""
-
-
-def num_workers(experiment: Experiment, runtime: Runtime) -> int:
-    """Workers to start: as asked, else one per core, never more than there are clients a round.
-
-    With ``gpus-per-worker`` as many as fit the GPUs, if that is fewer.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = runtime.workers or cores
-    if runtime.gpus_per_worker and not runtime.workers and not runtime.ray_address:
-        import torch  # only where there are GPUs to count
-
-        wanted = max(1, min(wanted, int(torch.cuda.device_count() / runtime.gpus_per_worker + 1e-9)))
-    cohort = experiment.cohort_size or experiment.num_clients or wanted
-    return max(1, min(wanted, cohort))
 
 
 def engine_of(runtime: Runtime) -> str:
@@ -66,49 +30,11 @@ def engine_of(runtime: Runtime) -> str:
     return "ray" if runtime.ray_address or runtime.gpus_per_worker else "processes"
 
 
-def open_federation(experiment: Experiment, runtime: Runtime, corpus: Corpus) -> Federation:
-    """The experiment's federation over its corpus, built first if it is not there."""
-    from fedmlic.federation import build_federation
-
-    return build_federation(
-        corpus,
-        partition=experiment.partition,
-        regime=experiment.regime,
-        num_clients=experiment.num_clients,
-        seed=experiment.seed,
-        holdout_fraction=experiment.holdout_fraction,
-        home=home_of(runtime),
-    )
-
-
 def describe_federation(experiment: Experiment, runtime: Runtime) -> Federation:
     """The experiment's federation, without building any network."""
-    from fedmlic import spec
-    from fedmlic.corpus import open_corpus
+    from clients.opening import images_of, open_federation
 
-    corpus = open_corpus(spec.build("dataset", experiment.dataset), home_of(runtime))
-    return open_federation(experiment, runtime, corpus)
-
-
-def build_host(name: str, settings: dict[str, Any], label_names: tuple[str, ...], memory: Tensor | None = None) -> Host:
-    """A host for any client of the federation, in the process that calls this.
-
-    Args:
-        name: how records call it.
-        settings: the run's.
-        label_names: what the server expects to see.
-        memory: where to keep a round's sum.
-    """
-    from clients.host import Host
-    from strategies.server.server import build_server
-
-    experiment, runtime = split_settings(settings)
-    server = build_server(experiment, runtime)
-    if tuple(server.learner.task.label_names) != label_names:
-        msg = f"Expected worker {name} to see the labels {label_names[:5]}, got {server.learner.task.label_names[:5]}."
-        raise InputError(msg)
-    federation = open_federation(experiment, runtime, server.corpus)
-    return Host(name, experiment, federation, server.learner, vectorize=runtime.vectorize, memory=memory)
+    return open_federation(experiment, runtime, images_of(experiment, runtime))
 
 
 def run(experiment: Experiment, runtime: Runtime, out: Path | None, watch: Watch | None = None) -> dict[str, Any]:
@@ -148,6 +74,7 @@ def _play(
     engine = engine_of(runtime)
     workers = _start_workers(engine, experiment, runtime)
     try:
+        from clients.opening import MEMORY_FOLDER, open_federation
         from strategies.server.server import build_server, serve  # imports torch
 
         server = build_server(experiment, runtime, lambda done, total: watch.building("images", done, total))
@@ -155,13 +82,13 @@ def _play(
         _check_cohort(experiment, federation)
         if engine == "flower":
             return _under_flower(experiment, runtime, open_folder(), watch)
+        folder = open_folder()
         transport: Transport
         if workers is not None:
-            workers.setup(experiment, server.learner)
+            workers.setup(experiment, server.learner, _place(engine, server, folder.path / MEMORY_FOLDER))
             transport = workers
         else:
-            transport = _in_process(experiment, runtime, server, federation)
-        folder = open_folder()
+            transport = _in_process(experiment, runtime, federation, folder.path / MEMORY_FOLDER)
         folder.listeners.append(watch.event)
         with folder.alone():
             watch.started(folder, experiment, max(folder.checkpoints(), default=0))
@@ -203,7 +130,7 @@ def _start_workers(engine: str, experiment: Experiment, runtime: Runtime) -> Wor
     """Worker processes that begin to import what they need; None for an engine without them."""
     if engine not in {"processes", "ray"}:
         return None
-    from sim.engines.workers import Workers
+    from sim.engines.workers import Workers, num_workers
 
     if engine == "processes":
         from sim.engines.processes import Processes, gpu_of, late_imports
@@ -218,18 +145,22 @@ def _start_workers(engine: str, experiment: Experiment, runtime: Runtime) -> Wor
     return Workers(ray_carrier, min(ray_carrier.num_workers, cohort), runtime)
 
 
-def _in_process(experiment: Experiment, runtime: Runtime, server: Server, federation: Federation) -> Transport:
+def _place(engine: str, server: Server, memory: Path) -> Place:
+    """What workers should find; the folder of client memory is marked where they may be on other machines."""
+    from clients.memory import mark_shared
+    from sim.engines.workers import Place
+
+    folder = str(memory.absolute()) if server.remembers else ""
+    mark = mark_shared(memory) if folder and engine == "ray" else ""
+    return Place(tuple(server.learner.task.label_names), str(server.corpus.path.absolute()), folder, mark)
+
+
+def _in_process(experiment: Experiment, runtime: Runtime, federation: Federation, memory: Path) -> Transport:
     from clients.host import Host
-    from fedmlic.learner import build_learner
+    from clients.opening import learner_for, memory_in
     from sim.engines.inprocess import InProcess
 
     # A network of its own: the server evaluates in the other one.
-    task = server.learner.task
-    learner = build_learner(
-        experiment,
-        task.label_names,
-        task.image_shape,
-        server.learner.device,
-        channels_last=runtime.channels_last,
-    )
-    return InProcess(Host("in-process", experiment, federation, learner, vectorize=runtime.vectorize))
+    learner = learner_for(experiment, runtime, federation)
+    held = memory_in(str(memory.absolute()))
+    return InProcess(Host("in-process", experiment, federation, learner, vectorize=runtime.vectorize, memory=held))

@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 
 from fedmlic.update import Update, Weighting
-from strategies.strategy import State, Strategy
+from strategies.strategy import Round, State, Strategy
 
 
 def loss_weighted(*, temperature: Annotated[float, Field(gt=0)] = 1.0) -> Strategy:
@@ -29,7 +29,8 @@ def loss_weighted(*, temperature: Annotated[float, Field(gt=0)] = 1.0) -> Strate
         temperature: the loss is divided by it; larger is closer to a uniform mean.
     """
 
-    def aggregate(state: State, updates: Iterable[Update]) -> State:
+    def aggregate(state: State, updates: Iterable[Update], here: Round) -> State:
+        del here
         received = sorted(updates, key=lambda update: update.clients)
         if not received:
             return state
@@ -41,6 +42,6 @@ def loss_weighted(*, temperature: Annotated[float, Field(gt=0)] = 1.0) -> Strate
         for share, update in zip(shares.tolist(), received, strict=True):
             sums += share / update.weight * update.sums
         total = replace(first, sums=sums, weight=1.0, row_weights=torch.ones_like(first.row_weights))
-        return State(total.mean(state.flat), state.memory)
+        return replace(state, flat=total.mean(state.flat))
 
     return Strategy(aggregate, weighting=Weighting(shared="uniform"), needs="each")

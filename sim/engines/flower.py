@@ -81,7 +81,7 @@ def run_flower(
         RunFailedError: a round could not be completed; the last checkpoint is kept.
         RuntimeError: anything else that went wrong inside Flower, with the end of its log.
     """
-    from sim.run import num_workers  # which imports this module
+    from sim.engines.workers import num_workers
 
     out = folder.path.absolute()
     with folder.alone():

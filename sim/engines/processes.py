@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from fedmlic.protocol import Request
     from fedmlic.update import Update
 
-PRELOADED = ("torch", "clients.host", "sim.run", "strategies.server.server")
+PRELOADED = ("torch", "clients.opening")
 """What every worker needs; imported once, before it is forked.
 
 An entry of a catalogue that imports a large package late names it in a constant ``IMPORTS``."""
@@ -159,7 +159,8 @@ class Processes:
             if held.process is not None and held.pipe is None:
                 held.process.join()
                 del self._processes[number]
-        return {part.name: getattr(request, part.name) for part in fields(request) if part.name != "flat"}
+        told = {part.name: getattr(request, part.name) for part in fields(request) if part.name != "flat"}
+        return {**told, "shared": _arrays(request.shared)}
 
     def take(self, worker: int, packed: Any) -> Update:  # noqa: ANN401
         """An update whose sums are in the worker's memory, or came along as an array."""
@@ -167,8 +168,11 @@ class Processes:
 
         from fedmlic.update import Update
 
+        about = packed["about"]
         tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in packed["arrays"].items()}
-        return Update(**{"sums": self._processes[worker].sums, **tensors, **packed["about"]})
+        sums = self._processes[worker].sums
+        held = None if sums is None else sums[: about["layout"].size]
+        return Update(**{"sums": held, **tensors, **about, "extras": _tensors(about["extras"])})
 
     def close(self) -> None:
         """Let the workers end, and end those that do not."""
@@ -298,29 +302,40 @@ class _Memory:
     """A worker's side: the model and its own sum lie in shared memory."""
 
     model: Tensor
-    sums: Tensor
+    total: Tensor
 
     @property
-    def memory(self) -> Tensor:
+    def sums(self) -> Tensor:
         """Where the round's sum is kept."""
-        return self.sums
+        return self.total
 
     def read(self, shared: Mapping[str, Any]) -> Request:
         """The request, with the model where it lies."""
         from fedmlic.protocol import Request
 
-        return Request(flat=self.model, **shared)
+        return Request(**{**shared, "flat": self.model, "shared": _tensors(shared["shared"])})
 
     def pack(self, update: Update, *, single: bool) -> dict[str, dict[str, Any]]:
         """The update as plain values, without its sums if they are in the shared memory."""
         about = {part.name: getattr(update, part.name) for part in fields(update)}
         arrays = {name: about.pop(name).cpu().numpy() for name in ("row_weights", "annotations")}
         sums: Tensor = about.pop("sums")
+        about["extras"] = _arrays(update.extras)
         if single:
             arrays["sums"] = sums.cpu().numpy()
-        elif sums.data_ptr() != self.sums.data_ptr():
-            self.sums.copy_(sums)  # from a GPU
+        elif sums.numel() and sums.data_ptr() != self.total.data_ptr():
+            self.total[: len(sums)].copy_(sums)  # from a GPU
         return {"about": about, "arrays": arrays}
+
+
+def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+
+
+def _tensors(arrays: Mapping[str, Any]) -> dict[str, Tensor]:
+    import torch
+
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def _serve(

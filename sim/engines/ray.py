@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fedmlic.errors import InputError
-from sim.engines.workers import Worker, WorkerDiedError
+from sim.engines.workers import Place, Worker, WorkerDiedError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -93,7 +93,10 @@ class RayCarrier:
 
     def share(self, request: Request) -> Any:  # noqa: ANN401
         """Put the model into the object store, once for all."""
-        return self._ray.put((replace(request, flat=request.flat[:0].cpu()), request.flat.cpu().numpy()))
+        shared = {name: tensor.cpu().numpy() for name, tensor in request.shared.items()}
+        return self._ray.put(
+            (replace(request, flat=request.flat[:0].cpu(), shared={}), request.flat.cpu().numpy(), shared)
+        )
 
     def take(self, worker: Any, packed: _Packed) -> Update:  # noqa: ANN401
         """The update with its sums in memory of its own: the store's is read-only."""
@@ -122,14 +125,15 @@ class _Packed:
 class _Store:
     """An actor's side of the object store."""
 
-    memory = None
+    sums = None
 
-    def read(self, shared: tuple[Request, NDArray[np.float32]]) -> Request:
+    def read(self, shared: tuple[Request, NDArray[np.float32], dict[str, NDArray[Any]]]) -> Request:
         """The request with a copy of the model; the store's memory is read-only and not kept."""
         import torch
 
-        request, flat = shared
-        return replace(request, flat=torch.from_numpy(flat.copy()))
+        request, flat, beside = shared
+        copies = {name: torch.from_numpy(array.copy()) for name, array in beside.items()}
+        return replace(request, flat=torch.from_numpy(flat.copy()), shared=copies)
 
     def pack(self, update: Update, *, single: bool) -> _Packed:
         """The update in two parts."""
@@ -144,14 +148,14 @@ class _Actor(Worker):
 
     def __init__(self, name: str, search_path: Sequence[str]) -> None:
         super().__init__(name, _Store(), search_path)
-        import clients.host  # noqa: F401  (while the server still prepares the data)
+        import clients.opening  # noqa: F401  (while the server still prepares the data)
 
-    def setup(self, settings: dict[str, Any], label_names: tuple[str, ...]) -> HostInfo:
+    def setup(self, settings: dict[str, Any], place: Place) -> HostInfo:
         """As any worker; on another machine, bad input says on which."""
         import ray
 
         try:
-            return super().setup(settings, label_names)
+            return super().setup(settings, place)
         except InputError as error:
             where = ray.util.get_node_ip_address()
             msg = f"On the machine {where}: {error}"

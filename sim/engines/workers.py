@@ -14,11 +14,12 @@ What starts workers and carries calls is a ``Carrier``: processes of this machin
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +32,21 @@ if TYPE_CHECKING:
 
 MAX_DEATHS_IN_A_ROW = 3
 """Workers that may die one after another without a single turn before the run gives up."""
+
+
+def num_workers(experiment: Experiment, runtime: Runtime) -> int:
+    """Workers to start: as asked, else one per core, never more than there are clients a round.
+
+    With ``gpus-per-worker`` as many as fit the GPUs, if that is fewer.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = runtime.workers or cores
+    if runtime.gpus_per_worker and not runtime.workers and not runtime.ray_address:
+        import torch  # only where there are GPUs to count
+
+        wanted = max(1, min(wanted, int(torch.cuda.device_count() / runtime.gpus_per_worker + 1e-9)))
+    cohort = experiment.cohort_size or experiment.num_clients or wanted
+    return max(1, min(wanted, cohort))
 
 
 class WorkerDiedError(RuntimeError):
@@ -85,8 +101,24 @@ class Link(Protocol):
         """An update on its way to the server: the worker's only one of this round, or a ``single`` client's."""
 
     @property
-    def memory(self) -> Tensor | None:
+    def sums(self) -> Tensor | None:
         """float64 ``[layout.size]`` in which the round's sum is best kept, if there is such a place."""
+
+
+class Place(NamedTuple):
+    """What a worker should find on its machine.
+
+    Attributes:
+        label_names: the label space that the server sees.
+        corpus: the corpus folder that the server has opened.
+        memory: the folder in which clients keep tensors; empty where they keep none.
+        mark: a file in it that only the server's own disk has; empty on one machine.
+    """
+
+    label_names: tuple[str, ...]
+    corpus: str = ""
+    memory: str = ""
+    mark: str = ""
 
 
 class Worker:
@@ -105,11 +137,21 @@ class Worker:
         self._host: Host | None = None
         self._request: Request | None = None
 
-    def setup(self, settings: dict[str, Any], label_names: tuple[str, ...]) -> HostInfo:
+    def setup(self, settings: dict[str, Any], place: Place) -> HostInfo:
         """Open the federation, build the network, and say which clients can be played."""
-        from sim.run import build_host
+        from clients.opening import memory_in, open_host
+        from fedmlic.experiment import split_settings
 
-        self._host = build_host(self._name, settings, label_names, self._link.memory)
+        experiment, runtime = split_settings(settings)
+        self._host = open_host(
+            self._name,
+            experiment,
+            runtime,
+            corpus_path=place.corpus,
+            label_names=place.label_names,
+            sums=self._link.sums,
+            memory=memory_in(place.memory, place.mark),
+        )
         return self._host.info()
 
     def begin(self, shared: Any) -> None:  # noqa: ANN401
@@ -119,7 +161,9 @@ class Worker:
             return
         self._host.collect()  # forget what a broken-off round left behind
         request = self._link.read(shared)
-        self._request = replace(request, flat=request.flat.to(self._host.device))
+        device = self._host.device
+        shared = {name: tensor.to(device) for name, tensor in request.shared.items()}
+        self._request = replace(request, flat=request.flat.to(device), shared=shared)
 
     def play(self, clients: Sequence[int]) -> tuple[list[Turn], list[Any]]:
         """Play ``clients``; their single updates if the request wants each, else none yet."""
@@ -229,15 +273,21 @@ class Workers:
         self._runtime = runtime
         self._settings_of = settings_of or (lambda number: {})  # noqa: ARG005
         self._seats = [_Seat(f"worker-{i}", carrier.start(f"worker-{i}")) for i in range(num_workers)]
-        self._setup: tuple[dict[str, Any], tuple[str, ...]] | None = None
+        self._setup: tuple[dict[str, Any], Place] | None = None
         self._num_deaths = 0
         self._deaths_in_a_row = 0
 
-    def setup(self, experiment: Experiment, learner: Learner) -> None:
-        """Tell all workers which federation and network to open."""
+    def setup(self, experiment: Experiment, learner: Learner, place: Place | None = None) -> None:
+        """Tell all workers which federation and network to open.
+
+        Args:
+            experiment: what they do.
+            learner: the server's, for the size of the model and the label space.
+            place: what they should find on their machine.
+        """
         self._carrier.open(learner.resident.layout.size)
         settings = {**experiment.model_dump(), **self._runtime.model_dump()}
-        self._setup = (settings, tuple(learner.task.label_names))
+        self._setup = (settings, place or Place(tuple(learner.task.label_names)))
 
     def hosts(self) -> list[HostInfo]:
         """Set every worker up and ask what it can play.
@@ -279,9 +329,9 @@ class Workers:
         if self._setup is None:
             msg = "Expected setup before hosts."
             raise RuntimeError(msg)
-        settings, label_names = self._setup
+        settings, place = self._setup
         own = self._settings_of(int(seat.name.split("+", maxsplit=1)[0].rpartition("-")[2]))
-        return self._carrier.call(seat.worker, "setup", {**settings, **own}, label_names)
+        return self._carrier.call(seat.worker, "setup", {**settings, **own}, place)
 
     def _hand_out(self, queue: _Queue) -> None:
         """Give every worker that has at most one call under way another chunk."""
@@ -381,7 +431,7 @@ class Workers:
         yield Reply(tuple(failed))
 
     def _kill_silent(self) -> None:
-        """Kill whoever plays on and on; calls under way then end as those of any dead worker."""
+        """Kill workers that exceed the time limit; their calls fail with ``WorkerDiedError``."""
         for seat in self._seats:
             if (seat.pending or seat.played) and self._carrier.wait([seat.begun], 0):
                 self._carrier.kill(seat.worker)

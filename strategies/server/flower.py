@@ -26,7 +26,6 @@ from fedmlic.update import Update
 from strategies.server.cohort import deal
 
 if TYPE_CHECKING:
-    from flwr.app import ArrayRecord
     from flwr.serverapp import Grid
 
     from fedmlic.arrays import Layout
@@ -134,6 +133,9 @@ class FlowerTransport:
         self._strangers: set[int] = set()
         self._simulated = False
         self._sums: torch.Tensor | None = None
+        self._rest = ""
+        self._having: set[int] = set()
+        self._without_rest: list[str] = []
 
     def hosts(self) -> list[HostInfo]:
         """Ask every node once what it hosts, until enough have answered.
@@ -163,10 +165,16 @@ class FlowerTransport:
 
     def _replies(self, request: Request, clients: Sequence[int], costs: Mapping[int, float]) -> Iterator[Reply]:
         """What the nodes answer, and last the clients that nobody could play."""
-        model = wire.pack_model(request.flat, copy=not self._simulated)
+        model = wire.pack_model(request, self.layout, copy=not self._simulated, whole=self._simulated)
+        if model.digest != self._rest:
+            self._rest, self._having = model.digest, set()
         lost: dict[int, Turn] = {}
         answered: set[str] = set()
-        yield from self._try(request, model, self._shares(clients, costs), lost, answered)
+        shares = self._shares(clients, costs)
+        yield from self._try(request, model, shares, lost, answered)
+        without = {host: shares[host] for host in self._without_rest}
+        if without:
+            yield from self._try(request, model, without, lost, answered)
         again, hosts = (list(lost), sorted(answered or self._infos)) if self._simulated else ([], [])
         for start in range(0, len(again), max(len(hosts), 1)):
             # One by one, so that a client that kills its worker takes no other along.
@@ -181,7 +189,7 @@ class FlowerTransport:
         """Replies without their sums, and last the sum of these, in memory that is used again in the next round."""
         if self._sums is None:
             self._sums = torch.zeros(self.layout.size, dtype=torch.float64)
-        total = Update.zero(self.layout, request.units, memory=self._sums)
+        total = Update.zero(request.layout(self.layout), request.units, memory=self._sums)
         for reply in replies:
             for update in reply.updates:
                 total.merge(update)
@@ -204,13 +212,14 @@ class FlowerTransport:
     def _try(
         self,
         request: Request,
-        model: ArrayRecord,
+        model: wire.Model,
         shares: Mapping[str, list[int]],
         lost: dict[int, Turn],
         answered: set[str],
     ) -> Iterator[Reply]:
         """Send one message per host and yield the replies; keep note of who answered and whom that leaves lost."""
         exchange = _Exchange(self._grid, self._runtime.round_timeout, simulated=self._simulated)
+        self._without_rest = []
         exchange.send({host: self._message(request, host, share, model) for host, share in shares.items()})
         for host, answer in exchange.until_answered():
             reply = self._read(request, host, shares[host], answer)
@@ -218,13 +227,15 @@ class FlowerTransport:
                 lost.update({c: Turn(c, host, error=f"NodeFailed: {host}: {reply}") for c in shares[host]})
                 continue
             answered.add(host)
+            self._having.add(self._nodes[host])
             for client in shares[host]:
                 lost.pop(client, None)
             yield reply
 
-    def _message(self, request: Request, host: str, share: list[int], model: ArrayRecord) -> Message:
-        content = wire.pack_request(request, share, self.layout, model)
-        kind = MessageType.TRAIN if request.kind == "train" else MessageType.EVALUATE
+    def _message(self, request: Request, host: str, share: list[int], model: wire.Model) -> Message:
+        with_rest = self._nodes[host] not in self._having
+        content = wire.pack_request(request, share, self.layout, model, with_rest=with_rest)
+        kind = MessageType.EVALUATE if request.kind == "evaluate" else MessageType.TRAIN
         return Message(content, self._nodes[host], kind, ttl=self._runtime.round_timeout, group_id=str(request.round))
 
     def _read(self, request: Request, host: str, share: list[int], answer: RecordDict | str) -> Reply | str:
@@ -232,13 +243,16 @@ class FlowerTransport:
         if isinstance(answer, str):
             return answer
         try:
-            reply = wire.unpack_reply(answer, self.layout)
+            reply = wire.unpack_reply(answer, request.layout(self.layout))
         except (wire.WireError, wire.RemoteError) as error:
+            if isinstance(error, wire.RemoteError) and error.kind == wire.RestMissingError.__name__:
+                self._having.discard(self._nodes[host])
+                self._without_rest.append(host)
             return str(error)
         turns = sorted(turn.client for turn in reply.turns if turn.host == host)
         if turns != sorted(share):
             return f"it answered for clients {turns[:8]} where {sorted(share)[:8]} were asked"
-        good = sorted(turn.client for turn in reply.turns if not turn.error and request.kind == "train")
+        good = sorted(turn.client for turn in reply.turns if not turn.error and request.kind != "evaluate")
         summed = sorted(client for update in reply.updates for client in update.clients)
         if summed != good:
             return f"its sum is of clients {summed[:8]} where {good[:8]} succeeded"

@@ -9,26 +9,36 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import torch
 
+from fedmlic import spec
 from fedmlic.arrays import sha256
+from fedmlic.errors import InputError
 from fedmlic.histograms import ScoreHistograms
+from fedmlic.method import stretch_of
 from fedmlic.metrics import spread
-from fedmlic.protocol import Reply, Request, Turn
+from fedmlic.protocol import BY_IMAGES, CLIENTS_BEHIND, IMAGES_BEHIND, STATISTICS, Reply, Request, Turn
 from fedmlic.update import Update, units_for
 from strategies.server.balance import balance, hosts_of
 from strategies.server.cohort import Directory, sample_cohort
 from strategies.server.costs import Costs
-from strategies.strategy import State, Strategy
+from strategies.strategy import Round, State, Strategy, total_of
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fedmlic.evaluation import Evaluation, Evaluator
     from fedmlic.experiment import Experiment
     from fedmlic.learner import Learner
     from strategies.server.transport import Transport
+
+
+SHOWN_STATISTICS = 4096
+"""Counted numbers that are written into the event log; larger tensors lie in the checkpoints only."""
 
 
 class RunFailedError(RuntimeError):
@@ -41,10 +51,12 @@ class Progress:
 
     Attributes:
         round: rounds completed.
-        state: of the strategy.
+        state: of the strategy; ``flat`` is the whole model, also where a phase exchanges a part.
         best_round: the round with the best validation metric so far (0: none).
         best_value: its value.
         seconds: wall time spent in rounds so far.
+        last: for each client that has had a turn that counted, the round of the last such.
+        statistics: what was counted over all clients before the first round, by name.
     """
 
     round: int
@@ -52,6 +64,8 @@ class Progress:
     best_round: int = 0
     best_value: float = -math.inf
     seconds: float = 0.0
+    last: Mapping[int, int] = field(default_factory=dict)
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Record(Protocol):
@@ -65,6 +79,9 @@ class Record(Protocol):
 
     def checkpoint(self, progress: Progress) -> None:
         """Keep what is needed to go on from here, atomically."""
+
+    def resumable(self) -> tuple[int, ...]:
+        """Rounds whose checkpoints are kept."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +110,7 @@ class Rounds:
         evaluator: scores the model on the server's images.
         record: where it is written down.
         on_turn: called for every client's turn as it ends (progress display).
+        run: a name of the run that stays when it is resumed.
     """
 
     def __init__(
@@ -104,9 +122,14 @@ class Rounds:
         evaluator: Evaluator,
         record: Record,
         on_turn: Callable[[int, Turn, int], None] | None = None,
+        run: str = "",
     ) -> None:
+        self._run = run
         self._experiment = experiment
         self._layout = learner.resident.layout
+        self._method, self._network = learner.method, learner.resident.network
+        self._personal = bool(learner.resident.private_names)
+        self._mods = tuple(spec.build("mods", text) for text in strategy.mods) + learner.mods
         self._label_names = learner.task.label_names
         self._strategy = strategy
         self._transport = transport
@@ -126,19 +149,60 @@ class Rounds:
         hosts = self._transport.hosts()
         directory = Directory(hosts)
         self._costs, self._num_hosts = Costs(directory), len(hosts)
-        progress = start
+        progress = self._count(start, directory)
         metrics: dict[str, float] = {}
         for number in range(start.round + 1, experiment.num_rounds + 1):
             progress, metrics = self._round(number, progress, directory)
-        if not metrics:
+        if not metrics and not self._personal:
             # Resumed after the last round: only the final evaluation is missing.
             metrics = self._evaluator.score(progress.state.flat).values
         metrics = {**metrics, **self._evaluate_clients(progress, directory)}
         return Outcome(progress, metrics, sha256(self._layout, progress.state.flat))
 
+    def _count(self, start: Progress, directory: Directory) -> Progress:
+        """Ask all clients for the sums that the method or a mod needs, once; a resumed run has them already."""
+        asked = [self._method.statistics, *(mod.statistics for mod in self._mods)]
+        if start.round > 0 or start.statistics or not any(asked):
+            return start
+        clients = directory.clients.tolist()
+        request = Request(
+            kind="count",
+            round=0,
+            flat=start.state.flat,
+            units=units_for(BY_IMAGES, directory.sizes.tolist(), len(self._label_names)),
+            mods=self._strategy.mods,
+        )
+        played: dict[int, Turn] = {}
+        replies = self._transport.play(request, clients, dict.fromkeys(clients, 1.0))
+        total = total_of(self._updates(0, replies, played, len(clients)))
+        failed = [turn for turn in played.values() if turn.error]
+        if failed or total is None:
+            self._write_turns(0, list(played.values()))
+            reason = failed[0].error.splitlines()[0] if failed else "no client answered"
+            msg = f"Expected every client to count its labels, got {len(failed)} failures: {reason}. Mend the cause."
+            raise RunFailedError(msg)
+        counted, events = withheld(total, self._experiment)
+        for event in events:
+            self._record.event("statistics", event)
+        progress = replace(start, statistics=counted)
+        self._record.checkpoint(progress)
+        return progress
+
+    def _enter(self, number: int, before: Progress) -> tuple[Progress, tuple[str, ...] | None]:
+        """The progress at the start of a round, and the tensors it exchanges; a phase's first round begins a state."""
+        stretch = stretch_of(self._method, number)
+        chosen = None if stretch.phase.tensors is None else set(stretch.phase.tensors(self._network))
+        names = None if chosen is None else tuple(name for name in self._layout.names if name in chosen)
+        part = self._layout if names is None else self._layout.only(names)
+        if number == stretch.first_round:
+            state = self._strategy.init(self._layout.gather(before.state.flat, part), part)
+            before = replace(before, state=replace(state, flat=before.state.flat))
+        return before, names
+
     def _round(self, number: int, before: Progress, directory: Directory) -> tuple[Progress, dict[str, float]]:
         started = time.perf_counter()
         experiment = self._experiment
+        before, names = self._enter(number, before)
         cohort = sample_cohort(
             directory,
             size=experiment.cohort_size,
@@ -154,28 +218,55 @@ class Rounds:
             units=units_for(self._strategy.weighting, sizes, len(directory.label_names)),
             weighting=self._strategy.weighting,
             each=self._strategy.needs == "each",
+            tensors=names,
+            shared=self._shared(before),
+            mods=self._strategy.mods,
+            last=self._last(before, cohort),
+            run=self._run,
+            needed=self._record.resumable() if self._remembers else (),
         )
         played: dict[int, Turn] = {}
         costs = self._costs.of(cohort)
         replies = self._transport.play(request, list(costs), costs)
-        state = self._strategy.aggregate(before.state, self._updates(number, replies, played, len(cohort)))
+        part = request.layout(self._layout)
+        here = Round(number, len(directory.clients), len(cohort), part, experiment.seed, before.statistics)
+        inner = replace(before.state, flat=self._layout.gather(before.state.flat, part), metrics={})
+        state = self._strategy.aggregate(inner, self._updates(number, replies, played, len(cohort)), here)
+        state = replace(state, flat=self._layout.scatter(state.flat, part, before.state.flat))
         turns = list(played.values())
         self._require_enough(number, turns, len(cohort))
         self._costs.learn(turns)
         train_seconds = time.perf_counter() - started
 
-        progress = replace(before, round=number, state=state)
+        counted = {turn.client: number for turn in turns if not turn.error}
+        progress = replace(before, round=number, state=state, last={**before.last, **counted})
         evaluation = self._evaluate_server(progress)
         if evaluation is not None:
             progress = _with_best(progress, evaluation.values)
+        every = experiment.evaluate_clients_every
+        personal: dict[str, float] = {}
+        if every and number % every == 0 and number < experiment.num_rounds:
+            personal = self._evaluate_clients(progress, directory)
+        if self._personal and personal:
+            progress = _with_best(progress, personal, "client/mAP")
         progress = replace(progress, seconds=before.seconds + time.perf_counter() - started)
         self._write_round(progress, turns, evaluation, train_seconds)
-        values = dict(evaluation.values) if evaluation else {}
-        every = experiment.evaluate_clients_every
-        if every and number % every == 0 and number < experiment.num_rounds:
-            self._evaluate_clients(progress, directory)
         self._record.checkpoint(progress)
-        return progress, values
+        return progress, dict(evaluation.values) if evaluation else {}
+
+    @property
+    def _remembers(self) -> bool:
+        """Whether clients keep tensors from turn to turn."""
+        return self._personal or any(mod.remembers for mod in self._mods)
+
+    def _last(self, progress: Progress, clients: Sequence[int]) -> dict[int, int]:
+        if not self._remembers:
+            return {}
+        return {client: progress.last[client] for client in clients if client in progress.last}
+
+    @staticmethod
+    def _shared(progress: Progress) -> dict[str, Tensor]:
+        return {**progress.state.shared, **{STATISTICS + n: tensor for n, tensor in progress.statistics.items()}}
 
     def _updates(self, number: int, replies: Iterable[Reply], turns: dict[int, Turn], total: int) -> Iterator[Update]:
         """Pass updates on as they come, and note the turns beside them.
@@ -205,6 +296,8 @@ class Rounds:
         raise RunFailedError(msg)
 
     def _evaluate_server(self, progress: Progress) -> Evaluation | None:
+        if self._personal:
+            return None  # no client predicts with this model alone
         last = progress.round == self._experiment.num_rounds
         if last or progress.round % self._experiment.evaluate_every == 0:
             return self._evaluator.score(progress.state.flat)
@@ -215,7 +308,14 @@ class Rounds:
         if self._experiment.holdout_fraction == 0:
             return {}
         clients = directory.clients.tolist()
-        request = Request(kind="evaluate", round=progress.round, flat=progress.state.flat)
+        request = Request(
+            kind="evaluate",
+            round=progress.round,
+            flat=progress.state.flat,
+            mods=self._strategy.mods,
+            last=self._last(progress, directory.clients.tolist()),
+            run=self._run,
+        )
         costs = dict.fromkeys(clients, 1.0)
         pooled: ScoreHistograms | None = None
         played: dict[int, Turn] = {}
@@ -259,6 +359,9 @@ class Rounds:
                 "num-failed": len(turns) - len(good),
                 "num-images": sum(turn.num_images for turn in good),
                 "loss": sum(turn.loss for turn in good) / max(len(good), 1),
+                "bytes-down": sum(turn.bytes_down for turn in good),
+                "bytes-up": sum(turn.bytes_up for turn in good),
+                **{f"strategy/{name}": value for name, value in progress.state.metrics.items()},
                 "best-round": progress.best_round,
                 **balance(turns, train_seconds, min(self._num_hosts, len(turns))),
                 **(evaluation.values if evaluation else {}),
@@ -266,32 +369,65 @@ class Rounds:
         )
 
     def _write_turns(self, number: int, turns: list[Turn]) -> None:
-        rows = []
-        for turn in sorted(turns, key=lambda turn: turn.client):
-            values: dict[str, object] = {
-                "round": number,
-                "client": turn.client,
-                "host": turn.host,
-                "started": round(turn.started, 3),
-                "seconds": round(turn.seconds, 4),
-                "num-images": turn.num_images,
-                "num-annotations": turn.num_annotations,
-                "num-steps": turn.num_steps,
-                "loss": turn.loss,
-            }
-            if turn.error:
-                values["error"] = turn.error
-            rows.append(values)
+        rows = [{"round": number, **written(turn)} for turn in sorted(turns, key=lambda turn: turn.client)]
         self._record.add_events("client", rows)
+
+
+def written(turn: Turn) -> dict[str, object]:
+    """A turn as the record shows it: its fields with dashes, without metrics, an error only if there is one."""
+    digits = {"started": 3, "seconds": 4}
+    values: dict[str, object] = {}
+    for each in fields(turn):
+        value = getattr(turn, each.name)
+        if each.name == "metrics" or (each.name == "error" and not value):
+            continue
+        values[each.name.replace("_", "-")] = round(value, digits[each.name]) if each.name in digits else value
+    return values
+
+
+def withheld(total: Update, experiment: Experiment) -> tuple[dict[str, Tensor], list[dict[str, object]]]:
+    """What was counted, with 0 in place of every number that too few clients or images stand behind.
+
+    Args:
+        total: the sum over all clients.
+        experiment: the least numbers of clients and images.
+
+    Returns:
+        The tensors by name (int64, or float64), and for each an event that says how much was withheld.
+
+    Raises:
+        InputError: nothing is left of one of them.
+    """
+    counted: dict[str, Tensor] = {}
+    events: list[dict[str, object]] = []
+    for name in total.extras:
+        if name.endswith((CLIENTS_BEHIND, IMAGES_BEHIND)):
+            continue
+        clients, images = total.extra_sum(name + CLIENTS_BEHIND), total.extra_sum(name + IMAGES_BEHIND)
+        enough = (clients >= experiment.statistics_min_clients) & (images >= experiment.statistics_min_images)
+        few = int(((clients > 0) & ~enough).sum())
+        if few and not bool(enough.any()):
+            msg = (
+                f"Expected at least {experiment.statistics_min_clients} clients and {experiment.statistics_min_images} "
+                f"images behind numbers of {name}, got fewer behind every one. Lower statistics-min-clients or "
+                "statistics-min-images if the clients agree."
+            )
+            raise InputError(msg)
+        counted[name] = torch.where(enough, total.extra_sum(name), 0)
+        values = counted[name].flatten()
+        shown = {"values": values.tolist()} if values.numel() <= SHOWN_STATISTICS else {}
+        about = {"name": name, "shape": list(counted[name].shape), "num-withheld": few}
+        events.append({**about, "num-clients": len(total.clients), **shown})
+    return counted, events
 
 
 def _ignore(round_number: int, turn: Turn, total: int) -> None:
     """Show no progress."""
 
 
-def _with_best(progress: Progress, values: Mapping[str, float]) -> Progress:
+def _with_best(progress: Progress, values: Mapping[str, float], metric: str = "server/val/mAP") -> Progress:
     """Note a better validation mAP; the test split is never looked at."""
-    value = values.get("server/val/mAP", math.nan)
+    value = values.get(metric, math.nan)
     if value > progress.best_value:
         return replace(progress, best_round=progress.round, best_value=value)
     return progress

@@ -14,12 +14,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from fedmlic import spec
 from fedmlic.corpus import Corpus, open_corpus
 from fedmlic.errors import InputError
 from fedmlic.evaluation import Evaluator
 from fedmlic.experiment import home_of
-from fedmlic.learner import Learner, build_learner, choose_device
+from fedmlic.learner import Learner, build_learner, choose_device, label_space
 from fedmlic.process import prepare
 from fedmlic.record import RunFolder, write_bytes, write_json
 from fedmlic.tensorboard import curves
@@ -27,12 +29,18 @@ from strategies.server.rounds import Outcome, Progress, Rounds
 from strategies.strategy import State, Strategy
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fedmlic.experiment import Experiment, Runtime
     from fedmlic.protocol import Turn
     from strategies.server.transport import Transport
 
 MODEL = "model/"
 MEMORY = "memory/"
+SHARED = "shared/"
+COUNTED = "statistics/"
+LAST = "last-turns"
+"""Begin the names of a checkpoint's tensors; the last is int64 ``[clients, 2]``: client, round of its last turn."""
 
 
 @dataclass(frozen=True)
@@ -45,25 +53,11 @@ class Server:
     learner: Learner
     strategy: Strategy
 
-
-def label_space(experiment: Experiment, corpus: Corpus) -> tuple[str, ...]:
-    """The label names: those of the experiment if it fixes them, else the corpus's."""
-    if not experiment.label_names:
-        if not corpus.label_names:
-            msg = (
-                f"Expected label-names, since {experiment.dataset} has none, got nothing. List the labels of all "
-                "devices, separated by commas, in the order that everybody uses."
-            )
-            raise InputError(msg)
-        return tuple(corpus.label_names)
-    names = tuple(name.strip() for name in experiment.label_names.split(","))
-    if corpus.label_names and tuple(corpus.label_names) != names:
-        msg = (
-            f"Expected label-names to be the data set's {list(corpus.label_names)[:8]}, got {list(names)[:8]}. "
-            "Leave label-names empty, or use a data set with these labels."
-        )
-        raise InputError(msg)
-    return names
+    @property
+    def remembers(self) -> bool:
+        """Whether clients keep tensors from turn to turn."""
+        mods = (*(spec.build("mods", text) for text in self.strategy.mods), *self.learner.mods)
+        return bool(self.learner.resident.private_names) or any(mod.remembers for mod in mods)
 
 
 def build_server(
@@ -117,7 +111,13 @@ class FolderRecord:
             self._checkpoint.result()
         layout = self._server.learner.resident.layout
         tensors = {MODEL + name: view for name, view in layout.views(progress.state.flat)}
-        tensors |= {MEMORY + name: tensor for name, tensor in progress.state.memory.items()}
+        for prefix, held in (
+            (MEMORY, progress.state.memory),
+            (SHARED, progress.state.shared),
+            (COUNTED, progress.statistics),
+        ):
+            tensors |= {prefix + name: tensor for name, tensor in held.items()}
+        tensors[LAST] = torch.tensor(sorted(progress.last.items()), dtype=torch.int64).view(-1, 2)
         best = None if math.isinf(progress.best_value) else progress.best_value
         values = {
             "corpus": self._server.corpus.key,
@@ -131,6 +131,12 @@ class FolderRecord:
             self._folder.prune_checkpoints(self._server.runtime.keep_checkpoints, progress.best_round)
 
         self._checkpoint = self._later(write)
+
+    def resumable(self) -> tuple[int, ...]:
+        """Rounds whose checkpoints are kept, those still being written included."""
+        if self._checkpoint is not None:
+            self._checkpoint.result()
+        return tuple(self._folder.checkpoints())
 
     def settle(self) -> None:
         """Wait until everything is on the disk; raises what went wrong."""
@@ -166,7 +172,7 @@ def start_of(folder: RunFolder, server: Server) -> Progress:
         folder.rewind(0)
         flat = server.learner.resident.flat.clone()
         _write_frozen(folder, server)
-        return Progress(0, server.strategy.init(flat, layout))
+        return Progress(0, State(flat))
     tensors, values = folder.load_checkpoint(numbers[-1])
     if values["corpus"] != server.corpus.key:
         msg = (
@@ -175,11 +181,21 @@ def start_of(folder: RunFolder, server: Server) -> Progress:
         )
         raise InputError(msg)
     folder.rewind(values["events_bytes"])
-    model = {name.removeprefix(MODEL): tensor for name, tensor in tensors.items() if name.startswith(MODEL)}
-    memory = {name.removeprefix(MEMORY): tensor for name, tensor in tensors.items() if name.startswith(MEMORY)}
-    flat = layout.pack(model).to(server.learner.device)
+    flat = layout.pack(_named(tensors, MODEL)).to(server.learner.device)
     best = -math.inf if values["best_value"] is None else float(values["best_value"])
-    return Progress(values["round"], State(flat, memory), values["best_round"], best, values["seconds"])
+    return Progress(
+        values["round"],
+        State(flat, _named(tensors, MEMORY), _named(tensors, SHARED)),
+        values["best_round"],
+        best,
+        values["seconds"],
+        dict(tensors[LAST].tolist()) if LAST in tensors else {},
+        _named(tensors, COUNTED),
+    )
+
+
+def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _write_frozen(folder: RunFolder, server: Server) -> None:
@@ -213,6 +229,7 @@ def serve(
             Evaluator(server.learner, server.corpus, server.experiment.threshold),
             record,
             on_turn,
+            folder.token,
         )
         try:
             outcome = rounds.run(start)

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from clients.host import Host
+from clients.opening import open_federation
 from fedmlic.federation import local_federation
 from fedmlic.histograms import ScoreHistograms
 from fedmlic.labels import known
 from fedmlic.learner import build_learner
 from fedmlic.protocol import Request
 from fedmlic.update import Weighting, units_for
-from sim.run import open_federation
 from strategies.server.server import build_server
 
 FAULTY = """

@@ -276,7 +276,6 @@ def test_frozen_tensors_do_not_move():
         ({"label_rows": ("heed.weight",)}, "Did you mean 'head.weight'"),
         ({"private": ("owm.bias",)}, "Did you mean 'own.bias'"),
         ({"label_rows": ("body.weight",)}, r"3 rows \(first axis\), got shape \(7, 5\)"),
-        ({"private": ("head.weight",)}, "label rows too"),
     ],
 )
 def test_wrong_names_and_shapes_are_named(changes, message):

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from clients.host import Host
+from clients.opening import open_federation
 from fedmlic.arrays import Resident
 from fedmlic.learner import build_learner
 from fedmlic.protocol import Request
 from fedmlic.update import Weighting, units_for
-from sim.run import open_federation
 from strategies.server.server import build_server
 
 MODELS = ["small_cnn(width=8)", "resnet(depth=18)", "resnet(depth=18, norm='pooled')"]

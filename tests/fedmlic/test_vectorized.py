@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from clients.host import Host
+from clients.opening import open_federation
 from fedmlic.errors import InputError
 from fedmlic.learner import build_learner
 from fedmlic.protocol import Request
 from fedmlic.spec import build, entries
 from fedmlic.update import Weighting, units_for
-from sim.run import open_federation
 from strategies.server.server import build_server
 
 VARIANTS = {

@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 
+from clients.opening import open_host
 from fedmlic.errors import InputError
-from sim.run import Watch, build_host, describe_federation, num_workers, run
+from sim.engines.workers import num_workers
+from sim.run import describe_federation, run
+from sim.watch import Watch
 
 
 class Notes(Watch):
@@ -65,19 +68,19 @@ def test_by_default_there_is_a_worker_per_core(tiny, monkeypatch):
     assert num_workers(*tiny(workers=0, cohort_size=2)) == 2
 
 
-def test_the_federation_described_is_the_one_that_is_played(tiny, settings):
+def test_the_federation_described_is_the_one_that_is_played(tiny):
     experiment, runtime = tiny()
     described = describe_federation(experiment, runtime)
 
-    info = build_host("w", settings(), described.label_names).info()
+    info = open_host("w", experiment, runtime, label_names=described.label_names).info()
 
     assert np.array_equal(described.sizes, info.sizes)
     assert info.clients.tolist() == list(range(6))
 
 
-def test_a_host_that_sees_other_labels_is_refused(settings):
-    with pytest.raises(InputError, match="Expected worker w to see the labels"):
-        build_host("w", settings(), ("a", "b"))
+def test_a_host_that_sees_other_labels_is_refused(tiny):
+    with pytest.raises(InputError, match="Expected w to see the labels"):
+        open_host("w", *tiny(), label_names=("a", "b"))
 
 
 def test_a_cohort_larger_than_what_the_partition_found_is_refused_before_anything_is_written(tiny, tmp_path):

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from clients.opening import open_federation
 from fedmlic.errors import InputError
 from fedmlic.record import create
 from sim.engines.processes import Processes, check_room
 from sim.engines.ray import RayCarrier
 from sim.engines.workers import Workers, _Queue
-from sim.run import open_federation
 from strategies.server.rounds import RunFailedError
 from strategies.server.server import build_server, serve
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from clients.host import Host
+from clients.opening import open_federation
 from fedmlic.learner import build_learner
 from fedmlic.protocol import Reply, Turn
 from fedmlic.record import create
-from sim.run import open_federation
 from strategies.server.rounds import RunFailedError
 from strategies.server.server import build_server, serve
 

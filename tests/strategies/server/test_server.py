@@ -11,9 +11,10 @@ from safetensors import safe_open
 
 from fedmlic.datasets.multidigits import LABEL_NAMES
 from fedmlic.errors import InputError
+from fedmlic.learner import label_space
 from fedmlic.record import RunFolder, create, open_run, read_json
 from strategies.server.rounds import Progress
-from strategies.server.server import FolderRecord, build_server, label_space, start_of
+from strategies.server.server import FolderRecord, build_server, start_of
 from strategies.strategy import State, Strategy
 
 

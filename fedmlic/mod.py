@@ -1,0 +1,130 @@
+"""What is added to a client's turn, whatever its method.
+
+A mod may add a term to the loss, change the gradient before every step, change what is sent,
+add further sums to it, keep tensors on the client, and keep tensors from being exchanged.
+Its kinds are in ``mods/``. An experiment names mods, and a strategy brings along those that its
+rule needs, so any method runs under any rule without a file per pair.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from fedmlic.arrays import Resident
+    from fedmlic.experiment import Experiment
+    from fedmlic.method import Local, Method, Trained
+    from fedmlic.shard import Shard
+
+
+class Step(NamedTuple):
+    """One step of local training, as a term of the loss sees it.
+
+    Attributes:
+        network: in training mode.
+        images: float32 ``[batch, channels, height, width]``.
+        labels: int8 ``[batch, labels]``, observed.
+        features: floating ``[batch, features]``: the backbone's feature map of these images,
+            averaged over places, as the method's own forward pass made it, with gradient; None
+            unless the mod asks for features.
+    """
+
+    network: nn.Module
+    images: Tensor
+    labels: Tensor
+    features: Tensor | None
+
+
+class Payload(NamedTuple):
+    """What a client sends of its model, and what it takes to write that down.
+
+    Attributes:
+        change: float32 ``[layout.size]``, trained tensors minus those that the turn started
+            from, for the tensors that are exchanged.
+        num_values: numbers that are written down.
+        value_bits: bits of each.
+        position_bits: bits of each number's place, where not all are sent.
+        extra_bytes: of scales and the like.
+    """
+
+    change: Tensor
+    num_values: int
+    value_bits: int = 32
+    position_bits: int = 0
+    extra_bytes: int = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes on the way to the server, without headers."""
+        return math.ceil(self.num_values * (self.value_bits + self.position_bits) / 8) + self.extra_bytes
+
+
+class Stage(NamedTuple):
+    """A part of a turn in which only some tensors train.
+
+    Attributes:
+        epochs: passes over the client's images.
+        tensors: names of those that train.
+    """
+
+    epochs: int
+    tensors: frozenset[str]
+
+
+class Hooks(NamedTuple):
+    """What one mod does in one client's turn.
+
+    Attributes:
+        term: a scalar that is added to the loss of every step.
+        gradient: called after the backward pass and before the step (and before the limit on the
+            gradient's norm); it changes the gradients of ``resident.parameters`` in place.
+        stages: parts of the turn, one after another, in place of the experiment's epochs.
+        extras: called once with the client's change, float32 ``[layout.size]`` of the exchanged
+            tensors, before ``send`` changes it; named tensors (floating or int64) to be summed
+            over clients. It is also the place to fill ``local.memory``.
+        send: turns what is to be sent into something else; a mod that changes nothing must
+            return the very tensor that it was given. Called in the order of the mods.
+    """
+
+    term: Callable[[Step], Tensor] | None = None
+    gradient: Callable[[], None] | None = None
+    stages: Sequence[Stage] | None = None
+    extras: Callable[[Tensor, Trained], Mapping[str, Tensor]] | None = None
+    send: Callable[[Payload, Trained], Payload] | None = None
+
+
+NO_HOOKS = Hooks()
+
+
+def nothing(resident: Resident, shard: Shard, local: Local) -> Hooks:
+    """A turn to which nothing is added."""
+    del resident, shard, local
+    return NO_HOOKS
+
+
+class Mod(NamedTuple):
+    """What is added to a client's turn.
+
+    Attributes:
+        begin: called when the client's tensors are loaded and before it trains; what the hooks
+            share during the turn lies in its variables, what the client keeps in ``local.memory``.
+        private: names of tensors of the network that are not exchanged; every client keeps its own.
+        statistics: as a method's.
+        changes_steps: whether it has a ``term``, a ``gradient`` or ``stages``; then clients cannot
+            be trained at once (``vectorize``), and the method must train by ``training.fit``.
+        remembers: whether it uses ``local.memory``.
+        needs_features: whether its term looks at ``Step.features``.
+        refuses: why it does not work with an experiment; empty where it does.
+    """
+
+    begin: Callable[[Resident, Shard, Local], Hooks] = nothing
+    private: Callable[[nn.Module, Method], Sequence[str]] | None = None
+    statistics: Callable[[Shard], Mapping[str, Tensor]] | None = None
+    changes_steps: bool = False
+    remembers: bool = False
+    needs_features: bool = False
+    refuses: Callable[[Experiment], str] | None = None
