@@ -214,6 +214,8 @@ class Host:
             device=self._learner.device,
             incoming=lambda: self._incoming_network(request, client, memory),
             start=request.flat,
+            layout=self._layout(request),
+            objective=stretch_of(self._learner.method, request.round).phase.objective,
             shared=request.shared,
             memory=dict(memory),
         )
