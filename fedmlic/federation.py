@@ -36,7 +36,7 @@ from fedmlic.labels import PRESENT, STATES, UNCERTAIN, UNKNOWN, check_labels, kn
 from fedmlic.partition import Partition, Partitioner, Population, ranks_within
 from fedmlic.regime import Assignment, Regime, looks_of, prepared
 from fedmlic.seeds import entry_uniforms, stream, text_keys
-from fedmlic.shard import Shard
+from fedmlic.shard import OwnImages, Shard
 from fedmlic.spec import Spec, build, factory, parse
 from fedmlic.statistics import Tallies, tally
 
@@ -159,7 +159,10 @@ class Federation:
             msg = f"Expected client to be {self.clients.start} to {last}, got {client}."
             raise InputError(msg)
         index = client - self.clients.start
-        return Shard(client, self.label_names, self.corpus.images, *self.training.of(index), *self.holdout.of(index))
+        rows, labels = self.training.of(index)
+        holdout_rows, holdout_labels = self.holdout.of(index)
+        images = OwnImages(self.corpus.images, rows, holdout_rows)
+        return Shard(client, self.label_names, images, rows, labels, holdout_rows, holdout_labels)
 
 
 class _Plan(NamedTuple):
