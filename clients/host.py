@@ -196,9 +196,9 @@ class Host:
         except (Exception, SystemExit):  # noqa: BLE001  (one after another shows whose fault it is)
             return [self._turn(request, client) for client in clients]
         turns = []
-        for shard, local, (told, flat) in zip(shards, locals_, trained, strict=True):
+        for shard, local, (result, flat) in zip(shards, locals_, trained, strict=True):
             try:
-                turn = self._add(request, shard, flat, checked(told), local)
+                turn = self._add(request, shard, flat, checked(result), local)
             except (ValueError, FloatingPointError) as error:
                 turn = _failure(error)
             turns.append(Turn(shard.client, self.name, started=started, **turn))  # type: ignore[arg-type]

@@ -92,7 +92,7 @@ class Local:
 
 
 class Trained(NamedTuple):
-    """What local training tells besides the network it changed.
+    """What local training gives besides the network that it changed.
 
     Attributes:
         loss: mean training loss over the steps (0 without steps).
@@ -106,7 +106,7 @@ class Trained(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What a loss is told besides images and labels, made batch by batch in one client's turn.
+    """Extra inputs of a loss, computed batch by batch in one client's turn.
 
     Attributes:
         of: ``(images on the device, labels on the CPU, numbers on the CPU) -> tensors``, without
@@ -126,7 +126,7 @@ def no_inputs(local: Local) -> Inputs:
 
 
 class Objective(NamedTuple):
-    """What local training minimises; whoever runs the steps may train one client or many at once.
+    """What local training minimises, in a form in which one client or many at once can be trained.
 
     Attributes:
         loss: ``(network, images [batch, channels, height, width], labels int8 [batch, labels],

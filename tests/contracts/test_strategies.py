@@ -1,4 +1,4 @@
-"""What every strategy promises, whoever wrote it: all entries of the catalogue are found by themselves."""
+"""What every strategy promises: all entries of the catalogue are found by themselves."""
 
 import ast
 import inspect
