@@ -100,7 +100,7 @@ def _load_personal(learner: Learner, folder: RunFolder, tensors: Mapping[str, Te
         )
         raise InputError(msg)
     kept = FolderMemory(folder.path / MEMORY_FOLDER).recall(client, last[client])
-    resident.load(resident.flat.clone(), private_of(kept))
+    resident.load_private(private_of(kept))
 
 
 def _checkpoint(folder: RunFolder, wanted: int | None) -> int:
