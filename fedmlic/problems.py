@@ -58,25 +58,25 @@ class Problems:
         self.expected = expected
         self.complete = complete
         self.outer = outer
-        self.found: list[str] = []
-        self.lines: list[str] = []
+        self.found: dict[str, str] = {}
 
     def __len__(self) -> int:
-        """How many there are."""
+        """How many there are; equal ones count once."""
         return len(self.found)
 
     def add(self, problem: str) -> None:
         """Note one."""
-        line = problem if self.complete else f"{self.expected}, got {problem}"
-        self.found.append(problem)
-        self.lines.append(line)
-        if self.outer is not None:
-            self.outer.note(line)
+        self._keep(problem, problem if self.complete else f"{self.expected}, got {problem}")
 
     def note(self, line: str) -> None:
         """Note one that says all by itself."""
-        self.found.append(line)
-        self.lines.append(line)
+        self._keep(line, line)
+
+    def _keep(self, shown: str, line: str) -> None:
+        # A file may be read by two stages; a second line that says the same helps nobody.
+        if line in self.found:
+            return
+        self.found[line] = shown
         if self.outer is not None:
             self.outer.note(line)
 
@@ -99,8 +99,8 @@ class Problems:
 
     def error(self) -> InputError:
         """All of them as one exception, to be raised where a stage without a result ends the work."""
-        error = listing(self.expected, self.found)
-        error.problems = tuple(self.lines)
+        error = listing(self.expected, list(self.found.values()))
+        error.problems = tuple(self.found)
         return error
 
     def finish(self) -> None:
