@@ -9,6 +9,9 @@ import numpy as np
 
 from fedmlic.errors import InputError, listing
 
+LONGEST = 1000
+"""Characters of a line that are kept: a damaged file can hold a cell of any length."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -73,6 +76,8 @@ class Problems:
         self._keep(line, line)
 
     def _keep(self, shown: str, line: str) -> None:
+        if len(line) > LONGEST:
+            shown, line = shown[:LONGEST] + "...", line[:LONGEST] + "..."
         # A file may be read by two stages; a second line that says the same helps nobody.
         if line in self.found:
             return

@@ -146,9 +146,9 @@ class _Collector:
         if fault := text_fault(name):
             self.wrong("categories", place, f"name {short(name)} {fault}")
         texts = {key: text for key, text in record.items() if isinstance(text, str) and key not in {"id", "name"}}
-        for key in sorted(TEXTS & texts.keys()):
-            if fault := text_fault(texts[key]):
-                self.wrong("categories", place, f"{key} {short(texts[key])} {fault}")
+        for key in sorted(TEXTS & record.keys()):
+            if fault := text_fault(record[key]):
+                self.wrong("categories", place, f"{key} {short(record[key])} {fault}")
         if number is not None:
             # One without a name is still described: its annotations are not wrong, too.
             named = name.strip() if isinstance(name, str) else ""

@@ -272,15 +272,16 @@ def read_descriptions(path: Path, problems: Problems) -> dict[str, str]:
     """Display name of every class, by its id; the header, which older files lack, is passed over."""
     own = problems.within(f"Expected every line of {path} to hold a class id and its name, each id once")
     found: dict[str, str] = {}
-    lines = csv.reader(io.StringIO(own.attempt(read_text, path) or "", newline=""))
+    lines = csv.reader(io.StringIO(own.attempt(read_text, path) or "", newline=""), strict=True)
     try:
         for cells in lines:
             if cells == ["LabelName", "DisplayName"] or not any(cells):
                 continue
             faults = [fault for cell in cells if (fault := text_fault(cell))]
-            if len(cells) != 2 or faults or cells[0] in found:
-                what = faults[0] if faults else "" if len(cells) != 2 else "stands twice"
-                own.add(f"line {lines.line_num}: {cells} {what}".rstrip())
+            faults += ["has no id that begins with /"] if not cells[0].startswith("/") else []
+            faults += ["stands twice"] if cells[0] in found else []
+            if len(cells) != 2 or faults:
+                own.add(f"line {lines.line_num}: {cells} {'and '.join(faults)}".rstrip())
             found.setdefault(cells[0], cells[-1].strip())
     except csv.Error as error:
         own.add(f"line {lines.line_num}: {error}")
