@@ -42,7 +42,7 @@ from fedmlic.images import Resize, decode
 from fedmlic.labels import ABSENT, PRESENT, UNKNOWN
 from fedmlic.problems import Problems
 from fedmlic.sources.groups import number_groups
-from fedmlic.sources.objects import boxed_objects
+from fedmlic.sources.objects import boxed_objects, outside_warnings
 from fedmlic.sources.options import Channels, HeldOut, ImageSize, Root, Seed
 from fedmlic.sources.place import first_existing, source_root
 from fedmlic.sources.rows import TEST, TRAIN, Rows, hold_out_val, make_table
@@ -71,7 +71,7 @@ class _Source:
     listed: NDArray[np.int64] | None
     files: list[Path]
     objects: Objects | None = None
-    left_out: Mapping[str, int] | None = None
+    left_out: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -204,10 +204,20 @@ def _read_topk(root: Path, options: _Options, problems: Problems) -> _Source:
         "not_in_lists": len(images) - len(ids),
         "coco_dropped": len(ids) - len(kept),
         "objects_without_name": boxes.nameless,
+        "warnings": _outside(boxes, images),
     }
     names = [boxes.names[place] for place in ranked[: options.k]]
     columns = objects.label.astype(np.int64)
     return _Source([f"{i}.jpg" for i in kept], objects.row, columns, names, listed, files, objects, left_out)
+
+
+def _outside(boxes: NamedBoxes, images: Mapping[int, ImageData]) -> list[str]:
+    """A warning if boxes lie outside of their images."""
+    ids = sorted(images)
+    sizes = np.array([images[i][:2] for i in ids], dtype=np.float64).reshape(-1, 2)
+    row = np.searchsorted(np.array(ids, dtype=np.int64), boxes.image_id)
+    every = Objects(row.astype(np.int64), np.zeros(len(row), dtype=np.int16), boxes.box, boxes.box[:, 2])
+    return outside_warnings(every, sizes, [f"{i}.jpg" for i in ids])
 
 
 def _compare(images: Mapping[int, ImageData], boxes: NamedBoxes, files: list[Path], problems: Problems) -> None:
@@ -272,7 +282,7 @@ def _kept(
 ) -> NDArray[np.bool_]:
     """Which rows stay, whether or not their files are here; missing ones are noted unless they may be."""
     keep = _drop_coco(source, root, options, problems)
-    if options.missing == "error" and any((root / folder).is_dir() for folder in FOLDERS):
+    if options.missing == "error" and any((root / folder).exists() for folder in FOLDERS):
         wanted = [source.names[row] for row in np.flatnonzero(keep).tolist()]
         problems.attempt(check_present, "visual_genome", wanted, stamps, root / FOLDERS[0])
     return keep

@@ -24,7 +24,7 @@ from fedmlic.problems import Problems
 from fedmlic.sources.groups import deal
 from fedmlic.sources.headers import read_headers
 from fedmlic.sources.label_names import choose_labels
-from fedmlic.sources.objects import agree_on_sizes, stored_objects
+from fedmlic.sources.objects import agree_on_sizes, outside_warnings, size_warnings, stored_objects
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -166,7 +166,8 @@ def coco_dataset(
     categories = _categories(source, problems)
     columns = problems.attempt(_columns, source, protocol, categories) or list(categories)
     if problems:
-        _read_parts(_Reader(source, protocol, categories, columns, set(listed), set(stats), problems))
+        there = {name for name, folder in source.folders.items() if folder.exists()}
+        _read_parts(_Reader(source, protocol, categories, columns, there, set(stats), problems))
         problems.finish()
     names = tuple(protocol.label_names or [category.name for category in columns])
     rows = functools.cache(lambda: _read(source, protocol, categories, columns, set(stats)))
@@ -421,6 +422,7 @@ def _table(rows: _Rows, files: list[Path], pixels: Pixels, protocol: Protocol) -
     ids = [str(number) if protocol.row_order == "cole" else f"{number:0{digits}}" for number in rows.ids.tolist()]
     headers = read_headers(files)
     sizes, differing = agree_on_sizes(rows.sizes, headers.sizes, ids)
+    warnings = size_warnings(differing) + outside_warnings(rows.objects, sizes, ids)
     orientations = headers.orientations if pixels.upright else None
     objects = stored_objects(rows.objects, sizes, pixels.image_size, pixels.resize, orientations)
     return Table(
@@ -430,6 +432,6 @@ def _table(rows: _Rows, files: list[Path], pixels: Pixels, protocol: Protocol) -
         np.full(len(ids), NO_OWNER, dtype=np.int64),
         objects,
         [str(file) for file in files],
-        report={**rows.report, **headers.report, **differing},
+        report={**rows.report, **headers.report, **differing, "warnings": warnings},
         flags=rows.flags if len(rows.flags.row) else None,
     )

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fedmlic.dataset import DIFFICULT_ONLY, NO_OWNER, Dataset, Flags, Objects, Table
-from fedmlic.errors import nearest
+from fedmlic.errors import InputError, nearest
 from fedmlic.files import stamps_of, stamps_sha256
 from fedmlic.formats.id_list import read_ids
 from fedmlic.formats.voc_class_list import ABSENT as NONE
@@ -30,7 +30,7 @@ from fedmlic.seeds import text_keys
 from fedmlic.sources.groups import deal
 from fedmlic.sources.headers import read_headers
 from fedmlic.sources.label_names import choose_labels
-from fedmlic.sources.objects import agree_on_sizes, stored_objects
+from fedmlic.sources.objects import agree_on_sizes, outside_warnings, size_warnings, stored_objects
 from fedmlic.sources.place import find_parts
 
 VERSION = "1"
@@ -273,7 +273,7 @@ class _Reader:
     def is_there(self, folder: Path) -> bool:
         """Whether a folder is there; one that is not was named once and for all."""
         if folder not in self.folders:
-            self.folders[folder] = folder.is_dir()
+            self.folders[folder] = folder.exists()
         return self.folders[folder]
 
     def states(self, row: int, things: Sequence[Thing]) -> list[int]:
@@ -307,13 +307,15 @@ def _table(name: str, images: list[_Image], columns: list[int], protocol: Protoc
     differences = _class_file_differences(images, found)
     report["class_file_differences"] = len(differences)
     report["class_file_differences_first"] = differences[:10]
+    objects = _objects(reader)
+    report["warnings"] = size_warnings(differing) + outside_warnings(objects, sizes, ids)
     return Table(
         ids,
         _held_out(name, images, protocol),
         np.array(states, dtype=np.int8),
         np.full(len(images), NO_OWNER, dtype=np.int64),
         stored_objects(
-            _objects(reader),
+            objects,
             sizes,
             protocol.image_size,
             protocol.resize,
@@ -359,7 +361,12 @@ def _class_file_differences(images: list[_Image], found: list[Annotation]) -> li
     for file in sorted({image.part.list for image in images}):
         for label in LABEL_NAMES:
             said = file.with_name(f"{label}_{file.name}")
-            for name, value in (read_class_file(said) if said.is_file() else {}).items():
+            try:
+                values = read_class_file(said) if said.is_file() else {}
+            except InputError as error:
+                differences.append(str(error))
+                continue
+            for name, value in values.items():
                 expected = means.get((file, name), {}).get(label, NONE)
                 if value != str(expected):
                     differences.append(f"{said.name}: {name} has {value or 'nothing'}, its annotation means {expected}")

@@ -523,3 +523,13 @@ def test_no_training_image(root):
 def test_bad_parameters_are_refused(text, message):
     with pytest.raises(InputError, match=message):
         build("dataset", f"coco2014({text})")
+
+
+def test_what_cannot_be_but_hurts_no_label_is_a_warning(root):
+    change(root, "val", lambda d: d["annotations"][0].update(bbox=[900, 1, 3, 4]))
+    change(root, "val", lambda d: d["images"][1].update(width=480))
+
+    assert made(root).table().report["warnings"] == [
+        "images of other proportions than their annotation says: 1, first 000000000073",
+        "boxes wholly outside of their images: 1, first in 000000000042",
+    ]

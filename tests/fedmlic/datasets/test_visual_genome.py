@@ -260,6 +260,14 @@ def test_faults_of_all_stages_at_once(root, labels):
         assert any(said in line for line in lines), said
 
 
+def test_a_file_in_place_of_a_folder(root):
+    for name in ("VG_100K", "VG_100K_2"):
+        (root / name).rename(root / f"elsewhere {name}")
+        (root / name).write_text("a link that an archive of another system kept as text")
+
+    assert "2999001.jpg: no such file" in problem(root, labels="topk", k=2)
+
+
 def test_names_are_cleaned_and_aliases_resolved(tmp_path):
     (tmp_path / "alias.txt").write_text("man,guy,men\nguy,dude\nMan ,person\n")
 

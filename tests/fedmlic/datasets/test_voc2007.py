@@ -49,6 +49,16 @@ def test_faults_of_all_stages_at_once(root):
         assert said in text
 
 
+@pytest.mark.parametrize("part", ["Annotations", "JPEGImages"])
+def test_a_file_in_place_of_a_folder_is_not_a_folder_without_objects(root, part):
+    folder = root / "VOCdevkit" / "VOC2007" / part
+    folder.rename(root / "elsewhere")
+    folder.write_text("a link that an archive of another system kept as text")
+
+    with pytest.raises(InputError, match="got 5 problems"):
+        made(root).table()
+
+
 def test_trainval_trains_and_test_tests(root):
     expected = {"000005": "train", "000007": "train", "000009": "train", "000001": "test", "000002": "test"}
 
