@@ -96,7 +96,8 @@ class Table:
         objects: instances, where known.
         sources: file each image comes from, for messages; empty where there is none.
         owner_names: name of owner 0, 1, ...; empty where they have none.
-        report: anything about the source worth keeping (image modes, rows left out);
+        report: anything about the source worth keeping (image modes, rows left out); lines under
+            ``warnings`` are shown when the data set is checked or built;
             JSON values only.
         flags: what the source says of single entries beyond their state, where it does.
     """

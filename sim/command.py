@@ -403,8 +403,9 @@ def check_data(
             _print_json(found)
         else:
             print_check(found, Console())
-        if not found["ok"]:
-            raise typer.Exit(EXIT_FAILED)
+    # Outside, where it is not taken for an error of the program.
+    if not found["ok"]:
+        raise typer.Exit(EXIT_FAILED)
 
 
 @data.command("describe")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,22 @@ def read_json(path: Path) -> Any:  # noqa: ANN401  (JSON is untyped)
     """A JSON file.
 
     Raises:
-        InputError: it is missing or no JSON.
+        InputError: it is missing, no JSON, nested without end, or gives a key of one object twice.
     """
     try:
-        return json.loads(read_text(path))
-    except ValueError as error:
+        return json.loads(read_text(path), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         msg = f"Expected {path} to be a JSON file, got: {error}. Download it again."
         raise InputError(msg) from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys differ: JSON's own decoder would keep the last of equal ones."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        times = Counter(key for key, _ in pairs)
+        msg = f"the key {next(key for key in times if times[key] > 1)!r} twice in one object"
+        raise ValueError(msg)
+    return found

@@ -215,4 +215,4 @@ def _compare(found: _Findings, dataset: Dataset, table: Table) -> None:
         "published": dict(dataset.expected),
     }
     named = dict(zip(dataset.label_names, positives.tolist(), strict=True))
-    found.warnings += deviations(dataset.expected, splits, named)
+    found.warnings += [*table.report.get("warnings", ()), *deviations(dataset.expected, splits, named)]

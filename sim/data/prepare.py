@@ -194,7 +194,7 @@ def corpus_summary(corpus: Corpus, expected: Mapping[str, int] | None = None) ->
     splits = {split: len(rows) for split, rows in corpus.splits.items()}
     positives = dict(zip(corpus.label_names, counts[:, 0].sum(axis=0).tolist(), strict=True))
     bad = report.get("bad_files", {"count": 0, "images": {}})
-    warnings = deviations(expected or {}, splits, positives)
+    warnings = [*report.get("warnings", ()), *deviations(expected or {}, splits, positives)]
     if bad["count"]:
         warnings.insert(0, f"{bad['count']:,} images could not be read and were left out")
     warnings += duplicate_warnings(report.get("duplicates"))

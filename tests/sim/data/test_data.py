@@ -324,6 +324,7 @@ def test_everything_wrong_with_the_images_is_listed(fedmlic, photos):
     plain = fedmlic("check", "folder", "--root", photos, "image-size=16")
     assert plain.exit_code == 1
     assert "2 problems:" in plain.stdout
+    assert "Exit" not in plain.stderr
 
 
 def test_wrong_tables_and_broken_images_are_listed_at_once(fedmlic, photos):
