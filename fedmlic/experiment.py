@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -28,6 +29,13 @@ DEFAULT_METHOD = "fedlgt(layers=1, dropout=0.0, known_fraction_max=0.25)"
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
+
+
+class Reading(TypedDict):
+    """Arguments of ``fedmlic.corpus.open_corpus`` that an experiment decides."""
+
+    bad_files: Literal["fail", "skip"]
+    max_bad_fraction: float
 
 
 class Experiment(BaseModel):
@@ -68,6 +76,8 @@ class Experiment(BaseModel):
     threshold: Fraction = Field(0.5, description="probability above which a label counts as predicted")
     min_replies: Fraction = Field(0.5, description="share of the cohort that must succeed, else the run stops")
     label_names: str = Field("", description="comma-separated label space of a deployment (empty: the data set's)")
+    bad_files: Literal["fail", "skip"] = Field("fail", description="unreadable images: an error, or left out, recorded")
+    max_bad_fraction: Fraction = Field(0.01, description="with bad-files=skip: the share of images that is too many")
     seed: Count = Field(0, description="of every random stream")
 
     @field_validator("dataset", "partition", "regime", "model", "method", "strategy")
@@ -80,6 +90,12 @@ class Experiment(BaseModel):
             raise InputError(msg)
         return text
 
+    @field_validator("label_names")
+    @classmethod
+    def _composed_letters(cls, text: str) -> str:
+        """Labels are compared with those of data sets, whose names are in Unicode's form NFC."""
+        return unicodedata.normalize("NFC", text)
+
     @model_validator(mode="after")
     def _cohort_fits(self) -> Experiment:
         if self.num_clients and self.cohort_size > self.num_clients:
@@ -90,9 +106,15 @@ class Experiment(BaseModel):
             raise InputError(msg)
         return self
 
+    def reading(self) -> Reading:
+        """What happens to images that cannot be read, as arguments of ``open_corpus``."""
+        return {"bad_files": self.bad_files, "max_bad_fraction": self.max_bad_fraction}
+
     def identity(self) -> str:
         """A hash of everything that decides the weights; two runs with equal identity may share them."""
-        fields = self.model_dump(exclude={"evaluate_every", "evaluate_clients_every", "threshold"})
+        # Checkpoints name their corpus, so images left out show there.
+        neutral = {"evaluate_every", "evaluate_clients_every", "threshold", "bad_files", "max_bad_fraction"}
+        fields = self.model_dump(exclude=neutral)
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 

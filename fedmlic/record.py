@@ -4,6 +4,7 @@
 
     RUN/experiment.json     the resolved settings and the identity of the experiment
         environment.json    versions and machine, no host names
+        data.json           warnings about the data, names of clients, labels that nobody was trained on
         events.jsonl        append-only; the source of every table
         checkpoints/        round-00012.safetensors, then round-00012.json, which makes it count
         frozen.safetensors  what the network needs besides the exchanged tensors
@@ -71,6 +72,12 @@ class RunFolder:
             msg = f"Expected {self.path / 'experiment.json'} to hold settings, got something else. Restore it."
             raise InputError(msg) from None
         return split_settings(values)
+
+    def data(self) -> dict[str, Any]:
+        """``warnings``, ``untrained_labels`` and ``client_names`` of the run's data; empty lists where nobody noted them."""
+        empty: dict[str, Any] = {"warnings": [], "untrained_labels": [], "client_names": []}
+        path = self.path / "data.json"
+        return {**empty, **read_json(path)} if path.exists() else empty
 
     @contextmanager
     def alone(self) -> Iterator[None]:

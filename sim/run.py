@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedmlic.errors import InputError
 from fedmlic.experiment import home_of, split_settings
-from fedmlic.record import RunFolder, check_new, create, open_run, read_json
+from fedmlic.record import RunFolder, check_new, create, open_run, read_json, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fedmlic.experiment import Experiment, Runtime
     from fedmlic.federation import Federation
     from fedmlic.protocol import Turn
+    from sim.data.federation_warnings import Findings
     from sim.engines.workers import Workers
     from strategies.server.server import Server
     from strategies.server.transport import Transport
@@ -33,6 +34,9 @@ class Watch:
 
     def building(self, what: str, done: int, total: int) -> None:
         """A corpus or federation is being built."""
+
+    def warning(self, text: str) -> None:
+        """Something about the data that a person should know."""
 
     def started(self, folder: RunFolder, experiment: Experiment, resumed_round: int) -> None:
         """The run folder exists and rounds are about to start."""
@@ -86,7 +90,8 @@ def describe_federation(experiment: Experiment, runtime: Runtime) -> Federation:
     from fedmlic import spec
     from fedmlic.corpus import open_corpus
 
-    corpus = open_corpus(spec.build("dataset", experiment.dataset), home_of(runtime))
+    dataset = spec.build("dataset", experiment.dataset)
+    corpus = open_corpus(dataset, home_of(runtime), **experiment.reading())
     return open_federation(experiment, runtime, corpus)
 
 
@@ -136,7 +141,7 @@ def resume(path: Path, watch: Watch | None = None, changes: Mapping[str, Any] | 
     """
     folder = open_run(path)
     if (path / "result.json").exists():
-        return read_json(path / "result.json")
+        return _result(folder)
     experiment, runtime = folder.settings()
     experiment, runtime = split_settings({**experiment.model_dump(), **runtime.model_dump(), **(changes or {})})
     return _play(experiment, runtime, lambda: folder, watch or Watch())
@@ -153,23 +158,46 @@ def _play(
         server = build_server(experiment, runtime, lambda done, total: watch.building("images", done, total))
         federation = open_federation(experiment, runtime, server.corpus)
         _check_cohort(experiment, federation)
+        from sim.data.federation_warnings import examine  # it needs this module's Watch
+
+        found = examine(federation)
+        for text in found.warnings:
+            watch.warning(text)
         if engine == "flower":
-            return _under_flower(experiment, runtime, open_folder(), watch)
+            folder = _noted(open_folder(), federation, found)
+            _under_flower(experiment, runtime, folder, watch)
+            return _result(folder)
         transport: Transport
         if workers is not None:
             workers.setup(experiment, server.learner)
             transport = workers
         else:
             transport = _in_process(experiment, runtime, server, federation)
-        folder = open_folder()
+        folder = _noted(open_folder(), federation, found)
         folder.listeners.append(watch.event)
         with folder.alone():
             watch.started(folder, experiment, max(folder.checkpoints(), default=0))
             serve(server, transport, folder, watch.turn)
-        return read_json(folder.path / "result.json")
+        return _result(folder)
     finally:
         if workers is not None:
             workers.close()
+
+
+def _noted(folder: RunFolder, federation: Federation, found: Findings) -> RunFolder:
+    """The folder, in which ``data.json`` says what is to be known of the data and how clients are called."""
+    about = {
+        "warnings": found.warnings,
+        "untrained_labels": found.untrained,
+        "client_names": list(federation.client_names),
+    }
+    write_json(folder.path / "data.json", about)
+    return folder
+
+
+def _result(folder: RunFolder) -> dict[str, Any]:
+    """What ``--json`` prints of a complete run."""
+    return {**read_json(folder.path / "result.json"), "warnings": folder.data()["warnings"]}
 
 
 def _under_flower(experiment: Experiment, runtime: Runtime, folder: RunFolder, watch: Watch) -> dict[str, Any]:
