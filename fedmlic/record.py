@@ -74,7 +74,7 @@ class RunFolder:
         return split_settings(values)
 
     def data(self) -> dict[str, Any]:
-        """``warnings``, ``untrained_labels`` and ``client_names`` of the run's data; empty lists where nobody noted them."""
+        """``warnings``, ``untrained_labels`` and ``client_names`` of the run's data, empty where not noted."""
         empty: dict[str, Any] = {"warnings": [], "untrained_labels": [], "client_names": []}
         path = self.path / "data.json"
         return {**empty, **read_json(path)} if path.exists() else empty

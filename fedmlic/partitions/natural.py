@@ -78,21 +78,23 @@ class _Rule(NamedTuple):
     merge_small: bool
     no_owner: str
 
-
-def _check_owners(owned: NDArray[np.bool_]) -> None:
-    if not owned.any():
-        msg = (
-            f"Expected training images with owners for partition natural, got {len(owned):,} images without one. "
-            "Say whose images they are (a column 'owner' of data set folder, owner_column of huggingface), "
-            "or use another partition, such as dirichlet()."
-        )
-        raise InputError(msg)
+    @property
+    def eligible(self) -> str:
+        """Who may be a client, for messages."""
+        merged = " and the small ones merged" if self.merge_small else ""
+        return f"the owners with {self.min_images} or more training images{merged}"
 
 
 def _owners(population: Population, rule: _Rule) -> NDArray[np.int64]:
     """int64 ``[images]``: owners; with ``no_owner="client"`` images of nobody have one behind all others."""
     owners = population.owners
-    _check_owners(owners != NO_OWNER)
+    if (owners == NO_OWNER).all():
+        msg = (
+            f"Expected clients of partition natural to be {rule.eligible}, got 0: none of the {len(owners):,} training "
+            "images has an owner. Say whose they are (a column 'owner' of data set folder, owner_column of "
+            "huggingface), or use another partition, such as dirichlet()."
+        )
+        raise InputError(msg)
     if rule.no_owner == "client":
         return np.where(owners == NO_OWNER, owners.max() + 1, owners)
     return owners
@@ -115,10 +117,11 @@ def _client_names(
 def _warnings(num_unowned: int, num_images: int) -> list[str]:
     if not num_unowned:
         return []
-    return [
+    line = (
         f"{num_unowned:,} of {num_images:,} training images have no owner, so that no client holds them. Name their "
         "owner, or give natural(no_owner='client') to make them one client more"
-    ]
+    )
+    return [line]
 
 
 def _split(population: Population, num_clients: int, rng: np.random.Generator, rule: _Rule) -> Partition:
@@ -127,9 +130,7 @@ def _split(population: Population, num_clients: int, rng: np.random.Generator, r
     owners, owner_of_row, sizes = np.unique(of_row[owned], return_inverse=True, return_counts=True)
     possible = _possible_clients(sizes, rule.min_images, rng, merge_small=rule.merge_small)
     num_possible = int(possible.max(initial=-1)) + 1
-    merged = " and the small ones merged" if rule.merge_small else ""
-    description = f"the owners with {rule.min_images} or more training images{merged}"
-    chosen = _choose(num_possible, num_clients, description, rng)
+    chosen = _choose(num_possible, num_clients, rule.eligible, rng)
     client_of_possible = np.full(num_possible + 1, -1, dtype=np.int64)  # the last one stands for -1
     client_of_possible[chosen] = np.arange(len(chosen))
     client_of_owner = client_of_possible[possible]

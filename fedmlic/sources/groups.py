@@ -46,7 +46,9 @@ def owner_warnings(names: Sequence[str], owners: NDArray[np.int64], dealt: Seque
         dealt: split of each image; empty where the source says the splits.
         split_by: how they were dealt.
     """
-    warnings = [f"owners {', '.join(map(repr, group))} look alike and count as different" for group in similar_names(names)]
+    warnings = [
+        f"owners {', '.join(map(repr, group))} look alike and count as different" for group in similar_names(names)
+    ]
     if not dealt or not len(names):
         return warnings
     if not owners_whole("auto" if split_by == "auto" else "image", owners) and split_by == "auto":

@@ -62,4 +62,6 @@ def _hiding(federation: Federation, tallies: Tallies) -> list[str]:
     if not what:
         return []
     regime = federation.manifest["identity"]["regime"]
-    return [f"regime {regime} {' and '.join(what)} of your own training images. regime='complete()' keeps all as they are"]
+    return [
+        f"regime {regime} {' and '.join(what)} of your own training images. regime='complete()' keeps all as they are"
+    ]

@@ -305,10 +305,11 @@ def untrained_warnings(
     if not found:
         return []
     shown = ", ".join(map(repr, found[:8])) + (", ..." if len(found) > 8 else "")
-    return [
+    line = (
         f"{len(found)} of {len(label_names)} labels are present on test images but on no training image as annotated: "
         f"{shown}. No model can learn them, and they count in test mAP"
-    ]
+    )
+    return [line]
 
 
 # Finding a corpus

@@ -94,9 +94,10 @@ def show(found: Mapping[str, Any], console: Console) -> None:
         console.print(_curve(found["rounds"], found["best_round"]))
     if found["balance"]:
         told = found["balance"]
+        slowest = client_title(told["slowest_client"], found["client_names"])
         console.print(
-            f"hosts waited {told['idle_share']:.0%} of a round (median); client "
-            f"{client_title(told['slowest_client'], found['client_names'])} was the slowest of {told['slowest_in_rounds']} rounds; the longest turn took {told['slowest_seconds']:.2f} s",
+            f"hosts waited {told['idle_share']:.0%} of a round (median); client {slowest} was the "
+            f"slowest of {told['slowest_in_rounds']} rounds; the longest turn took {told['slowest_seconds']:.2f} s",
             highlight=False,
             markup=False,
             soft_wrap=True,

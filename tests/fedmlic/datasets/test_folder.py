@@ -302,8 +302,8 @@ def test_ten_problems_are_shown_and_all_are_counted(root):
         ("path,labels\na.png,x\nc.png\nd.png,x,y\n", "line 3: 1 cells\n  line 4: 3 cells"),
         ("path,split\na.png,train\n", "Expected different label names, at least one, got []"),
         ("path,labels\na.png,\n", "Expected different label names, at least one, got []"),
-        ('path,labels\n"a.png,x\n', "to be a CSV file in UTF-8, got: unexpected end of data"),
-        (b"path,labels\n\xff\xfe.png,x\n", "Save it again as 'CSV UTF-8'"),
+        ('path,labels\n"a.png,x\n', "line 2: a quotation mark that opens there and is not closed"),
+        (b"path,labels\n\xff\xfe.png,x\n", "got byte 0xff on line 2, which is none. Save it again as 'CSV UTF-8'"),
         ("path,cat\na.png,yes\n", "'yes' in column 'cat', which may say 1, 0, -1, -2, u or blank"),
     ],
 )
