@@ -47,6 +47,7 @@ from fedmlic.files import stamps_of, stamps_sha256
 from fedmlic.formats.csv_rows import lines
 from fedmlic.images import Resize, decode
 from fedmlic.labels import ABSENT, PRESENT, UNCERTAIN, UNKNOWN
+from fedmlic.problems import Problems
 from fedmlic.seeds import stream
 from fedmlic.sources.groups import SplitBy, deal_within, number_groups, owner_warnings, owners_whole
 from fedmlic.sources.headers import read_headers
@@ -297,7 +298,7 @@ class _Images:
         """What may have been meant by a path that leads to no file; blank if nothing comes close."""
         head, name = posixpath.split(path)
         known = self._listing(self._root / head, str.lower).get(name.lower(), [])
-        near = [posixpath.join(head, known[0])] if known else []
+        near = [posixpath.join(head, other) for other in known if (self._root / head / other).is_file()][:1]
         near += [
             tail for tail in ("/".join(path.split("/")[n:]) for n in (1, 2)) if tail and (self._root / tail).is_file()
         ]
@@ -400,15 +401,14 @@ class _Reader:
             self.wrong(row, f"split {row.cells['split']!r}. {nearest(split, SPLITS)}")
         return split
 
-    def finish(self, images: list[_Image]) -> None:
-        """Look for images named twice, then raise ``InputError`` if anything was wrong."""
+    def finish(self, images: list[_Image], problems: Problems) -> None:
+        """Look for images named twice, then pass on what was wrong, in the order of the lines."""
         times = Counter(image.file for image in images if image != NOWHERE)
         for row, image in zip(self.sheet.rows, images, strict=True):
             if times[image.file] > 1:
                 self.wrong(row, f"{image.path!r} appears {times[image.file]} times")
-        if self.problems:
-            expected = f"Expected {self.sheet.path} to describe existing images correctly"
-            raise listing(expected, [f"line {line}: {what}" for line, what in sorted(self.problems)])
+        for line, what in sorted(self.problems):
+            problems.add(f"line {line}: {what}")
 
 
 def _deal(
@@ -491,12 +491,14 @@ def folder(
     """
     place = source_root("folder", root, csv)
     sheet = _read_csv(place / csv, delimiter)
-    names, warnings = _vocabulary(sheet, label_names, separator)
+    problems = Problems(f"Expected {sheet.path} to describe existing images correctly")
+    names, warnings = problems.attempt(_vocabulary, sheet, label_names, separator) or ([], [])
     reader = _Reader(sheet, _Images(place), names, separator, UNKNOWN if blank == "unknown" else ABSENT)
     images = [reader.image(row) for row in sheet.rows]
-    labels = reader.labels()
+    labels = reader.labels() if names else np.empty((len(images), 0), dtype=np.int8)
     splits = [reader.split(row) for row in sheet.rows] if "split" in sheet.columns else []
-    reader.finish(images)
+    reader.finish(images, problems)
+    problems.finish()
     paths, files = [image.path for image in images], [image.file for image in images]
     owners, owner_names = number_groups([composed(row.cells.get("owner", "")) for row in sheet.rows])
     dealt: dict[str, object] = {}
