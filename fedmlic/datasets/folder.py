@@ -426,7 +426,8 @@ def _deal(
         what = f"{len(np.unique(owners))} owners" if whole else f"{len(paths)} images"
         msg = (
             f"Expected {what} to fill every split, got none left for {empty}. "
-            "Add a column 'split', or set val_fraction and test_fraction."
+            "Add a column 'split', or set val_fraction and test_fraction"
+            f"{', or split_by=' + repr('image') if whole and owners.max() != NO_OWNER else ''}."
         )
         raise InputError(msg)
     return splits

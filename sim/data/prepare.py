@@ -280,7 +280,8 @@ def duplicate_warnings(duplicates: Mapping[str, Any] | None) -> list[str]:
 def source_warnings(report: Mapping[str, Any]) -> list[str]:
     """What a corpus's report gives cause to warn of: images left out, the data set's own warnings, equal images."""
     bad = report.get("bad_files", {"count": 0})["count"]
-    left_out = [f"{bad:,} images could not be read and were left out"] if bad else []
+    noun, was = ("image", "was") if bad == 1 else ("images", "were")
+    left_out = [f"{bad:,} {noun} could not be read and {was} left out"] if bad else []
     return [*left_out, *report.get("warnings", ()), *duplicate_warnings(report.get("duplicates"))]
 
 

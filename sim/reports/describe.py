@@ -94,7 +94,10 @@ def describe(federation: Federation, out: Path | None = None, console: Console |
         "files": [],
     }
     if console is not None:
-        for table in [*_tables(settings, statistics), *_cell_tables(tallies, federation)]:
+        for table in [
+            *_tables(settings, statistics),
+            *_cell_tables(tallies, federation.label_names, federation.client_names),
+        ]:
             console.print(table)
     if out is not None:
         report["files"] = [str(path) for path in _write(out, federation, tallies, statistics, report)]
@@ -275,7 +278,7 @@ def client_title(client: int, names: Sequence[str]) -> str:
     return f"{client} {names[client]}" if client < len(names) else str(client)
 
 
-def _cell_tables(tallies: Tallies, federation: Federation) -> list[Table]:
+def _cell_tables(tallies: Tallies, label_names: tuple[str, ...], client_names: Sequence[str] = ()) -> list[Table]:
     """Clients against labels, where both fit on a screen."""
     num_clients, num_labels = tallies.known.shape
     if num_clients > MAX_SINGLE or num_labels > MAX_COLUMNS:
@@ -285,14 +288,14 @@ def _cell_tables(tallies: Tallies, federation: Federation) -> list[Table]:
 
     heading = "Per client and label: known positives of known entries (wrong ones)"
     table = Table(title=heading, title_justify="left")
-    table.add_column("client", justify="left" if federation.client_names else "right")
-    for name in ("images", "budget", *federation.label_names):
+    table.add_column("client", justify="left" if client_names else "right", no_wrap=True, max_width=28)
+    for name in ("images", "budget", *label_names):
         table.add_column(escape(name), justify="right")
     budget = tallies.budget.sum(axis=1, dtype=np.int64)
     for client in range(num_clients):
         counts = zip(tallies.positives[client], tallies.known[client], tallies.wrong[client], strict=True)
         cells = ["-" if not known else f"{some}/{known}" + f" ({bad})" * bool(bad) for some, known, bad in counts]
-        title = escape(client_title(client, federation.client_names))
+        title = escape(client_title(client, client_names))
         table.add_row(title, f"{tallies.images[client]:,}", f"{budget[client]:,}", *cells)
     return [table]
 
@@ -408,7 +411,8 @@ def _plainly(value: float, place: object = None) -> str:
     return f"{value:,g}"
 
 
-def _positives_figure(tallies: Tallies, label_names: tuple[str, ...], rows: _Rows) -> Figure:
+def _positives_figure(tallies: Tallies, label_names: tuple[str, ...], rows: _Rows | None = None) -> Figure:
+    rows = rows or _rows(tallies)
     from matplotlib.colors import LogNorm
     from matplotlib.ticker import LogLocator, NullLocator
 
@@ -460,7 +464,8 @@ def _map_and_more(rows: _Rows, columns: _Columns, shown: _Map) -> tuple[Figure, 
     return figure, right
 
 
-def _known_figure(tallies: Tallies, label_names: tuple[str, ...], rows: _Rows) -> Figure:
+def _known_figure(tallies: Tallies, label_names: tuple[str, ...], rows: _Rows | None = None) -> Figure:
+    rows = rows or _rows(tallies)
     num_labels = len(label_names)
     values = 100 * rows.mean(tallies.known, per=tallies.images)
     bar, title = "known entries (% of images)", "Which labels clients annotate"
@@ -523,7 +528,8 @@ def _counts(axis: Axes, values: NDArray[np.int64]) -> None:
     axis.yaxis.set_major_formatter(_plainly)
 
 
-def _budget_figure(tallies: Tallies, label_names: tuple[str, ...], rows: _Rows) -> Figure:
+def _budget_figure(tallies: Tallies, label_names: tuple[str, ...], rows: _Rows | None = None) -> Figure:
+    rows = rows or _rows(tallies)
     values = rows.mean(tallies.budget, per=tallies.images)
     bar = "looks per image" if rows.names else "looks per image, mean of the row"
     shown = _Map(values, "Purples", max(1.0, float(values.max(initial=0))), bar, "Where the annotation budget went")
@@ -541,7 +547,8 @@ def _budget_figure(tallies: Tallies, label_names: tuple[str, ...], rows: _Rows) 
     return figure
 
 
-def _wrong_figure(tallies: Tallies, label_names: tuple[str, ...], rows: _Rows) -> Figure:
+def _wrong_figure(tallies: Tallies, label_names: tuple[str, ...], rows: _Rows | None = None) -> Figure:
+    rows = rows or _rows(tallies)
     columns = _columns(tallies, label_names)
     known = rows.mean(tallies.known)
     values = np.ma.masked_where(known == 0, 100 * rows.mean(tallies.wrong) / np.where(known == 0, 1, known))

@@ -127,7 +127,7 @@ def _curve(rounds: list[dict[str, Any]], best: int | None) -> Table:
     return table
 
 
-def _labels(split: str, event: Mapping[str, Any], untrained: Sequence[str]) -> Table:
+def _labels(split: str, event: Mapping[str, Any], untrained: Sequence[str] = ()) -> Table:
     table = Table(title=f"labels on {split}, round {event['round']}", title_justify="left")
     table.add_column("label")
     for title in ("AP", "precision", "recall", "F1", "present", "known"):
@@ -144,7 +144,7 @@ def _labels(split: str, event: Mapping[str, Any], untrained: Sequence[str]) -> T
     return table
 
 
-def _failures(failures: list[dict[str, Any]], client_names: Sequence[str]) -> Table:
+def _failures(failures: list[dict[str, Any]], client_names: Sequence[str] = ()) -> Table:
     table = Table(title=f"{len(failures)} failed turns", title_justify="left")
     for title in ("round", "client", "host", "reason"):
         table.add_column(title)
