@@ -423,11 +423,11 @@ def _deal(
     wanted = dict(zip(SPLITS, (1.0, *fractions), strict=True))
     empty = [split for split in SPLITS if wanted[split] > 0 and split not in splits]
     if empty:
+        hint = ", or split_by='image'" if whole and owners.max() != NO_OWNER else ""
         what = f"{len(np.unique(owners))} owners" if whole else f"{len(paths)} images"
         msg = (
             f"Expected {what} to fill every split, got none left for {empty}. "
-            "Add a column 'split', or set val_fraction and test_fraction"
-            f"{', or split_by=' + repr('image') if whole and owners.max() != NO_OWNER else ''}."
+            f"Add a column 'split', or set val_fraction and test_fraction{hint}."
         )
         raise InputError(msg)
     return splits

@@ -96,7 +96,8 @@ def _owners(population: Population, rule: _Rule) -> NDArray[np.int64]:
         )
         raise InputError(msg)
     if rule.no_owner == "client":
-        return np.where(owners == NO_OWNER, owners.max() + 1, owners)
+        behind = max(int(owners.max()) + 1, len(population.owner_names))  # some owners have no training images
+        return np.where(owners == NO_OWNER, behind, owners)
     return owners
 
 

@@ -114,7 +114,9 @@ def _cells(federation: Federation, tallies: Tallies) -> dict[str, Any]:
     }
 
 
-def _write_cells(out: Path, tallies: Tallies, label_names: tuple[str, ...], client_names: tuple[str, ...]) -> list[str]:
+def _write_cells(
+    out: Path, tallies: Tallies, label_names: tuple[str, ...], client_names: tuple[str, ...] = ()
+) -> list[str]:
     """``cells.csv``: a row per client and label, client after client."""
     import pandas as pd  # --json without --out needs no tables
 
