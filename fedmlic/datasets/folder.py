@@ -62,6 +62,9 @@ VERSION = "2"
 RESERVED = ("path", "labels", "owner", "split")
 """Columns that never are labels."""
 
+NUMBERS = ("index", "idx", "id", "row", "#", "nr", "level0", "imageid", "uid")
+"""Names, as ``look_alike`` gives them, of columns that number rows and would pass for labels of 0 and 1."""
+
 WIDE_VALUES = {
     "1": PRESENT,
     "1.0": PRESENT,
@@ -235,6 +238,12 @@ def _check_reserved(sheet: _Sheet, chosen: list[str]) -> None:
         for column in sheet.columns
         if column not in {*RESERVED, *chosen} and look_alike(column) in meant
     ]
+    if sheet.wide and not chosen:
+        numbers = [column for column in sheet.columns if look_alike(column) in NUMBERS]
+        wrong += [
+            f"{column!r}: does it number the rows? label_names=[...] says which columns are labels"
+            for column in numbers
+        ]
     if wrong:
         expected = f"Expected columns of {sheet.path} that are no labels to be named as they are known"
         raise listing(expected, wrong)
@@ -282,11 +291,11 @@ class _Images:
     def find(self, path: str) -> Path | None:
         """The file at a path below the root, or ``None``."""
         place = self._root / path
-        if place.is_file():
+        if _is_file(place):
             return place
         place = self._root
         for part in path.split("/"):
-            if not (place / part).exists():
+            if not os.path.exists(place / part):  # noqa: PTH110
                 same = self._listing(place, _nfc).get(_nfc(part), [])
                 if len(same) != 1:
                     return None
@@ -297,10 +306,11 @@ class _Images:
     def hint(self, path: str) -> str:
         """What may have been meant by a path that leads to no file; blank if nothing comes close."""
         head, name = posixpath.split(path)
-        known = self._listing(self._root / head, str.lower).get(name.lower(), [])
-        near = [posixpath.join(head, other) for other in known if (self._root / head / other).is_file()][:1]
+        folder = self._root / head
+        known = [*self._listing(folder, str.lower).get(name.lower(), []), *self._listing(folder, _stem).get(name, [])]
+        near = [posixpath.join(head, other) for other in known if _is_file(folder / other)][:1]
         near += [
-            tail for tail in ("/".join(path.split("/")[n:]) for n in (1, 2)) if tail and (self._root / tail).is_file()
+            tail for tail in ("/".join(path.split("/")[n:]) for n in (1, 2)) if tail and _is_file(self._root / tail)
         ]
         return f". Did you mean {near[0]!r}?" if near else ""
 
@@ -308,10 +318,19 @@ class _Images:
         key = folder / form.__name__
         if key not in self._names:
             names: dict[str, list[str]] = {}
-            for name in sorted(os.listdir(folder)) if folder.is_dir() else []:  # noqa: PTH208  (names are enough)
+            for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:  # noqa: PTH112, PTH208
                 names.setdefault(form(name), []).append(name)
             self._names[key] = names
         return self._names[key]
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a file is there; unlike ``Path.is_file`` also for names that are too long for one."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def _stem(name: str) -> str:
+    return posixpath.splitext(name)[0]
 
 
 def _nfc(text: str) -> str:
@@ -356,7 +375,8 @@ class _Reader:
         elif path is None:
             self.wrong(row, f"{text!r} is not a path below the folder")
         elif file is None:
-            self.wrong(row, f"no image {path!r}{self.images.hint(path)}")
+            shown = path if len(path) <= 200 else f"{path[:200]}..."
+            self.wrong(row, f"no image {shown!r}{self.images.hint(path)}")
         else:
             return _Image(path, file)
         return NOWHERE

@@ -37,7 +37,9 @@ def owners_whole(split_by: SplitBy, owners: NDArray[np.int64]) -> bool:
     return split_by == "owner" or (split_by == "auto" and len(np.unique(owners[owners != NO_OWNER])) >= MANY_OWNERS)
 
 
-def owner_warnings(names: Sequence[str], owners: NDArray[np.int64], dealt: Sequence[str], split_by: str) -> list[str]:
+def owner_warnings(
+    names: Sequence[str], owners: NDArray[np.int64], dealt: Sequence[str], split_by: SplitBy
+) -> list[str]:
     """What a person should know of owners and the random split: look-alikes, divided owners, owners not trained on.
 
     Args:
@@ -51,7 +53,7 @@ def owner_warnings(names: Sequence[str], owners: NDArray[np.int64], dealt: Seque
     ]
     if not dealt or not len(names):
         return warnings
-    if not owners_whole("auto" if split_by == "auto" else "image", owners) and split_by == "auto":
+    if split_by == "auto" and not owners_whole(split_by, owners):
         warnings.append(
             f"the images of each of the {len(names)} owners were divided among the splits at random. If an owner is a "
             "person or a patient, split_by='owner' keeps them whole; split_by='image' says that they are divided"

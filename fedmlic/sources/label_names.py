@@ -121,9 +121,14 @@ def check_names(names: Collection[str], where: str, *, divided: bool = True, sep
     problems += [
         f"{name!r} is how an empty cell is written: leave the cell blank" for name in sorted(names) if _is_empty(name)
     ]
+    problems += [f"{name!r} holds a control character" for name in sorted(names) if _has_control(name)]
     if problems:
         expected = f"Expected labels of {where} to be clear (label_names=[...] with all labels keeps them as they are)"
         raise listing(expected, problems)
+
+
+def _has_control(name: str) -> bool:
+    return any(unicodedata.category(letter) == "Cc" and letter not in SEPARATORS for letter in name)
 
 
 def _is_empty(name: str) -> bool:

@@ -202,6 +202,7 @@ def test_composed_and_decomposed_letters_are_one_label_one_owner_and_one_file(ro
         (["hot dog;x", "hot_dog"], "'hot dog', 'hot_dog' differ only in"),
         (['"a, b"', "a|b"], "'a, b' looks like several labels with ',' between them; separator=',' divides it"),
         (["a;b", '"a, b"'], "'a, b' looks like several labels"),
+        (["a\0", "cat"], "holds a control character"),
         (["nan", "cat"], "'nan' is how an empty cell is written"),
         (["1;0;0", "0;0;1"], "got states such as ['1', '0', '0']. Make one column per label"),
         (['"[1, 0]"', '"[0, 1]"'], "looks like several labels"),
@@ -237,6 +238,14 @@ def test_known_columns_in_other_letters_are_named(root):
 
     assert "'Labels': Did you mean 'labels'?" in message
     assert "'SPLIT': Did you mean 'split'?" in message
+
+
+def test_a_column_that_may_number_the_rows_has_to_be_meant(root):
+    text = "index,path,cat,split\n0,a.png,1,train\n1,c.png,0,train\n"
+
+    assert "'index': does it number the rows? label_names=[...] says" in problem(root, text)
+    assert made(root, text, label_names=["cat"]).label_names == ("cat",)
+    assert made(root, text, label_names=["index", "cat"]).label_names == ("index", "cat")
 
 
 def test_a_column_that_is_no_label_is_one_problem(root):
@@ -301,6 +310,8 @@ def test_missing_images_come_with_a_hint(root):
     text = f"path,labels,split\nA.PNG,x,train\n{root.name}/c.png,x,train\n"
 
     assert "no image 'A.PNG'. Did you mean 'a.png'?" in problem(root, text)
+    assert "no image 'c'. Did you mean 'c.png'?" in problem(root, "path,labels,split\nc,x,train\n")
+    assert "no image 'xxx" in problem(root, f"path,labels,split\n{'x' * 5000}.png,x,train\n")
     assert f"no image '{root.name}/c.png'. Did you mean 'c.png'?" in problem(root, text)
 
 
