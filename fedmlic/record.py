@@ -127,7 +127,8 @@ class RunFolder:
     def tables(self) -> dict[str, pd.DataFrame]:
         """The ``rounds``, ``clients``, ``hosts`` and ``labels`` tables, made from the events.
 
-        In ``labels`` every row is one label of one split in one round.
+        In ``labels`` every row is one label of one split in one round. ``clients`` has a column
+        ``client-name`` where clients are owners that have names.
         """
         import pandas as pd  # a second of import that a run needs only at its end
 
@@ -137,6 +138,11 @@ class RunFolder:
             if kind in rows:
                 rows[kind].append(event)
         tables = {name: pd.DataFrame(rows[kind]) for name, kind in TABLES.items()}
+        names, clients = self.data()["client_names"], tables["clients"]
+        if names and len(clients):
+            clients.insert(
+                list(clients.columns).index("client") + 1, "client-name", [names[c] for c in clients["client"]]
+            )
         labels = tables["labels"]
         if len(labels):
             columns = [name for name in labels.columns if name not in {"round", "split"}]

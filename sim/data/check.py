@@ -220,4 +220,5 @@ def _compare(found: _Findings, dataset: Dataset, table: Table) -> None:
     named = dict(zip(dataset.label_names, positives.sum(axis=0).tolist(), strict=True))
     found.warnings += table.report.get("warnings", ())
     found.warnings += deviations(dataset.expected, splits, named)
-    found.warnings += untrained_warnings(dataset.label_names, positives[0], positives[2])
+    if splits["train"]:
+        found.warnings += untrained_warnings(dataset.label_names, positives[0], positives[2])

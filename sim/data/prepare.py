@@ -197,7 +197,8 @@ def corpus_summary(corpus: Corpus, expected: Mapping[str, int] | None = None) ->
     warnings = [
         *source_warnings(report),
         *deviations(expected or {}, splits, positives),
-        *untrained_warnings(corpus.label_names, counts[0, 0], counts[2, 0]),
+        # A server's own set may hold nothing to train on.
+        *(untrained_warnings(corpus.label_names, counts[0, 0], counts[2, 0]) if splits["train"] else []),
     ]
     return {
         "corpus": str(corpus.path.absolute()),

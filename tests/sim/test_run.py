@@ -1,6 +1,7 @@
 """Putting a run together on this machine."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -83,6 +84,8 @@ def test_your_own_images_with_what_is_to_be_known_of_them(tiny, photos, tmp_path
     noted = read_json(tmp_path / "run" / "data.json")
     assert noted == {"warnings": result["warnings"], "untrained_labels": ["late"], "client_names": ["Nord", "Süd"]}
     assert resume(tmp_path / "run") == result
+    clients = pd.read_parquet(tmp_path / "run" / "clients.parquet")
+    assert dict(zip(clients["client"], clients["client-name"], strict=True)) == {0: "Nord", 1: "Süd"}
     other = tiny(**own)[0].identity()
     assert tiny(**own, bad_files="skip", max_bad_fraction=0.1)[0].identity() == other
 
