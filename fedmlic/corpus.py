@@ -141,6 +141,11 @@ class Corpus:
         """The coarser label each label belongs to, in order; empty where there is no hierarchy."""
         return tuple(self.manifest.get("parents", ()))
 
+    @property
+    def own(self) -> bool:
+        """Whether the images and labels are the user's own, so that hiding labels may not be meant."""
+        return bool(self.manifest.get("own", False))
+
     @cached_property
     def flags(self) -> Flags | None:
         """What the source says of single entries beyond their state; ``row`` counts rows of this corpus."""
@@ -246,9 +251,9 @@ def _checked_partial(corpus: Corpus, options: _Options) -> Corpus:
 
 def _too_many(name: str, num_images: int, options: _Options) -> str:
     if not options.max_bad_fraction:
-        return f"Expected every image of data set {name} to be readable"
+        return f"Expected every image of data set {name} to be readable (bad-files=skip leaves the others out)"
     share = f"{options.max_bad_fraction:.2%} of {num_images} images"
-    return f"Expected at most {share} of data set {name} to be unreadable"
+    return f"Expected at most {share} of data set {name} to be unreadable (max-bad-fraction allows more)"
 
 
 def _base(chosen: Path | None, name: str) -> Path:
@@ -566,6 +571,7 @@ def _write_manifest(job: _Job, key: str, report: Mapping[str, Any], left_out: in
         **({"left_out": left_out} if left_out else {}),
         **({"label_ids": list(dataset.label_ids)} if dataset.label_ids else {}),
         **({"parents": list(dataset.parents)} if dataset.parents else {}),
+        **({"own": True} if dataset.own else {}),
         "files": {path.name: _describe(path) for path in sorted(folder.iterdir())},
     }
     for path in folder.iterdir():

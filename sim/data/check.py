@@ -21,7 +21,7 @@ from fedmlic.errors import InputError
 from fedmlic.images import decode, read_header
 from fedmlic.labels import PRESENT, STATES
 from fedmlic.pixels import equal_images, hash_pixels
-from sim.data.prepare import Source, build_dataset, deviations, duplicate_warnings, row_blocks
+from sim.data.prepare import Source, build_dataset, deviations, duplicate_warnings, row_blocks, untrained_warnings
 
 if TYPE_CHECKING:
     from sim.data.prepare import Watch
@@ -199,11 +199,14 @@ def _compare(found: _Findings, dataset: Dataset, table: Table) -> None:
     """Counts of the table, beside the published ones."""
     tally = Counter(table.splits)
     splits = {split: tally[split] for split in SPLITS}
-    positives = np.zeros(table.labels.shape[1], dtype=np.int64)
+    of_split = np.array([SPLITS.index(split) for split in table.splits])
+    positives = np.zeros((len(SPLITS), table.labels.shape[1]), dtype=np.int64)
     totals = dict.fromkeys(STATES, 0)
     for rows in row_blocks(range(len(table.splits)), table.labels.shape[1]):
         block = table.labels[rows[0] : rows[-1] + 1]
-        positives += np.count_nonzero(block == PRESENT, axis=0)
+        for place in range(len(SPLITS)):
+            here = of_split[rows[0] : rows[-1] + 1] == place
+            positives[place] += np.count_nonzero(block[here] == PRESENT, axis=0)
         for name, state in STATES.items():
             totals[name] += int(np.count_nonzero(block == state))
     found.counts |= {
@@ -214,5 +217,8 @@ def _compare(found: _Findings, dataset: Dataset, table: Table) -> None:
         "splits": splits,
         "published": dict(dataset.expected),
     }
-    named = dict(zip(dataset.label_names, positives.tolist(), strict=True))
-    found.warnings += [*table.report.get("warnings", ()), *deviations(dataset.expected, splits, named)]
+    named = dict(zip(dataset.label_names, positives.sum(axis=0).tolist(), strict=True))
+    found.warnings += table.report.get("warnings", ())
+    found.warnings += deviations(dataset.expected, splits, named)
+    if splits["train"]:
+        found.warnings += untrained_warnings(dataset.label_names, positives[0], positives[2])

@@ -224,6 +224,21 @@ def test_bad_files_fail_all_at_once_and_can_be_left_out(fedmlic, photos):
     assert found(fedmlic(*arguments, "--bad-files", "skip", "--json")) == report
 
 
+def test_labels_that_only_test_images_have_are_warned_of(fedmlic, photos):
+    table = photos / "labels.csv"
+    lines = table.read_text().splitlines()
+    lines[4] = lines[4].replace(",dog,", ",late,").replace(",,", ",late,")
+    assert lines[4].endswith("late,o3,test"), lines[4]
+    table.write_text("\n".join(lines))
+    line = "warning: 1 of 4 labels are present on test images but on no training image as annotated: 'late'."
+
+    for command in ("import", "describe", "check"):
+        result = fedmlic(command, "folder", "--root", photos, "image-size=8", "--json")
+
+        assert line in result.stderr
+        assert any("'late'" in warning for warning in found(result)["warnings"])
+
+
 def test_more_bad_files_than_allowed_fail(fedmlic, photos):
     spoil(photos)
     result = fedmlic("import", "folder", "--root", photos, "image-size=16", "--bad-files", "skip")
