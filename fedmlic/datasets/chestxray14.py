@@ -88,7 +88,7 @@ class _Entry(NamedTuple):
 def _entries(path: Path, problems: list[str]) -> list[_Entry]:
     """All lines that can be used, sorted by image name."""
     found: dict[str, _Entry] = {}
-    for line, (name, labels, patient, age, sex, view) in csv_rows.rows(path, COLUMNS):
+    for line, (name, labels, patient, age, sex, view) in csv_rows.rows(path, COLUMNS, flat=True):
         findings = tuple(finding.strip() for finding in labels.split("|") if finding.strip())
         wrong = _wrong(findings, patient)
         if name in found:
@@ -183,7 +183,7 @@ def _boxes(
     row_of = {entry.name: row for row, entry in enumerate(kept)}
     known = {entry.name for entry in entries}
     boxes, counts = [], {"boxes": 0, "boxes_elsewhere": 0, "boxes_of_absent_findings": 0}
-    for line, (name, finding, *numbers) in csv_rows.rows(path, BOX_COLUMNS) if path.is_file() else ():
+    for line, (name, finding, *numbers) in csv_rows.rows(path, BOX_COLUMNS, flat=True) if path.is_file() else ():
         finding = BOX_NAMES.get(finding, finding)  # noqa: PLW2901  (spelled as the table does)
         try:
             box = tuple(float(value) for value in numbers)

@@ -9,6 +9,29 @@ from typing import Any
 from fedmlic.errors import InputError
 
 
+def undecodable(path: Path, error: UnicodeDecodeError) -> InputError:
+    """The error for a file that is no UTF-8: the byte that is none, and its line.
+
+    Args:
+        path: the file.
+        error: what decoding it, or a part of it, raised.
+    """
+    line, byte = "", error.object[error.start]
+    try:
+        # A file that is read in pieces does not know its line; the whole file does.
+        content = path.read_bytes()
+        content.decode("utf-8")
+    except UnicodeDecodeError as whole:
+        number = content.count(b"\n", 0, whole.start) + 1
+        line, byte = f" on line {number}", content[whole.start]
+    except OSError:
+        pass
+    return InputError(
+        f"Expected {path} to be text in UTF-8, got byte 0x{byte:02x}{line}, which is none. "
+        "Download it again, or save it as UTF-8."
+    )
+
+
 def read_text(path: Path) -> str:
     """A text file in UTF-8, with or without a byte order mark, its line ends those of Unix.
 
@@ -20,8 +43,10 @@ def read_text(path: Path) -> str:
         raise InputError(msg)
     try:
         text = path.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        msg = f"Expected {path} to be a text file in UTF-8, got: {error}. Download it again."
+    except UnicodeDecodeError as error:
+        raise undecodable(path, error) from error
+    except OSError as error:
+        msg = f"Expected {path} to be a readable text file, got: {error}. Check the file."
         raise InputError(msg) from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
@@ -40,7 +65,7 @@ def read_json(path: Path) -> Any:  # noqa: ANN401  (JSON is untyped)
     """
     try:
         return json.loads(read_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         msg = f"Expected {path} to be a JSON file, got: {error}. Download it again."
