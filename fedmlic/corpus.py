@@ -239,7 +239,8 @@ def _checked_partial(corpus: Corpus, options: _Options) -> Corpus:
     left_out = corpus.manifest.get("left_out", 0)
     if left_out > options.max_bad_fraction * (corpus.num_images + left_out):
         bad = corpus.manifest["report"]["bad_files"]["images"]
-        raise listing(_too_many(corpus.name, corpus.num_images + left_out, options), [f"{i}: {bad[i]}" for i in bad])
+        expected = _too_many(corpus.name, corpus.num_images + left_out, options)
+        raise listing(expected, [f"{i}: {bad[i]}" for i in bad], complete=True)
     return corpus
 
 
@@ -438,7 +439,7 @@ def _check_problems(job: _Job, problems: list[tuple[int, str]], options: _Option
     num_images = len(job.order)
     if problems and (len(problems) > options.max_bad_fraction * num_images or len(problems) == num_images):
         lines = [f"{job.place(int(job.order[row]))}: {reason}" for row, reason in problems]
-        raise listing(_too_many(job.dataset.name, num_images, options), lines)
+        raise listing(_too_many(job.dataset.name, num_images, options), lines, complete=True)
 
 
 def _bad_file(job: _Job, row: int, reason: str) -> tuple[str, str]:

@@ -338,7 +338,7 @@ def _read(
     reader.problems += _named_twice(rows)
     if reader.problems:
         expected = f"Expected the annotations of data set {source.name} to describe existing images correctly"
-        raise listing(expected, reader.problems)
+        raise listing(expected, reader.problems, complete=True)
     rows.report["nothing_known"] = int((rows.labels < 0).all(axis=1).sum())
     rows.report["unused_files"] = len(present_files - set(rows.files))
     return rows._replace(splits=_held_out(source, protocol, rows))

@@ -272,7 +272,7 @@ def _table(name: str, images: list[_Image], columns: list[int], protocol: Protoc
     states = [reader.states(row, annotation.things) for row, annotation in enumerate(found)]
     if reader.problems:
         expected = f"Expected the annotations of data set {name} to describe existing images correctly"
-        raise listing(expected, reader.problems)
+        raise listing(expected, reader.problems, complete=True)
     ids = [image.name for image in images]
     files = [image.picture for image in images]
     headers = read_headers(files)
