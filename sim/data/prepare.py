@@ -198,6 +198,7 @@ def corpus_summary(corpus: Corpus, expected: Mapping[str, int] | None = None) ->
     if bad["count"]:
         warnings.insert(0, f"{bad['count']:,} images could not be read and were left out")
     warnings += duplicate_warnings(report.get("duplicates"))
+    warnings += report.get("warnings", [])
     return {
         "corpus": str(corpus.path.absolute()),
         "dataset": f"corpus(path={str(corpus.path.absolute())!r})",

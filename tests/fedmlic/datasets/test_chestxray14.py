@@ -183,7 +183,7 @@ def test_a_patient_in_both_lists_and_other_faults_of_the_lists(root):
 def test_an_image_in_both_lists_and_a_missing_list(root):
     with (root / "test_list.txt").open("a") as file:
         file.write("\n90000001_001.png")
-    assert "'90000001_001.png' is listed in train_val_list.txt and again in test_list.txt" in problem(root)
+    assert "'90000001_001.png', which is listed in train_val_list.txt already" in problem(root)
     (root / "test_list.txt").unlink()
     assert "Expected the official list" in problem(root)
     assert len(made(root, split="patients").table().image_ids) == 7
@@ -316,7 +316,7 @@ def test_everything_wrong_is_told_at_once(root):
         "line 9: 'No Finding' beside findings",
         "line 10: finding 'Pleural Thickening'. Did you mean 'Pleural_Thickening'?",
         "line 11: no findings, where a healthy chest says 'No Finding'",
-        "line 12: patient 'P6', which is no number",
+        "line 12: 'P6' in column 'Patient ID', which may say a whole number from 1",
         "line 13: '90000001_000.png' again",
         "no image '90000005_000.png'",
         "BBox_List_2017.csv line 4: no image '90000009_000.png'",
