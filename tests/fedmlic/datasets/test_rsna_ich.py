@@ -13,6 +13,7 @@ from fedmlic.corpus import open_corpus
 from fedmlic.datasets.rsna_ich import rsna_ich
 from fedmlic.errors import InputError
 from fedmlic.formats import rsna_labels
+from fedmlic.problems import Problems
 from fedmlic.spec import build
 
 FIXTURE = runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "rsna_ich.py"))
@@ -78,9 +79,11 @@ def test_the_order_of_lines_does_not_matter(tmp_path_factory, states, seed):
     labels = {f"ID_{number:09x}": tuple(row) for number, row in enumerate(states)}
     (root / "t.csv").write_text("\n".join(["ID,Label", *lines(labels, seed)]))
 
-    told = rsna_labels.read(root / "t.csv")
+    problems = Problems("Expected all")
+    told = rsna_labels.read(root / "t.csv", problems)
 
-    assert told.problems == []
+    assert not problems
+
     assert dict(zip(told.image_ids, map(tuple, told.states[:, :5].tolist()), strict=True)) == labels
     assert told.states[:, 5].tolist() == [max(row) for row in states]
     assert told.repeated == 6
@@ -141,7 +144,7 @@ def test_everything_wrong_is_told_at_once(root):
         ("Image Index,epidural,intraparenchymal,intraventricular,subarachnoid,subdural\n", "got none"),
         ("ID,Label\nID,0\n", "entry 1: 'ID', which names no image and subtype"),
         ("ID,Target\nID_1_any,0\n", "to have the columns ID and Label"),
-        ("ID,Label\nID_1_any,0,7\n", "to be a table of ID and Label"),
+        ("ID,Label\nID_1_any,0,7\n", "to have one cell for each of 2 columns, got line 2: 3 cells"),
         ("Image Index,epidural\nID_1.png,0\n", "'intraparenchymal' 0 times"),
     ],
 )
@@ -208,7 +211,7 @@ def test_images_without_a_patient_are_told_at_once(root):
 
     message = problem(root)
 
-    assert "the DICOM headers to name the patient of every image, got 2 problems" in message
+    assert "stage_2_train to name the patient of every image, got 2 problems" in message
     assert "ID_f00000006: no patient" in message
 
 
@@ -278,8 +281,8 @@ def test_the_derived_table_with_a_column_per_subtype(tmp_path):
         "\n".join([",".join(["Image Index", *KINDS[:5]]), *rows, contradiction, "ID_x.png,1,1,1,1,2"])
     )
     message = problem(tmp_path, images="png", csv="wide.csv", split_by="slice")
-    assert "wide.csv line 12: ID_f00000000 again with other labels" in message
-    assert "wide.csv line 13: 'ID_x.png' with ['1', '1', '1', '1', '2'], which should be 0 or 1" in message
+    assert "line 12: ID_f00000000 again with other labels" in message
+    assert "line 13: 'ID_x.png' with ['1', '1', '1', '1', '2'], which should be 0 or 1" in message
 
 
 def test_files_of_two_kinds_are_a_problem(root):
