@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from fedmlic.errors import InputError
+from fedmlic.problems import Problems
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -46,40 +46,44 @@ class Example(NamedTuple):
     integers: dict[str, list[int]]
 
 
-def read_examples(path: Path) -> list[Example]:
-    """The examples of a TFRecord file, in order.
+def read_examples(path: Path, problems: Problems) -> dict[int, Example]:
+    """The examples of a TFRecord file by their places in it.
 
-    Raises:
-        InputError: it is damaged, with the number of the first bad record.
+    Args:
+        path: the file.
+        problems: takes what is wrong with it. After a message that cannot be read, those
+            behind it are read; after a length that is wrong, nothing is.
     """
-    if path.stat().st_size == 0:
-        return []
-    found: list[Example] = []
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        try:
-            found.extend(_example(content, span) for span in _records(content))
-        except (ValueError, IndexError, struct.error) as error:
-            msg = f"Expected {path} to be a TFRecord file, got: record {len(found)}: {error}. Make it again."
-            raise InputError(msg) from error
+    found: dict[int, Example] = {}
+    own = problems.within(f"Expected {path} to be a TFRecord file")
+    try:
+        if path.stat().st_size == 0:
+            return found
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            _read(content, found, own)
+    except OSError as error:
+        own.add(str(error))
     return found
 
 
-def _records(content: mmap.mmap) -> Iterator[Span]:
-    place, size = 0, len(content)
+def _read(content: mmap.mmap, found: dict[int, Example], problems: Problems) -> None:
+    place, size, number = 0, len(content), 0
     while place < size:
         header = content[place : place + 12]
-        if len(header) < 12:
-            raise ValueError("it ends inside a header")
-        length, checksum = struct.unpack("<QI", header)
-        if masked_crc(header[:8]) != checksum:
-            raise ValueError("its length has a wrong checksum")
-        if place + 16 + length > size:
-            raise ValueError("it ends inside a message")
-        message, end = content[place + 12 : place + 12 + length], place + 16 + length
-        if masked_crc(message) != struct.unpack("<I", content[end - 4 : end])[0]:
-            raise ValueError("its message has a wrong checksum")
-        yield Span(place + 12, length)
-        place += 16 + length
+        length, checksum = struct.unpack("<QI", header) if len(header) == 12 else (0, -1)
+        wrong = "its length has a wrong checksum" if masked_crc(header[:8]) != checksum else ""
+        wrong = "it ends inside a header" if len(header) < 12 else wrong
+        if wrong or place + 16 + length > size:
+            problems.add(f"record {number}: {wrong or 'it ends inside a message'}")
+            return
+        end = place + 16 + length
+        try:
+            if masked_crc(content[place + 12 : end - 4]) != struct.unpack("<I", content[end - 4 : end])[0]:
+                raise ValueError("its message has a wrong checksum")  # noqa: TRY301  (as other damage of a message)
+            found[number] = _example(content, Span(place + 12, length))
+        except (ValueError, IndexError) as error:
+            problems.add(f"record {number}: {error}")
+        place, number = end, number + 1
 
 
 def _next_byte(crc: NDArray[np.uint32]) -> NDArray[np.uint32]:

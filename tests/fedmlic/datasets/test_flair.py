@@ -20,6 +20,7 @@ from fedmlic.datasets.flair import COARSE_COUNTS, FINE_COUNTS, SPLIT_COUNTS, fla
 from fedmlic.errors import InputError
 from fedmlic.formats import flair_parquet, json_list, tfrecord
 from fedmlic.images import decode
+from fedmlic.problems import Problems
 
 FIXTURE = runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "flair.py"))
 RECORDS = FIXTURE["records"]()
@@ -608,7 +609,11 @@ def test_examples_come_back(tmp_path_factory, numbers, content):
     path = tmp_path_factory.mktemp("tf") / "a.tfrecords"
     path.write_bytes(tfrecord_of({"x": content, "n": numbers}) * 2)
 
-    for example in tfrecord.read_examples(path):
+    problems = Problems("Expected all")
+    found = tfrecord.read_examples(path, problems)
+    assert list(found) == [0, 1]
+    assert not problems
+    for example in found.values():
         span = example.spans["x"]
         assert example.integers.get("n", []) == numbers
         assert path.read_bytes()[span.start : span.start + span.length] == content

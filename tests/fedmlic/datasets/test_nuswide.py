@@ -108,7 +108,7 @@ def test_the_arrays_of_cole(root):
     np.save(root / "formatted_val_labels.npy", np.full((2, 81), 2))
     assert "with values [2]" in problem(root, protocol="cole")
     np.save(root / "formatted_val_images.npy", np.array([{}], dtype=object))
-    assert "Expected arrays formatted_val_images.npy" in problem(root, protocol="cole")
+    assert "formatted_val_images.npy, got: Object arrays cannot be loaded" in problem(root, protocol="cole")
 
 
 def test_nobody_owns_an_image_if_so_told(root):
