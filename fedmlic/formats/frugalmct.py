@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from fedmlic.errors import InputError, listing
 from fedmlic.formats import csv_rows
-from fedmlic.formats.hapi import Answers, Run, load_json
+from fedmlic.formats.hapi import Answers, Run, is_name, load_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -62,7 +63,7 @@ def _content(path: Path) -> bytes:
                 msg = f"{path.stem}.txt {len(names)} times in the archive"
                 raise ValueError(msg)
             return archive.read(names[0])
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise ValueError(str(error)) from error
 
 
@@ -99,7 +100,7 @@ def _read(path: Path, *, with_confidence: bool) -> Answers:
     problems, ids, names, confidences = [], [], [], []
     for example_id, found in load_json(path, dict, _content).items():
         try:
-            said = [(str(entry["transcription"]), _number(entry, with_confidence=with_confidence)) for entry in found]
+            said = [(_name(entry), _number(entry, with_confidence=with_confidence)) for entry in found]
         except (TypeError, KeyError, ValueError) as error:
             problems.append(f"{example_id}: {found!r:.80} ({type(error).__name__}: {error})")
             continue
@@ -112,9 +113,17 @@ def _read(path: Path, *, with_confidence: bool) -> Answers:
     return Answers(ids, names, _means(confidences), confidences)
 
 
+def _name(entry: dict[str, object]) -> str:
+    name = entry["transcription"]
+    if not is_name(name):
+        msg = f"transcription {name!r} is no name"
+        raise ValueError(msg)
+    return str(name)
+
+
 def _number(entry: dict[str, object], *, with_confidence: bool) -> float:
     confidence = entry["confidence"] if with_confidence else 1.0
-    if not isinstance(confidence, int | float) or not 0 <= confidence <= 1:
+    if not isinstance(confidence, int | float) or isinstance(confidence, bool) or not 0 <= confidence <= 1:
         msg = f"confidence {confidence!r} is no number from 0 to 1"
         raise ValueError(msg)
     return float(confidence)

@@ -118,7 +118,7 @@ def load_json(
     """
     try:
         found = json.loads(content(path))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         msg = f"Expected {path} to be a JSON file, got: {error}. Download it again."
         raise InputError(msg) from error
     if not isinstance(found, kind):
@@ -148,14 +148,19 @@ def _read(path: Path, key: str) -> Answers:
     return Answers(ids, names, np.array(confidence, dtype=np.float32), [])
 
 
+def is_name(value: object) -> bool:
+    """Whether a JSON value is a text that can name something: not blank, without control characters."""
+    return isinstance(value, str) and value.isprintable() and bool(value.strip())
+
+
 def _wrong(entry: object, key: str) -> str:
     """What is wrong with one entry, or blank."""
     if not isinstance(entry, dict):
         return f"{entry!r}, which is no object"
     labels, confidence = entry.get(key), entry.get("confidence")
-    if not isinstance(entry.get("example_id"), str):
+    if not is_name(entry.get("example_id")):
         return f"example_id {entry.get('example_id')!r}, which is no text"
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+    if not isinstance(labels, list) or not all(is_name(label) for label in labels):
         return f"{key} {labels!r}, which is no list of names"
     number = isinstance(confidence, int | float) and not isinstance(confidence, bool) and 0 <= confidence <= 1
     return "" if confidence is None or number else f"confidence {confidence!r}, which is no number from 0 to 1"
