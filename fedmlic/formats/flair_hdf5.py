@@ -92,14 +92,22 @@ class _Store:
         self.path = path
         try:
             self.file = h5py.File(path, "r")
-        except OSError as error:
+        except DAMAGED as error:
             msg = f"Expected {path} to be an HDF5 file, got: {error}. Make it again."
             raise InputError(msg) from error
         self.lock = threading.Lock()
 
     def partitions(self) -> list[str]:
-        """Names of the groups of images."""
-        return sorted(set(self.file) - {"metadata"})
+        """Names of the groups of images.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        try:
+            return sorted(set(self.file) - {"metadata"})
+        except DAMAGED as error:
+            msg = f"Expected {self.path} to be an undamaged HDF5 file, got: {error}. Make it again."
+            raise InputError(msg) from error
 
     def form(self) -> Form:
         """Which layout the keys of the first group tell."""
@@ -142,17 +150,18 @@ def _members(item: Any) -> Any:  # noqa: ANN401  (h5py has no types)
 def _label_names(store: _Store, kind: str, form: Form) -> list[str] | None:
     """Names by code (sparse form), or sorted; ``None`` where the file has no list of them."""
     counter, mapping = (f"metadata/{name}" for name in NAMES[kind])
-    key = mapping if mapping in store.file else counter
-    if key not in store.file:
-        if form == "sparse":
-            msg = f"Expected {store.path} to hold /{mapping}, which numbers its labels, got none. Make it again."
-            raise InputError(msg)
-        return None
+    key = "metadata"
     try:
-        found = json.loads(store.file[key][()])
+        key = mapping if mapping in store.file else counter
+        found = json.loads(store.file[key][()]) if key in store.file else None
     except (*DAMAGED, RecursionError) as error:
         msg = f"Expected /{key} of {store.path} to be a JSON object of names and numbers, got: {error}."
         raise InputError(msg) from error
+    if found is None and form != "sparse":
+        return None
+    if found is None:
+        msg = f"Expected {store.path} to hold /{mapping}, which numbers its labels, got none. Make it again."
+        raise InputError(msg)
     if not isinstance(found, dict):
         msg = f"Expected /{key} of {store.path} to be a JSON object of names and numbers, got {str(found)[:80]}."
         raise InputError(msg)
@@ -183,7 +192,7 @@ def _read(
     found = _Found()
     lists = {kind: EntryList(known) for kind, known in names.items()}
     sparse: Sparse = {kind: [] for kind in names}
-    for partition in store.partitions():
+    for partition in problems.attempt(store.partitions) or ():
         for key, group in _groups(store, partition, problems):
             place = f"/{partition}/{key}"
             try:
