@@ -16,6 +16,7 @@ fifth of it away; an attribute said to be present though not visible is unknown 
 from __future__ import annotations
 
 import functools
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -87,7 +88,7 @@ def _numbered(path: Path, problems: Problems) -> dict[int, str]:
         digits, _, rest = text.partition(" ")
         number, rest = small_number(digits), rest.strip()
         if not number or not rest.isprintable() or not rest or number in found:
-            own.add(f"line {line}: {text!r}")
+            own.add(f"line {line}: {text!r:.80}")
         else:
             found[number] = rest
     if lines is not None and not found and not own:
@@ -95,8 +96,16 @@ def _numbered(path: Path, problems: Problems) -> dict[int, str]:
     return dict(sorted(found.items()))
 
 
-def _per_image(path: Path, ids: list[int], allowed: range, problems: Problems) -> NDArray[np.int64]:
-    """One number of each image."""
+def _per_image(path: Path, ids: list[int], allowed: range, problems: Problems, *, whole: bool) -> NDArray[np.int64]:
+    """One number of each image.
+
+    Args:
+        path: the file.
+        ids: the images.
+        allowed: what a number may be.
+        problems: takes what is wrong.
+        whole: every line of the list of images could be read.
+    """
     before = len(problems)
     found = _numbered(path, problems)
     own = problems.within(f"Expected {path} to give every image a number from {allowed.start} to {allowed.stop - 1}")
@@ -104,16 +113,19 @@ def _per_image(path: Path, ids: list[int], allowed: range, problems: Problems) -
     known = ids if len(problems) == before else [image_id for image_id in ids if image_id in found]
     numbers = {image_id: small_number(found.get(image_id, "")) for image_id in known}
     for image_id, number in numbers.items():
-        if number not in allowed:
-            own.add(f"image {image_id}: {found.get(image_id, 'nothing')}")
-    for image_id in sorted(set(found) - set(ids)):
+        if number is None or number not in allowed:
+            own.add(f"image {image_id}: {found.get(image_id, 'nothing'):.80}")
+    for image_id in sorted(set(found) - set(ids)) if whole else ():
         own.add(f"image {image_id} is not in images.txt")
     return np.array([numbers.get(image_id) or 0 for image_id in ids], dtype=np.int64)
 
 
 def _read(base: Path, problems: Problems) -> _Source:
     """What the files say; ``problems`` takes what is wrong with them."""
-    images, classes = _numbered(base / "images.txt", problems), _numbered(base / "classes.txt", problems)
+    images = _numbered(base / "images.txt", problems)
+    whole = not problems
+    classes = _numbered(base / "classes.txt", problems)
+    species = range(1, len(classes) + 1 if classes else sys.maxsize)
     ids = list(images)
     beside = (base.parent / "attributes.txt", base / "attributes.txt")
     attribute_file = next((path for path in beside if path.is_file()), base / "attributes" / "attributes.txt")
@@ -125,8 +137,8 @@ def _read(base: Path, problems: Problems) -> _Source:
     files = [base / name for name in ("images.txt", "classes.txt", "image_class_labels.txt", "train_test_split.txt")]
     return _Source(
         names=list(images.values()),
-        species=_per_image(files[2], ids, range(1, len(classes) + 1), problems) - 1,
-        train=_per_image(files[3], ids, range(2), problems) == 1,
+        species=_per_image(files[2], ids, species, problems, whole=whole) - 1,
+        train=_per_image(files[3], ids, range(2), problems, whole=whole) == 1,
         classes=list(classes.values()),
         attributes=list(attributes.values()),
         present=present,
@@ -181,7 +193,7 @@ def _first_four(path: Path, problems: Problems) -> NDArray[np.int64]:
             if len(numbers) == 4 and None not in numbers:
                 rows.append(numbers)
             else:
-                own.add(f"line {line}: {text!r}")
+                own.add(f"line {line}: {text!r:.80}")
         return np.array(rows, dtype=np.int64).reshape(-1, 4)
     return frame.to_numpy()
 

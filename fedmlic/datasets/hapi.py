@@ -51,10 +51,10 @@ def _names(true: files.Answers, chosen: list[str] | None) -> tuple[str, ...]:
     return tuple(chosen)
 
 
-def _truth(place: Path, benchmark: str) -> files.Answers:
+def _truth(place: Path, benchmark: str, problems: Problems) -> files.Answers:
     """The labels, from whichever of the two forms lies there."""
     older = not files.runs(place, benchmark) and frugalmct.runs(place, benchmark)
-    return frugalmct.truth(place, benchmark) if older else files.truth(place, benchmark)
+    return frugalmct.truth(place, benchmark, problems) if older else files.truth(place, benchmark, problems)
 
 
 def _labels(true: files.Answers, rows: list[int], names: tuple[str, ...]) -> NDArray[np.int8]:
@@ -123,7 +123,7 @@ def hapi(
     """
     problems = Problems(f"Expected the labels and images of {benchmark} to be whole and correct", complete=True)
     place = problems.attempt(files.data_folder, root)
-    answers = None if place is None else problems.attempt(_truth, place, benchmark)
+    answers = None if place is None else problems.attempt(_truth, place, benchmark, problems)
     true = answers or files.Answers([], [], np.empty(0, dtype=np.float32), [])
     folder = problems.attempt(source_root, "hapi", images, f"the images of {benchmark}")
     rows, file_of = _found(folder, true, missing, problems) if folder is not None else ([], {})

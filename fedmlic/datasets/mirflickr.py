@@ -97,7 +97,7 @@ def _numbers(path: Path, problems: Problems) -> set[int]:
     for line, text in problems.attempt(read_lines, path) or ():
         number = small_number(text)
         if not number:
-            problems.add(f"{path}, line {line}: {text!r} is no image number")
+            problems.add(f"{path}, line {line}: {text!r:.80} is no image number")
         else:
             found.add(number)
     return found

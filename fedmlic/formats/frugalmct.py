@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedmlic.errors import InputError, listing
+from fedmlic.errors import InputError
 from fedmlic.formats import csv_rows
 from fedmlic.formats.hapi import Answers, Run, is_name, load_json
+from fedmlic.problems import Problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -82,8 +83,14 @@ def predictions(run: Run) -> Answers:
     return _read(run.path, with_confidence=True)
 
 
-def truth(place: Path, benchmark: str) -> Answers:
+def truth(place: Path, benchmark: str, problems: Problems | None = None) -> Answers:
     """A benchmark's own labels.
+
+    Args:
+        place: the folder of the benchmarks' folders.
+        benchmark: ``coco``, ``pascal`` or ``mir``.
+        problems: takes what is wrong with single images, which are left out. Without it they
+            are raised, all at once.
 
     Raises:
         InputError: there are none, or they are not as described above.
@@ -93,23 +100,23 @@ def truth(place: Path, benchmark: str) -> Answers:
     if not found:
         msg = f"Expected the labels of {benchmark} at {folder or place}, got no Model*_TrueLabel.txt. Download it."
         raise InputError(msg)
-    return _read(found[0], with_confidence=False)
+    return _read(found[0], problems, with_confidence=False)
 
 
-def _read(path: Path, *, with_confidence: bool) -> Answers:
-    problems, ids, names, confidences = [], [], [], []
+def _read(path: Path, problems: Problems | None = None, *, with_confidence: bool) -> Answers:
+    own = Problems(f"Expected {path} to hold lists of transcription and confidence by image", outer=problems)
+    ids, names, confidences = [], [], []
     for example_id, found in load_json(path, dict, _content).items():
         try:
             said = [(_name(entry), _number(entry, with_confidence=with_confidence)) for entry in found]
         except (TypeError, KeyError, ValueError) as error:
-            problems.append(f"{example_id}: {found!r:.80} ({type(error).__name__}: {error})")
+            own.add(f"{example_id}: {found!r:.80} ({type(error).__name__}: {error})")
             continue
         ids.append(example_id)
         names.append(tuple(name for name, _ in said))
         confidences.append(tuple(confidence for _, confidence in said))
-    if problems:
-        expected = f"Expected {path} to hold lists of transcription and confidence by image"
-        raise listing(expected, problems)
+    if problems is None:
+        own.finish()
     return Answers(ids, names, _means(confidences), confidences)
 
 

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fedmlic.errors import InputError, listing
+from fedmlic.errors import InputError
 from fedmlic.formats import csv_rows
+from fedmlic.problems import Problems
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,13 +100,19 @@ def predictions(run: Run) -> Answers:
     return _read(run.path, "predicted_label")
 
 
-def truth(place: Path, benchmark: str) -> Answers:
+def truth(place: Path, benchmark: str, problems: Problems | None = None) -> Answers:
     """A benchmark's own labels.
 
+    Args:
+        place: HAPI's data folder.
+        benchmark: ``coco``, ``pascal`` or ``mir``.
+        problems: takes what is wrong with single entries, which are left out. Without it they
+            are raised, all at once.
+
     Raises:
-        InputError: the file is missing or not as described above; all problems at once.
+        InputError: the file is missing or not as described above.
     """
-    return _read(_tasks(place) / TASK / benchmark / "labels.json", "true_label")
+    return _read(_tasks(place) / TASK / benchmark / "labels.json", "true_label", problems)
 
 
 def load_json(
@@ -127,24 +134,24 @@ def load_json(
     return found
 
 
-def _read(path: Path, key: str) -> Answers:
-    problems, seen = [], set[str]()
+def _read(path: Path, key: str, problems: Problems | None = None) -> Answers:
+    own = Problems(f"Expected {path} to hold objects with example_id, {key} and confidence", outer=problems)
+    seen = set[str]()
     ids, names, confidence = [], [], []
     for place, entry in enumerate(load_json(path, list)):
         wrong = _wrong(entry, key)
         if not wrong and entry["example_id"] in seen:
             wrong = f"example_id {entry['example_id']!r} again"
         if wrong:
-            problems.append(f"entry {place}: {wrong}")
+            own.add(f"entry {place}: {wrong}")
             continue
         seen.add(entry["example_id"])
         ids.append(entry["example_id"])
         names.append(tuple(entry[key]))
         # pandas, which wrote these files, has null for a mean over nothing.
         confidence.append(1.0 if key == "true_label" else float(entry.get("confidence") or 0))
-    if problems:
-        expected = f"Expected {path} to hold objects with example_id, {key} and confidence"
-        raise listing(expected, problems)
+    if problems is None:
+        own.finish()
     return Answers(ids, names, np.array(confidence, dtype=np.float32), [])
 
 

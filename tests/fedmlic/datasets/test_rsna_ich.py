@@ -1,5 +1,6 @@
 import runpy
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -213,6 +214,47 @@ def test_images_without_a_patient_are_told_at_once(root):
 
     assert "stage_2_train to name the patient of every image, got 2 problems" in message
     assert "ID_f00000006: no patient" in message
+
+
+def test_warnings_of_pydicom_are_one(root):
+    """The published files name studies by ids that the standard does not allow."""
+    for place, image_id in enumerate(LABELS):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            slice_file(root / "stage_2_train" / f"{image_id}.dcm", noise(1), PATIENTS[image_id], f"ID_{place:x}")
+
+    (line,) = made(root).table().report["warnings"]
+
+    assert line.startswith("pydicom warned 10 times about headers of the images, first: Invalid value for VR UI")
+
+
+@pytest.mark.parametrize("tags", [{"RescaleIntercept": None}, {"RescaleSlope": None}, {"RescaleSlope": "0"}])
+def test_without_slope_and_intercept_there_are_no_hounsfield_units(root, tags):
+    slice_file(root / "stage_2_train" / "ID_f00000000.dcm", noise(1), "ID_a", **tags)
+    data = made(root)
+
+    with pytest.raises(InputError, match="turn stored values into Hounsfield units"):
+        data.image(data.table().image_ids.index("ID_f00000000"))
+
+
+def test_faults_of_all_files_are_told_at_once(root):
+    (root / "stage_2_train.csv").write_text((root / "stage_2_train.csv").read_text().replace("any,1", "any,1,0", 1))
+    slice_file(root / "stage_2_train" / "ID_f00000002.dcm", noise(1), "")
+    (root / "stage_2_train" / "ID_f00000003.dcm").unlink()
+
+    message = problem(root)
+    assert "3 cells, where the header names 2" in message
+    assert "ID_f00000002: no patient" in message
+    assert "no image 'ID_f00000003'" in message
+
+    message = problem(root, metadata="nothing.csv")
+    assert "3 cells, where the header names 2" in message
+    assert "Expected a table at" in message
+    assert "nothing.csv" in message
+
+
+def test_windows_are_finite(root):
+    assert "each wider than 0" in problem(root, windows=[(float("nan"), 1), (0, float("inf")), (0, 1)])
 
 
 def test_a_table_of_metadata_replaces_the_headers(root):
