@@ -97,7 +97,8 @@ class Table:
         sources: file each image comes from, for messages; empty where there is none.
         owner_names: name of owner 0, 1, ...; empty where they have none.
         report: anything about the source worth keeping (image modes, rows left out);
-            JSON values only. ``warnings``, a list of sentences, is shown to the user.
+            JSON values only. Texts under ``warnings`` are shown when the data set is checked
+            or built: what is strange in the source but no reason to refuse it.
         flags: what the source says of single entries beyond their state, where it does.
     """
 

@@ -67,6 +67,11 @@ class Problems:
         """How many there are; equal ones count once."""
         return len(self.found)
 
+    @property
+    def lines(self) -> list[str]:
+        """All of them, each a line that says by itself what is meant."""
+        return list(self.found)
+
     def add(self, problem: str) -> None:
         """Note one."""
         self._keep(problem, problem if self.complete else f"{self.expected}, got {problem}")

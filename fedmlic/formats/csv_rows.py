@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fedmlic.errors import InputError, listing, nearest
 from fedmlic.formats.reading import undecodable
+from fedmlic.problems import Problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -94,14 +95,14 @@ def columns(path: Path, *, flat: bool = False) -> list[str]:
     return [part.strip() for name in header[1] for part in name.split(",")] if flat else header[1]
 
 
-def rows(path: Path, chosen: Sequence[str], problems: list[str] | None = None, *, flat: bool = False) -> Iterator[Row]:
+def rows(path: Path, chosen: Sequence[str], problems: Problems | None = None, *, flat: bool = False) -> Iterator[Row]:
     """Every line below the header that is not blank, one at a time.
 
     Args:
         path: a table in UTF-8 with a header.
         chosen: columns to give, by name; each must be in the header once.
-        problems: takes what is wrong with single lines, ``NAME line N: ...``; those lines are
-            not given. Without it they are raised after the last row, all at once.
+        problems: takes what is wrong with single lines; those lines are not given. Without
+            it they are raised after the last row, all at once.
         flat: see ``columns``.
 
     Raises:
@@ -134,12 +135,12 @@ def rows(path: Path, chosen: Sequence[str], problems: list[str] | None = None, *
         yield from (row for _, row in waiting)
         waiting = []
     wrong += [(row.line, f"{width} cells, where the header names {named}") for width, row in waiting]
-    told = [f"line {number}: {what}" for number, what in sorted(wrong)]
-    if problems is not None:
-        problems += [f"{path.name} {what}" for what in told]
-    elif told:
-        expected = f"Expected every line of {path} to have one cell for each of {named} columns"
-        raise listing(expected, told)
+    expected = f"Expected every line of {path} to have one cell for each of {named} columns"
+    own = Problems(expected, outer=problems)
+    for number, what in sorted(wrong):
+        own.add(f"line {number}: {what}")
+    if problems is None:
+        own.finish()
 
 
 def _same_everywhere(widths: list[int], usual: int, filled: bool) -> bool:  # noqa: FBT001  (one question)

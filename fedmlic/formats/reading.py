@@ -58,6 +58,15 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     return [(number, line.strip()) for number, line in numbered if line.strip()]
 
 
+def small_number(text: str) -> int | None:
+    """The number from 0 that up to nine digits of ASCII write, or None.
+
+    >>> small_number("007"), small_number("-1"), small_number("9" * 5000)
+    (7, None, None)
+    """
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 9 else None
+
+
 def read_json(path: Path) -> Any:  # noqa: ANN401  (JSON is untyped)
     """A JSON file.
 

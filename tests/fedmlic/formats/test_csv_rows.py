@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 
 from fedmlic.errors import InputError
 from fedmlic.formats import csv_rows
+from fedmlic.problems import Problems
 
 
 def write(path, text):
@@ -76,13 +77,14 @@ def test_a_surplus_that_may_be_in_the_middle_of_every_line_is_refused(tmp_path):
 
 def test_problems_of_single_lines_can_be_collected(tmp_path):
     path = write(tmp_path / "t.csv", "a,b\n1,2\n1\n3,4,5\n6,\0\n7,8\n")
-    problems = []
+    problems = Problems("Expected all", complete=True)
 
     assert [row.line for row in csv_rows.rows(path, ["a", "b"], problems)] == [2, 6]
-    assert problems == [
-        "t.csv line 3: 1 cells, where the header names 2",
-        "t.csv line 4: 3 cells, where the header names 2",
-        "t.csv line 5: a NUL character in a cell",
+    expected = f"Expected every line of {path} to have one cell for each of 2 columns, got "
+    assert problems.lines == [
+        f"{expected}line 3: 1 cells, where the header names 2",
+        f"{expected}line 4: 3 cells, where the header names 2",
+        f"{expected}line 5: a NUL character in a cell",
     ]
 
 
