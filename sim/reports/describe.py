@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
     from numpy.typing import NDArray
-    from rich.console import Console
-    from rich.table import Table
+    from rich.console import Console, RenderableType
 
     from fedmlic.federation import Federation
+    from sim.console import Grid, TextTable
 
 MAX_SINGLE = 40
 """Most clients that are drawn one by one."""
@@ -81,8 +81,8 @@ def describe(federation: Federation, out: Path | None = None, console: Console |
     settings = {name: value for name, value in federation.manifest.items() if name not in {"files", "label_names"}}
     report = {"federation": settings, **statistics.to_json(MAX_CLIENTS), **_cells(federation, tallies), "files": []}
     if console is not None:
-        for table in [*_tables(settings, statistics), *_cell_tables(tallies, federation.label_names)]:
-            console.print(table)
+        for shown in [*_tables(settings, statistics), *_cell_tables(tallies, federation.label_names)]:
+            console.print(shown)
     if out is not None:
         report["files"] = [str(path) for path in _write(out, federation, tallies, statistics, report)]
     return report
@@ -144,16 +144,19 @@ def _write(
 # Tables
 
 
-def _tables(settings: dict[str, Any], statistics: Statistics) -> list[Table | str]:
+def _tables(settings: dict[str, Any], statistics: Statistics) -> list[RenderableType]:
+    from sim.console import plain  # --json needs no tables
+
     hidden = len(statistics.labels) - MAX_NAMED
-    more = [f"... and {hidden:,} labels with fewer positives (labels.csv has all)"] if hidden > 0 else []
+    remark = f"... and {hidden:,} labels with fewer positives (--out writes all to labels.csv)"
+    more = [plain(remark)] if hidden > 0 else []
     return [_overview(settings, statistics.summary), _client_table(statistics), _label_table(statistics), *more]
 
 
-def _overview(settings: dict[str, Any], summary: dict[str, Any]) -> Table:
-    from rich.table import Table  # --json needs no tables
+def _overview(settings: dict[str, Any], summary: dict[str, Any]) -> TextTable:
+    from sim.console import TextTable
 
-    table = Table(title="Federation", show_header=False, title_justify="left")
+    table = TextTable("Federation", "", "", show_header=False)
     identity = settings["identity"]
     rows = {
         "data set": settings["corpus"]["name"],
@@ -198,18 +201,15 @@ QUANTITIES = {
 """Per-client quantities of a summary, as tables name them."""
 
 
-def _client_table(statistics: Statistics) -> Table:
-    from rich.table import Table
+def _client_table(statistics: Statistics) -> Grid:
+    from sim.console import Grid
 
-    table = Table(title="Per client", title_justify="left")
     columns = ("min", "p05", "median", "mean", "p95", "max")
-    table.add_column("")
-    for name in (*columns, "undefined"):
-        table.add_column(name, justify="right")
+    rows = []
     for quantity, name in QUANTITIES.items():
         found = statistics.summary["clients"][quantity]
-        table.add_row(name, *(_number(found[column]) for column in columns), str(found["undefined"]))
-    return table
+        rows.append([name, *(_number(found[column]) for column in columns), str(found["undefined"])])
+    return Grid("Per client", ("", *columns, "undefined"), rows)
 
 
 def _number(value: float | None) -> str:
@@ -218,12 +218,11 @@ def _number(value: float | None) -> str:
     return f"{value:,.0f}" if value == round(value) or value >= 1000 else f"{value:.3g}"
 
 
-def _label_table(statistics: Statistics) -> Table:
-    from rich.table import Table
+def _label_table(statistics: Statistics) -> Grid:
+    from sim.console import Grid
 
-    table = Table(title="Per label", title_justify="left", caption_justify="left")
-    table.add_column("label")
     heads = (
+        "label",
         "positives",
         "prevalence",
         "known",
@@ -233,12 +232,10 @@ def _label_table(statistics: Statistics) -> Table:
         "clients annotating",
         "clients without positives",
     )
-    for name in heads:
-        table.add_column(name, justify="right")
     labels = statistics.labels
     shown = labels if len(labels) <= MAX_NAMED else labels.nlargest(MAX_NAMED, "true_positives")
-    for row in shown.to_dict("records"):
-        table.add_row(
+    rows = [
+        [
             str(row["label"]),
             f"{row['true_positives']:,}",
             f"{row['prevalence']:.1%}",
@@ -248,28 +245,27 @@ def _label_table(statistics: Statistics) -> Table:
             f"{row['budget']:,}",
             f"{row['clients_annotating']:,}",
             f"{row['zero_true_positives_fraction']:.1%}",
-        )
-    return table
+        ]
+        for row in shown.to_dict("records")
+    ]
+    return Grid("Per label", heads, rows)
 
 
-def _cell_tables(tallies: Tallies, label_names: tuple[str, ...]) -> list[Table]:
-    """Clients against labels, where both fit on a screen."""
+def _cell_tables(tallies: Tallies, label_names: tuple[str, ...]) -> list[Grid]:
+    """Clients against labels, where there are few of both."""
     num_clients, num_labels = tallies.known.shape
     if num_clients > MAX_SINGLE or num_labels > MAX_COLUMNS:
         return []
-    from rich.table import Table
+    from sim.console import Grid
 
     title = "Per client and label: known positives of known entries (wrong ones)"
-    table = Table(title=title, title_justify="left")
-    table.add_column("client", justify="right")
-    for name in ("images", "budget", *label_names):
-        table.add_column(name, justify="right")
     budget = tallies.budget.sum(axis=1, dtype=np.int64)
+    rows = []
     for client in range(num_clients):
         counts = zip(tallies.positives[client], tallies.known[client], tallies.wrong[client], strict=True)
         cells = ["-" if not known else f"{some}/{known}" + f" ({bad})" * bool(bad) for some, known, bad in counts]
-        table.add_row(str(client), f"{tallies.images[client]:,}", f"{budget[client]:,}", *cells)
-    return [table]
+        rows.append([str(client), f"{tallies.images[client]:,}", f"{budget[client]:,}", *cells])
+    return [Grid(title, ("client", "images", "budget", *label_names), rows, first="right")]
 
 
 # Pictures

@@ -8,16 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-from rich.table import Table
-
 from fedmlic.record import open_run, read_json
-from sim.console import number
+from sim.console import Grid, TextTable, cut, number, plain, say
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 MAX_ROWS = 15
+
+MAX_REASON = 300
+"""Most letters of a reason that a table shows."""
 
 
 def summary(path: Path) -> dict[str, Any]:
@@ -79,24 +79,24 @@ def show(found: Mapping[str, Any], console: Console) -> None:
     """Print ``summary`` as tables."""
     experiment = found["experiment"]
     names = ("dataset", "partition", "regime", "model", "method", "strategy")
-    head = f"[bold]{escape(found['run'])}[/]  {found['status']} {escape(found['reason'])}"
-    console.print(head, soft_wrap=True, highlight=False)
+    console.print(plain(found["run"], "bold"), soft_wrap=True)
+    say(console, f"  {found['status']} {found['reason']}")
     for name in names:
-        console.print(f"  {name:<10} {experiment[name]}", highlight=False, markup=False, soft_wrap=True)
-    console.print(
+        say(console, f"  {name:<10} {experiment[name]}")
+    say(
+        console,
         f"  {experiment['num_clients']} clients, {experiment['cohort_size'] or 'all'} a round, "
         f"{experiment['num_rounds']} rounds, seed {experiment['seed']}",
-        highlight=False,
     )
     if found["rounds"]:
         console.print(_curve(found["rounds"], found["best_round"]))
     if found["balance"]:
-        told = found["balance"]
-        console.print(
-            f"hosts waited {told['idle_share']:.0%} of a round (median); client {told['slowest_client']} was the "
-            f"slowest of {told['slowest_in_rounds']} rounds; the longest turn took {told['slowest_seconds']:.2f} s",
-            highlight=False,
-            soft_wrap=True,
+        balance = found["balance"]
+        say(
+            console,
+            f"hosts waited {balance['idle_share']:.0%} of a round (median); client {balance['slowest_client']} was the "
+            f"slowest of {balance['slowest_in_rounds']} rounds; the longest turn took "
+            f"{balance['slowest_seconds']:.2f} s",
         )
     for split, event in found["labels"].items():
         console.print(_labels(split, event))
@@ -104,41 +104,37 @@ def show(found: Mapping[str, Any], console: Console) -> None:
         console.print(_failures(found["failures"]))
 
 
-def _curve(rounds: list[dict[str, Any]], best: int | None) -> Table:
+def _curve(rounds: list[dict[str, Any]], best: int | None) -> Grid:
     columns = {"loss": "loss", "test mAP": "server/mAP", "val mAP": "server/val/mAP", "test CF1": "server/CF1"}
-    table = Table(title="rounds", title_justify="left")
-    for title in ("round", *columns, "failed", "seconds"):
-        table.add_column(title, justify="right")
     step = max(1, -(-len(rounds) // MAX_ROWS))
     shown = [event for i, event in enumerate(rounds) if i % step == step - 1 or event["round"] == best]
     if rounds[-1] not in shown:
         shown.append(rounds[-1])
+    rows = []
     for event in shown:
         mark = " *" if event["round"] == best else ""
         cells = [number(event.get(key)) for key in columns.values()]
-        table.add_row(f"{event['round']}{mark}", *cells, str(event["num-failed"]), number(event["seconds"], 1))
-    table.caption = "* best on validation"
-    return table
+        rows.append([f"{event['round']}{mark}", *cells, str(event["num-failed"]), number(event["seconds"], 1)])
+    heads = ("round", *columns, "failed", "seconds")
+    return Grid("rounds", heads, rows, caption="* best on validation", first="right")
 
 
-def _labels(split: str, event: Mapping[str, Any]) -> Table:
-    table = Table(title=f"labels on {split}, round {event['round']}", title_justify="left")
-    table.add_column("label")
-    for title in ("AP", "precision", "recall", "F1", "present", "known"):
-        table.add_column(title, justify="right")
+def _labels(split: str, event: Mapping[str, Any]) -> Grid:
+    heads = ("label", "AP", "precision", "recall", "F1", "present", "known")
     columns = [event[name] for name in ("ap", "precision", "recall", "f1", "num_present", "num_known")]
-    rows = list(zip(event["label"], *columns, strict=True))
-    for label, *values in rows[: 4 * MAX_ROWS]:
-        table.add_row(escape(label), *[number(v) for v in values[:4]], *[str(v) for v in values[4:]])
-    if len(rows) > 4 * MAX_ROWS:
-        table.caption = f"{len(rows) - 4 * MAX_ROWS} more labels in labels.parquet"
-    return table
+    every = list(zip(event["label"], *columns, strict=True))
+    rows = [
+        [label, *[number(v) for v in values[:4]], *[str(v) for v in values[4:]]]
+        for label, *values in every[: 4 * MAX_ROWS]
+    ]
+    hidden = len(every) - len(rows)
+    caption = f"{hidden} more labels in labels.parquet" if hidden else ""
+    return Grid(f"labels on {split}, round {event['round']}", heads, rows, caption)
 
 
-def _failures(failures: list[dict[str, Any]]) -> Table:
-    table = Table(title=f"{len(failures)} failed turns", title_justify="left")
-    for title in ("round", "client", "host", "reason"):
-        table.add_column(title)
+def _failures(failures: list[dict[str, Any]]) -> TextTable:
+    table = TextTable(f"{len(failures)} failed turns", "round", "client", "host", "reason")
     for event in failures[-MAX_ROWS:]:
-        table.add_row(str(event["round"]), str(event["client"]), event["host"], escape(event["error"].splitlines()[0]))
+        reason = cut(event["error"].splitlines()[0], MAX_REASON)
+        table.add_row(str(event["round"]), str(event["client"]), event["host"], reason)
     return table
