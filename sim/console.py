@@ -50,14 +50,18 @@ def open_console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
-def plain(text: object, style: str = "") -> Text:
-    r"""Text from data or a person as it is; control characters, which a terminal would obey, as escapes.
+def visible(text: str) -> str:
+    r"""The text with control characters, which a terminal would obey, as escapes; line ends stay.
 
-    >>> plain("dog [red]").plain, plain("\x1b[31m").plain
-    ('dog [red]', '\\x1b[31m')
+    >>> visible("\x1b[31mred"), visible("dog [red]")
+    ('\\x1b[31mred', 'dog [red]')
     """
-    shown = (c if c == "\n" or unicodedata.category(c) != "Cc" else ascii(c)[1:-1] for c in str(text))
-    return Text("".join(shown), style)
+    return "".join(c if c == "\n" or unicodedata.category(c) != "Cc" else ascii(c)[1:-1] for c in text)
+
+
+def plain(text: object, style: str = "") -> Text:
+    """Text from data or a person as it is: no markup."""
+    return Text(visible(str(text)), style)
 
 
 def say(console: Console, text: object, style: str = "") -> None:
@@ -91,7 +95,7 @@ class TextTable(Table):
         super().add_row(*(plain(cell) if isinstance(cell, str) else cell for cell in cells), **options)
 
 
-HEAD_WIDTH = 24
+HEAD_WIDTH = 32
 """Most columns of a terminal that a head has before it is cut."""
 
 WORD_WIDTH = 12
@@ -122,8 +126,8 @@ class Grid:
         """One table, or several that fit."""
         del console
         most = max(16, options.max_width // 3)
-        rows = [[cut(row[0].replace("\n", " "), most), *row[1:]] for row in self.rows]
-        heads = [cut(head.replace("\n", " "), HEAD_WIDTH) for head in self.heads]
+        rows = [[cut(_line(row[0]), most), *row[1:]] for row in self.rows]
+        heads = [cut(_line(head), HEAD_WIDTH) for head in self.heads]
         cells = [max((cell_len(row[place]) for row in rows), default=1) for place in range(len(heads))]
         wide = [max(cell, cell_len(head)) for cell, head in zip(cells, heads, strict=True)]
         if _table_width(wide) <= options.max_width:
@@ -147,6 +151,10 @@ class Grid:
         for row in rows:
             table.add_row(*(row[place] for place in columns))
         return table
+
+
+def _line(text: str) -> str:
+    return visible(text).replace("\n", " ")
 
 
 def _table_width(widths: Sequence[int]) -> int:

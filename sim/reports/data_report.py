@@ -257,11 +257,13 @@ def _write(out: Path, corpus: Corpus, portrait: Portrait, report: dict[str, Any]
     import pandas as pd
 
     from sim.reports.data_pictures import draw
+    from sim.reports.figures import drawing
 
     out.mkdir(parents=True, exist_ok=True)
-    figures = draw(corpus, portrait)
-    for name, figure in figures.items():
-        figure.savefig(out / name, dpi=150)
+    with drawing():
+        figures = draw(corpus, portrait)
+        for name, figure in figures.items():
+            figure.savefig(out / name, dpi=150)
     pd.DataFrame(report["labels"]).to_csv(out / "labels.csv", index=False)
     pairs = [{"first": p["labels"][0], "second": p["labels"][1], **p} for p in report["pairs"] + report["avoiding"]]
     columns = ["first", "second", "phi", "images_with_both"]

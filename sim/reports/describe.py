@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fedmlic.statistics import Statistics, Tallies, summarise
+from sim.console import Grid, TextTable, plain, visible
+from sim.reports.figures import ACCENT, INK, LIGHT, drawing, name_columns, new_figure, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from fedmlic.federation import Federation
-    from sim.console import Grid, TextTable
 
 MAX_SINGLE = 40
 """Most clients that are drawn one by one."""
@@ -51,8 +52,6 @@ MAX_COLUMNS = 16
 """Most labels that a table has columns for."""
 
 _CHUNK_ENTRIES = 1 << 22
-
-INK, ACCENT, LIGHT = "#1f4e79", "#d1495b", "#9dbbd8"
 
 
 def describe(federation: Federation, out: Path | None = None, console: Console | None = None) -> dict[str, Any]:
@@ -120,20 +119,21 @@ def _write(
 ) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     title = "{partition}, {regime}, seed {seed}".format(**federation.manifest["identity"])
-    title = f"{federation.corpus.name}: {title}"
+    title = visible(f"{federation.corpus.name}: {title}")
     names = federation.label_names
-    figures = {
-        "sizes.png": _sizes_figure(tallies),
-        "skew.png": _skew_figure(statistics),
-        "prevalence.png": _prevalence_figure(tallies, names),
-        "positives.png": _positives_figure(tallies, names),
-        "known.png": _known_figure(tallies, names),
-        "budget.png": _budget_figure(tallies, names),
-        **({"wrong.png": _wrong_figure(tallies, names)} if tallies.wrong.any() else {}),
-    }
-    for name, figure in figures.items():
-        figure.suptitle(textwrap.fill(title, int(13 * figure.get_figwidth())), fontsize=9, color="0.4")
-        figure.savefig(out / name, dpi=150)
+    with drawing():
+        figures = {
+            "sizes.png": _sizes_figure(tallies),
+            "skew.png": _skew_figure(statistics),
+            "prevalence.png": _prevalence_figure(tallies, names),
+            "positives.png": _positives_figure(tallies, names),
+            "known.png": _known_figure(tallies, names),
+            "budget.png": _budget_figure(tallies, names),
+            **({"wrong.png": _wrong_figure(tallies, names)} if tallies.wrong.any() else {}),
+        }
+        for name, figure in figures.items():
+            figure.suptitle(textwrap.fill(title, int(13 * figure.get_figwidth())), fontsize=9, color="0.4")
+            figure.savefig(out / name, dpi=150)
     statistics.labels.to_csv(out / "labels.csv", index=False)
     statistics.clients.to_csv(out / "clients.csv", index=False)
     (out / "summary.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -145,8 +145,6 @@ def _write(
 
 
 def _tables(settings: dict[str, Any], statistics: Statistics) -> list[RenderableType]:
-    from sim.console import plain  # --json needs no tables
-
     hidden = len(statistics.labels) - MAX_NAMED
     remark = f"... and {hidden:,} labels with fewer positives (--out writes all to labels.csv)"
     more = [plain(remark)] if hidden > 0 else []
@@ -154,8 +152,6 @@ def _tables(settings: dict[str, Any], statistics: Statistics) -> list[Renderable
 
 
 def _overview(settings: dict[str, Any], summary: dict[str, Any]) -> TextTable:
-    from sim.console import TextTable
-
     table = TextTable("Federation", "", "", show_header=False)
     identity = settings["identity"]
     rows = {
@@ -202,14 +198,15 @@ QUANTITIES = {
 
 
 def _client_table(statistics: Statistics) -> Grid:
-    from sim.console import Grid
-
     columns = ("min", "p05", "median", "mean", "p95", "max")
-    rows = []
+    rows, undefined = [], []
     for quantity, name in QUANTITIES.items():
         found = statistics.summary["clients"][quantity]
-        rows.append([name, *(_number(found[column]) for column in columns), str(found["undefined"])])
-    return Grid("Per client", ("", *columns, "undefined"), rows)
+        rows.append([name, *(_number(found[column]) for column in columns)])
+        if found["undefined"]:
+            undefined.append(f"{name} at {found['undefined']:,}")
+    caption = f"undefined at some clients: {'; '.join(undefined)}" if undefined else ""
+    return Grid("Per client", ("", *columns), rows, caption)
 
 
 def _number(value: float | None) -> str:
@@ -219,8 +216,6 @@ def _number(value: float | None) -> str:
 
 
 def _label_table(statistics: Statistics) -> Grid:
-    from sim.console import Grid
-
     heads = (
         "label",
         "positives",
@@ -256,8 +251,6 @@ def _cell_tables(tallies: Tallies, label_names: tuple[str, ...]) -> list[Grid]:
     num_clients, num_labels = tallies.known.shape
     if num_clients > MAX_SINGLE or num_labels > MAX_COLUMNS:
         return []
-    from sim.console import Grid
-
     title = "Per client and label: known positives of known entries (wrong ones)"
     budget = tallies.budget.sum(axis=1, dtype=np.int64)
     rows = []
@@ -347,23 +340,13 @@ def _columns(tallies: Tallies, names: tuple[str, ...]) -> _Columns:
     return _Columns(order, [], f"{len(names):,} labels, most frequent first")
 
 
-def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    from matplotlib.figure import Figure  # no pyplot: it keeps global state
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False)[0]
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure, list(axes)
-
-
 def _heat_map(axis: Axes, values: NDArray[np.float64], rows: _Rows, columns: _Columns, style: _Style) -> AxesImage:
     drawn = axis.imshow(values, aspect="auto", interpolation="nearest", cmap=style.colours, norm=style.norm)
     names = columns.names
     axis.set_xlabel(columns.caption)
     axis.set_ylabel(rows.caption)
     axis.set_yticks(range(len(rows.names)), rows.names)
-    axis.set_xticks(range(len(names)), names, rotation=90 if len(names) > 10 else 45, ha="center")
+    name_columns(axis, names)
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)
     return drawn
@@ -386,7 +369,7 @@ def _positives_figure(tallies: Tallies, label_names: tuple[str, ...]) -> Figure:
     rows = _rows(tallies)
     columns = _columns(tallies, label_names)
     values = rows.mean(tallies.positives)[:, columns.order]
-    figure, (axis,) = _figure(*_map_size(rows, len(label_names)))
+    figure, (axis,) = new_figure(*_map_size(rows, len(label_names)))
     positive = values[values > 0]
     low, high = (float(positive.min()), float(positive.max())) if len(positive) else (1.0, 1.0)
     style = _Style("viridis", LogNorm(low, max(high, low * 1.5)))
@@ -423,7 +406,7 @@ def _map_and_more(rows: _Rows, columns: _Columns, shown: _Map) -> tuple[Figure, 
     from matplotlib.colors import Normalize
 
     width, height = _map_size(rows, len(columns.order))
-    figure, (left, right) = _figure(width + 4.5, height, 2)
+    figure, (left, right) = new_figure(width + 4.5, height, 2)
     left.set_facecolor("0.92")
     style = _Style(shown.colours, Normalize(0, shown.top))
     drawn = _heat_map(left, shown.cells[:, columns.order], rows, columns, style)
@@ -524,7 +507,7 @@ def _wrong_figure(tallies: Tallies, label_names: tuple[str, ...]) -> Figure:
     shares = 100 * tallies.wrong.sum(axis=0, dtype=np.int64) / totals
     shown = np.argsort(-shares, kind="stable")[:MAX_NAMED]
     right.barh(range(len(shown)), shares[shown], color=ACCENT)
-    right.set_yticks(range(len(shown)), [label_names[label] for label in shown])
+    right.set_yticks(range(len(shown)), [shorten(label_names[label]) for label in shown])
     right.set_ylim(len(shown) - 0.5, -0.5)
     right.set_xlabel("wrong (% of the label's known entries)")
     right.set_title("Labels, most wrong first")
@@ -540,7 +523,7 @@ SKEWS = {
 
 
 def _skew_figure(statistics: Statistics) -> Figure:
-    figure, axes = _figure(12, 4.5, len(SKEWS))
+    figure, axes = new_figure(12, 4.5, len(SKEWS))
     for axis, (quantity, name) in zip(axes, SKEWS.items(), strict=True):
         values = statistics.clients[quantity].to_numpy()
         defined = values[~np.isnan(values)]
@@ -560,7 +543,7 @@ def _skew_figure(statistics: Statistics) -> Figure:
 
 def _sizes_figure(tallies: Tallies) -> Figure:
     sizes = tallies.images
-    figure, (axis,) = _figure(8, 4.5)
+    figure, (axis,) = new_figure(8, 4.5)
     if len(sizes) <= MAX_SINGLE:
         order = np.argsort(-sizes, kind="stable")
         axis.bar(range(len(sizes)), sizes[order], color=INK, label="training")
@@ -599,14 +582,14 @@ def _prevalence_figure(tallies: Tallies, label_names: tuple[str, ...]) -> Figure
     share = 100 * tallies.true_positives[:, shown] / tallies.images[:, None]
     whole = 100 * overall[shown] / tallies.images.sum()
     places = np.arange(len(shown))
-    figure, (axis,) = _figure(min(12.0, 8.5 + 0.1 * len(shown)), 5)
+    figure, (axis,) = new_figure(min(12.0, 8.5 + 0.1 * len(shown)), 5)
     low, first, middle, third, high = np.quantile(share, [0.05, 0.25, 0.5, 0.75, 0.95], axis=0)
     axis.vlines(places, low, high, color=LIGHT, linewidth=2, label="5 % to 95 % of clients")
     axis.vlines(places, first, third, color=INK, linewidth=6, label="middle half of clients")
     dots: dict[str, Any] = {"markeredgecolor": INK, "markersize": 4, "clip_on": False, "zorder": 3}
     axis.plot(places, middle, "o", color="white", label="median client", **dots)
     axis.plot(places, whole, "_", color=ACCENT, markersize=14, markeredgewidth=2.5, label="all clients together")
-    axis.set_xticks(places, [label_names[label] for label in shown], rotation=90 if len(shown) > 10 else 45)
+    name_columns(axis, [label_names[label] for label in shown])
     axis.set_xlabel("label, most frequent first")
     axis.set_ylabel("training images with the label, in truth (%)")
     axis.set_ylim(bottom=0)
