@@ -11,7 +11,7 @@ from fedmlic.dataset import SPLITS
 from fedmlic.labels import PRESENT, UNCERTAIN, UNKNOWN
 from fedmlic.seeds import stream
 from sim.console import visible
-from sim.reports.figures import ACCENT, INK, LIGHT, new_figure, shorten
+from sim.reports.figures import ACCENT, INK, LIGHT, count_axis, new_figure, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,7 +83,7 @@ def _rank_curves(axis: Axes, positives: NDArray[np.int64]) -> None:
             shown = np.where(counts > 0, counts, np.nan)
             axis.plot(ranks, shown, ".", markersize=3, color=SPLIT_COLOURS[split], label=split)
     axis.set_yscale("log")
-    axis.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    count_axis(axis.yaxis, log=True)
     axis.set_xlabel(f"{len(ranks):,} labels, most frequent of all splits first")
     axis.set_ylabel("images with the label")
     without = int((positives.sum(axis=0) == 0).sum())
@@ -91,8 +91,6 @@ def _rank_curves(axis: Axes, positives: NDArray[np.int64]) -> None:
 
 
 def _cardinality_bars(axis: Axes, counts: NDArray[np.int64]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     total = counts.sum(axis=0)
     last = int(np.flatnonzero(total)[-1]) if total.any() else 0
     # A few images with very many labels must not squeeze the rest into a corner.
@@ -108,7 +106,8 @@ def _cardinality_bars(axis: Axes, counts: NDArray[np.int64]) -> None:
     axis.axvline(mean, color="0.3", linestyle="--", linewidth=1)
     axis.set_xlabel(f"present labels of an image{more}")
     axis.set_ylabel("images")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    count_axis(axis.xaxis, log=False)
+    count_axis(axis.yaxis, log=False)
     axis.set_title(f"Labels per image (mean {mean:.2f})")
 
 
@@ -164,7 +163,8 @@ def _owners_figure(sizes: NDArray[np.int64]) -> Figure:
     left.hist(sizes, bins=edges.tolist(), color=INK)
     if wide:
         left.set_xscale("log")
-        left.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    count_axis(left.xaxis, log=wide)
+    count_axis(left.yaxis, log=False)
     middle = float(np.median(sizes))
     left.axvline(middle, color=ACCENT, linestyle="--", label=f"median {middle:,.0f}")
     left.set_xlabel("images of an owner")

@@ -15,7 +15,18 @@ import numpy as np
 
 from fedmlic.statistics import Statistics, Tallies, summarise
 from sim.console import Grid, TextTable, plain, visible
-from sim.reports.figures import ACCENT, INK, LIGHT, drawing, name_columns, new_figure, shorten
+from sim.reports.figures import (
+    ACCENT,
+    INK,
+    LIGHT,
+    count_axis,
+    drawing,
+    name_columns,
+    names_height,
+    new_figure,
+    plainly,
+    shorten,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -352,14 +363,9 @@ def _heat_map(axis: Axes, values: NDArray[np.float64], rows: _Rows, columns: _Co
     return drawn
 
 
-def _map_size(rows: _Rows, num_labels: int) -> tuple[float, float]:
-    return min(12.0, 4.0 + 0.3 * num_labels), min(9.0, 3.0 + 0.22 * len(rows.starts))
-
-
-def _plainly(value: float, place: object = None) -> str:
-    """A tick's number as people write it: 20, not 2 x 10^1."""
-    del place
-    return f"{value:,g}"
+def _map_size(rows: _Rows, columns: _Columns) -> tuple[float, float]:
+    height = min(9.0, 3.0 + 0.22 * len(rows.starts)) + names_height(columns.names)
+    return min(12.0, 4.0 + 0.3 * len(columns.order)), height
 
 
 def _positives_figure(tallies: Tallies, label_names: tuple[str, ...]) -> Figure:
@@ -369,7 +375,7 @@ def _positives_figure(tallies: Tallies, label_names: tuple[str, ...]) -> Figure:
     rows = _rows(tallies)
     columns = _columns(tallies, label_names)
     values = rows.mean(tallies.positives)[:, columns.order]
-    figure, (axis,) = new_figure(*_map_size(rows, len(label_names)))
+    figure, (axis,) = new_figure(*_map_size(rows, columns))
     positive = values[values > 0]
     low, high = (float(positive.min()), float(positive.max())) if len(positive) else (1.0, 1.0)
     style = _Style("viridis", LogNorm(low, max(high, low * 1.5)))
@@ -377,7 +383,7 @@ def _positives_figure(tallies: Tallies, label_names: tuple[str, ...]) -> Figure:
     drawn = _heat_map(axis, np.ma.masked_equal(values, 0), rows, columns, style)
     each = "images" if rows.names else "images per client, mean of the row"
     label = f"known positives ({each}); grey: none"
-    bar = figure.colorbar(drawn, ax=axis, label=label, ticks=LogLocator(subs=(1, 2, 5)), format=_plainly)
+    bar = figure.colorbar(drawn, ax=axis, label=label, ticks=LogLocator(subs=(1, 2, 5)), format=plainly)
     bar.ax.yaxis.set_minor_locator(NullLocator())
     axis.set_title("Which labels clients know to be present")
     return figure
@@ -405,7 +411,7 @@ def _map_and_more(rows: _Rows, columns: _Columns, shown: _Map) -> tuple[Figure, 
     """A heat map and an empty axis to its right."""
     from matplotlib.colors import Normalize
 
-    width, height = _map_size(rows, len(columns.order))
+    width, height = _map_size(rows, columns)
     figure, (left, right) = new_figure(width + 4.5, height, 2)
     left.set_facecolor("0.92")
     style = _Style(shown.colours, Normalize(0, shown.top))
@@ -450,7 +456,7 @@ def _known_shares(axis: Axes, shares: NDArray[np.float64], wrong: NDArray[np.flo
         if wrong.any():
             axis.hist(wrong, bins=bins, color=ACCENT, alpha=0.7, label=WRONG)
         axis.set_ylabel("clients")
-        axis.yaxis.set_major_formatter(_plainly)
+        count_axis(axis.yaxis, log=False)
     axis.set_title(f"How much clients annotate (mean {shares.mean():.3g} %)")
     if wrong.any():
         axis.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.06), ncols=2)
@@ -466,6 +472,8 @@ def _bars(axis: Axes, values: NDArray[Any], rows: _Rows) -> None:
 
 def _counts(axis: Axes, values: NDArray[np.int64]) -> None:
     """How many clients have which whole number, on a log scale where the numbers differ much."""
+    from matplotlib.ticker import NullFormatter
+
     low, high = int(values.min()), int(values.max())
     edges = _size_bins(values)
     axis.hist(values, bins=edges.tolist(), color=INK, edgecolor="white", linewidth=0.5)
@@ -473,9 +481,12 @@ def _counts(axis: Axes, values: NDArray[np.int64]) -> None:
         # Zero has its place on the scale, left of one.
         axis.set_xscale("symlog" if low == 0 else "log", **({"linthresh": 1.0} if low == 0 else {}))
         axis.set_xlim(edges[0], edges[-1])
-        axis.xaxis.set_major_formatter(_plainly)
+        axis.xaxis.set_major_formatter(plainly)
+        axis.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        count_axis(axis.xaxis, log=False)
     axis.set_ylabel("clients")
-    axis.yaxis.set_major_formatter(_plainly)
+    count_axis(axis.yaxis, log=False)
 
 
 def _budget_figure(tallies: Tallies, label_names: tuple[str, ...]) -> Figure:
@@ -488,7 +499,7 @@ def _budget_figure(tallies: Tallies, label_names: tuple[str, ...]) -> Figure:
     right.set_xlabel("looks of a client")
     if rows.names:
         _bars(right, spent, rows)
-        right.xaxis.set_major_formatter(_plainly)
+        right.xaxis.set_major_formatter(plainly)
     else:
         _counts(right, spent)
         right.axvline(float(np.median(spent)), color=ACCENT, linestyle="--", label=f"median {np.median(spent):,.0f}")
@@ -530,7 +541,7 @@ def _skew_figure(statistics: Statistics) -> Figure:
         axis.hist(defined, bins=np.linspace(0, max(1.0, defined.max(initial=0)), 41).tolist(), color=INK)
         axis.set_xlabel(name)
         axis.set_ylabel("clients")
-        axis.yaxis.set_major_formatter(_plainly)
+        count_axis(axis.yaxis, log=False)
         if len(defined):
             axis.axvline(float(np.median(defined)), color=ACCENT, linestyle="--")
             title = f"median {np.median(defined):.3g}"
@@ -543,20 +554,21 @@ def _skew_figure(statistics: Statistics) -> Figure:
 
 def _sizes_figure(tallies: Tallies) -> Figure:
     sizes = tallies.images
-    figure, (axis,) = new_figure(8, 4.5)
-    if len(sizes) <= MAX_SINGLE:
+    single = len(sizes) <= MAX_SINGLE
+    figure, (axis,) = new_figure(max(8.0, 2.0 + 0.25 * len(sizes)) if single else 8.0, 4.5)
+    if single:
         order = np.argsort(-sizes, kind="stable")
         axis.bar(range(len(sizes)), sizes[order], color=INK, label="training")
         held = tallies.holdout_images[order]
         axis.bar(range(len(sizes)), held, bottom=sizes[order], color=LIGHT, label="held out")
-        axis.set_xticks(range(len(sizes)), [str(client) for client in order])
+        axis.set_xticks(range(len(sizes)), [str(client) for client in order], fontsize=8)
         axis.set_xlabel("client, largest first")
         axis.set_ylabel("images")
     else:
         _counts(axis, sizes)
         axis.set_xlabel("training images of a client")
     middle = float(np.median(sizes))
-    line = axis.axhline if len(sizes) <= MAX_SINGLE else axis.axvline
+    line = axis.axhline if single else axis.axvline
     line(middle, color=ACCENT, linestyle="--", label=f"median {middle:,.0f} training images")
     axis.legend(frameon=False)
     spread = f"{sizes.min():,} to {sizes.max():,} each"
@@ -582,14 +594,15 @@ def _prevalence_figure(tallies: Tallies, label_names: tuple[str, ...]) -> Figure
     share = 100 * tallies.true_positives[:, shown] / tallies.images[:, None]
     whole = 100 * overall[shown] / tallies.images.sum()
     places = np.arange(len(shown))
-    figure, (axis,) = new_figure(min(12.0, 8.5 + 0.1 * len(shown)), 5)
+    names = [label_names[label] for label in shown]
+    figure, (axis,) = new_figure(min(12.0, 8.5 + 0.1 * len(shown)), 5 + names_height(names))
     low, first, middle, third, high = np.quantile(share, [0.05, 0.25, 0.5, 0.75, 0.95], axis=0)
     axis.vlines(places, low, high, color=LIGHT, linewidth=2, label="5 % to 95 % of clients")
     axis.vlines(places, first, third, color=INK, linewidth=6, label="middle half of clients")
     dots: dict[str, Any] = {"markeredgecolor": INK, "markersize": 4, "clip_on": False, "zorder": 3}
     axis.plot(places, middle, "o", color="white", label="median client", **dots)
     axis.plot(places, whole, "_", color=ACCENT, markersize=14, markeredgewidth=2.5, label="all clients together")
-    name_columns(axis, [label_names[label] for label in shown])
+    name_columns(axis, names)
     axis.set_xlabel("label, most frequent first")
     axis.set_ylabel("training images with the label, in truth (%)")
     axis.set_ylim(bottom=0)
