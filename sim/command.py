@@ -15,9 +15,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, redi
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Optional
 
-import typer
+try:
+    import typer
 
-from fedmlic.errors import InputError, nearest
+    from fedmlic.errors import InputError, nearest
+except KeyboardInterrupt:  # before there is anything that could say more
+    sys.stderr.write("Interrupted. Nothing was written.\n")
+    raise SystemExit(130) from None
 
 if TYPE_CHECKING:
     from fedmlic.record import RunFolder
@@ -39,23 +43,24 @@ app.add_typer(data, name="data")
 RECIPES = Path(__file__).parent / "recipes"
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+# What arguments mean is said in the text of their commands: click 8.5 drops the help of typer's arguments.
 Settings = Annotated[
     Optional[list[str]],  # noqa: UP045  (typer reads the annotation)
-    typer.Argument(metavar="[RECIPE] [KEY=VALUE ...]", help="A recipe (name or TOML file) and settings to change."),
+    typer.Argument(metavar="[RECIPE] [KEY=VALUE ...]"),
 ]
 Out = Annotated[Optional[Path], typer.Option(help="Folder to write into (default runs/DATE-TIME).")]  # noqa: UP045
 Pictures = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(help="Folder for pictures and tables (default: nothing is written)."),
 ]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A data set of 'fedmlic list dataset'.")]
+Name = Annotated[str, typer.Argument(metavar="NAME")]
 Root = Annotated[Optional[Path], typer.Option(help="Folder that holds the download.")]  # noqa: UP045
 Options = Annotated[
     Optional[list[str]],  # noqa: UP045
-    typer.Argument(metavar="[KEY=VALUE ...]", help="Parameters of the data set, e.g. image-size=64."),
+    typer.Argument(metavar="[KEY=VALUE ...]"),
 ]
 Workers = Annotated[Optional[int], typer.Option(min=1, help="Threads (default: one per core, up to 8).")]  # noqa: UP045
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN")]
 
 EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -215,7 +220,7 @@ def _errors(kept: str = NOTHING_HINT) -> Iterator[None]:
     except typer.Exit:
         raise  # it is a RuntimeError
     except KeyboardInterrupt as interrupt:
-        _fail(f"Interrupted. {interrupt or kept}", EXIT_INTERRUPTED)
+        _fail(f"Interrupted. {str(interrupt) or kept}", EXIT_INTERRUPTED)
     except (RuntimeError, OSError) as error:
         # RunFailedError, worker deaths, a full disk: the cause is in the text, the rest in the event log.
         if os.environ.get("FEDMLIC_TRACEBACK"):
@@ -259,7 +264,11 @@ def run(
     ray_address: Annotated[Optional[str], typer.Option(help="A running Ray cluster, host:port or auto.")] = None,  # noqa: UP045
     json_output: Json = False,
 ) -> None:
-    """Run an experiment: build the data if it is not there, train, evaluate, record."""
+    """Run an experiment: build the data if it is not there, train, evaluate, record.
+
+    RECIPE is the name of a shipped recipe or a TOML file. KEY=VALUE sets what 'fedmlic list' names, and wins over the
+    recipe: method="bce()" num-rounds=5.
+    """
     with _errors():
         from fedmlic.experiment import split_settings
 
@@ -285,11 +294,14 @@ def resume(
     path: RunPath,
     *,
     engine: Annotated[Optional[str], typer.Option(help="auto, processes, ray, inprocess or flower.")] = None,  # noqa: UP045
-    workers: Annotated[Optional[int], typer.Option(help="Worker processes.")] = None,  # noqa: UP045
+    workers: Annotated[Optional[int], typer.Option(help="Worker processes (0: one per core).")] = None,  # noqa: UP045
     ray_address: Annotated[Optional[str], typer.Option(help="A running Ray cluster, host:port or auto.")] = None,  # noqa: UP045
     json_output: Json = False,
 ) -> None:
-    """Go on with an interrupted run, to the same final weights."""
+    """Go on with an interrupted run, to the same final weights.
+
+    RUN is the run's folder. Of the settings only where it is computed can be changed.
+    """
     with _errors():
         changes = {"engine": engine, "workers": workers, "ray-address": ray_address}
         kept = {key: value for key, value in changes.items() if value is not None}
@@ -344,7 +356,10 @@ def _finish(result: dict[str, Any], *, json_output: bool) -> None:
 
 @app.command()
 def describe(settings: Settings = None, *, out: Pictures = None, json_output: Json = False) -> None:
-    """Show who holds which images and labels, before anything is trained."""
+    """Show who holds which images and labels, before anything is trained.
+
+    RECIPE and KEY=VALUE are those of 'fedmlic run'. The federation is built if it is not there.
+    """
     with _errors(BUILD_HINT):
         from fedmlic.experiment import split_settings
         from sim.console import open_console
@@ -363,12 +378,15 @@ def describe(settings: Settings = None, *, out: Pictures = None, json_output: Js
 def list_entries(
     name: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Argument(help="Only this catalogue (e.g. method), entry (e.g. fedlgt) or setting (e.g. seed)."),
+        typer.Argument(metavar="[NAME]"),
     ] = None,
     *,
     json_output: Json = False,
 ) -> None:
-    """List data sets, partitions, regimes, models, methods, strategies and settings, or show one of them."""
+    """List data sets, partitions, regimes, models, methods, strategies and settings, or show one of them.
+
+    NAME is a catalogue (method), an entry (fedlgt: its arguments, defaults and page) or a setting (seed).
+    """
     with _errors():
         from sim import catalogue
         from sim.console import open_console
@@ -393,7 +411,10 @@ def list_entries(
 
 @app.command()
 def show(path: RunPath, *, json_output: Json = False) -> None:
-    """Show a run: its settings, curve, labels and failures."""
+    """Show a run: its settings, curve, labels and failures.
+
+    RUN is the run's folder; the run may still be under way.
+    """
     with _errors():
         from sim.console import open_console
         from sim.reports import show as reader
@@ -408,12 +429,15 @@ def show(path: RunPath, *, json_output: Json = False) -> None:
 @app.command()
 def predict(
     path: RunPath,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE ...", help="Image files.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE ...")],
     *,
     round_number: Annotated[Optional[int], typer.Option("--round", help="A kept round (default: the best).")] = None,  # noqa: UP045
     json_output: Json = False,
 ) -> None:
-    """Label images with a run's model (the best on validation)."""
+    """Label images with a run's model (the best on validation).
+
+    RUN is the run's folder, IMAGE an image file. A filled mark stands before labels at or above the run's threshold.
+    """
     with _errors():
         from sim.console import open_console, plain, say
         from sim.predict import predict as label
@@ -448,7 +472,10 @@ def import_data(
     ] = 0.01,
     json_output: Json = False,
 ) -> None:
-    """Build a data set's corpus; the same command goes on with one that was interrupted."""
+    """Build a data set's corpus; the same command goes on with one that was interrupted.
+
+    NAME is a data set of 'fedmlic list dataset', KEY=VALUE one of its parameters: image-size=64.
+    """
     with _errors(BUILD_HINT):
         from sim.console import open_console
         from sim.data import prepare as tools
@@ -474,7 +501,10 @@ def check_data(
     workers: Workers = None,
     json_output: Json = False,
 ) -> None:
-    """Verify a download without building it: exit code 0 if it is fine, 1 if not, 2 for a wrong command."""
+    """Verify a download without building it: exit code 0 if it is fine, 1 if not, 2 for a wrong command.
+
+    NAME is a data set of 'fedmlic list dataset', KEY=VALUE one of its parameters: image-size=64.
+    """
     with _errors():
         from sim.console import open_console
         from sim.data import prepare as tools
@@ -496,7 +526,7 @@ def check_data(
 
 @data.command("describe")
 def describe_data(
-    name: Annotated[str, typer.Argument(metavar="CORPUS|NAME", help="A corpus folder, or a data set.")],
+    name: Annotated[str, typer.Argument(metavar="CORPUS|NAME")],
     options: Options = None,
     *,
     root: Root = None,
@@ -504,7 +534,10 @@ def describe_data(
     workers: Workers = None,
     json_output: Json = False,
 ) -> None:
-    """Show counts, co-occurrence, owners and sample images of a corpus (built first if it is not there)."""
+    """Show counts, co-occurrence, owners and sample images of a corpus (built first if it is not there).
+
+    CORPUS is a corpus folder, NAME a data set of 'fedmlic list dataset', KEY=VALUE one of its parameters.
+    """
     with _errors(BUILD_HINT):
         from sim.console import open_console
         from sim.data import prepare as tools

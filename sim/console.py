@@ -286,7 +286,7 @@ def results_table(result: Mapping[str, Any]) -> Grid:
     """The closing table of a run."""
     metrics: Mapping[str, float] = result["metrics"]
     rows = []
-    sides = {"test (server)": "server", "validation (server)": "server/val", "held out (clients, pooled)": "client"}
+    sides = {"test (server)": "server", "validation (server)": "server/val", "held out (clients)": "client"}
     for title, side in sides.items():
         if f"{side}/mAP" not in metrics:
             continue
