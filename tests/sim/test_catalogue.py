@@ -30,7 +30,7 @@ def test_every_entry_has_a_line_and_the_arguments_of_its_factory(key):
 
 @pytest.mark.parametrize("key", spec.CATALOGUES)
 def test_what_is_shown_can_be_pasted(key, tmp_path, monkeypatch):
-    runpy.run_path(str(FIXTURES / "hapi.py"))["tree"](tmp_path)  # whose regime looks for files
+    runpy.run_path(str(FIXTURES / "hapi.py"))["tree"](tmp_path, "coco")  # whose regime looks for files
     monkeypatch.setenv("HAPI_DATA_DIR", str(tmp_path))
     for entry in catalogue.catalogue(key):
         if None not in entry.arguments.values():
