@@ -10,13 +10,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedmlic.errors import InputError
 from fedmlic.method import Local, Method, Objective, Task, Trained
 from fedmlic.model import Classifier
 from fedmlic.optimiser import clip_norm, make_optimiser
@@ -82,8 +83,12 @@ def fit(resident: Resident, shard: Shard, local: Local, loss: Loss | Objective) 
     Returns:
         The mean loss over steps and the number of steps.
 
+    Where BatchNorm uses the statistics of the batch, a last batch of a single image joins the
+    batch before it: one image has no spread.
+
     Raises:
         FloatingPointError: the loss became NaN or infinite.
+        InputError: BatchNorm met a batch with one value per channel all the same.
     """
     objective = loss if isinstance(loss, Objective) else Objective(loss)
     if objective.needs_annotations and not shard.annotations.any():
@@ -92,11 +97,12 @@ def fit(resident: Resident, shard: Shard, local: Local, loss: Loss | Objective) 
     network = resident.training_network()
     inputs = objective.inputs(local)
     step = make_optimiser(resident.parameters, settings, local.round)
+    join_last = bool(resident.layout.moments)
     losses: list[Tensor] = []
     with torch_global_stream(settings.seed, "train/torch", local.client, local.round, device=device):
-        for images, labels, numbers in _batches(shard, local, resident.memory_format):
+        for images, labels, numbers in _batches(shard, local, resident.memory_format, join_last=join_last):
             resident.zero_grad()
-            with precision_of(settings, device):
+            with precision_of(settings, device), _batch_norm_explained(local, len(images), shard.num_images):
                 told = inputs.of(images, labels, numbers)
                 value = objective.loss(network, images, labels.to(device, non_blocking=True), *told)
             value.backward()  # type: ignore[no-untyped-call]
@@ -106,6 +112,22 @@ def fit(resident: Resident, shard: Shard, local: Local, loss: Loss | Objective) 
             losses.append(value.detach())
     total = float(torch.stack(losses).sum(dtype=torch.float64)) if losses else 0.0
     return checked(Trained(total / max(len(losses), 1), len(losses), inputs.metrics()))
+
+
+@contextmanager
+def _batch_norm_explained(local: Local, num_batch: int, num_images: int) -> Iterator[None]:
+    """Torch's complaint about BatchNorm over a single value per channel, in words that say what to change."""
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("Expected more than 1 value per channel when training"):
+            raise
+        msg = (
+            f"Expected batches of client {local.client} to give BatchNorm more than one value per channel, got "
+            f"{num_batch} of its {num_images} images and a feature map of one place. Use a batch-size of 2 or more and "
+            "clients of 2 images or more, larger images, or a norm that needs no batch (norm='group' or 'frozen')."
+        )
+        raise InputError(msg) from error
 
 
 def checked(trained: Trained) -> Trained:
@@ -132,13 +154,15 @@ def batches(shard: Shard, local: Local) -> Iterator[tuple[Tensor, Tensor]]:
         yield images, labels.to(local.device)
 
 
-def _batches(shard: Shard, local: Local, memory_format: torch.memory_format) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _batches(
+    shard: Shard, local: Local, memory_format: torch.memory_format, *, join_last: bool = False
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Images on the client's device, where the shard lies whole; labels and which images these are on the CPU."""
     kind = local.experiment.augmentation
     everything = to_device(shard.images.take(shard.rows), local.device)
     observed = torch.from_numpy(np.ascontiguousarray(shard.labels))
     augmentation = None if kind == "none" else local.torch_rng("augmentation")
-    for chosen in steps(shard.num_images, local):
+    for chosen in steps(shard.num_images, local, join_last=join_last):
         # index_select copies whole images, where brackets would copy byte by byte.
         stored = everything.index_select(0, to_device(chosen, local.device))
         images = to_float(stored, local.device, memory_format)
@@ -148,22 +172,35 @@ def _batches(shard: Shard, local: Local, memory_format: torch.memory_format) -> 
         yield images, observed.index_select(0, numbers), numbers
 
 
-def steps(num_images: int, local: Local) -> Iterator[NDArray[np.int64]]:
-    """Which of its images a client uses in every step of its turn."""
+def steps(num_images: int, local: Local, *, join_last: bool = False) -> Iterator[NDArray[np.int64]]:
+    """Which of its images a client uses in every step of its turn.
+
+    Args:
+        num_images: how many it has.
+        local: whose turn it is.
+        join_last: an epoch's last batch joins the one before it if it would be a single image
+            and ``batch-size`` is larger than 1.
+    """
     settings = local.experiment
-    every = _chosen(num_images, settings, local.rng("order"))
+    every = _chosen(num_images, settings, local.rng("order"), join_last=join_last)
     return itertools.islice(every, settings.local_steps or None)
 
 
-def _chosen(num_images: int, settings: Experiment, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+def _chosen(
+    num_images: int, settings: Experiment, rng: np.random.Generator, *, join_last: bool
+) -> Iterator[NDArray[np.int64]]:
     """Image numbers of every step: whole epochs, without end if the steps are counted instead."""
     if num_images == 0:
         return
+    size = settings.batch_size
+    starts = list(range(0, num_images, size))
+    if join_last and size > 1 and len(starts) > 1 and num_images % size == 1:
+        starts.pop()
     epochs = itertools.count() if settings.local_steps else range(settings.local_epochs)
     for _ in epochs:
         order = rng.permutation(num_images)
-        for start in range(0, num_images, settings.batch_size):
-            yield order[start : start + settings.batch_size]
+        for start, stop in zip(starts, [*starts[1:], num_images], strict=True):
+            yield order[start:stop]
 
 
 def trainer(objective: Objective) -> Callable[[Resident, Shard, Local], Trained]:
