@@ -65,6 +65,9 @@ class Experiment(BaseModel):
     )
     evaluate_every: Positive = Field(1, description="rounds between evaluations on the server (the last always)")
     evaluate_clients_every: Count = Field(0, description="rounds between evaluations on all clients (0: at the end)")
+    client_min_entries: Positive = Field(
+        5, description="present and absent held-out images a label needs to count in a client's own mAP"
+    )
     threshold: Fraction = Field(0.5, description="probability above which a label counts as predicted")
     min_replies: Fraction = Field(0.5, description="share of the cohort that must succeed, else the run stops")
     label_names: str = Field("", description="comma-separated label space of a deployment (empty: the data set's)")
@@ -92,7 +95,8 @@ class Experiment(BaseModel):
 
     def identity(self) -> str:
         """A hash of everything that decides the weights; two runs with equal identity may share them."""
-        fields = self.model_dump(exclude={"evaluate_every", "evaluate_clients_every", "threshold"})
+        watched = {"evaluate_every", "evaluate_clients_every", "client_min_entries", "threshold"}
+        fields = self.model_dump(exclude=watched)
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 

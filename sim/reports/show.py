@@ -12,12 +12,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedmlic.record import open_run, read_json
-from sim.console import number
+from sim.console import number, spread_line
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 MAX_ROWS = 15
+MAX_OWN = 4
+"""Most metrics of the method in the table of rounds."""
+
+METHOD = "method/"
 
 
 def summary(path: Path) -> dict[str, Any]:
@@ -30,6 +34,7 @@ def summary(path: Path) -> dict[str, Any]:
     experiment, runtime = folder.settings()
     rounds, labels, failures = [], {}, []
     slow: Counter[int] = Counter()
+    evaluated: dict[str, Any] = {}
     ended: dict[str, Any] = {}
     for event in folder.events():
         kind = event.pop("event")
@@ -38,6 +43,8 @@ def summary(path: Path) -> dict[str, Any]:
             slow[event.get("slowest-client", -1)] += 1
         elif kind == "labels":
             labels[event["split"]] = event
+        elif kind == "clients-evaluated":
+            evaluated = event
         elif kind == "client" and event.get("error"):
             failures.append(event)
         elif kind == "failed":
@@ -53,6 +60,7 @@ def summary(path: Path) -> dict[str, Any]:
         "rounds": rounds,
         "checkpoint": checkpoints[-1] if checkpoints else None,
         "best_round": rounds[-1]["best-round"] if rounds else None,
+        "clients_evaluated": evaluated,
         "labels": labels,
         "failures": failures,
         "balance": _balance(rounds, slow),
@@ -90,6 +98,10 @@ def show(found: Mapping[str, Any], console: Console) -> None:
     )
     if found["rounds"]:
         console.print(_curve(found["rounds"], found["best_round"]))
+    line = spread_line(found["clients_evaluated"])
+    if line:
+        text = f"after round {found['clients_evaluated']['round']}: {line}"
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
     if found["balance"]:
         told = found["balance"]
         console.print(
@@ -106,8 +118,10 @@ def show(found: Mapping[str, Any], console: Console) -> None:
 
 def _curve(rounds: list[dict[str, Any]], best: int | None) -> Table:
     columns = {"loss": "loss", "test mAP": "server/mAP", "val mAP": "server/val/mAP", "test CF1": "server/CF1"}
+    own = sorted({key for event in rounds for key in event if key.startswith(METHOD)})
+    columns |= {key.removeprefix(METHOD): key for key in own[:MAX_OWN]}
     table = Table(title="rounds", title_justify="left")
-    for title in ("round", *columns, "failed", "seconds"):
+    for title in ("round", *map(escape, columns), "failed", "seconds"):
         table.add_column(title, justify="right")
     step = max(1, -(-len(rounds) // MAX_ROWS))
     shown = [event for i, event in enumerate(rounds) if i % step == step - 1 or event["round"] == best]
@@ -118,6 +132,10 @@ def _curve(rounds: list[dict[str, Any]], best: int | None) -> Table:
         cells = [number(event.get(key)) for key in columns.values()]
         table.add_row(f"{event['round']}{mark}", *cells, str(event["num-failed"]), number(event["seconds"], 1))
     table.caption = "* best on validation"
+    if own:
+        table.caption += f"; {', '.join(map(escape, list(columns)[4:]))}: the method's sums over a round's clients"
+    if len(own) > MAX_OWN:
+        table.caption += f" ({len(own) - MAX_OWN} more in rounds.parquet)"
     return table
 
 

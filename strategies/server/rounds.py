@@ -16,9 +16,9 @@ import numpy as np
 
 from fedmlic.arrays import sha256
 from fedmlic.histograms import ScoreHistograms
-from fedmlic.metrics import spread
+from fedmlic.metrics import across_clients
 from fedmlic.protocol import Reply, Request, Turn
-from fedmlic.update import Update, units_for
+from fedmlic.update import Update, method_metrics, units_for
 from strategies.server.balance import balance, hosts_of
 from strategies.server.cohort import Directory, sample_cohort
 from strategies.server.costs import Costs
@@ -158,7 +158,9 @@ class Rounds:
         played: dict[int, Turn] = {}
         costs = self._costs.of(cohort)
         replies = self._transport.play(request, list(costs), costs)
-        state = self._strategy.aggregate(before.state, self._updates(number, replies, played, len(cohort)))
+        sums: dict[str, float] = {}
+        updates = self._updates(number, replies, played, len(cohort))
+        state = self._strategy.aggregate(before.state, _noted(updates, sums))
         turns = list(played.values())
         self._require_enough(number, turns, len(cohort))
         self._costs.learn(turns)
@@ -169,7 +171,7 @@ class Rounds:
         if evaluation is not None:
             progress = _with_best(progress, evaluation.values)
         progress = replace(progress, seconds=before.seconds + time.perf_counter() - started)
-        self._write_round(progress, turns, evaluation, train_seconds)
+        self._write_round(progress, turns, evaluation, train_seconds, sums)
         values = dict(evaluation.values) if evaluation else {}
         every = experiment.evaluate_clients_every
         if every and number % every == 0 and number < experiment.num_rounds:
@@ -226,8 +228,8 @@ class Rounds:
                 pooled = part if pooled is None else pooled + part
         turns = list(played.values())
         turns.sort(key=lambda turn: turn.client)  # a mean must not depend on who answered first
-        scores = [float(turn.metrics["mAP"]) for turn in turns if "mAP" in turn.metrics]
-        values = {f"client/mAP/{name}": value for name, value in spread(scores).items()}
+        found = across_clients([turn.metrics for turn in turns if turn.metrics], self._experiment.client_min_entries)
+        values = {f"client/mAP/{name}": value for name, value in found.items()}
         if pooled is not None:
             values.update({f"client/{name}": value for name, value in pooled.metrics().items()})
         failed = sum(bool(turn.error) for turn in turns)
@@ -237,7 +239,12 @@ class Rounds:
         return values
 
     def _write_round(
-        self, progress: Progress, turns: list[Turn], evaluation: Evaluation | None, train_seconds: float
+        self,
+        progress: Progress,
+        turns: list[Turn],
+        evaluation: Evaluation | None,
+        train_seconds: float,
+        sums: Mapping[str, float],
     ) -> None:
         self._write_turns(progress.round, turns)
         rows = [{"round": progress.round, **row} for row in hosts_of(turns, train_seconds)]
@@ -259,6 +266,7 @@ class Rounds:
                 "num-failed": len(turns) - len(good),
                 "num-images": sum(turn.num_images for turn in good),
                 "loss": sum(turn.loss for turn in good) / max(len(good), 1),
+                **{f"method/{name}": sums[name] for name in sorted(sums)},
                 "best-round": progress.best_round,
                 **balance(turns, train_seconds, min(self._num_hosts, len(turns))),
                 **(evaluation.values if evaluation else {}),
@@ -283,6 +291,14 @@ class Rounds:
                 values["error"] = turn.error
             rows.append(values)
         self._record.add_events("client", rows)
+
+
+def _noted(updates: Iterable[Update], sums: dict[str, float]) -> Iterator[Update]:
+    """Pass updates on and add up what the method counted; the terms are such that their order does not show."""
+    for update in updates:
+        for name, value in method_metrics(update.metrics).items():
+            sums[name] = sums.get(name, 0.0) + value
+        yield update
 
 
 def _ignore(round_number: int, turn: Turn, total: int) -> None:
