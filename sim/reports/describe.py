@@ -66,8 +66,8 @@ def describe(federation: Federation, out: Path | None = None, console: Console |
     Returns:
         JSON values: ``federation`` (settings and the partition's notes), ``summary``,
         ``labels``, ``clients`` (up to 1,000 of them), ``cells`` (per client and label what
-        ``fedmlic.statistics.CELLS`` names, as ``[clients][labels]``; ``None`` above 50,000 pairs), ``arrays`` (the files that hold the same in full) and ``files`` (paths
-        written).
+        ``fedmlic.statistics.CELLS`` names, as ``[clients][labels]``; ``None`` above 50,000
+        pairs), ``arrays`` (the files that hold the same in full) and ``files`` (paths written).
 
     Raises:
         InputError: on a device's own images, whose truth is unknown.
