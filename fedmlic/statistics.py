@@ -68,7 +68,7 @@ _CHUNK_ENTRIES = 1 << 24
 _FLOAT_ENTRIES = 1 << 21
 
 
-CELLS = ("known", "positives", "checkable", "wrong", "true_known", "true_positives", "budget")
+CELLS = ("known", "positives", "wrong", "budget", "true_positives", "true_known", "checkable")
 """What is counted per client and label."""
 
 
