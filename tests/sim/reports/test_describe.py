@@ -164,7 +164,6 @@ def test_shares_of_positives_run_over_the_entries_that_the_data_set_knows(tmp_pa
         "75.0%",
         "entries that the data set knows",
         "62.5% of all",
-        "that can be checked",
         "known to be present",
     ):
         assert words in text
