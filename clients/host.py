@@ -22,11 +22,11 @@ from fedmlic.histograms import ScoreHistograms
 from fedmlic.labels import known
 from fedmlic.learner import build_network, check_at_once
 from fedmlic.method import Local, Trained, stretch_of
-from fedmlic.metrics import evaluate
+from fedmlic.metrics import client_metrics
 from fedmlic.mod import Payload
 from fedmlic.protocol import CLIENTS_BEHIND, IMAGES_BEHIND, HostInfo, Reply, Request, Turn
 from fedmlic.training import checked
-from fedmlic.update import Update, units_for
+from fedmlic.update import Update, turn_metrics, units_for
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -280,7 +280,7 @@ class Host:
             weighting=request.weighting,
             num_images=shard.num_images,
             annotations=annotations,
-            metrics={"loss": trained.loss, "steps": float(trained.num_steps), **trained.metrics},
+            metrics=turn_metrics(trained.loss, trained.num_steps, trained.metrics),
             extras=extras,
         )
         if alone:
@@ -302,11 +302,10 @@ class Host:
         scores = self._learner.predict(shard.images, shard.holdout_rows)
         found = ScoreHistograms.of(scores, shard.holdout_labels)
         self._histograms = found if self._histograms is None else self._histograms + found
-        metrics = evaluate(scores, shard.holdout_labels, threshold=self._experiment.threshold)
         return {
             "num_images": len(shard.holdout_rows),
             "num_annotations": int(known(shard.holdout_labels).sum()),
-            "metrics": {"mAP": metrics.values["mAP"], "num-evaluable": float(metrics.num_evaluable)},
+            "metrics": client_metrics(scores, shard.holdout_labels, self._experiment.client_min_entries),
         }
 
     def _incoming_network(self, request: Request, client: int, memory: Mapping[str, Tensor]) -> nn.Module:

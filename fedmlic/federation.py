@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from fedmlic.corpus import Corpus
 
 SCHEMA = "fedmlic-federation"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised whenever equal settings would give another federation."""
 
 TRAIN = "train"

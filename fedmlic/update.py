@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from fedmlic.arrays import Layout
+from fedmlic.errors import InputError
 
 QUANTUM_BITS = 36
 LIMIT = 2.0**15
@@ -41,6 +42,8 @@ METRIC_LIMIT = 2.0**25
 """Largest magnitude of a metric; sums of 256 such are exact."""
 COUNT_LIMIT = 2**40
 """Largest magnitude of an integer that one client adds to a sum."""
+TURN_METRICS = ("loss", "steps")
+"""Metrics of every turn; a method's have other names."""
 _ROUNDER = 1.5 * 2.0 ** (52 - QUANTUM_BITS)
 _BLOCK = 1 << 18
 
@@ -286,6 +289,30 @@ def add_extras(sums: dict[str, Tensor], terms: Mapping[str, Tensor]) -> None:
             raise ValueError(msg)
         else:
             sums[name] += term.to(sums[name].device)
+
+
+def turn_metrics(loss: float, num_steps: int, own: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of one client's turn: ``loss``, ``steps`` and those of its method.
+
+    Raises:
+        InputError: the method uses one of these two names, or something that is no number.
+    """
+    turn = {"loss": loss, "steps": float(num_steps)}
+    for name, value in own.items():
+        if name in turn:
+            msg = f"Expected metrics of a method to have names of their own, got {name!r}. Give it another name."
+            raise InputError(msg)
+        try:
+            turn[name] = float(value)
+        except (TypeError, ValueError, RuntimeError):
+            msg = f"Expected the metric {name} of a method to be a number, got {type(value).__name__}. Use float()."
+            raise InputError(msg) from None
+    return turn
+
+
+def method_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Of an update's metrics, those that the method added."""
+    return {name: value for name, value in metrics.items() if name not in TURN_METRICS}
 
 
 def check_finite(layout: Layout, flat: Tensor, metrics: Mapping[str, float]) -> None:

@@ -305,6 +305,19 @@ def spread_line(metrics: Mapping[str, float]) -> str:
     """One line on how clients differ."""
     if "client/mAP/mean" not in metrics:
         return ""
-    mean, std, worst = (number(metrics.get(f"client/mAP/{name}")) for name in ("mean", "std", "worst"))
-    count = number(metrics.get("client/mAP/num-clients"), 0)
-    return f"mAP per client: mean {mean}, standard deviation {std}, worst {worst} ({count} clients)"
+    found = {name: metrics.get(f"client/mAP/{name}") for name in ("mean", "std", "worst", "prevalence", "chance")}
+    count, total, pairs, entries = (
+        number(metrics.get(f"client/mAP/{name}"), 0)
+        for name in ("num-clients", "num-evaluated", "num-pairs", "min-entries")
+    )
+    if entries == "-":  # of a run before there was such a rule
+        entries, total = "1", count
+    rule = f"labels count with at least {entries} present and {entries} absent held-out images of a client"
+    if count == "0":
+        return f"mAP per client: none of {total} clients has a label that counts ({rule})"
+    mean, std, worst, prevalence, chance = (number(value) for value in found.values())
+    return (
+        f"mAP per client: mean {mean}, standard deviation {std}, worst {worst} over {count} of {total} clients; "
+        f"by chance: {prevalence} for a constant score, {chance} for a random order "
+        f"({rule}: {pairs} pairs of client and label)"
+    )

@@ -157,14 +157,18 @@ def _tables(report: Mapping[str, Any]) -> list[RenderableType]:
 def _overview(report: Mapping[str, Any]) -> TextTable:
     table = TextTable("Corpus", "", "", show_header=False)
     owners, cardinality = report["owners"], report["cardinality"]
+    is_open = any(counts["unknown"] + counts["uncertain"] for counts in report["states"].values())
+    present = "labels known to be present" if is_open else "labels"  # of an open entry nothing is known
     rows = {
         "data set": f"{report['name']} (version {report['version']})",
         "licence": report["licence"],
         "folder": report["corpus"],
         "images": f"{report['num_images']:,}, {' x '.join(map(str, report['image_shape']))}, {report['storage']}",
         "labels": f"{report['num_labels']:,}",
-        "labels per image": f"mean {cardinality['mean']:.2f}, at most {cardinality['max']}",
-        "images without positives": f"{cardinality['without_positives']:,}",
+        f"{present} per image": f"mean {cardinality['mean']:.2f}, at most {cardinality['max']}",
+        "images without a label known to be present"
+        if is_open
+        else "images without positives": f"{cardinality['without_positives']:,}",
         "objects": f"{report['num_objects']:,}",
         "owners": f"{owners['owners']:,}",
     }

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fedmlic.statistics import Statistics, Tallies, summarise
+from fedmlic.statistics import CELLS, Statistics, Tallies, share_of, summarise
 from sim.console import Grid, TextTable, plain, visible
 from sim.data.federation_warnings import examine
 from sim.reports.figures import (
@@ -59,9 +59,6 @@ MAX_CELLS = 1_000_000
 MAX_JSON_CELLS = 50_000
 """Most pairs of client and label in JSON."""
 
-CELLS = ("known", "positives", "wrong", "budget", "true_positives")
-"""What is counted per client and label."""
-
 MAX_COLUMNS = 16
 """Most labels that a table has columns for."""
 
@@ -81,10 +78,9 @@ def describe(federation: Federation, out: Path | None = None, console: Console |
 
     Returns:
         JSON values: ``warnings`` (sentences), ``federation`` (settings and the partition's notes), ``summary``,
-        ``labels``, ``clients`` (up to 1,000 of them), ``cells`` (per client and label: known,
-        positives, wrong, budget and true positives, as ``[clients][labels]``; ``None`` above
-        50,000 pairs), ``arrays`` (the files that hold the same in full) and ``files`` (paths
-        written).
+        ``labels``, ``clients`` (up to 1,000 of them), ``cells`` (per client and label what
+        ``fedmlic.statistics.CELLS`` names, as ``[clients][labels]``; ``None`` above 50,000
+        pairs), ``arrays`` (the files that hold the same in full) and ``files`` (paths written).
 
     Raises:
         InputError: on a device's own images, whose truth is unknown.
@@ -192,9 +188,8 @@ def _overview(settings: dict[str, Any], summary: dict[str, Any]) -> TextTable:
         "held-out images": f"{summary['num_holdout_images']:,}",
         "images left out": f"{settings['images_left_out']:,}",
         "annotations": f"{summary['num_annotations']:,} ({summary['known_fraction']:.1%} of all entries)",
-        "positives known": f"{summary['num_positives']:,} of {summary['num_true_positives']:,}",
-        "wrong annotations": f"{summary['num_wrong']:,} ({summary['wrong_fraction']:.2%} of annotations)",
-        "images without a label": f"{summary['empty_fraction']:.1%}",
+        "annotations that say present": f"{summary['num_positives']:,}",
+        **_truth_rows(summary),
         "size skew (Gini)": f"{summary['size_gini']:.3f}",
         "label skew between clients (JS)": _number(summary["pairwise_js_true"]["mean"]),
         "annotation budget": f"{summary['budget']:,} looks ({summary['budget'] / summary['num_images']:.3g} per image)",
@@ -207,6 +202,26 @@ def _overview(settings: dict[str, Any], summary: dict[str, Any]) -> TextTable:
     return table
 
 
+def _truth_rows(summary: dict[str, Any]) -> dict[str, str]:
+    """What the data set's own labels say; where these leave entries open, that too."""
+    entries = summary["num_images"] * summary["num_labels"]
+    known, checkable = summary["num_true_known"], summary["num_checkable"]
+    everything = known == entries
+    of_known = "all entries" if everything else "the entries that the data set knows"
+    prevalence = "-" if summary["prevalence"] is None else f"{summary['prevalence']:.1%}"
+    rows = {
+        "present in the data set's labels": f"{summary['num_true_positives']:,} ({prevalence} of {of_known})",
+        "wrong annotations": f"{summary['num_wrong']:,} ({summary['wrong_fraction']:.2%} of "
+        + ("annotations)" if checkable == summary["num_annotations"] else f"{checkable:,} that can be checked)"),
+        "images without a label" if everything else "images without a label known to be present": (
+            f"{summary['empty_fraction']:.1%}"
+        ),
+    }
+    if not everything:
+        rows = {"entries that the data set knows": f"{known:,} ({known / max(entries, 1):.1%} of all)", **rows}
+    return rows
+
+
 QUANTITIES = {
     "images": "training images",
     "annotations": "annotations",
@@ -215,12 +230,12 @@ QUANTITIES = {
     "positives": "known positives",
     "wrong": "wrong annotations",
     "budget": "annotation budget (looks)",
-    "cardinality": "labels per image",
+    "cardinality": "present labels per image",
     "js_true": "label skew (JS), truth",
     "js_known": "label skew (JS), known",
     "phi_distance": "co-occurrence skew (phi)",
     "phi_frobenius": "co-occurrence skew (Frobenius)",
-    "empty_fraction": "images without a label",
+    "empty_fraction": "images without a present label",
 }
 """Per-client quantities of a summary, as tables name them."""
 
@@ -246,10 +261,10 @@ def _number(value: float | None) -> str:
 def _label_table(statistics: Statistics) -> Grid:
     heads = (
         "label",
-        "positives",
-        "prevalence",
-        "known",
-        "known positives",
+        "present in truth",
+        "% of known in truth",
+        "annotated",
+        "annotated present",
         "wrong",
         "budget",
         "clients annotating",
@@ -261,7 +276,7 @@ def _label_table(statistics: Statistics) -> Grid:
         [
             str(row["label"]),
             f"{row['true_positives']:,}",
-            f"{row['prevalence']:.1%}",
+            "-" if np.isnan(row["prevalence"]) else f"{row['prevalence']:.1%}",
             f"{row['known_fraction']:.1%}",
             f"{row['positives']:,}",
             f"{row['wrong']:,}",
@@ -347,12 +362,13 @@ def _rows(tallies: Tallies, client_names: Sequence[str] = ()) -> _Rows:
 def _characteristic(tallies: Tallies) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Per client: the label that is commonest there compared to overall, and by how much."""
     num_clients, num_labels = tallies.true_positives.shape
-    overall = tallies.true_positives.sum(axis=0, dtype=np.int64) / tallies.images.sum()
+    sums = (counts.sum(axis=0, dtype=np.int64) for counts in (tallies.true_positives, tallies.true_known))
+    overall = np.nan_to_num(share_of(*sums))
     label, most = np.zeros(num_clients, dtype=np.int64), np.zeros(num_clients)
     step = max(1, _CHUNK_ENTRIES // max(1, num_labels))
     for start in range(0, num_clients if num_labels else 0, step):
         here = slice(start, start + step)
-        excess = tallies.true_positives[here] / tallies.images[here, None] - overall
+        excess = np.nan_to_num(share_of(tallies.true_positives[here], tallies.true_known[here]) - overall)
         label[here], most[here] = excess.argmax(axis=1), excess.max(axis=1)
     return label, most
 
@@ -540,19 +556,27 @@ def _budget_figure(tallies: Tallies, label_names: tuple[str, ...], rows: _Rows |
 def _wrong_figure(tallies: Tallies, label_names: tuple[str, ...], rows: _Rows | None = None) -> Figure:
     rows = rows or _rows(tallies)
     columns = _columns(tallies, label_names)
-    known = rows.mean(tallies.known)
-    values = np.ma.masked_where(known == 0, 100 * rows.mean(tallies.wrong) / np.where(known == 0, 1, known))
-    bar, title = "wrong (% of known entries); grey: none known", "Where annotations are wrong"
+    checkable = rows.mean(tallies.checkable)
+    shares = 100 * rows.mean(tallies.wrong) / np.where(checkable == 0, 1, checkable)
+    values = np.ma.masked_where(checkable == 0, shares)
+    what = _checked(tallies)
+    bar, title = f"wrong (% of {what}); grey: none", "Where annotations are wrong"
     figure, right = _map_and_more(rows, columns, _Map(values, "Reds", _top(values.filled(0)), bar, title))
-    totals = np.maximum(tallies.known.sum(axis=0, dtype=np.int64), 1)
+    totals = np.maximum(tallies.checkable.sum(axis=0, dtype=np.int64), 1)
     shares = 100 * tallies.wrong.sum(axis=0, dtype=np.int64) / totals
     shown = np.argsort(-shares, kind="stable")[:MAX_NAMED]
     right.barh(range(len(shown)), shares[shown], color=ACCENT)
     right.set_yticks(range(len(shown)), [shorten(label_names[label]) for label in shown])
     right.set_ylim(len(shown) - 0.5, -0.5)
-    right.set_xlabel("wrong (% of the label's known entries)")
+    right.set_xlabel(f"wrong (% of the label's {what})")
     right.set_title("Labels, most wrong first")
     return figure
+
+
+def _checked(tallies: Tallies) -> str:
+    """What a share of wrong annotations runs over."""
+    everything = int(tallies.checkable.sum(dtype=np.int64)) == int(tallies.known.sum(dtype=np.int64))
+    return "annotations" if everything else "annotations that the data set can check"
 
 
 SKEWS = {
@@ -619,15 +643,24 @@ def _size_bins(sizes: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.unique(edges) - 0.5
 
 
+def _quantiles(shares: NDArray[np.float64], levels: tuple[float, ...]) -> NDArray[np.float64]:
+    """float64 ``[levels, labels]``: quantiles over the clients that have a share, NaN without any."""
+    columns = [column[~np.isnan(column)] for column in shares.T]
+    return np.array([np.quantile(c, levels) if len(c) else np.full(len(levels), np.nan) for c in columns]).T.reshape(
+        len(levels), len(columns)
+    )
+
+
 def _prevalence_figure(tallies: Tallies, label_names: tuple[str, ...]) -> Figure:
     overall = tallies.true_positives.sum(axis=0, dtype=np.int64)
     shown = np.argsort(-overall, kind="stable")[:MAX_NAMED]
-    share = 100 * tallies.true_positives[:, shown] / tallies.images[:, None]
-    whole = 100 * overall[shown] / tallies.images.sum()
+    share = 100 * share_of(tallies.true_positives[:, shown], tallies.true_known[:, shown])
+    whole = 100 * share_of(overall[shown], tallies.true_known[:, shown].sum(axis=0, dtype=np.int64))
+    complete = int(tallies.true_known.sum(dtype=np.int64)) == int(tallies.images.sum()) * tallies.known.shape[1]
     places = np.arange(len(shown))
     names = [label_names[label] for label in shown]
     figure, (axis,) = new_figure(min(12.0, 8.5 + 0.1 * len(shown)), 5 + names_height(names))
-    low, first, middle, third, high = np.quantile(share, [0.05, 0.25, 0.5, 0.75, 0.95], axis=0)
+    low, first, middle, third, high = _quantiles(share, (0.05, 0.25, 0.5, 0.75, 0.95))
     axis.vlines(places, low, high, color=LIGHT, linewidth=2, label="5 % to 95 % of clients")
     axis.vlines(places, first, third, color=INK, linewidth=6, label="middle half of clients")
     dots: dict[str, Any] = {"markeredgecolor": INK, "markersize": 4, "clip_on": False, "zorder": 3}
@@ -635,7 +668,8 @@ def _prevalence_figure(tallies: Tallies, label_names: tuple[str, ...]) -> Figure
     axis.plot(places, whole, "_", color=ACCENT, markersize=14, markeredgewidth=2.5, label="all clients together")
     name_columns(axis, names)
     axis.set_xlabel("label, most frequent first")
-    axis.set_ylabel("training images with the label, in truth (%)")
+    of = "of training images" if complete else "of the training images of which the data set knows"
+    axis.set_ylabel(f"with the label in the data set (%\n{of})")
     axis.set_ylim(bottom=0)
     figure.legend(frameon=False, loc="outside lower center", ncols=4)
     some = f" (the {len(shown)} most frequent of {len(label_names):,})" if len(shown) < len(label_names) else ""

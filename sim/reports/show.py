@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedmlic.record import open_run, read_json
-from sim.console import Grid, TextTable, cut, number, plain, say
+from sim.console import Grid, TextTable, cut, number, plain, say, spread_line
 from sim.reports.describe import client_title
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 MAX_ROWS = 15
+MAX_OWN = 4
+"""Most metrics of the method in the table of rounds."""
+
+METHOD = "method/"
 
 MAX_REASON = 300
 """Most letters of a reason that a table shows."""
@@ -31,6 +35,7 @@ def summary(path: Path) -> dict[str, Any]:
     experiment, runtime = folder.settings()
     rounds, labels, failures = [], {}, []
     slow: Counter[int] = Counter()
+    evaluated: dict[str, Any] = {}
     ended: dict[str, Any] = {}
     for event in folder.events():
         kind = event.pop("event")
@@ -39,6 +44,8 @@ def summary(path: Path) -> dict[str, Any]:
             slow[event.get("slowest-client", -1)] += 1
         elif kind == "labels":
             labels[event["split"]] = event
+        elif kind == "clients-evaluated":
+            evaluated = event
         elif kind == "client" and event.get("error"):
             failures.append(event)
         elif kind == "failed":
@@ -54,6 +61,7 @@ def summary(path: Path) -> dict[str, Any]:
         "rounds": rounds,
         "checkpoint": checkpoints[-1] if checkpoints else None,
         "best_round": rounds[-1]["best-round"] if rounds else None,
+        "clients_evaluated": evaluated,
         "labels": labels,
         "failures": failures,
         **folder.data(),
@@ -92,6 +100,10 @@ def show(found: Mapping[str, Any], console: Console) -> None:
     )
     if found["rounds"]:
         console.print(_curve(found["rounds"], found["best_round"]))
+    line = spread_line(found["clients_evaluated"])
+    if line:
+        text = f"after round {found['clients_evaluated']['round']}: {line}"
+        say(console, text)
     if found["balance"]:
         balance = found["balance"]
         slowest = client_title(balance["slowest_client"], found["client_names"])
@@ -111,6 +123,8 @@ def show(found: Mapping[str, Any], console: Console) -> None:
 
 def _curve(rounds: list[dict[str, Any]], best: int | None) -> Grid:
     columns = {"loss": "loss", "test mAP": "server/mAP", "val mAP": "server/val/mAP", "test CF1": "server/CF1"}
+    own = sorted({key for event in rounds for key in event if key.startswith(METHOD)})
+    columns |= {key.removeprefix(METHOD): key for key in own[:MAX_OWN]}
     step = max(1, -(-len(rounds) // MAX_ROWS))
     shown = [event for i, event in enumerate(rounds) if i % step == step - 1 or event["round"] == best]
     if rounds[-1] not in shown:
@@ -121,7 +135,12 @@ def _curve(rounds: list[dict[str, Any]], best: int | None) -> Grid:
         cells = [number(event.get(key)) for key in columns.values()]
         rows.append([f"{event['round']}{mark}", *cells, str(event["num-failed"]), number(event["seconds"], 1)])
     heads = ("round", *columns, "failed", "seconds")
-    return Grid("rounds", heads, rows, caption="* best on validation", first="right")
+    caption = "* best on validation"
+    if own:
+        caption += f"; {', '.join(list(columns)[4:])}: the method's sums over a round's clients"
+    if len(own) > MAX_OWN:
+        caption += f" ({len(own) - MAX_OWN} more in rounds.parquet)"
+    return Grid("rounds", heads, rows, caption=caption, first="right")
 
 
 def _labels(split: str, event: Mapping[str, Any], untrained: Sequence[str] = ()) -> Grid:

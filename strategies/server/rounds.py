@@ -20,9 +20,9 @@ from fedmlic.arrays import sha256
 from fedmlic.errors import InputError
 from fedmlic.histograms import ScoreHistograms
 from fedmlic.method import stretch_of
-from fedmlic.metrics import spread
+from fedmlic.metrics import across_clients
 from fedmlic.protocol import BY_IMAGES, CLIENTS_BEHIND, IMAGES_BEHIND, STATISTICS, HostInfo, Reply, Request, Turn
-from fedmlic.update import Update, units_for
+from fedmlic.update import Update, method_metrics, units_for
 from strategies.server.balance import balance, hosts_of
 from strategies.server.cohort import Directory, sample_cohort
 from strategies.server.costs import Costs
@@ -232,7 +232,9 @@ class Rounds:
         part = request.layout(self._layout)
         here = Round(number, len(directory.clients), len(cohort), part, experiment.seed, before.statistics)
         inner = replace(before.state, flat=self._layout.gather(before.state.flat, part), metrics={})
-        state = self._strategy.aggregate(inner, self._updates(number, replies, played, len(cohort)), here)
+        sums: dict[str, float] = {}
+        updates = self._updates(number, replies, played, len(cohort))
+        state = self._strategy.aggregate(inner, _noted(updates, sums), here)
         state = replace(state, flat=self._layout.scatter(state.flat, part, before.state.flat))
         turns = list(played.values())
         self._require_enough(number, turns, len(cohort))
@@ -251,7 +253,7 @@ class Rounds:
         if self._personal and personal:
             progress = _with_best(progress, personal, "client/mAP")
         progress = replace(progress, seconds=before.seconds + time.perf_counter() - started)
-        self._write_round(progress, turns, evaluation, train_seconds)
+        self._write_round(progress, turns, evaluation, train_seconds, sums)
         self._record.checkpoint(progress)
         return progress, dict(evaluation.values) if evaluation else {}
 
@@ -327,8 +329,8 @@ class Rounds:
                 pooled = part if pooled is None else pooled + part
         turns = list(played.values())
         turns.sort(key=lambda turn: turn.client)  # a mean must not depend on who answered first
-        scores = [float(turn.metrics["mAP"]) for turn in turns if "mAP" in turn.metrics]
-        values = {f"client/mAP/{name}": value for name, value in spread(scores).items()}
+        found = across_clients([turn.metrics for turn in turns if turn.metrics], self._experiment.client_min_entries)
+        values = {f"client/mAP/{name}": value for name, value in found.items()}
         if pooled is not None:
             values.update({f"client/{name}": value for name, value in pooled.metrics().items()})
         failed = sum(bool(turn.error) for turn in turns)
@@ -338,7 +340,12 @@ class Rounds:
         return values
 
     def _write_round(
-        self, progress: Progress, turns: list[Turn], evaluation: Evaluation | None, train_seconds: float
+        self,
+        progress: Progress,
+        turns: list[Turn],
+        evaluation: Evaluation | None,
+        train_seconds: float,
+        sums: Mapping[str, float],
     ) -> None:
         self._write_turns(progress.round, turns)
         rows = [{"round": progress.round, **row} for row in hosts_of(turns, train_seconds)]
@@ -362,7 +369,8 @@ class Rounds:
                 "loss": sum(turn.loss for turn in good) / max(len(good), 1),
                 "bytes-down": sum(turn.bytes_down for turn in good),
                 "bytes-up": sum(turn.bytes_up for turn in good),
-                **{f"strategy/{name}": value for name, value in progress.state.metrics.items()},
+                **{f"method/{name}": sums[name] for name in sorted(sums)},
+                **{f"strategy/{name}": value for name, value in sorted(progress.state.metrics.items())},
                 "best-round": progress.best_round,
                 **balance(turns, train_seconds, min(self._num_hosts, len(turns))),
                 **(evaluation.values if evaluation else {}),
@@ -425,6 +433,14 @@ def withheld(total: Update, experiment: Experiment) -> tuple[dict[str, Tensor], 
         about = {"name": name, "shape": list(counted[name].shape), "num-withheld": few}
         events.append({**about, "num-clients": len(total.clients), **shown})
     return counted, events
+
+
+def _noted(updates: Iterable[Update], sums: dict[str, float]) -> Iterator[Update]:
+    """Pass updates on and add up what the method counted; the terms are such that their order does not show."""
+    for update in updates:
+        for name, value in method_metrics(update.metrics).items():
+            sums[name] = sums.get(name, 0.0) + value
+        yield update
 
 
 def _ignore(round_number: int, turn: Turn, total: int) -> None:

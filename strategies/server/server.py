@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -42,6 +43,12 @@ SHARED = "shared/"
 COUNTED = "statistics/"
 LAST = "last-turns"
 """Begin the names of a checkpoint's tensors; the last is int64 ``[clients, 2]``: client, round of its last turn."""
+
+TABLES_EVERY_S = 30.0
+"""Seconds between two writings of the tables while rounds are played."""
+
+TABLES_SHARE = 0.05
+"""Largest share of the time that goes into writing the tables: they are made anew from all events."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,7 @@ class FolderRecord:
         self._writer = ThreadPoolExecutor(1, "record")
         self._error: BaseException | None = None
         self._checkpoint: Future[None] | None = None
+        self._tables_due = time.monotonic() + TABLES_EVERY_S
 
     def event(self, kind: str, values: Mapping[str, object]) -> None:
         """Append one event."""
@@ -132,6 +140,7 @@ class FolderRecord:
         def write() -> None:
             self._folder.save_checkpoint(progress.round, tensors, values)
             self._folder.prune_checkpoints(self._server.runtime.keep_checkpoints, progress.best_round)
+            self._tables_when_due()
 
         self._checkpoint = self._later(write)
 
@@ -145,6 +154,13 @@ class FolderRecord:
         """Wait until everything is on the disk; raises what went wrong."""
         self._writer.submit(lambda: None).result()
         self._raise()
+
+    def _tables_when_due(self) -> None:
+        started = time.monotonic()
+        if started >= self._tables_due:
+            self._folder.write_tables()
+            ended = time.monotonic()
+            self._tables_due = ended + max(TABLES_EVERY_S, (ended - started) / TABLES_SHARE)
 
     def _later(self, write: Callable[[], None]) -> Future[None]:
         self._raise()
@@ -219,7 +235,7 @@ def serve(
     folder: RunFolder,
     on_turn: Callable[[int, Turn, int], None] | None = None,
 ) -> Outcome:
-    """Play the rounds that are left, and write result.json and the tables at the end."""
+    """Play the rounds that are left; write the tables meanwhile and at any end, and result.json when all is done."""
     start = start_of(folder, server)
     with curves(folder):
         folder.event("start", {"round": start.round, "num-rounds": server.experiment.num_rounds})
@@ -242,6 +258,8 @@ def serve(
                 record.settle()
             if isinstance(error, Exception):
                 folder.event("failed", {"reason": f"{type(error).__name__}: {error}"})
+            with suppress(Exception):
+                folder.write_tables()
             raise
         folder.event("end", {"round": outcome.progress.round, "weights-sha256": outcome.weights_sha256})
     folder.write_tables()

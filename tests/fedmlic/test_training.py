@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from fedmlic.arrays import Resident
+from fedmlic.errors import InputError
 from fedmlic.experiment import Experiment
 from fedmlic.method import Local
 from fedmlic.optimiser import clip_norm
 from fedmlic.shard import Shard
-from fedmlic.training import augment, batches, classifier, fit, to_float
+from fedmlic.training import augment, batches, classifier, fit, steps, to_float
 
 CPU = torch.device("cpu")
 
@@ -63,6 +64,60 @@ def squares(network, images, labels):
 
 
 # Batches
+
+
+class Normed(nn.Module):
+    """BatchNorm over a map of one place: it needs two images."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm2d(3), nn.Linear(3, 3)
+        self.sizes = []
+
+    def forward(self, images):
+        self.sizes.append(len(images))
+        return self.head(self.norm(images.mean((2, 3), keepdim=True)).flatten(1))
+
+
+def normed():
+    torch.manual_seed(0)
+    moments = [("norm.running_mean", "norm.running_var")]
+    return Resident(Normed(), num_labels=3, label_rows=("head.weight", "head.bias"), moments=moments)
+
+
+@pytest.mark.parametrize(
+    ("num_images", "batch_size", "sizes"),
+    [(9, 4, [4, 5]), (9, 8, [9]), (10, 4, [4, 4, 2]), (8, 4, [4, 4]), (3, 2, [3]), (2, 4, [2])],
+)
+def test_under_batch_norm_a_last_batch_of_one_image_joins_the_one_before(num_images, batch_size, sizes):
+    learner = normed()
+
+    trained = fit(learner, shard(num_images), local(batch_size=batch_size, local_epochs=2), squares)
+
+    assert learner.network.sizes == 2 * sizes
+    assert trained.num_steps == 2 * len(sizes)
+
+
+def test_joined_batches_hold_every_image_once_in_the_order_of_the_others():
+    joined = list(steps(9, local(), join_last=True))
+
+    assert np.array_equal(np.concatenate(joined), np.concatenate(list(steps(9, local()))))
+
+
+@pytest.mark.parametrize(("num_images", "batch_size"), [(1, 4), (3, 1)])
+def test_batch_norm_over_one_value_names_the_client_and_what_to_change(num_images, batch_size):
+    given_local = local(client=7, batch_size=batch_size)
+
+    with pytest.raises(InputError, match=rf"client 7 .* got 1 of its {num_images} images.*batch-size.*norm="):
+        fit(normed(), shard(num_images, labels=np.ones((num_images, 3), np.int8)), given_local, squares)
+
+
+def test_other_errors_of_a_loss_stay_as_they_are():
+    def wrong(*_):
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match=r"^mine$"):
+        fit(resident(), shard(), local(), wrong)
 
 
 @pytest.mark.parametrize(("num_images", "batch_size"), [(10, 4), (4, 4), (1, 32), (9, 1), (33, 32)])
