@@ -8,6 +8,7 @@ blank image.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +44,10 @@ BRANDS = {
 """Image formats by the brand in their first bytes that Pillow may not know."""
 
 HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+
+
+# Photos are full of tags that Pillow finds odd; none of them concerns the pixels.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.(Image|TiffImagePlugin|ExifTags|ImageFile)$")
 
 
 class Header(NamedTuple):

@@ -11,13 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fedmlic.errors import InputError
-from fedmlic.images import UNREADABLE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-DAMAGED = (*UNREADABLE, AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError)
-"""What pydicom raises for a damaged file or one that it cannot decode, besides its own exceptions."""
 
 PIXEL_TAGS = ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth")
 
@@ -46,7 +42,8 @@ def _pydicom() -> Any:  # noqa: ANN401  (pydicom is optional and has no types he
 
 
 def _unreadable(error: Exception) -> InputError:
-    return InputError(f"Expected an undamaged DICOM file, got: {error}. Download it again or leave the image out.")
+    reason = str(error) or type(error).__name__
+    return InputError(f"Expected an undamaged DICOM file, got: {reason}. Download it again or leave the image out.")
 
 
 def origin(path: Path) -> Origin:
@@ -60,7 +57,7 @@ def origin(path: Path) -> Origin:
     try:
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
         return Origin(*(str(header.get(tag, "")).strip() for tag in tags))
-    except (*DAMAGED, pydicom.errors.InvalidDicomError) as error:
+    except Exception as error:  # pydicom raises exceptions of every type for damaged files
         raise _unreadable(error) from error
 
 
@@ -82,7 +79,7 @@ def hounsfield(path: Path, *, fix_intercept: bool) -> tuple[NDArray[np.float32],
         kind = str(file.PhotometricInterpretation)
         bits, signed = int(file.BitsStored), bool(file.PixelRepresentation)
         slope, intercept, centre, width = (_first(file.get(tag)) for tag in PIXEL_TAGS)
-    except (*DAMAGED, pydicom.errors.InvalidDicomError) as error:
+    except Exception as error:  # pydicom raises exceptions of every type for damaged files
         raise _unreadable(error) from error
     if values.ndim != 2 or kind != "MONOCHROME2":
         msg = f"Expected one frame of MONOCHROME2, got {kind} {list(values.shape)}. Leave the image out."
