@@ -23,6 +23,7 @@ from fedmlic.learner import build_network
 from fedmlic.method import Local
 from fedmlic.metrics import evaluate
 from fedmlic.protocol import HostInfo, Reply, Request, Turn
+from fedmlic.stores import DamagedError
 from fedmlic.training import checked
 from fedmlic.update import Update, units_for
 
@@ -100,7 +101,11 @@ class Host:
         """Play ``clients``; what they contribute is kept until ``collect``.
 
         Nothing a client does stops the host: an exception, an attempt to exit, a number that is
-        not finite or an exhausted memory becomes the turn's ``error``.
+        not finite or an exhausted memory becomes the turn's ``error``. Only data that are not
+        what was written stop it.
+
+        Raises:
+            DamagedError: an image or a label was changed on the disk.
         """
         if self._together is None or request.kind != "train":
             return [self._turn(request, client) for client in clients]
@@ -120,6 +125,8 @@ class Host:
         try:
             play = self._train if request.kind == "train" else self._evaluate
             turn = play(request, client)
+        except DamagedError:
+            raise  # a client less in each round would be another result
         except (Exception, SystemExit) as error:  # noqa: BLE001  (a client may fail in any way; it is recorded)
             turn = _failure(error)
         return Turn(client, self.name, started=started, seconds=time.perf_counter() - began, **turn)  # type: ignore[arg-type]

@@ -232,7 +232,7 @@ def open_corpus(
             in the way, or no room for a new one.
     """
     if dataset.built is not None:
-        return _hashed(_open_built(dataset, dataset.built, out), progress)
+        return open_hashed(_open_built(dataset, dataset.built, out), progress)
     key = corpus_key(dataset.name, dataset.version, dataset.identity)
     skip = bad_files == "skip"
     options = _Options(progress, workers or num_cores(), max_raw_gb, max_bad_fraction if skip else 0.0, keep_failed)
@@ -247,13 +247,19 @@ def open_corpus(
         lock = FileLock(place.base / f".{place.name}.lock")
         lock.acquire()
     except OSError as error:
+        if found is not None:
+            return _checked_partial(open_hashed(found, progress), options)
         hint = "Set FEDMLIC_HOME to a folder of yours." if out is None else "Choose another folder."
         msg = f"Expected {place.base} to be writable, got: {error}. {hint}"
         raise InputError(msg) from error
     try:
         # Another process may have built it while this one waited.
         found = place.find(max_raw_gb, skip=skip)
-        return _build(dataset, place, options) if found is None else _checked_partial(_hashed(found, progress), options)
+        return (
+            _build(dataset, place, options)
+            if found is None
+            else _checked_partial(open_hashed(found, progress), options)
+        )
     finally:
         lock.release()
 
@@ -663,12 +669,16 @@ def load_corpus(path: Path) -> Corpus:
     return corpus
 
 
-def _hashed(corpus: Corpus, progress: Progress | None) -> Corpus:
-    """The corpus with a hash of every image; one of an earlier version is compared as a whole, then gets them."""
+def open_hashed(corpus: Corpus, progress: Progress | None = None) -> Corpus:
+    """The corpus with a hash of every image; one of an earlier version is compared as a whole, then gets them.
+
+    Raises:
+        DamagedError: it is not what was written.
+    """
     if corpus.images.hashed:
         return corpus
     corpus.files.check(*corpus.files.files)
-    hashes = _image_hashes(corpus, progress)
+    hashes = _image_hashes(corpus.path, corpus.manifest, progress)
     try:
         with _replacing(corpus.path / IMAGE_HASHES) as new, new.open("wb") as file:
             np.save(file, hashes)
@@ -681,18 +691,22 @@ def _hashed(corpus: Corpus, progress: Progress | None) -> Corpus:
     return load_corpus(corpus.path)
 
 
-def _image_hashes(corpus: Corpus, progress: Progress | None) -> NDArray[np.uint64]:
+def damaged_rows(path: Path) -> list[int]:
+    """Rows of a corpus folder whose stored pixels are not what was written."""
+    found = _image_hashes(path, _read_json(path / "manifest.json"))
+    return np.flatnonzero(found != np.load(path / IMAGE_HASHES)).tolist()
+
+
+def _image_hashes(path: Path, manifest: Mapping[str, Any], progress: Progress | None = None) -> NDArray[np.uint64]:
     """``content_hash`` of every stored image."""
-    count = corpus.num_images
+    count, storage = manifest["num_images"], manifest["image"]["storage"]
     hashes = np.zeros(count, dtype=np.uint64)
-    if corpus.images.storage == "jpeg":
-        blob, offsets = (
-            np.memmap(corpus.path / PIXELS["jpeg"], np.uint8, "r"),
-            np.load(corpus.path / "images.offsets.npy"),
-        )
+    if storage == "jpeg":
+        blob: NDArray[np.uint8] = np.memmap(path / PIXELS["jpeg"], np.uint8, "r")
+        offsets = np.load(path / "images.offsets.npy")
     else:
-        blob = np.load(corpus.path / PIXELS["raw"], mmap_mode="r").reshape(-1)
-        offsets = np.arange(count + 1) * (blob.size // max(1, count))
+        blob = np.load(path / PIXELS["raw"], mmap_mode="r").reshape(-1)
+        offsets = np.arange(count + 1) * (blob.size // count)
     for start in range(0, count, BLOCK_IMAGES):
         rows = range(start, min(start + BLOCK_IMAGES, count))
         hashes[rows.start : rows.stop] = [content_hash(blob[offsets[row] : offsets[row + 1]].data) for row in rows]
@@ -704,7 +718,7 @@ def _image_hashes(corpus: Corpus, progress: Progress | None) -> NDArray[np.uint6
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """A temporary name for a block; what was written there replaces ``path`` if the block ends well."""
-    new = path.with_name(f".{path.name}.new")
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")  # others may write the same beside us
     try:
         yield new
         _sync(new)

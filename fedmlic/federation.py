@@ -146,7 +146,7 @@ class Federation:
 
     @property
     def content(self) -> str:
-        """Hash of what clients hold: equal for equal rows and labels, whatever code dealt them out; empty on a device."""
+        """Hash of what clients hold: equal for equal rows and labels, whatever code dealt them out; "" on a device."""
         files = self.manifest.get("files", {})
         held = {name: about["sha256"] for name, about in files.items() if not name.startswith("tallies.")}
         return code.digest({**held, "corpus": self.corpus.content}) if files else ""
@@ -243,7 +243,7 @@ def _plan(corpus: Corpus, partition: str, regime: str, num_clients: int, seed: i
         "corpus": corpus.key,
         "partition": canonical("partition", partition),
         "regime": canonical("regime", regime),
-        "code": code.digest(code.files_behind(__name__, *_modules(partition, regime))),
+        "code": code.digest(code.files_behind(__name__, *modules_behind(partition, regime))),
         "num_clients": num_clients,
         "seed": seed,
         "holdout_fraction": float(holdout_fraction),
@@ -280,10 +280,10 @@ def canonical(key: str, text: str) -> str:
     return str(Spec(spec.name, {n: float(v) if n in floats else v for n, v in arguments.items()}))
 
 
-def _modules(partition: str, regime: str) -> list[str]:
-    """Modules of a partition, a regime and all regimes it is made of: whoever edits one must not get yesterday's labels.
+def modules_behind(partition: str, regime: str) -> list[str]:
+    """Modules of a partition, a regime and all regimes it is made of.
 
-    An edit counts once the edited module is imported, not before.
+    Whoever edits one must not get yesterday's labels. An edit counts once the edited module is imported, not before.
     """
     return [*spec.modules("partition", partition), *_modules_of_regime(regime)]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedmlic.errors import InputError
 from fedmlic.experiment import home_of, split_settings
-from fedmlic.record import RunFolder, check_new, create, open_run, read_json
+from fedmlic.record import RunFolder, check_new, create, open_run, read_json, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -154,7 +154,9 @@ def _play(
         federation = open_federation(experiment, runtime, server.corpus)
         _check_cohort(experiment, federation)
         if engine == "flower":
-            return _under_flower(experiment, runtime, open_folder(), watch)
+            folder = open_folder()
+            check_data(folder, federation)
+            return _under_flower(experiment, runtime, folder, watch)
         transport: Transport
         if workers is not None:
             workers.setup(experiment, server.learner)
@@ -162,6 +164,7 @@ def _play(
         else:
             transport = _in_process(experiment, runtime, server, federation)
         folder = open_folder()
+        check_data(folder, federation)
         folder.listeners.append(watch.event)
         with folder.alone():
             watch.started(folder, experiment, max(folder.checkpoints(), default=0))
@@ -170,6 +173,24 @@ def _play(
     finally:
         if workers is not None:
             workers.close()
+
+
+def check_data(folder: RunFolder, federation: Federation) -> None:
+    """Keep what the clients of a new run hold as ``data.json``, and make sure that one that goes on has the same.
+
+    Raises:
+        InputError: code of the partition or regime that was edited since deals out other images or labels.
+    """
+    path = folder.path / "data.json"
+    if not path.exists() or not folder.checkpoints():
+        write_json(path, {"corpus": federation.corpus.content, "federation": federation.content})
+        return
+    if read_json(path).get("federation") != federation.content:
+        msg = (
+            f"Expected the images and labels that {folder.path} was started with, got others: the code of the "
+            "partition or regime was edited since. Restore it, or start a new run."
+        )
+        raise InputError(msg)
 
 
 def _under_flower(experiment: Experiment, runtime: Runtime, folder: RunFolder, watch: Watch) -> dict[str, Any]:

@@ -14,19 +14,21 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fedmlic import spec
+from fedmlic import code, spec
 from fedmlic.corpus import Corpus, open_corpus
 from fedmlic.errors import InputError
 from fedmlic.evaluation import Evaluator
 from fedmlic.experiment import home_of
+from fedmlic.federation import modules_behind
 from fedmlic.learner import Learner, build_learner, choose_device
 from fedmlic.process import prepare
-from fedmlic.record import RunFolder, write_bytes, write_json
+from fedmlic.record import RunFolder, read_json, write_bytes, write_json
 from fedmlic.tensorboard import curves
 from strategies.server.rounds import Outcome, Progress, Rounds
 from strategies.strategy import State, Strategy
 
 if TYPE_CHECKING:
+    from fedmlic.dataset import Dataset
     from fedmlic.experiment import Experiment, Runtime
     from fedmlic.protocol import Turn
     from strategies.server.transport import Transport
@@ -44,6 +46,8 @@ class Server:
     corpus: Corpus
     learner: Learner
     strategy: Strategy
+    warnings: tuple[str, ...] = ()
+    """What the record and whoever watches should know of the data."""
 
 
 def label_space(experiment: Experiment, corpus: Corpus) -> tuple[str, ...]:
@@ -76,7 +80,8 @@ def build_server(
     """
     prepare(runtime.threads)
     strategy: Strategy = spec.build("strategy", experiment.strategy)
-    corpus = open_corpus(spec.build("dataset", experiment.dataset), home_of(runtime), progress=progress)
+    dataset: Dataset = spec.build("dataset", experiment.dataset)
+    corpus = open_corpus(dataset, home_of(runtime), progress=progress)
     device = choose_device(runtime.device)
     learner = build_learner(
         experiment,
@@ -85,7 +90,19 @@ def build_server(
         device,
         channels_last=runtime.channels_last,
     )
-    return Server(experiment, runtime, corpus, learner, strategy)
+    return Server(experiment, runtime, corpus, learner, strategy, _about_data(dataset, corpus))
+
+
+def _about_data(dataset: Dataset, corpus: Corpus) -> tuple[str, ...]:
+    """A line if code of this project that drew the corpus was edited since."""
+    change = code.compare(corpus.manifest.get("code", dataset.code), dataset.code)
+    if not change:
+        return ()
+    text = (
+        f"{corpus.path} was built by other code of data set {corpus.name} ({change}). If that draws other images or "
+        "labels, delete the folder to have it built again."
+    )
+    return (text,)
 
 
 class FolderRecord:
@@ -121,6 +138,7 @@ class FolderRecord:
         best = None if math.isinf(progress.best_value) else progress.best_value
         values = {
             "corpus": self._server.corpus.key,
+            "content": self._server.corpus.content,
             "best_round": progress.best_round,
             "best_value": best,
             "seconds": progress.seconds,
@@ -168,7 +186,8 @@ def start_of(folder: RunFolder, server: Server) -> Progress:
         _write_frozen(folder, server)
         return Progress(0, server.strategy.init(flat, layout))
     tensors, values = folder.load_checkpoint(numbers[-1])
-    if values["corpus"] != server.corpus.key:
+    # Another key with the same content: an edited plug-in that draws what it drew before.
+    if values["corpus"] != server.corpus.key and values.get("content") != server.corpus.content:
         msg = (
             f"Expected the images and labels that {folder.path} was started with (corpus {values['corpus']}), "
             f"got others (corpus {server.corpus.key}). Restore them, or start a new run."
@@ -194,6 +213,32 @@ def _write_frozen(folder: RunFolder, server: Server) -> None:
     write_bytes(folder.path / "frozen.safetensors", save(state, metadata=about))
 
 
+def code_of(experiment: Experiment) -> dict[str, str]:
+    """Hash of every Python file that decides the result: this project's and those of plug-ins."""
+    others = [key for key in spec.CATALOGUES if key not in {"partition", "regime"}]
+    modules = [module for key in others for module in spec.modules(key, getattr(experiment, key))]
+    modules += modules_behind(experiment.partition, experiment.regime)
+    return {**code.own_files(), **code.outside(code.files_behind(*modules))}
+
+
+def note_code(folder: RunFolder, experiment: Experiment, *, resumed: bool) -> list[str]:
+    """Keep the code of a new run as ``code.json``; for one that goes on, a line if its code has changed."""
+    files, path = code_of(experiment), folder.path / "code.json"
+    if not resumed:
+        write_json(path, {"digest": code.digest(files), "files": files})
+        return []
+    if not path.exists():
+        return ["the code that this run was started with is not known: it was not recorded then"]
+    change = code.compare(read_json(path)["files"], files)
+    if not change:
+        return []
+    text = (
+        f"this run was started with other code ({change}). Rounds from here on are those of the code as it is now; "
+        "the result may not be that of a run that was never interrupted."
+    )
+    return [text]
+
+
 def serve(
     server: Server,
     transport: Transport,
@@ -204,6 +249,8 @@ def serve(
     start = start_of(folder, server)
     with curves(folder):
         folder.event("start", {"round": start.round, "num-rounds": server.experiment.num_rounds})
+        for text in (*server.warnings, *note_code(folder, server.experiment, resumed=start.round > 0)):
+            folder.event("warning", {"text": text})
         record = FolderRecord(folder, server)
         rounds = Rounds(
             server.experiment,
