@@ -29,9 +29,11 @@ DECIDING = ("fedmlic", "clients", "strategies")
 DIGITS = 16
 """Hexadecimal digits of SHA-256 that are kept of a file."""
 
+_SPACE = r"(?:[ \t]|\\\n)"
 IMPORT = re.compile(
-    r"(?:^|[;:])[ \t]*(?:from[ \t]+(?P<start>[.\w]+)[ \t]+import[ \t]*(?P<names>\([^)]*\)|(?:[^\n;\\]|\\\n)+)"
-    r"|import[ \t]+(?P<modules>(?:[^\n;\\]|\\\n)+))",
+    rf"(?:^|[;:])[ \t]*(?:from{_SPACE}+(?P<start>[.\w]+){_SPACE}+import{_SPACE}*"
+    r"(?P<names>\([^)]*\)|(?:[^\n;\\]|\\\n)+)"
+    rf"|import{_SPACE}+(?P<modules>(?:[^\n;\\]|\\\n)+))",
     re.MULTILINE,
 )
 """A statement that imports. Python's own parser takes a hundred times as long."""
@@ -101,7 +103,8 @@ def files_behind(*modules: str) -> dict[str, str]:
         )
         if place is None:
             continue
-        files[module.replace(".", "/") + ("/__init__.py" if place.name == "__init__.py" else ".py")] = _file_hash(place)
+        end = "/__init__.py" if place.name == "__init__.py" else ".py"
+        files[module.replace(".", "/") + end] = _module_hash(module, place)
         for name in _imports(place, module):
             if name not in seen:
                 seen.add(name)
@@ -161,6 +164,20 @@ def _installed(top: str) -> bool:
 def _stamp(file: Path) -> tuple[int, int]:
     about = file.stat()
     return about.st_size, about.st_mtime_ns
+
+
+_LOADED: dict[str, tuple[object, str]] = {}
+"""By module: what stands for its last import, and the hash of its file then."""
+
+
+def _module_hash(module: str, file: Path) -> str:
+    """The hash of a module's file; once it is imported, that of the code which runs, whatever the file has become."""
+    imported = getattr(sys.modules.get(module), "__spec__", None)  # a new one for each import
+    if imported is None:
+        return _file_hash(file)
+    if module not in _LOADED or _LOADED[module][0] is not imported:
+        _LOADED[module] = (imported, _file_hash(file))
+    return _LOADED[module][1]
 
 
 def _file_hash(file: Path) -> str:

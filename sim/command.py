@@ -452,7 +452,7 @@ def verify_data(
             folder = Path(name).expanduser()
             if root is not None or not (folder / "manifest.json").is_file():
                 folder = tools.find_corpus(name, root, read_options(options), workers, console).path
-            with tools.Counting(console, f"verifying {folder.name}") as watch:
+            with tools.Counting(console, f"verifying {folder.name}", "MB") as watch:
                 found = verify(folder, watch, workers)
         if json_output:
             _print_json(found)

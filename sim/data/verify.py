@@ -27,7 +27,7 @@ def verify(folder: Path, watch: Watch | None = None, workers: int | None = None)
 
     Args:
         folder: of a corpus, or of a federation.
-        watch: called with (bytes read, bytes in all).
+        watch: called with (MB read, MB in all).
         workers: threads; one per core up to 8 by default.
 
     Returns:
@@ -48,7 +48,7 @@ def verify(folder: Path, watch: Watch | None = None, workers: int | None = None)
             done += files[name]["bytes"]
             problems += [problem] if problem else []
             if watch is not None:
-                watch(done, total)
+                watch(done // 1_000_000, total // 1_000_000)
     damaged = _damaged_images(folder) if any(problem.split()[0] in PIXELS.values() for problem in problems) else []
     added = False
     if not problems and manifest.get("schema") == "fedmlic-corpus":

@@ -204,7 +204,7 @@ def test_other_images_than_at_the_start_are_an_error(interrupted):
     """A folder of images can change between the kill and the resume."""
     for file in (interrupted / "checkpoints").glob("*.json"):
         values = read_json(file)
-        values["corpus"] = "0" * 12
+        values["corpus"] = values["content"] = "0" * 12
         file.write_text(json.dumps(values))
 
     with pytest.raises(InputError, match=r"images and labels that .* was started with"):
