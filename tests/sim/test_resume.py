@@ -345,3 +345,60 @@ def test_a_folder_that_another_process_runs_is_refused(settings, tmp_path, slowl
 
     first.kill()
     first.communicate()
+
+
+REGIME = """
+import numpy as np
+from fedmlic.regime import Regime
+
+def mine(*, x: int = 1):
+    def annotate(assignment):
+        {body}
+    return Regime(annotate)
+"""
+
+
+def edited(monkeypatch, plug, body):
+    """Write the plug-in's file, and have the next import read it."""
+    plug("my_regime", REGIME.format(body=body))
+    monkeypatch.delitem(sys.modules, "my_regime", raising=False)
+
+
+def resumed_events(path):
+    return [event["text"] for event in open_run(path).events() if event["event"] == "warning"]
+
+
+def test_a_run_that_goes_on_with_other_code_says_which_files(monkeypatch, play, plug, tmp_path):
+    """Labels that are the same can be gone on with; code that was edited is named, in the record too."""
+    out = tmp_path / "run"
+    edited(monkeypatch, plug, "return assignment.labels.copy()")
+    broken_at(monkeypatch, play, out, RunFolder, "save_checkpoint", 2, regime="my_regime.mine()")
+    assert resumed_events(out) == []
+    edited(monkeypatch, plug, "return assignment.labels.copy()  # a comment")
+
+    engine.resume(out)
+
+    assert [text.partition(")")[0] for text in resumed_events(out)] == [
+        "this run was started with other code (changed: my_regime.py"
+    ]
+
+
+def test_a_run_does_not_go_on_with_other_labels(monkeypatch, play, plug, tmp_path):
+    out = tmp_path / "run"
+    edited(monkeypatch, plug, "return assignment.labels.copy()")
+    broken_at(monkeypatch, play, out, RunFolder, "save_checkpoint", 2, regime="my_regime.mine()")
+    edited(monkeypatch, plug, "return np.full_like(assignment.labels, -1)")
+
+    with pytest.raises(InputError, match=r"Expected the images and labels that .* was started with, got others"):
+        engine.resume(out)
+
+
+def test_a_run_of_an_earlier_version_says_that_its_code_is_not_known(interrupted):
+    (interrupted / "code.json").unlink()
+    (interrupted / "data.json").unlink()
+
+    engine.resume(interrupted)
+
+    assert resumed_events(interrupted) == [
+        "the code that this run was started with is not known: it was not recorded then"
+    ]
