@@ -47,7 +47,7 @@ HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b
 
 
 # Photos are full of tags that Pillow finds odd; none of them concerns the pixels.
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.(Image|TiffImagePlugin|ExifTags|ImageFile)$")
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class Header(NamedTuple):

@@ -14,6 +14,8 @@ from fedmlic.errors import InputError
 from fedmlic.files import file_sha256
 from fedmlic.stores import PIXELS, check_seal
 
+MB = 1_000_000
+
 MAX_NAMED = 10
 """Damaged images that are named."""
 
@@ -47,8 +49,8 @@ def verify(folder: Path, watch: Watch | None = None, workers: int | None = None)
         ):
             done += files[name]["bytes"]
             problems += [problem] if problem else []
-            if watch is not None:
-                watch(done // 1_000_000, total // 1_000_000)
+            if watch is not None and files[name]["bytes"] >= MB:
+                watch(done // MB, total // MB)
     damaged = _damaged_images(folder) if any(problem.split()[0] in PIXELS.values() for problem in problems) else []
     added = False
     if not problems and manifest.get("schema") == "fedmlic-corpus":
