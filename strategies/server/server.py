@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedmlic import code, spec
-from fedmlic.corpus import Corpus, open_corpus
+from fedmlic.corpus import Corpus, load_corpus, open_corpus
 from fedmlic.errors import InputError
 from fedmlic.evaluation import Evaluator
 from fedmlic.experiment import home_of
@@ -138,7 +139,6 @@ class FolderRecord:
         best = None if math.isinf(progress.best_value) else progress.best_value
         values = {
             "corpus": self._server.corpus.key,
-            "content": self._server.corpus.content,
             "best_round": progress.best_round,
             "best_value": best,
             "seconds": progress.seconds,
@@ -186,8 +186,7 @@ def start_of(folder: RunFolder, server: Server) -> Progress:
         _write_frozen(folder, server)
         return Progress(0, server.strategy.init(flat, layout))
     tensors, values = folder.load_checkpoint(numbers[-1])
-    # Another key with the same content: an edited plug-in that draws what it drew before.
-    if values["corpus"] != server.corpus.key and values.get("content") != server.corpus.content:
+    if values["corpus"] != server.corpus.key and not _same_content(values["corpus"], server.corpus):
         msg = (
             f"Expected the images and labels that {folder.path} was started with (corpus {values['corpus']}), "
             f"got others (corpus {server.corpus.key}). Restore them, or start a new run."
@@ -199,6 +198,15 @@ def start_of(folder: RunFolder, server: Server) -> Progress:
     flat = layout.pack(model).to(server.learner.device)
     best = -math.inf if values["best_value"] is None else float(values["best_value"])
     return Progress(values["round"], State(flat, memory), values["best_round"], best, values["seconds"])
+
+
+def _same_content(key: str, corpus: Corpus) -> bool:
+    """Whether the corpus ``key`` holds the same: an edited plug-in may draw what it drew before."""
+    folder = corpus.path.parent / Path(key).name
+    try:
+        return folder.is_dir() and load_corpus(folder).content == corpus.content
+    except InputError:
+        return False
 
 
 def _write_frozen(folder: RunFolder, server: Server) -> None:

@@ -204,7 +204,7 @@ def test_other_images_than_at_the_start_are_an_error(interrupted):
     """A folder of images can change between the kill and the resume."""
     for file in (interrupted / "checkpoints").glob("*.json"):
         values = read_json(file)
-        values["corpus"] = values["content"] = "0" * 12
+        values["corpus"] = "0" * 12
         file.write_text(json.dumps(values))
 
     with pytest.raises(InputError, match=r"images and labels that .* was started with"):
@@ -402,3 +402,29 @@ def test_a_run_of_an_earlier_version_says_that_its_code_is_not_known(interrupted
     assert resumed_events(interrupted) == [
         "the code that this run was started with is not known: it was not recorded then"
     ]
+
+
+DATASET = """
+from dataclasses import replace
+from fedmlic.datasets.multidigits import multidigits
+
+def digits(*, x: int = 1):
+    found = multidigits(num_train=60, num_val=10, num_test=10, image_size=24)
+    return replace(found, name="digits", image=lambda row: {body}, images=None)
+"""
+
+
+@pytest.mark.parametrize(("body", "same"), [("found.image(row)", True), ("found.image(row) // 2", False)])
+def test_a_run_goes_on_after_an_edit_of_its_data_set_that_draws_the_same(monkeypatch, play, plug, tmp_path, body, same):
+    out = tmp_path / "run"
+    plug("my_digits", DATASET.format(body="found.image(row)"))
+    broken_at(monkeypatch, play, out, RunFolder, "save_checkpoint", 2, dataset="my_digits.digits()")
+    plug("my_digits", "# edited\n" + DATASET.format(body=body))
+    monkeypatch.delitem(sys.modules, "my_digits")
+
+    if same:
+        engine.resume(out)
+        assert "changed: my_digits.py" in resumed_events(out)[0]
+    else:
+        with pytest.raises(InputError, match=r"images and labels that .* was started with"):
+            engine.resume(out)
