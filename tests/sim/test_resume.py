@@ -409,7 +409,7 @@ from dataclasses import replace
 from fedmlic.datasets.multidigits import multidigits
 
 def digits(*, x: int = 1):
-    found = multidigits(num_train=60, num_val=10, num_test=10, image_size=24)
+    found = multidigits(num_train=120, num_val=20, num_test=20, image_size=24, num_owners=5)
     return replace(found, name="digits", image=lambda row: {body}, images=None)
 """
 
