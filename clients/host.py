@@ -25,6 +25,7 @@ from fedmlic.method import Local, Trained, stretch_of
 from fedmlic.metrics import client_metrics
 from fedmlic.mod import Payload
 from fedmlic.protocol import CLIENTS_BEHIND, IMAGES_BEHIND, HostInfo, Reply, Request, Turn
+from fedmlic.stores import DamagedError
 from fedmlic.training import checked
 from fedmlic.update import Update, turn_metrics, units_for
 
@@ -123,7 +124,11 @@ class Host:
         """Play ``clients``; what they contribute is kept until ``collect``.
 
         Nothing a client does stops the host: an exception, an attempt to exit, a number that is
-        not finite or an exhausted memory becomes the turn's ``error``.
+        not finite or an exhausted memory becomes the turn's ``error``. Only data that are not
+        what was written stop it.
+
+        Raises:
+            DamagedError: an image or a label was changed on the disk.
         """
         if self._together is None or request.kind != "train":
             return [self._turn(request, client) for client in clients]
@@ -143,6 +148,8 @@ class Host:
         play = {"train": self._train, "evaluate": self._evaluate, "count": self._count}[request.kind]
         try:
             turn = play(request, client)
+        except DamagedError:
+            raise  # a client less in each round would be another result
         except (Exception, SystemExit) as error:  # noqa: BLE001  (a client may fail in any way; it is recorded)
             turn = _failure(error)
         return Turn(client, self.name, started=started, seconds=time.perf_counter() - began, **turn)  # type: ignore[arg-type]

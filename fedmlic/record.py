@@ -4,7 +4,8 @@
 
     RUN/experiment.json     the resolved settings and the identity of the experiment
         environment.json    versions and machine, no host names
-        data.json           warnings about the data, names of clients, labels that nobody was trained on
+        code.json           hash of every Python file that decides the result
+        data.json           hashes of the corpus and of what each client holds, warnings, names of clients
         events.jsonl        append-only; the source of every table
         checkpoints/        round-00012.safetensors, then round-00012.json, which makes it count
         frozen.safetensors  what the network needs besides the exchanged tensors

@@ -37,6 +37,7 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from fedmlic import code
 from fedmlic.errors import InputError
 from fedmlic.protocol import HostInfo, Kind, Reply, Request, Turn
 from fedmlic.update import RowWeight, SharedWeight, Units, Update, Weighting
@@ -120,13 +121,10 @@ class Introduction:
 @cache
 def code_digest() -> str:
     """Hash of the Python files of ``PACKAGES`` as this process finds them."""
-    digest = hashlib.sha256()
+    files: dict[str, str] = {}
     for name in PACKAGES:
-        folder = package_folder(name)
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(f"{name}/{path.relative_to(folder).as_posix()}\n".encode())
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()[:16]
+        files |= code.package_files(name, package_folder(name))
+    return code.digest(files)
 
 
 def versions() -> dict[str, str]:

@@ -554,6 +554,52 @@ def describe_data(
             _print_json(found)
 
 
+@data.command("verify")
+def verify_data(
+    name: Annotated[str, typer.Argument(metavar="FOLDER|NAME", help="A corpus or federation folder, or a data set.")],
+    options: Options = None,
+    *,
+    root: Root = None,
+    workers: Workers = None,
+    json_output: Json = False,
+) -> None:
+    """Compare a corpus or federation with what was written: exit code 0 if it is the same, 1 if not."""
+    with _errors("Nothing was changed."):
+        from rich.console import Console
+
+        from sim.data import prepare as tools
+        from sim.data.verify import verify
+
+        console = Console(stderr=True)
+        with _working(json_output=json_output):
+            folder = Path(name).expanduser()
+            if root is not None or not (folder / "manifest.json").is_file():
+                folder = tools.find_corpus(name, root, read_options(options), workers, console).path
+            with tools.Counting(console, f"verifying {folder.name}", "MB") as watch:
+                found = verify(folder, watch, workers)
+        if json_output:
+            _print_json(found)
+        else:
+            _print_verified(found)
+        if not found["ok"]:
+            raise typer.Exit(EXIT_FAILED)
+
+
+def _print_verified(found: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    console = Console()
+    lines = [f"{found['folder']}: {found['files']} files, {found['bytes'] / 1e6:,.1f} MB in {found['seconds']:.1f} s"]
+    lines += found["problems"] or ["every byte is what was written"]
+    lines += [f"damaged image: {image}" for image in found["damaged_images"]]
+    if found["hashes_added"]:
+        lines.append("a hash of every image was added; an earlier version had built this corpus without")
+    if not found["ok"]:
+        lines.append("Delete that folder to have it built again, or restore it from a copy.")
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def _warn(warnings: list[str]) -> None:
     from sim.console import open_console, say
 

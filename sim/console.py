@@ -269,7 +269,10 @@ class Display(Watch):
             self._bars.update(self._clients_task, completed=len(self._done), total=total, visible=True)
 
     def event(self, kind: str, values: Mapping[str, object]) -> None:
-        """Show a finished round."""
+        """Show a finished round, or a warning."""
+        if kind == "warning":
+            text = f"warning: {values['text']}"
+            self._console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
         if kind != "round":
             return
         done = int(str(values["round"]))

@@ -28,7 +28,24 @@ from sim.data.prepare import Source, build_dataset, deviations, duplicate_warnin
 if TYPE_CHECKING:
     from sim.data.prepare import Watch
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".dcm"})
+IMAGE_SUFFIXES = frozenset(
+    {
+        ".avif",
+        ".bmp",
+        ".dcm",
+        ".gif",
+        ".heic",
+        ".jp2",
+        ".jpeg",
+        ".jpg",
+        ".pgm",
+        ".png",
+        ".ppm",
+        ".tif",
+        ".tiff",
+        ".webp",
+    }
+)
 """Ends of file names that are counted as images when a download holds more than the data set uses."""
 
 LOOK_IMAGES = 64

@@ -105,11 +105,13 @@ class Counting:
     Args:
         console: of stderr.
         what: beginning of the line, such as ``"building coco2014"``.
+        unit: what is counted.
     """
 
-    def __init__(self, console: Console, what: str) -> None:
+    def __init__(self, console: Console, what: str, unit: str = "images") -> None:
         self._console = console
         self._what = what
+        self._unit = unit
         self._bar: Progress | None = None
         self._started: tuple[float, int] | None = None
         self._said_s = 0.0
@@ -133,7 +135,11 @@ class Counting:
             # The first call tells of one block, or of all that an earlier build has left.
             self._started = (now, done)
         seconds, images = now - self._started[0], done - self._started[1]
-        note = f"{images / seconds:,.0f} images/s, {duration((total - done) * seconds / images)} left" if images else ""
+        note = (
+            f"{images / seconds:,.0f} {self._unit}/s, {duration((total - done) * seconds / images)} left"
+            if images
+            else ""
+        )
         if self._bar is not None:
             self._bar.update(self._task, completed=done, total=total, note=note)
         elif done == total or now - self._said_s > LINE_S:

@@ -13,18 +13,20 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from fedmlic import spec
-from fedmlic.corpus import Corpus, open_corpus
+from fedmlic import code, spec
+from fedmlic.corpus import Corpus, load_corpus, open_corpus
 from fedmlic.errors import InputError
 from fedmlic.evaluation import Evaluator
 from fedmlic.experiment import home_of
+from fedmlic.federation import modules_behind
 from fedmlic.learner import Learner, build_learner, choose_device, label_space
 from fedmlic.process import prepare
-from fedmlic.record import RunFolder, write_bytes, write_json
+from fedmlic.record import RunFolder, read_json, write_bytes, write_json
 from fedmlic.tensorboard import curves
 from strategies.server.check import check_experiment, mods_of
 from strategies.server.rounds import Outcome, Progress, Rounds
@@ -33,6 +35,7 @@ from strategies.strategy import State, Strategy
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fedmlic.dataset import Dataset
     from fedmlic.experiment import Experiment, Runtime
     from fedmlic.protocol import Turn
     from strategies.server.transport import Transport
@@ -60,6 +63,8 @@ class Server:
     corpus: Corpus
     learner: Learner
     strategy: Strategy
+    warnings: tuple[str, ...] = ()
+    """What the record and whoever watches should know of the data."""
 
     @property
     def remembers(self) -> bool:
@@ -79,7 +84,7 @@ def build_server(
     check_experiment(experiment, runtime)
     prepare(runtime.threads)
     strategy: Strategy = spec.build("strategy", experiment.strategy)
-    dataset = spec.build("dataset", experiment.dataset)
+    dataset: Dataset = spec.build("dataset", experiment.dataset)
     corpus = open_corpus(dataset, home_of(runtime), progress=progress, **experiment.reading())
     device = choose_device(runtime.device)
     learner = build_learner(
@@ -89,7 +94,19 @@ def build_server(
         device,
         channels_last=runtime.channels_last,
     )
-    return Server(experiment, runtime, corpus, learner, strategy)
+    return Server(experiment, runtime, corpus, learner, strategy, _about_data(dataset, corpus))
+
+
+def _about_data(dataset: Dataset, corpus: Corpus) -> tuple[str, ...]:
+    """A line if code of this project that drew the corpus was edited since."""
+    change = code.compare(corpus.manifest.get("code", dataset.code), dataset.code)
+    if not change:
+        return ()
+    text = (
+        f"{corpus.path} was built by other code of data set {corpus.name} ({change}). If that draws other images or "
+        "labels, delete the folder to have it built again."
+    )
+    return (text,)
 
 
 class FolderRecord:
@@ -193,7 +210,7 @@ def start_of(folder: RunFolder, server: Server) -> Progress:
         _write_frozen(folder, server)
         return Progress(0, State(flat))
     tensors, values = folder.load_checkpoint(numbers[-1])
-    if values["corpus"] != server.corpus.key:
+    if values["corpus"] != server.corpus.key and not _same_content(values["corpus"], server.corpus):
         msg = (
             f"Expected the images and labels that {folder.path} was started with (corpus {values['corpus']}), "
             f"got others (corpus {server.corpus.key}). Restore them, or start a new run."
@@ -217,6 +234,15 @@ def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
+def _same_content(key: str, corpus: Corpus) -> bool:
+    """Whether the corpus ``key`` holds the same: an edited plug-in may draw what it drew before."""
+    folder = corpus.path.parent / Path(key).name
+    try:
+        return folder.is_dir() and load_corpus(folder).content == corpus.content
+    except InputError:
+        return False
+
+
 def _write_frozen(folder: RunFolder, server: Server) -> None:
     """Keep what is frozen in the network, so that prediction needs no weight file of the past."""
     from safetensors.torch import save
@@ -229,6 +255,33 @@ def _write_frozen(folder: RunFolder, server: Server) -> None:
     write_bytes(folder.path / "frozen.safetensors", save(state, metadata=about))
 
 
+def code_of(experiment: Experiment) -> dict[str, str]:
+    """Hash of every Python file that decides the result: this project's and those of plug-ins."""
+    others = [key for key in spec.CATALOGUES if key not in {"partition", "regime"}]
+    named = [(key, str(each)) for key in others for each in spec.parse_all(getattr(experiment, key), key)]
+    modules = [module for key, text in named for module in spec.modules(key, text)]
+    modules += modules_behind(experiment.partition, experiment.regime)
+    return {**code.own_files(), **code.outside(code.files_behind(*modules))}
+
+
+def note_code(folder: RunFolder, experiment: Experiment, *, resumed: bool) -> list[str]:
+    """Keep the code of a new run as ``code.json``; for one that goes on, a line if its code has changed."""
+    files, path = code_of(experiment), folder.path / "code.json"
+    if not resumed:
+        write_json(path, {"digest": code.digest(files), "files": files})
+        return []
+    if not path.exists():
+        return ["the code that this run was started with is not known: it was not recorded then"]
+    change = code.compare(read_json(path)["files"], files)
+    if not change:
+        return []
+    text = (
+        f"this run was started with other code ({change}). Rounds from here on are those of the code as it is now; "
+        "the result may not be that of a run that was never interrupted."
+    )
+    return [text]
+
+
 def serve(
     server: Server,
     transport: Transport,
@@ -239,6 +292,8 @@ def serve(
     start = start_of(folder, server)
     with curves(folder):
         folder.event("start", {"round": start.round, "num-rounds": server.experiment.num_rounds})
+        for text in (*server.warnings, *note_code(folder, server.experiment, resumed=start.round > 0)):
+            folder.event("warning", {"text": text})
         record = FolderRecord(folder, server)
         rounds = Rounds(
             server.experiment,

@@ -13,6 +13,7 @@ from fedmlic.histograms import ScoreHistograms
 from fedmlic.labels import known
 from fedmlic.learner import build_learner
 from fedmlic.protocol import Request
+from fedmlic.stores import DamagedError, Images, damaged
 from fedmlic.update import Weighting, units_for
 from strategies.server.server import build_server
 
@@ -330,3 +331,17 @@ def test_the_learner_is_the_same_in_every_process(tiny):
     second = build_learner(experiment, ("a", "b"), (24, 24, 3))
 
     assert torch.equal(first.resident.flat, second.resident.flat)
+
+
+def test_data_that_are_not_what_was_written_stop_the_host(host, monkeypatch):
+    """A failed client in each round would be another result, and nobody may look at the log."""
+    host = host()
+
+    def take(self, rows):
+        raise damaged(self.folder, f"the image in row {rows[0]} was changed")
+
+    monkeypatch.setattr(Images, "take", take)
+
+    for kind in ("train", "evaluate"):
+        with pytest.raises(DamagedError, match="the image in row"):
+            host.play(request_for(host, kind), [0])
