@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fedmlic.arrays import Layout
 from fedmlic.spec import build, entries, factory
 from fedmlic.update import Update, Weighting, units_for
-from strategies.strategy import State, Strategy
+from strategies.strategy import Round, State, Strategy
 
 NAMES = entries("strategy")
 VARIANTS = [*NAMES, "fedavg(weights='uniform')", "fedavg(weights='annotations')", "labelwise(shared='images')"]
@@ -26,6 +26,7 @@ LAYOUT = Layout(
     (("mean", "var"),),
 )
 SIZES = (10, 200, 3, 57)
+HERE = Round(1, len(SIZES), len(SIZES), LAYOUT)
 
 
 def start(seed=0):
@@ -68,7 +69,7 @@ def updates(strategy, clients=(0, 1, 2, 3), groups=None):
 def aggregate(name, sent=None, flat=None):
     strategy = build("strategy", name)
     state = strategy.init(start() if flat is None else flat, LAYOUT)
-    return strategy.aggregate(state, iter(updates(strategy) if sent is None else sent))
+    return strategy.aggregate(state, iter(updates(strategy) if sent is None else sent), HERE)
 
 
 def bits(state):
@@ -103,7 +104,7 @@ def test_without_updates_nothing_changes(name):
     state = strategy.init(start(), LAYOUT)
     before = bits(state)
 
-    assert bits(strategy.aggregate(state, iter(()))) == before
+    assert bits(strategy.aggregate(state, iter(()), HERE)) == before
 
 
 @every_strategy
@@ -112,7 +113,7 @@ def test_the_state_that_goes_in_is_left_alone(name):
     state = strategy.init(start(), LAYOUT)
     before = bits(state)
 
-    after = strategy.aggregate(state, iter(updates(strategy)))
+    after = strategy.aggregate(state, iter(updates(strategy)), HERE)
 
     assert bits(state) == before
     assert after.flat.data_ptr() != state.flat.data_ptr()
@@ -177,9 +178,9 @@ def test_memory_survives_a_checkpoint(name):
     state = aggregate(name)
     restored = State(state.flat.clone(), load(save(state.memory)) if state.memory else {})
 
-    again = strategy.aggregate(restored, iter(updates(strategy)))
+    again = strategy.aggregate(restored, iter(updates(strategy)), HERE)
 
-    assert bits(again) == bits(strategy.aggregate(state, iter(updates(strategy))))
+    assert bits(again) == bits(strategy.aggregate(state, iter(updates(strategy)), HERE))
 
 
 @pytest.mark.parametrize("name", NAMES)

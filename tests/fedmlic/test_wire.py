@@ -130,7 +130,7 @@ def test_replies_survive_the_wire_bit_for_bit(reply):
 )
 def test_requests_survive_the_wire(kind, number, flat, clients, each, shared, rows):
     request = Request(kind, number, torch.from_numpy(flat), Units(64.0, 8.0), Weighting(shared, rows), each)
-    packed = wire.pack_request(request, clients, LAYOUT, wire.pack_model(request.flat))
+    packed = wire.pack_request(request, clients, LAYOUT, wire.pack_model(request, LAYOUT))
 
     got, asked = wire.unpack_request(through(packed), LAYOUT)
 
@@ -185,7 +185,7 @@ def test_a_message_costs_one_model_out_and_one_sum_in():
     update.sums.normal_()
     turn = Turn(1, "node-0", metrics={"mAP": 0.5})
 
-    out = num_bytes(wire.pack_request(request, range(10), layout, wire.pack_model(request.flat)))
+    out = num_bytes(wire.pack_request(request, range(10), layout, wire.pack_model(request, layout)))
     back = num_bytes(wire.pack_reply(Reply((turn,) * 10, (update,)), layout))
 
     assert 0 <= out - 4 * layout.size < 2000
@@ -194,7 +194,7 @@ def test_a_message_costs_one_model_out_and_one_sum_in():
 
 def request_records():
     request = Request("train", 2, torch.ones(LAYOUT.size))
-    return wire.pack_request(request, [1, 2], LAYOUT, wire.pack_model(request.flat))
+    return wire.pack_request(request, [1, 2], LAYOUT, wire.pack_model(request, LAYOUT))
 
 
 def reply_records():
@@ -250,15 +250,15 @@ BAD_REPLIES = {
     "a weight in words": (put("update-0-about", "weight", "heavy"), "heavy"),
     "a whole number for a metric": (put("update-0-metrics", "loss", 1), "loss"),
     "scores instead of counts": (put("evaluation", "bins", array([0.5], np.float64)), "<i8"),
-    "errors of fewer turns": (put("turn-texts", "errors", []), "1 entries"),
+    "errors of fewer turns": (put("turn-texts", "error", []), "1 entries"),
     "a metric of no turn": (put("turns", "metric-turns", array([7], np.int64)), "metrics of turns"),
-    "fewer bytes than numbers": (put("turns", "clients", Array("<i8", (1,), wire.RAW, b"no")), "bytes of shape"),
-    "more bytes than numbers": (put("turns", "clients", Array("<i8", (1,), wire.RAW, bytes(16))), "bytes of shape"),
-    "a negative shape": (put("turns", "clients", Array("<i8", (-1, -1), wire.RAW, bytes(8))), "bytes of shape"),
-    "a shape of huge numbers": (put("turns", "clients", Array("<i8", (2**30,), wire.RAW, bytes(8))), "bytes of shape"),
-    "big-endian numbers": (put("turns", "clients", Array(">i8", (1,), wire.RAW, bytes(8))), "<i8"),
-    "another serialisation": (put("turns", "clients", Array("<i8", (1,), "pickle", b"x")), "pickle"),
-    "objects": (put("turns", "clients", Array("|O", (1,), wire.RAW, bytes(8))), "<i8"),
+    "fewer bytes than numbers": (put("turns", "metric-turns", Array("<i8", (1,), wire.RAW, b"no")), "bytes of shape"),
+    "more bytes than numbers": (put("turns", "metric-turns", Array("<i8", (1,), wire.RAW, bytes(16))), "bytes of shape"),
+    "a negative shape": (put("turns", "metric-turns", Array("<i8", (-1, -1), wire.RAW, bytes(8))), "bytes of shape"),
+    "a shape of huge numbers": (put("turns", "metric-turns", Array("<i8", (2**30,), wire.RAW, bytes(8))), "bytes of shape"),
+    "big-endian numbers": (put("turns", "metric-turns", Array(">i8", (1,), wire.RAW, bytes(8))), "<i8"),
+    "another serialisation": (put("turns", "metric-turns", Array("<i8", (1,), "pickle", b"x")), "pickle"),
+    "objects": (put("turns", "metric-turns", Array("|O", (1,), wire.RAW, bytes(8))), "<i8"),
 }
 
 
@@ -286,7 +286,7 @@ def test_in_a_simulation_nothing_large_is_copied_into_the_pickle():
     update = Update.zero(LAYOUT, Units(1.0, 1.0))
     update.sums += torch.arange(LAYOUT.size)
     sent = wire.pack_reply(Reply((), (update,)), LAYOUT, copy=False)
-    asked = wire.pack_request(request, [1], LAYOUT, wire.pack_model(flat, copy=False))
+    asked = wire.pack_request(request, [1], LAYOUT, wire.pack_model(request, LAYOUT, copy=False))
     buffers = []
 
     pickled = pickle.dumps((asked, sent), protocol=5, buffer_callback=buffers.append)
