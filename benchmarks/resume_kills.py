@@ -7,6 +7,7 @@ would have made its folder, since nothing can be lost before. A trial passes if 
 with the weights of the undisturbed run and leaves no process behind.
 
     python benchmarks/resume_kills.py --trials 20 --engine inprocess
+    python benchmarks/resume_kills.py --set 'strategy=scaffold()' --set optimizer=sgd
 """
 
 from __future__ import annotations
@@ -124,10 +125,10 @@ def stage(out: Path) -> str:
     return f"round {max(rounds, default=0)}{ending}{half}"
 
 
-def undisturbed(out: Path, engine: list[str]) -> tuple[str, float, float]:
+def undisturbed(out: Path, settings: list[str], engine: list[str]) -> tuple[str, float, float]:
     """The hash of a run that nobody kills, and the seconds to its folder and to its end."""
     started = time.monotonic()
-    process = command(["run", *SETTINGS, "--out", str(out), *engine], "whole")
+    process = command(["run", *settings, "--out", str(out), *engine], "whole")
     while process.poll() is None and not (out / "experiment.json").exists():
         time.sleep(0.01)
     to_folder = time.monotonic() - started
@@ -140,12 +141,19 @@ def moment(to_folder: float, to_end: float, rng: np.random.Generator) -> float:
     return float(rng.uniform(0 if rng.random() < 0.2 else to_folder, to_end))
 
 
-def trial(folder: Path, engine: list[str], times: tuple[float, float], again: float, rng: np.random.Generator) -> Trial:
+def trial(
+    folder: Path,
+    settings: list[str],
+    engine: list[str],
+    times: tuple[float, float],
+    again: float,
+    rng: np.random.Generator,
+) -> Trial:
     """Kill a run at least once, then let it end."""
     out = folder / "run"
     kills: list[str] = []
     left = 0
-    start = ["run", *SETTINGS, "--out", str(out), *engine]
+    start = ["run", *settings, "--out", str(out), *engine]
     while True:
         arguments = ["resume", str(out), *engine] if (out / "experiment.json").exists() else start
         if kills and rng.random() > again:
@@ -166,21 +174,23 @@ def main() -> int:
     """Run all trials and print one line for each; 0 if all passed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=20)
-    parser.add_argument("--engine", choices=("inprocess", "ray"), default="inprocess")
+    parser.add_argument("--engine", choices=("inprocess", "processes", "ray"), default="inprocess")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--again", type=float, default=0.4, help="probability that a resume is killed too")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the run")
     options = parser.parse_args()
     engine = ["--engine", options.engine, "--workers", str(options.workers)]
+    settings = [*SETTINGS, *options.set]
     rng = np.random.default_rng(options.seed)
     passed = 0
     with tempfile.TemporaryDirectory() as name:
         base = Path(name)
-        finish(["run", *SETTINGS, "--out", str(base / "first"), *engine], "data")  # builds the data
-        expected, *times = undisturbed(base / "whole", engine)
+        finish(["run", *settings, "--out", str(base / "first"), *engine], "data")  # builds the data
+        expected, *times = undisturbed(base / "whole", settings, engine)
         print(f"undisturbed: folder after {times[0]:.1f} s, end after {times[1]:.1f} s, {expected[:12]}", flush=True)
         for number in range(1, options.trials + 1):
-            found = trial(base / str(number), engine, (times[0], times[1]), options.again, rng)
+            found = trial(base / str(number), settings, engine, (times[0], times[1]), options.again, rng)
             good = found.sha256 == expected and not found.left
             passed += good
             verdict = "same" if good else f"FAILED ({found.sha256[:12]}, {found.left} processes left)"

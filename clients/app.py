@@ -15,22 +15,22 @@ from dataclasses import replace
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from clients.source import Seat, is_device, node_name, open_seat
+from clients.source import Node, is_device, node_name, open_node
 from fedmlic import wire
 from fedmlic.protocol import Reply, Request, Turn
 
 app = ClientApp()
 
 _log = logging.getLogger("fedmlic")
-_seats: dict[str, Seat] = {}
+_nodes: dict[str, Node] = {}
 
 
 @app.query()
 def query(message: Message, context: Context) -> Message:
     """Say which clients this node can play."""
     try:
-        seat = seat_of(context)
-        introduction = wire.Introduction(seat.host.info(), seat.num_hosts, wire.code_digest())
+        here = node_of(context)
+        introduction = wire.Introduction(here.host.info(), here.num_hosts, wire.code_digest())
         answer = wire.pack_introduction(introduction)
     except Exception as error:  # noqa: BLE001  (whatever it is, the server should hear of it)
         _log.exception("The query failed.")
@@ -53,23 +53,23 @@ def evaluate(message: Message, context: Context) -> Message:
 def answer_to(content: RecordDict, context: Context) -> RecordDict:
     """Play the clients of a request; a failure in or around a turn is part of the answer."""
     try:
-        seat = seat_of(context)
-        request, clients = wire.unpack_request(content, seat.host.layout, seat.rest)
-        device = seat.host.device
+        here = node_of(context)
+        request, clients = wire.unpack_request(content, here.host.layout, here.rest)
+        device = here.host.device
         shared = {name: tensor.to(device) for name, tensor in request.shared.items()}
-        reply = play(seat, replace(request, flat=request.flat.to(device), shared=shared), clients)
+        reply = play(here, replace(request, flat=request.flat.to(device), shared=shared), clients)
         # In a simulation the reply is pickled before this process does anything else.
-        return wire.pack_reply(reply, request.layout(seat.host.layout), copy=seat.num_hosts == 0)
+        return wire.pack_reply(reply, request.layout(here.host.layout), copy=here.num_hosts == 0)
     except Exception as error:  # noqa: BLE001  (whatever it is, the server should hear of it)
         _log.exception("The request failed.")
         return _failure(error, context)
 
 
-def play(seat: Seat, request: Request, clients: list[int]) -> Reply:
+def play(here: Node, request: Request, clients: list[int]) -> Reply:
     """Play ``clients`` and keep their tracebacks here if the node is discreet."""
-    seat.host.collect()  # forget what a broken-off message left behind
-    reply = seat.host.play(request, clients)
-    return replace(reply, turns=tuple(_discreet(turn) for turn in reply.turns)) if seat.discreet else reply
+    here.host.collect()  # forget what a broken-off message left behind
+    reply = here.host.play(request, clients)
+    return replace(reply, turns=tuple(_discreet(turn) for turn in reply.turns)) if here.discreet else reply
 
 
 def _discreet(turn: Turn) -> Turn:
@@ -84,18 +84,18 @@ def _failure(error: Exception, context: Context) -> RecordDict:
     return wire.pack_failure(error, simulated="num-partitions" in keys and "data" not in keys)
 
 
-def seat_of(context: Context) -> Seat:
-    """This process's seat for the run; opened for its first message, kept until another run comes."""
+def node_of(context: Context) -> Node:
+    """What this process hosts for the run; opened for its first message, kept until another run comes."""
     node = dict(context.node_config)
     name = node_name(node)
     if not is_device(node):
         # Flower lets any actor answer for any simulated node; they differ in nothing but their name.
         del node["partition-id"]
     key = json.dumps([context.run_id, context.run_config, node], sort_keys=True)
-    if key not in _seats:
+    if key not in _nodes:
         wire.check_packages(__file__, ["fedmlic"])
-        _seats.clear()
-        _seats[key] = open_seat(context.run_config, context.node_config)
-    seat = _seats[key]
-    seat.host.name = name
-    return seat
+        _nodes.clear()
+        _nodes[key] = open_node(context.run_config, context.node_config)
+    here = _nodes[key]
+    here.host.name = name
+    return here

@@ -41,7 +41,7 @@ NODE_KEYS = {
 
 
 @dataclass(frozen=True)
-class Seat:
+class Node:
     """A host that is ready to play, and what the server should know of its node.
 
     Attributes:
@@ -94,7 +94,7 @@ def client_id(node_config: Mapping[str, Setting]) -> int:
     raise InputError(msg)
 
 
-def open_seat(run_config: Mapping[str, Setting], node_config: Mapping[str, Setting]) -> Seat:
+def open_node(run_config: Mapping[str, Setting], node_config: Mapping[str, Setting]) -> Node:
     """Open the data (preparing them once, under a lock) and build the network.
 
     Args:
@@ -110,17 +110,17 @@ def open_seat(run_config: Mapping[str, Setting], node_config: Mapping[str, Setti
     return _open_simulation(experiment, runtime, node_config)
 
 
-def _open_simulation(experiment: Experiment, runtime: Runtime, node_config: Mapping[str, Setting]) -> Seat:
+def _open_simulation(experiment: Experiment, runtime: Runtime, node_config: Mapping[str, Setting]) -> Node:
     wire.enter_work_folder()
     num_hosts = _integer(node_config, "num-partitions")
     memory = (
         memory_in(str(Path(runtime.out).expanduser() / MEMORY_FOLDER)) if runtime.out else kept_in(home_of(runtime))
     )
     host = open_host(node_name(node_config), experiment, runtime, own_sums=True, memory=memory)
-    return Seat(host, num_hosts, discreet=False)
+    return Node(host, num_hosts, discreet=False)
 
 
-def _open_device(experiment: Experiment, node_config: Mapping[str, Setting]) -> Seat:
+def _open_device(experiment: Experiment, node_config: Mapping[str, Setting]) -> Node:
     client = client_id(node_config)
     prepare(_integer(node_config, "threads") if "threads" in node_config else 1)
     home = Path(str(node_config["home"])).expanduser() if "home" in node_config else None
@@ -136,7 +136,7 @@ def _open_device(experiment: Experiment, node_config: Mapping[str, Setting]) -> 
     learner = learner_for(experiment, Runtime(device=str(node_config.get("device", "auto"))), federation)
     host = Host(node_name(node_config), experiment, federation, learner, memory=kept_in(home))
     discreet = node_config.get("tracebacks") is not True
-    return Seat(host, 0, discreet=discreet, rest=FolderRest((home or default_home()) / "memory" / host.name))
+    return Node(host, 0, discreet=discreet, rest=FolderRest((home or default_home()) / "memory" / host.name))
 
 
 def kept_in(home: Path | None) -> Callable[[str], ClientMemory]:

@@ -60,9 +60,18 @@ class Layout:
         return self.offsets[len(self.names) - self.num_row_tensors]
 
     @property
+    def statistics_end(self) -> int:
+        """Where the statistics of BatchNorm end and the parameters begin."""
+        return self.offsets[2 * len(self.moments)]
+
+    @property
     def num_values(self) -> int:
         """Exchanged numbers, padding not counted."""
         return sum(math.prod(shape) for shape in self.shapes)
+
+    def num_values_of(self, name: str) -> int:
+        """Numbers of one tensor."""
+        return math.prod(self.shapes[self.names.index(name)])
 
     def view(self, flat: Tensor, name: str) -> Tensor:
         """The tensor ``name`` inside ``flat`` (a view)."""
@@ -319,9 +328,14 @@ class Resident:
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and f"{name}.running_mean" in frozen  # noqa: SLF001
         ]
 
-    def per_parameter(self, flat: Tensor) -> list[Tensor | None]:
-        """For each of ``parameters`` its part of an exchanged vector ``[layout.size]``; None for a private one."""
-        places = dict(self.layout.views(flat))
+    def per_parameter(self, flat: Tensor, layout: Layout | None = None) -> list[Tensor | None]:
+        """For each of ``parameters`` its part of an exchanged vector; None for one that is not in it.
+
+        Args:
+            flat: ``[layout.size]``.
+            layout: of ``flat``; that of all exchanged tensors by default.
+        """
+        places = dict((layout or self.layout).views(flat))
         trained = (name for name in self._names if name not in self._frozen)
         return [places.get(name) for name in trained]
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class InputError(ValueError):
-    """Bad input, told as: expected X to be A, got B; do C.
+    """Bad input, with a message of the form: expected X to be A, got B; do C.
 
     Attributes:
         problems: all of them where several were found at once, else empty.

@@ -36,7 +36,7 @@ from fedmlic.labels import PRESENT, STATES, UNCERTAIN, UNKNOWN, check_labels, kn
 from fedmlic.partition import Partition, Partitioner, Population, ranks_within
 from fedmlic.regime import Assignment, Regime, looks_of, prepared
 from fedmlic.seeds import entry_uniforms, stream, text_keys
-from fedmlic.shard import Shard
+from fedmlic.shard import OwnImages, Shard
 from fedmlic.spec import Spec, build, factory, parse
 from fedmlic.statistics import Tallies, tally
 
@@ -159,7 +159,10 @@ class Federation:
             msg = f"Expected client to be {self.clients.start} to {last}, got {client}."
             raise InputError(msg)
         index = client - self.clients.start
-        return Shard(client, self.label_names, self.corpus.images, *self.training.of(index), *self.holdout.of(index))
+        rows, labels = self.training.of(index)
+        holdout_rows, holdout_labels = self.holdout.of(index)
+        images = OwnImages(self.corpus.images, rows, holdout_rows)
+        return Shard(client, self.label_names, images, rows, labels, holdout_rows, holdout_labels)
 
 
 class _Plan(NamedTuple):
@@ -276,7 +279,7 @@ def _factory(key: str, text: str) -> Callable[..., Any]:
 
 @functools.cache
 def _code_hash(make: Callable[..., Any]) -> str:
-    """Hash of the file that defines an entry: whoever edits a regime must not get yesterday's labels.
+    """Hash of the file that defines an entry: an edited regime must not reuse labels that the old one made.
 
     Cached per function, so an edit counts once the edited module is imported, not before.
     """
@@ -332,7 +335,7 @@ class _Annotated(NamedTuple):
     budget: NDArray[np.int64] | None
 
 
-def _desks(everyone: Assignment, client_ptr: NDArray[np.int64]) -> Iterator[Assignment]:
+def _assignments(everyone: Assignment, client_ptr: NDArray[np.int64]) -> Iterator[Assignment]:
     """One assignment per client, cut out of that of all together."""
     objects = everyone.objects
     starts = [] if objects is None else np.searchsorted(objects.row, client_ptr).tolist()
@@ -354,7 +357,7 @@ def _annotate(
     truth.flags.writeable = False  # a regime that writes on its input is stopped here
     regime = prepared(plan.regime, everyone)
     budget = None if regime.looks is None else np.zeros((len(client_ptr) - 1, truth.shape[1]), dtype=np.int64)
-    for assignment in _desks(everyone, client_ptr):
+    for assignment in _assignments(everyone, client_ptr):
         seen = regime.annotate(assignment)
         if seen.dtype != np.int8 or seen.shape != assignment.labels.shape:
             msg = (
@@ -439,7 +442,7 @@ def _population(corpus: Corpus, split: range) -> Population:
 
 
 def _everyone(corpus: Corpus, population: Population, dealt: Partition, seed: int) -> Assignment:
-    """All dealt images on one desk, client after client."""
+    """All dealt images as one assignment, client after client."""
     objects = None if population.objects is None else population.objects.take(dealt.rows)
     keys = _image_keys(corpus, _train_split(corpus))[dealt.rows]
     size = corpus.image_shape[:2]

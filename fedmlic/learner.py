@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from fedmlic.corpus import Corpus, Images
     from fedmlic.experiment import Experiment
+    from fedmlic.shard import OwnImages
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,9 @@ class Learner:
     device: torch.device
     mods: tuple[Mod, ...] = ()
 
-    def predict(self, images: Images, rows: NDArray[np.int64], batch_size: int = 256) -> NDArray[np.float32]:
+    def predict(
+        self, images: Images | OwnImages, rows: NDArray[np.int64], batch_size: int = 256
+    ) -> NDArray[np.float32]:
         """Probabilities float32 ``[rows, labels]`` of the loaded network for stored images."""
         network = self.resident.network.eval()
         scores = torch.empty(len(rows), self.task.num_labels)

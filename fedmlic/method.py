@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fedmlic.seeds import stream, torch_seed
 
 if TYPE_CHECKING:
-    from fedmlic.arrays import Resident
+    from fedmlic.arrays import Layout, Resident
     from fedmlic.experiment import Experiment
     from fedmlic.mod import Hooks
     from fedmlic.model import Model
@@ -59,8 +59,9 @@ class Local:
         device: where the network is.
         incoming: the round's incoming global model, frozen and in evaluation mode; built
             the first time a method asks for it.
-        start: float32 ``[layout.size]``, the exchanged tensors that the turn starts from; only
-            to be read.
+        start: float32, all exchanged tensors as the turn starts from them; only to be read.
+        layout: of the tensors that are exchanged in this round; None outside a host.
+        objective: what this stretch of rounds minimises, where training is ``training.fit``.
         shared: what the server sent beside the model, by name; what was counted before the
             first round is ``statistics/NAME``.
         memory: what the client kept of its last turn that counted, by name; what is put here
@@ -74,6 +75,8 @@ class Local:
     device: torch.device
     incoming: Callable[[], nn.Module]
     start: Tensor = field(default_factory=lambda: torch.zeros(0))
+    layout: Layout | None = None
+    objective: Objective | None = None
     shared: Mapping[str, Tensor] = field(default_factory=dict)
     memory: dict[str, Tensor] = field(default_factory=dict)
     hooks: tuple[Hooks, ...] = ()
@@ -89,7 +92,7 @@ class Local:
 
 
 class Trained(NamedTuple):
-    """What local training tells besides the network it changed.
+    """What local training gives besides the network that it changed.
 
     Attributes:
         loss: mean training loss over the steps (0 without steps).
@@ -103,7 +106,7 @@ class Trained(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What a loss is told besides images and labels, made batch by batch in one client's turn.
+    """Extra inputs of a loss, computed batch by batch in one client's turn.
 
     Attributes:
         of: ``(images on the device, labels on the CPU, numbers on the CPU) -> tensors``, without
@@ -123,7 +126,7 @@ def no_inputs(local: Local) -> Inputs:
 
 
 class Objective(NamedTuple):
-    """What local training minimises; whoever runs the steps may train one client or many at once.
+    """What local training minimises, in a form in which one client or many at once can be trained.
 
     Attributes:
         loss: ``(network, images [batch, channels, height, width], labels int8 [batch, labels],

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Assignment:
-    """One client's images on the annotator's desk.
+    """One client's images and true labels, as an annotation regime gets them.
 
     Attributes:
         labels: int8 ``[images, labels]``, the data set's own labels (the truth).
@@ -56,11 +56,11 @@ class Assignment:
         return f"regime/{place}{purpose}"
 
     def part(self, labels: NDArray[np.int8], place: int) -> Assignment:
-        """The desk of a composition's part that has ``place`` parts before it, on which ``labels`` lie."""
+        """The assignment for part ``place`` of a composition; its input is ``labels``."""
         return replace(self, labels=labels, path=(*self.path[:-1], self.path[-1] + place))
 
     def option(self, number: int) -> Assignment:
-        """The desk of one of several regimes among which something is chosen."""
+        """The assignment for one of several regimes among which one is chosen."""
         return replace(self, path=(*self.path, number, 0))
 
     def rng(self, purpose: str) -> np.random.Generator:
@@ -80,7 +80,7 @@ class Assignment:
         return entry_uniforms(self.seed, self._name(purpose), self.client, self.image_keys, self.labels.shape[1])
 
     def shared_uniforms(self, purpose: str, images: slice = slice(None)) -> NDArray[np.float64]:
-        """As ``uniforms``, whoever holds the images: for choices over all clients. Of a part of the images."""
+        """As ``uniforms``, independent of which client holds the images: for choices over all clients."""
         name = self._name(f"shared/{purpose}")
         return entry_uniforms(self.seed, name, 0, self.image_keys[images], self.labels.shape[1])
 

@@ -18,6 +18,31 @@ if TYPE_CHECKING:
     from fedmlic.corpus import Images
 
 
+class OwnImages:
+    """A client's own images out of a corpus that holds everybody's.
+
+    Args:
+        images: of the whole corpus.
+        rows: int64, which of them are the client's.
+    """
+
+    def __init__(self, images: Images, *rows: NDArray[np.int64]) -> None:
+        self._images = images
+        self._own = np.unique(np.concatenate(rows)) if rows else np.zeros(0, dtype=np.int64)
+
+    def take(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """uint8 ``[rows, height, width, channels]``: a contiguous copy, in the order asked.
+
+        Raises:
+            ValueError: a row is not one of this client's.
+        """
+        places = np.searchsorted(self._own, rows)
+        if len(rows) and not (places.max() < len(self._own) and np.array_equal(self._own[places], rows)):
+            msg = "Expected rows of this client's own images, got others. Use shard.rows or shard.holdout_rows."
+            raise ValueError(msg)
+        return self._images.take(rows)
+
+
 @dataclass(frozen=True)
 class Shard:
     """One client's data.
@@ -25,7 +50,7 @@ class Shard:
     Attributes:
         client: the client's id, 0, 1, ...
         label_names: the federation's label names, in column order.
-        images: the shared memory-mapped images of the corpus.
+        images: its images, memory-mapped; other clients' cannot be read from them.
         rows: int64 ``[images]``, which of them this client trains on.
         labels: int8 ``[images, labels]``, observed.
         holdout_rows: int64 ``[held-out images]``, kept for federated evaluation, never trained on.
@@ -34,7 +59,7 @@ class Shard:
 
     client: int
     label_names: tuple[str, ...]
-    images: Images
+    images: Images | OwnImages
     rows: NDArray[np.int64]
     labels: NDArray[np.int8]
     holdout_rows: NDArray[np.int64]

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedmlic.method import Local, Method, Objective, Task, Trained
+from fedmlic.errors import InputError
+from fedmlic.method import Inputs, Local, Method, Objective, Task, Trained, no_inputs
 from fedmlic.mod import Step
 from fedmlic.model import Classifier
 from fedmlic.optimiser import clip_norm, make_optimiser
@@ -120,6 +121,48 @@ def fit(resident: Resident, shard: Shard, local: Local, loss: Loss | Objective) 
                 losses.append(value.detach())
     total = float(torch.stack(losses).sum(dtype=torch.float64)) if losses else 0.0
     return checked(Trained(total / max(len(losses), 1), len(losses), inputs.metrics()))
+
+
+def full_gradient(resident: Resident, shard: Shard, local: Local) -> list[Tensor]:
+    """The gradient of the client's loss over all its images, at the tensors as they are now.
+
+    One pass without augmentation, the network in evaluation mode, so that nothing changes. A
+    batch counts as many times as it has images.
+
+    Args:
+        resident: holds the network.
+        shard: the client's images and observed labels.
+        local: whose turn it is; its objective is taken.
+
+    Returns:
+        One tensor for each of ``resident.parameters``.
+
+    Raises:
+        InputError: the method does not say what it minimises.
+    """
+    objective = local.objective
+    if objective is None:
+        msg = "Expected a method that trains by training.fit with an objective, got another. Choose another method."
+        raise InputError(msg)
+    network, inputs = resident.network.eval(), objective.inputs(local)
+    total = [torch.zeros_like(parameter) for parameter in resident.parameters]
+    everything = to_device(shard.images.take(shard.rows), local.device)
+    observed = torch.from_numpy(np.ascontiguousarray(shard.labels))
+    size = local.experiment.batch_size
+    with torch_global_stream(local.experiment.seed, "gradient/torch", local.client, local.round, device=local.device):
+        for start in range(0, shard.num_images, size):
+            numbers = torch.arange(start, min(start + size, shard.num_images))
+            images = to_float(
+                everything.index_select(0, numbers.to(local.device)), local.device, resident.memory_format
+            )
+            labels = observed.index_select(0, numbers)
+            given = inputs.of(images, labels, numbers)
+            value = objective.loss(network, images, labels.to(local.device), *given)
+            found = torch.autograd.grad(value, resident.parameters, allow_unused=True)
+            for each, gradient in zip(total, found, strict=True):
+                if gradient is not None:
+                    each.add_(gradient, alpha=len(numbers) / shard.num_images)
+    return total
 
 
 def stages(resident: Resident, local: Local) -> Iterator[int]:
@@ -269,12 +312,15 @@ def augment(images: Tensor, kind: str, rng: torch.Generator) -> Tensor:
     return images
 
 
-def classifier(loss: Callable[[Tensor, Tensor], Tensor], *, pool: str = "mean") -> Method:
+def classifier(
+    loss: Callable[..., Tensor], *, pool: str = "mean", inputs: Callable[[Local], Inputs] = no_inputs
+) -> Method:
     """The method that trains a backbone with one logit per label by ``loss(logits, labels)``.
 
     Args:
         loss: scalar loss of logits float32 ``[batch, labels]`` and int8 labels of the same
-            shape; it decides what UNKNOWN means.
+            shape; it decides what UNKNOWN means. Further inputs come after these.
+        inputs: makes a turn's further inputs of the loss.
         pool: how the logit map becomes one logit per label (see ``fedmlic.model.Classifier``).
     """
 
@@ -285,7 +331,7 @@ def classifier(loss: Callable[[Tensor, Tensor], Tensor], *, pool: str = "mean") 
     def predict(network: nn.Module, images: Tensor) -> Tensor:
         return torch.sigmoid(network(images))
 
-    objective = Objective(lambda network, images, labels: loss(network(images), labels))
+    objective = Objective(lambda network, images, labels, *given: loss(network(images), labels, *given), inputs)
     return Method(build, trainer(objective), predict, label_rows=_head_rows, objective=objective)
 
 

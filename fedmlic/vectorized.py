@@ -66,11 +66,11 @@ class Together:
             locals_: whose turns they are, in the same order.
 
         Returns:
-            For each client what its training told (its loss may not be a number) and its trained
+            For each client its training's losses and steps (the loss may not be a number) and its trained
             tensors, float32 ``[layout.size]``.
         """
         turns = _turns(shards, locals_, self._objective)
-        # Whoever finishes first comes last, and equal batches lie side by side.
+        # Sorted by steps, then size: clients that finish early are the last rows, and equal batches lie side by side.
         order = sorted(range(len(turns)), key=lambda place: (-len(turns[place].steps), -shards[place].num_images))
         self._stack.load(flat)
         losses = _train(self._stack, [turns[place] for place in order], self._objective)

@@ -4,7 +4,7 @@ One message carries a model out (float32) and one carries a sum back (float64);
 everything else in them is small. Arrays travel as ``ArrayRecord`` (bare numbers,
 never a pickle), numbers with names as ``MetricRecord``, the rest as ``ConfigRecord``.
 The model and the sums that are unpacked lie where the message lies and are only read;
-whoever wants to change them copies them first. Unpacking is strict:
+they must be copied before they are changed. Unpacking is strict:
 a part that is missing, unknown, of another type or of another shape is a
 ``WireError``, so that nothing unexpected enters a sum, and nothing but the fields
 below ever leaves a device.
@@ -254,7 +254,7 @@ def pack_model(request: Request, layout: Layout, *, copy: bool = True, whole: bo
         whole: send all tensors, also those that are not exchanged in this round.
     """
     part = request.layout(layout)
-    # Whoever evaluates or counts gets the whole model or none of it.
+    # For an evaluation the whole model is sent, for a count none of it.
     if whole or request.tensors is None or request.kind != "train":
         flat = request.flat if request.kind != "count" else request.flat[:0]
         return Model(_arrays({"flat": flat.detach().cpu().numpy()}, copy=copy))

@@ -14,6 +14,7 @@ from fedmlic.errors import InputError
 from fedmlic.experiment import split_settings
 from fedmlic.record import RunFolder, check_new, create, open_run, read_json
 from sim.watch import Watch
+from strategies.server.check import check_experiment
 
 if TYPE_CHECKING:
     from fedmlic.experiment import Experiment, Runtime
@@ -74,6 +75,7 @@ def _play(
     engine = engine_of(runtime)
     workers = _start_workers(engine, experiment, runtime)
     try:
+        check_experiment(experiment, runtime)  # imports torch, as the workers do at the same time
         from clients.opening import MEMORY_FOLDER, open_federation
         from strategies.server.server import build_server, serve  # imports torch
 

@@ -1,4 +1,4 @@
-"""What a display is told while a run goes on."""
+"""Hooks by which a display follows a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Watch:
-    """What a display may want to hear of; every hook does nothing by default."""
+    """Hooks by which a display follows a run; each does nothing by default."""
 
     def building(self, what: str, done: int, total: int) -> None:
         """A corpus or federation is being built."""

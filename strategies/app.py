@@ -119,7 +119,7 @@ def _report(error: BaseException) -> None:
 
 
 def _show(kind: str, values: Mapping[str, object]) -> None:
-    """One line per round for whoever follows Flower's log."""
+    """One line per round in Flower's log."""
     if kind == "round":
         names = ("round", "num-clients", "num-failed", "loss", "server/mAP", "seconds")
         shown = (f"{name} {_short(values[name])}" for name in names if name in values)

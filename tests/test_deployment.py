@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from PIL import Image
 
 from clients.host import Host
-from clients.source import open_seat
+from clients.source import open_node
 from fedmlic.experiment import flower_config, split_settings
 from fedmlic.protocol import Reply
 from fedmlic.record import create, open_run
@@ -281,7 +281,7 @@ def in_process(services, settings, out):
     """The result of the same run with both devices' images read by this process."""
     experiment, runtime = split_settings(settings)
     hosts = [
-        open_seat(settings, {"client": node, "data": data, "device": "cpu"}).host
+        open_node(settings, {"client": node, "data": data, "device": "cpu"}).host
         for node, data in services.data.items()
     ]
     serve(build_server(experiment, runtime), Together(hosts), create(out, experiment, runtime))

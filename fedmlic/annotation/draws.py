@@ -58,19 +58,19 @@ Drawn = float | tuple[float, float] | dict[Literal["beta"], tuple[float, float]]
 """A ``Chance`` once it is checked."""
 
 
-def chance(value: Drawn, desk: Assignment, name: str) -> float:
+def chance(value: Drawn, assignment: Assignment, name: str) -> float:
     """The probability of this client, drawn from the stream of parameter ``name`` if it is drawn at all."""
     if isinstance(value, dict):
-        return float(desk.rng(f"{name} of client").beta(*value["beta"]))
+        return float(assignment.rng(f"{name} of client").beta(*value["beta"]))
     if isinstance(value, tuple | list):
-        return float(desk.rng(f"{name} of client").uniform(*value))
+        return float(assignment.rng(f"{name} of client").uniform(*value))
     return float(value)
 
 
-def whole(value: int | tuple[int, int], desk: Assignment, name: str) -> int:
+def whole(value: int | tuple[int, int], assignment: Assignment, name: str) -> int:
     """The whole number of this client."""
     if isinstance(value, tuple | list):
-        return int(desk.rng(f"{name} of client").integers(*value, endpoint=True))
+        return int(assignment.rng(f"{name} of client").integers(*value, endpoint=True))
     return value
 
 

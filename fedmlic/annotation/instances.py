@@ -15,38 +15,38 @@ if TYPE_CHECKING:
     from fedmlic.regime import Assignment
 
 
-def need_objects(desk: Assignment, who: str, instead: str) -> Objects:
+def need_objects(assignment: Assignment, who: str, instead: str) -> Objects:
     """The instances of these images.
 
     Raises:
         InputError: the data set has none, or does not say how large its images are.
     """
-    if desk.objects is None or not all(desk.image_size):
+    if assignment.objects is None or not all(assignment.image_size):
         msg = f"Expected the data set to have boxes of its objects for {who}, got none. {instead}"
         raise InputError(msg)
-    return desk.objects
+    return assignment.objects
 
 
-def _places(desk: Assignment, objects: Objects) -> NDArray[np.int64]:
+def _places(assignment: Assignment, objects: Objects) -> NDArray[np.int64]:
     """int64 ``[objects]``: the flat place of each instance's entry."""
-    return np.asarray(objects.row * desk.labels.shape[1] + objects.label)
+    return np.asarray(objects.row * assignment.labels.shape[1] + objects.label)
 
 
-def sums(desk: Assignment, objects: Objects, values: NDArray[np.floating]) -> NDArray[np.float64]:
+def sums(assignment: Assignment, objects: Objects, values: NDArray[np.floating]) -> NDArray[np.float64]:
     """float64 ``[images, labels]``: one value per instance, added up over the instances of each entry."""
-    added = np.bincount(_places(desk, objects), weights=values, minlength=desk.labels.size)
-    return np.asarray(added.reshape(desk.labels.shape))
+    added = np.bincount(_places(assignment, objects), weights=values, minlength=assignment.labels.size)
+    return np.asarray(added.reshape(assignment.labels.shape))
 
 
-def smallest(desk: Assignment, objects: Objects, values: NDArray[np.floating]) -> NDArray[np.float64]:
+def smallest(assignment: Assignment, objects: Objects, values: NDArray[np.floating]) -> NDArray[np.float64]:
     """float64 ``[images, labels]``: the smallest value among the instances of each entry; inf without one."""
-    out = np.full(desk.labels.size, np.inf)
-    np.minimum.at(out, _places(desk, objects), values)
-    return out.reshape(desk.labels.shape)
+    out = np.full(assignment.labels.size, np.inf)
+    np.minimum.at(out, _places(assignment, objects), values)
+    return out.reshape(assignment.labels.shape)
 
 
-def centre_distances(desk: Assignment, objects: Objects) -> NDArray[np.float64]:
+def centre_distances(assignment: Assignment, objects: Objects) -> NDArray[np.float64]:
     """float64 ``[objects]``: pixels from the centre of a box to the centre of its image."""
     box = objects.box.astype(np.float64)
-    height, width = desk.image_size
+    height, width = assignment.image_size
     return np.hypot(box[:, 0] + box[:, 2] / 2 - width / 2, box[:, 1] + box[:, 3] / 2 - height / 2)

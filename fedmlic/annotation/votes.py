@@ -43,11 +43,11 @@ def aggregate(
     return np.where(known(truth), written, truth)
 
 
-def turns(desk: Assignment, how: Aggregation, num_annotators: int) -> NDArray[np.int64]:
+def turns(assignment: Assignment, how: Aggregation, num_annotators: int) -> NDArray[np.int64]:
     """int64 ``[images]``: which annotator gets each image under ``"single"``, each equally often; else 0."""
-    if how != "single" or num_annotators == 1 or not desk.labels.size:
-        return np.zeros(len(desk.labels), dtype=np.int64)
-    return np.asarray((desk.uniforms("turn")[:, 0] * num_annotators).astype(np.int64))
+    if how != "single" or num_annotators == 1 or not assignment.labels.size:
+        return np.zeros(len(assignment.labels), dtype=np.int64)
+    return np.asarray((assignment.uniforms("turn")[:, 0] * num_annotators).astype(np.int64))
 
 
 def looks(labels: NDArray[np.int8], how: Aggregation, num_annotators: int) -> NDArray[np.int64]:

@@ -44,11 +44,11 @@ def _looks(parts: list[Regime], assignment: Assignment) -> NDArray[np.int64]:
     total = np.ones(labels.shape, dtype=np.int64)
     counting = [number for number, part in enumerate(parts) if part.looks is not None]
     for number, (place, part) in enumerate(_placed(parts)[: counting[-1] + 1]):
-        desk = assignment.part(labels, place)
+        own = assignment.part(labels, place)
         if part.looks is not None:
-            total *= part.looks(desk)
+            total *= part.looks(own)
         if number < counting[-1]:
-            labels = part.annotate(desk)
+            labels = part.annotate(own)
     return total
 
 

@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 
 
 def _choice(choices: list[Regime], shares: NDArray[np.float64], assignment: Assignment) -> tuple[Regime, Assignment]:
-    """The regime of this client, and its desk."""
+    """The regime of this client, and the assignment for it."""
     chosen = int(assignment.rng("one of").choice(len(choices), p=shares))
     return choices[chosen], assignment.option(chosen)
 
 
 def _looks(choices: list[Regime], shares: NDArray[np.float64], assignment: Assignment) -> NDArray[np.integer]:
-    regime, desk = _choice(choices, shares, assignment)
-    return np.ones(desk.labels.shape, dtype=np.int64) if regime.looks is None else regime.looks(desk)
+    regime, own = _choice(choices, shares, assignment)
+    return np.ones(own.labels.shape, dtype=np.int64) if regime.looks is None else regime.looks(own)
 
 
 def _mixture(choices: list[Regime], texts: tuple[str, ...], shares: NDArray[np.float64]) -> Regime:
     def annotate(assignment: Assignment) -> NDArray[np.int8]:
-        regime, desk = _choice(choices, shares, assignment)
-        return regime.annotate(desk)
+        regime, own = _choice(choices, shares, assignment)
+        return regime.annotate(own)
 
     def prepare(everyone: Assignment) -> Regime:
-        desks = (everyone.option(number) for number in range(len(choices)))
-        return _mixture([prepared(one, desk) for one, desk in zip(choices, desks, strict=True)], texts, shares)
+        assignments = (everyone.option(number) for number in range(len(choices)))
+        return _mixture([prepared(one, own) for one, own in zip(choices, assignments, strict=True)], texts, shares)
 
     possible = [one for one, share in zip(choices, shares, strict=True) if share > 0]
     return Regime(

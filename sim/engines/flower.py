@@ -369,7 +369,7 @@ def _follow(service: Service, run_id: str, out: Path, start: int, on_event: List
         if service.failure_file.exists():
             _raise(read_json(service.failure_file))
         ended = "the SuperLink ended" if service.process.poll() is not None else status.ended()
-        # Whoever writes a result or a failure does so before Flower calls the run finished.
+        # A result or a failure is written before Flower calls the run finished.
         if ended and not service.failure_file.exists() and not (out / "result.json").exists():
             words = service.last_words(run_id)
             msg = f"Expected Flower to complete the run, got: {ended}. The end of its log:\n{words}"

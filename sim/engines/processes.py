@@ -159,8 +159,8 @@ class Processes:
             if held.process is not None and held.pipe is None:
                 held.process.join()
                 del self._processes[number]
-        told = {part.name: getattr(request, part.name) for part in fields(request) if part.name != "flat"}
-        return {**told, "shared": _arrays(request.shared)}
+        plain = {part.name: getattr(request, part.name) for part in fields(request) if part.name != "flat"}
+        return {**plain, "shared": _arrays(request.shared)}
 
     def take(self, worker: int, packed: Any) -> Update:  # noqa: ANN401
         """An update whose sums are in the worker's memory, or came along as an array."""
@@ -230,7 +230,7 @@ def gpu_of(number: int, runtime: Runtime) -> dict[str, Any]:
 
 
 def _shared(size: int, dtype: torch.dtype) -> Tensor:
-    """Zeros in memory that other processes can map; they are told where when they start.
+    """Zeros in memory that other processes can map; they get it when they start.
 
     The system clears the memory where it is first used: making it costs nothing, however large.
     """
@@ -264,7 +264,7 @@ def late_imports(key: str, text: str) -> tuple[str, ...]:
     try:
         found = importlib.util.find_spec(module)
     except ModuleNotFoundError:
-        found = None  # whoever builds it says so
+        found = None  # building it raises the error
     if found is None or not found.origin or not found.origin.endswith(".py"):
         return ()
     for node in ast.parse(Path(found.origin).read_text(encoding="utf-8")).body:

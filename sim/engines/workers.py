@@ -1,8 +1,8 @@
 """Worker processes that play clients: many clients per call, one model per worker per round.
 
 Every worker holds a ``Host``. A round shares the model once; clients are handed out in
-shrinking chunks, costliest first, to whoever is free; each worker adds its updates and
-gives one sum at the end. Which worker played whom cannot change the result, since sums
+shrinking chunks, costliest first, to the workers that are free; each worker adds its updates and
+gives one sum at the end. Which worker played which client cannot change the result, since sums
 have no order.
 
 A worker that dies is replaced, and what it had not yet handed over is played again
@@ -82,7 +82,7 @@ class Carrier(Protocol):
         """End a worker at once; its calls end with ``WorkerDiedError``."""
 
     def share(self, request: Request) -> Any:  # noqa: ANN401
-        """Make a round's request available to all workers; what ``Worker.begin`` is told."""
+        """Make a round's request available to all workers; the argument of ``Worker.begin``."""
 
     def take(self, worker: Any, packed: Any) -> Update:  # noqa: ANN401
         """An update that a worker packed with its ``Link``; it may lie in memory that the worker uses again."""
@@ -185,11 +185,11 @@ class Worker:
 
 
 @dataclass
-class _Seat:
+class _Slot:
     """One worker as the driver sees it.
 
     Attributes:
-        name: of the seat; a replacement takes it over with a number added.
+        name: of the slot; a replacement takes it over with a number added.
         worker: the carrier's handle.
         begun: the call that gives the worker the round's model.
         played: clients whose turns are in the worker's uncollected sum.
@@ -258,7 +258,7 @@ class Workers:
     Args:
         carrier: starts them and carries calls.
         num_workers: how many.
-        runtime: time limits and what every worker is told.
+        runtime: time limits, and settings that every worker gets.
         settings_of: what differs between workers, by number (such as the GPU).
     """
 
@@ -272,7 +272,7 @@ class Workers:
         self._carrier = carrier
         self._runtime = runtime
         self._settings_of = settings_of or (lambda number: {})  # noqa: ARG005
-        self._seats = [_Seat(f"worker-{i}", carrier.start(f"worker-{i}")) for i in range(num_workers)]
+        self._slots = [_Slot(f"worker-{i}", carrier.start(f"worker-{i}")) for i in range(num_workers)]
         self._setup: tuple[dict[str, Any], Place] | None = None
         self._num_deaths = 0
         self._deaths_in_a_row = 0
@@ -295,7 +295,7 @@ class Workers:
         Raises:
             InputError, RuntimeError: what went wrong in a worker's set-up.
         """
-        calls = [self._set_up(seat) for seat in self._seats]
+        calls = [self._set_up(slot) for slot in self._slots]
         waiting = set(calls)
         while waiting:  # without a limit: another machine may first have to prepare the images
             waiting -= set(self._carrier.wait(list(waiting), self._runtime.round_timeout))
@@ -308,13 +308,13 @@ class Workers:
         shared = self._carrier.share(request)
         queue = _Queue(clients, costs or {}, self._runtime.vectorize if request.kind == "train" else 1)
         suspects: Counter[int] = Counter()
-        for seat in self._seats:
-            seat.played, seat.pending = [], {}
-            seat.begun = self._carrier.call(seat.worker, "begin", shared)
+        for slot in self._slots:
+            slot.played, slot.pending = [], {}
+            slot.begun = self._carrier.call(slot.worker, "begin", shared)
         sums: list[Reply] = []
-        while queue or any(seat.pending or seat.played for seat in self._seats):
+        while queue or any(slot.pending or slot.played for slot in self._slots):
             self._hand_out(queue)
-            if any(seat.pending for seat in self._seats):
+            if any(slot.pending for slot in self._slots):
                 yield from self._gather(request, shared, queue, suspects)
             else:
                 yield from self._collect(shared, queue, sums)
@@ -322,53 +322,53 @@ class Workers:
 
     def close(self) -> None:
         """Stop the workers."""
-        self._seats = []
+        self._slots = []
         self._carrier.close()
 
-    def _set_up(self, seat: _Seat) -> Any:  # noqa: ANN401
+    def _set_up(self, slot: _Slot) -> Any:  # noqa: ANN401
         if self._setup is None:
             msg = "Expected setup before hosts."
             raise RuntimeError(msg)
         settings, place = self._setup
-        own = self._settings_of(int(seat.name.split("+", maxsplit=1)[0].rpartition("-")[2]))
-        return self._carrier.call(seat.worker, "setup", {**settings, **own}, place)
+        own = self._settings_of(int(slot.name.split("+", maxsplit=1)[0].rpartition("-")[2]))
+        return self._carrier.call(slot.worker, "setup", {**settings, **own}, place)
 
     def _hand_out(self, queue: _Queue) -> None:
         """Give every worker that has at most one call under way another chunk."""
         for depth in range(2):
-            for seat in self._seats:
-                if not queue or len(seat.pending) > depth:
+            for slot in self._slots:
+                if not queue or len(slot.pending) > depth:
                     continue
-                chunk = queue.chunk(len(self._seats))
-                seat.pending[self._carrier.call(seat.worker, "play", chunk)] = chunk
+                chunk = queue.chunk(len(self._slots))
+                slot.pending[self._carrier.call(slot.worker, "play", chunk)] = chunk
 
     def _gather(self, request: Request, shared: Any, queue: _Queue, suspects: Counter[int]) -> Iterator[Reply]:  # noqa: ANN401
         from fedmlic.protocol import Reply
 
-        calls = [call for seat in self._seats for call in seat.pending]
+        calls = [call for slot in self._slots for call in slot.pending]
         ended = self._carrier.wait(calls, self._runtime.round_timeout)
         if not ended:
             self._kill_silent()
         for call in ended:
-            seat = next((seat for seat in self._seats if call in seat.pending), None)
-            if seat is None:
+            slot = next((slot for slot in self._slots if call in slot.pending), None)
+            if slot is None:
                 continue  # of a worker that died a moment ago
             try:
                 turns, single = self._carrier.result(call)
             except WorkerDiedError as error:
-                yield from self._bury(seat, shared, queue, suspects, error)
+                yield from self._bury(slot, shared, queue, suspects, error)
                 continue
-            chunk = seat.pending.pop(call)
+            chunk = slot.pending.pop(call)
             self._deaths_in_a_row = 0
             if not request.each:
-                seat.played.extend(chunk)
-            yield Reply(tuple(turns), tuple(self._carrier.take(seat.worker, packed) for packed in single))
+                slot.played.extend(chunk)
+            yield Reply(tuple(turns), tuple(self._carrier.take(slot.worker, packed) for packed in single))
 
     def _collect(self, shared: Any, queue: _Queue, sums: list[Reply]) -> Iterator[Reply]:  # noqa: ANN401
         """Fetch the sums; a worker that died with its sum has its clients played again."""
         from fedmlic.protocol import Reply
 
-        calls = {self._carrier.call(seat.worker, "collect"): seat for seat in self._seats if seat.played}
+        calls = {self._carrier.call(slot.worker, "collect"): slot for slot in self._slots if slot.played}
         waiting = list(calls)
         while waiting:
             ended = self._carrier.wait(waiting, self._runtime.round_timeout)
@@ -376,23 +376,23 @@ class Workers:
             if not ended:
                 self._kill_silent()
         died = []
-        for call, seat in calls.items():
+        for call, slot in calls.items():
             try:
                 packed, evaluation = self._carrier.result(call)
             except WorkerDiedError as error:
-                died.append((seat, error))
+                died.append((slot, error))
                 continue
-            seat.played = []
-            sums.append(Reply((), tuple(self._carrier.take(seat.worker, each) for each in packed), evaluation))
+            slot.played = []
+            sums.append(Reply((), tuple(self._carrier.take(slot.worker, each) for each in packed), evaluation))
         if died:
             # The others' memory will be written again when they play what was lost.
             sums[:] = [replace(reply, updates=tuple(_copied(update) for update in reply.updates)) for reply in sums]
-        for seat, cause in died:
-            yield from self._bury(seat, shared, queue, Counter(), cause)
+        for slot, cause in died:
+            yield from self._bury(slot, shared, queue, Counter(), cause)
 
     def _bury(
         self,
-        seat: _Seat,
+        slot: _Slot,
         shared: Any,  # noqa: ANN401
         queue: _Queue,
         suspects: Counter[int],
@@ -410,31 +410,31 @@ class Workers:
             )
             raise RuntimeError(msg) from error
         # Only the first unfinished chunk can have been running when the worker died.
-        chunks = list(seat.pending.values())
+        chunks = list(slot.pending.values())
         running, waiting = (chunks[0] if chunks else []), chunks[1:]
         failed = []
         for client in running:
             suspects[client] += 1
             if len(running) == 1 and suspects[client] > 1:
-                reason = f"WorkerDied: {seat.name} died while it played client {client} alone ({error})"
-                failed.append(Turn(client, seat.name, error=reason))
+                reason = f"WorkerDied: {slot.name} died while it played client {client} alone ({error})"
+                failed.append(Turn(client, slot.name, error=reason))
                 self._deaths_in_a_row = 0  # the cause is found
             else:
-                # At once and alone: whoever killed it is found before it kills another.
+                # At once and alone, so that a client that kills its worker kills no second one.
                 queue.put_first(client)
-        queue.put_last([*seat.played, *(c for chunk in waiting for c in chunk)])
-        seat.played, seat.pending = [], {}
-        seat.name = f"{seat.name.split('+', maxsplit=1)[0]}+{self._num_deaths}"
-        seat.worker = self._carrier.start(seat.name)
-        self._set_up(seat)
-        seat.begun = self._carrier.call(seat.worker, "begin", shared)
+        queue.put_last([*slot.played, *(c for chunk in waiting for c in chunk)])
+        slot.played, slot.pending = [], {}
+        slot.name = f"{slot.name.split('+', maxsplit=1)[0]}+{self._num_deaths}"
+        slot.worker = self._carrier.start(slot.name)
+        self._set_up(slot)
+        slot.begun = self._carrier.call(slot.worker, "begin", shared)
         yield Reply(tuple(failed))
 
     def _kill_silent(self) -> None:
         """Kill workers that exceed the time limit; their calls fail with ``WorkerDiedError``."""
-        for seat in self._seats:
-            if (seat.pending or seat.played) and self._carrier.wait([seat.begun], 0):
-                self._carrier.kill(seat.worker)
+        for slot in self._slots:
+            if (slot.pending or slot.played) and self._carrier.wait([slot.begun], 0):
+                self._carrier.kill(slot.worker)
 
 
 def _copied(update: Update) -> Update:

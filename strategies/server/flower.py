@@ -265,10 +265,10 @@ class FlowerTransport:
     def _introduce(self) -> None:
         found, problems = self._query(self._are_enough)
         if not self._are_enough(found):
-            told = " ".join(problems) or "No other node has connected."
+            reasons = " ".join(problems) or "No other node has connected."
             msg = (
                 f"Expected {self._needed(found)} nodes within {self._runtime.node_timeout:g} s, got {len(found)}. "
-                f"{told} Start SuperNodes, raise node-timeout, or lower min-hosts and cohort-size."
+                f"{reasons} Start SuperNodes, raise node-timeout, or lower min-hosts and cohort-size."
             )
             raise InputError(msg)
         for node, who in found.items():

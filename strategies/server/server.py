@@ -25,6 +25,7 @@ from fedmlic.learner import Learner, build_learner, choose_device, label_space
 from fedmlic.process import prepare
 from fedmlic.record import RunFolder, write_bytes, write_json
 from fedmlic.tensorboard import curves
+from strategies.server.check import check_experiment, mods_of
 from strategies.server.rounds import Outcome, Progress, Rounds
 from strategies.strategy import State, Strategy
 
@@ -56,7 +57,7 @@ class Server:
     @property
     def remembers(self) -> bool:
         """Whether clients keep tensors from turn to turn."""
-        mods = (*(spec.build("mods", text) for text in self.strategy.mods), *self.learner.mods)
+        mods = mods_of(self.experiment, self.strategy).values()
         return bool(self.learner.resident.private_names) or any(mod.remembers for mod in mods)
 
 
@@ -68,6 +69,7 @@ def build_server(
     Raises:
         InputError: anything that the configuration or the data have wrong.
     """
+    check_experiment(experiment, runtime)
     prepare(runtime.threads)
     strategy: Strategy = spec.build("strategy", experiment.strategy)
     corpus = open_corpus(spec.build("dataset", experiment.dataset), home_of(runtime), progress=progress)
@@ -116,7 +118,8 @@ class FolderRecord:
             (SHARED, progress.state.shared),
             (COUNTED, progress.statistics),
         ):
-            tensors |= {prefix + name: tensor for name, tensor in held.items()}
+            # Copies, since safetensors refuses names that share memory.
+            tensors |= {prefix + name: tensor.clone() for name, tensor in held.items()}
         tensors[LAST] = torch.tensor(sorted(progress.last.items()), dtype=torch.int64).view(-1, 2)
         best = None if math.isinf(progress.best_value) else progress.best_value
         values = {

@@ -21,9 +21,9 @@ NODE = {"partition-id": 1, "num-partitions": 3}
 
 @pytest.fixture(autouse=True)
 def _no_seat():
-    app._seats.clear()
+    app._nodes.clear()
     yield
-    app._seats.clear()
+    app._nodes.clear()
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def ask(seat, where, clients, **changes):
 
 
 def test_a_simulated_node_can_play_every_client(run_config):
-    seat = source.open_seat(run_config(), NODE)
+    seat = source.open_node(run_config(), NODE)
     info = seat.host.info()
 
     assert info.host == "node-1"
@@ -92,7 +92,7 @@ def test_a_simulated_node_can_play_every_client(run_config):
 
 
 def test_a_device_is_one_client_with_the_labels_it_knows(device, deployed):
-    seat = source.open_seat(deployed, device)
+    seat = source.open_node(deployed, device)
     info = seat.host.info()
     reply = ask(seat, context(device, deployed), [4])
 
@@ -107,7 +107,7 @@ def test_a_device_is_one_client_with_the_labels_it_knows(device, deployed):
 def test_the_client_id_may_come_from_the_partition(device, deployed):
     del device["client"]
     with pytest.raises(InputError, match="client id"):
-        source.open_seat(deployed, device)
+        source.open_node(deployed, device)
 
     assert source.node_name({**device, "partition-id": 7, "num-partitions": 9}) == "device-7"
 
@@ -125,14 +125,14 @@ def test_the_client_id_may_come_from_the_partition(device, deployed):
 )
 def test_wrong_node_settings_are_named(node_config, told, deployed):
     with pytest.raises(InputError, match=told):
-        source.open_seat(deployed, node_config)
+        source.open_node(deployed, node_config)
 
 
 def test_a_device_does_not_follow_the_servers_paths(device, deployed, tmp_path):
     home = tmp_path / "mine"
     config = {**deployed, "home": "/nowhere/at/all", "device": "cuda:7", "threads": 64}
 
-    seat = source.open_seat(config, {**device, "home": str(home)})
+    seat = source.open_node(config, {**device, "home": str(home)})
 
     assert seat.host.device == torch.device("cpu")
     assert (home / "corpora").is_dir()
@@ -140,23 +140,23 @@ def test_a_device_does_not_follow_the_servers_paths(device, deployed, tmp_path):
 
 def test_one_seat_serves_all_messages_of_a_run(run_config):
     config = run_config()
-    first = app.seat_of(context(NODE, config))
-    other_node = app.seat_of(context({**NODE, "partition-id": 2}, config))
+    first = app.node_of(context(NODE, config))
+    other_node = app.node_of(context({**NODE, "partition-id": 2}, config))
     name = other_node.host.name
-    other_run = app.seat_of(context(NODE, config, run_id=2))
-    other_seed = app.seat_of(context(NODE, run_config(seed=5), run_id=2))
+    other_run = app.node_of(context(NODE, config, run_id=2))
+    other_seed = app.node_of(context(NODE, run_config(seed=5), run_id=2))
 
     assert other_node is first
     assert name == "node-2"
     assert other_run is not first
     assert other_seed is not other_run
-    assert len(app._seats) == 1
+    assert len(app._nodes) == 1
 
 
 def test_a_message_gets_the_same_update_as_a_direct_call(run_config):
     where = context(NODE, run_config())
-    seat = app.seat_of(where)
-    direct = source.open_seat(run_config(), NODE).host
+    seat = app.node_of(where)
+    direct = source.open_node(run_config(), NODE).host
     request = Request("train", 1, start_of(seat), units_for(Request.weighting, [500], 9))
     expected = direct.play(request, [3, 1])
 
@@ -169,14 +169,14 @@ def test_a_message_gets_the_same_update_as_a_direct_call(run_config):
 
 def test_each_client_apart_when_the_strategy_wants_so(run_config):
     where = context(NODE, run_config())
-    reply = ask(app.seat_of(where), where, [3, 1], each=True)
+    reply = ask(app.node_of(where), where, [3, 1], each=True)
 
     assert [update.clients for update in reply.updates] == [[3], [1]]
 
 
 def test_evaluation_is_counted(run_config):
     where = context(NODE, run_config())
-    reply = ask(app.seat_of(where), where, [0, 5], kind="evaluate")
+    reply = ask(app.node_of(where), where, [0, 5], kind="evaluate")
 
     assert [turn.client for turn in reply.turns] == [0, 5]
     assert set(reply.turns[0].metrics) == {"mAP", "num-evaluable"}
@@ -186,7 +186,7 @@ def test_evaluation_is_counted(run_config):
 
 def test_a_broken_off_message_leaves_nothing_behind(run_config):
     where = context(NODE, run_config())
-    seat = app.seat_of(where)
+    seat = app.node_of(where)
     start = start_of(seat)
     clean = ask(seat, where, [2], flat=start).updates[0]
     seat.host.turns(Request("train", 1, start, units_for(Request.weighting, [500], 9)), [0])  # and nobody collects
@@ -201,7 +201,7 @@ def test_a_broken_off_message_leaves_nothing_behind(run_config):
 def test_errors_of_a_device_keep_their_traceback_at_home(device, deployed, monkeypatch, caplog, tracebacks):
     node = {**device, "tracebacks": tracebacks}
     where = context(node, deployed)
-    seat = app.seat_of(where)
+    seat = app.node_of(where)
 
     def fail(*_):
         msg = "no such thing\n  at /data/anna.png"
@@ -232,6 +232,6 @@ def test_a_device_that_cannot_open_its_images_says_so_in_one_line(device, deploy
 def test_messages_of_another_protocol_are_answered(run_config):
     where = context(NODE, run_config())
     with pytest.raises(wire.RemoteError, match="WireError") as caught:
-        wire.unpack_reply(app.answer_to(RecordDict(), where), app.seat_of(where).host.layout)
+        wire.unpack_reply(app.answer_to(RecordDict(), where), app.node_of(where).host.layout)
 
     assert caught.value.simulated

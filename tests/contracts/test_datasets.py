@@ -1,4 +1,4 @@
-"""What every data set promises, whoever wrote it: all entries of the catalogue are found by themselves."""
+"""What every data set promises: all entries of the catalogue are found by themselves."""
 
 import inspect
 import json

@@ -1,4 +1,4 @@
-"""What every partition promises, whoever wrote it: all entries of the catalogue are found by themselves."""
+"""What every partition promises: all entries of the catalogue are found by themselves."""
 
 import inspect
 import json

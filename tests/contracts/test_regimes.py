@@ -1,4 +1,4 @@
-"""What every regime promises, whoever wrote it: all entries of the catalogue are found by themselves.
+"""What every regime promises: all entries of the catalogue are found by themselves.
 
 A regime declares what it does beyond hiding entries at random (``fedmlic.regime``); the battery
 reads those declarations and knows no regime by name.
@@ -77,9 +77,9 @@ def assignment(client=0, seed=0, rows=None, labels=None):
     return Assignment(labels, keys, objects.take(rows), client, seed, LABELS, (SIZE, SIZE))
 
 
-def observe(name, desk):
+def observe(name, assigned):
     """What is written down when all images of the battery belong to the federation."""
-    return prepared(build("regime", name), assignment()).annotate(desk)
+    return prepared(build("regime", name), assignment()).annotate(assigned)
 
 
 def test_the_catalogue_is_found():
@@ -88,32 +88,32 @@ def test_the_catalogue_is_found():
 
 @every_regime
 def test_it_returns_valid_states_of_the_same_shape_and_leaves_its_input_alone(name):
-    desk = assignment()
-    before = desk.labels.copy()
-    observed = observe(name, desk)
+    assigned = assignment()
+    before = assigned.labels.copy()
+    observed = observe(name, assigned)
 
     check_labels(observed, NUM_LABELS)
     assert observed.shape == before.shape
-    assert np.array_equal(desk.labels, before)
-    assert not np.shares_memory(observed, desk.labels)
+    assert np.array_equal(assigned.labels, before)
+    assert not np.shares_memory(observed, assigned.labels)
 
 
 @every_regime
 def test_what_the_data_set_does_not_know_stays_as_it_is(name):
-    desk = assignment()
-    unknown = ~known(desk.labels)
+    assigned = assignment()
+    unknown = ~known(assigned.labels)
 
-    assert np.array_equal(observe(name, desk)[unknown], desk.labels[unknown])
+    assert np.array_equal(observe(name, assigned)[unknown], assigned.labels[unknown])
 
 
 @every_regime
 def test_it_adds_wrong_and_uncertain_entries_if_and_only_if_it_says_so(name):
     wrong = unsure = 0
     for client in range(12):
-        desk = assignment(client)
-        observed = observe(name, desk)
-        wrong += int((known(observed) & (observed != desk.labels)).sum())
-        unsure += int(((observed == UNCERTAIN) & (desk.labels != UNCERTAIN)).sum())
+        assigned = assignment(client)
+        observed = observe(name, assigned)
+        wrong += int((known(observed) & (observed != assigned.labels)).sum())
+        unsure += int(((observed == UNCERTAIN) & (assigned.labels != UNCERTAIN)).sum())
 
     assert (wrong > 0) == build("regime", name).adds_wrong
     assert (unsure > 0) == build("regime", name).adds_uncertain
@@ -172,13 +172,13 @@ def test_hidden_entries_carry_no_information_unless_it_is_selective(name, data):
     regime = build("regime", name)
     if regime.selective:
         return
-    desk = assignment(client=data.draw(st.integers(0, 30)))
-    observed = observe(name, desk)
-    hidden = np.argwhere((observed == UNKNOWN) & known(desk.labels))
+    assigned = assignment(client=data.draw(st.integers(0, 30)))
+    observed = observe(name, assigned)
+    hidden = np.argwhere((observed == UNKNOWN) & known(assigned.labels))
     flipped = truth()
     for row, label in hidden[data.draw(st.lists(st.integers(0, max(0, len(hidden) - 1)), max_size=40))[: len(hidden)]]:
         flipped[row, label] ^= 1
-    again = observe(name, assignment(desk.client, labels=flipped))
+    again = observe(name, assignment(assigned.client, labels=flipped))
 
     assert np.array_equal(known(again), known(observed))
     assert regime.adds_wrong or np.array_equal(again, observed)
@@ -191,9 +191,9 @@ def test_known_entries_are_equally_often_present_and_absent_unless_it_is_selecti
         return
     gaps = []
     for client in range(100):
-        desk = assignment(client)
-        is_known = known(observe(name, desk))
-        shares = [np.ma.masked_where(desk.labels != state, is_known).mean(axis=0) for state in (1, 0)]
+        assigned = assignment(client)
+        is_known = known(observe(name, assigned))
+        shares = [np.ma.masked_where(assigned.labels != state, is_known).mean(axis=0) for state in (1, 0)]
         gaps.append(np.mean(shares[0] - shares[1]))
 
     assert abs(np.mean(gaps)) <= 3 * np.std(gaps) / np.sqrt(len(gaps)) + 1e-12
@@ -203,9 +203,9 @@ def test_known_entries_are_equally_often_present_and_absent_unless_it_is_selecti
 def test_somebody_looked_at_every_true_annotation_and_at_nothing_unknown(name):
     regime = prepared(build("regime", name), assignment())
     for client in range(5):
-        desk = assignment(client)
-        observed = regime.annotate(desk)
-        looks = looks_of(regime, desk, observed)
+        assigned = assignment(client)
+        observed = regime.annotate(assigned)
+        looks = looks_of(regime, assigned, observed)
         silent = known(observed) & (looks == 0)
 
         assert looks.shape == observed.shape
@@ -218,25 +218,25 @@ def test_somebody_looked_at_every_true_annotation_and_at_nothing_unknown(name):
 
 @every_regime
 def test_boxes_are_needed_if_and_only_if_it_says_so(name):
-    desk = dataclasses.replace(assignment(client=1), objects=None)
+    assigned = dataclasses.replace(assignment(client=1), objects=None)
     regime = prepared(build("regime", name), assignment())
     if not regime.needs_objects:
-        assert np.array_equal(regime.annotate(desk), regime.annotate(assignment(client=1)))
+        assert np.array_equal(regime.annotate(assigned), regime.annotate(assignment(client=1)))
         return
 
     with pytest.raises(InputError, match=r"Expected the data set to have boxes .* got none\. (Set|Use) "):
-        regime.annotate(desk)
+        regime.annotate(assigned)
 
 
 @every_regime
 def test_inside_a_composition_it_draws_anew_except_as_the_first_part(name):
-    desk = assignment(client=3)
-    alone = observe(name, desk)
+    assigned = assignment(client=3)
+    alone = observe(name, assigned)
     regime = prepared(build("regime", name), assignment())
-    first, second = (regime.annotate(desk.part(desk.labels, place)) for place in (0, 1))
+    first, second = (regime.annotate(assigned.part(assigned.labels, place)) for place in (0, 1))
 
     assert np.array_equal(first, alone)
-    assert np.array_equal(second, regime.annotate(desk.part(desk.labels, 1)))
+    assert np.array_equal(second, regime.annotate(assigned.part(assigned.labels, 1)))
 
 
 @every_regime

@@ -71,8 +71,8 @@ def by_hand(corpus, partition, regime, num_clients, seed):
     out = []
     for client in range(dealt.num_clients):
         mine = rows[dealt.of(client)]
-        desk = Assignment(corpus.labels.take(mine), keys[mine], corpus.objects.take(mine), client, seed)
-        out.append((mine, build("regime", regime).annotate(desk)))
+        assigned = Assignment(corpus.labels.take(mine), keys[mine], corpus.objects.take(mine), client, seed)
+        out.append((mine, build("regime", regime).annotate(assigned)))
     return out
 
 
@@ -510,10 +510,10 @@ def test_objects_of_an_image_reach_its_client_whatever_the_order(corpus, tmp_pat
     keys = text_keys(corpus.image_ids)
     for client in range(9):
         rows, labels = observed_of(found, client)
-        desk = Assignment(
+        assigned = Assignment(
             corpus.labels.take(rows), keys[rows], corpus.objects.take(rows), client, 4, NAMES, corpus.image_shape[:2]
         )
-        assert np.array_equal(labels, build("regime", regime).annotate(desk))
+        assert np.array_equal(labels, build("regime", regime).annotate(assigned))
 
 
 def test_the_budget_counts_looks_at_training_images(corpus, tmp_path):

@@ -1,4 +1,4 @@
-"""The desk and its streams: what is drawn depends on names alone; old regimes draw what they always drew."""
+"""The assigned and its streams: what is drawn depends on names alone; old regimes draw what they always drew."""
 
 import hashlib
 
@@ -13,7 +13,7 @@ from fedmlic.seeds import text_keys
 from fedmlic.spec import build
 
 
-def desk(labels, client=0, seed=0, **more):
+def assignment_of(labels, client=0, seed=0, **more):
     labels = np.asarray(labels, dtype=np.int8)
     return Assignment(labels, text_keys([f"image {i}" for i in range(len(labels))]), None, client, seed, **more)
 
@@ -35,14 +35,14 @@ def test_labels_of_earlier_versions_are_drawn_again(regime, digest):
         np.array([1, 0, -1, -2], dtype=np.int8), (300, 7), p=[0.3, 0.5, 0.15, 0.05]
     )
     made = build("regime", regime)
-    drawn = b"".join(made.annotate(desk(labels, client, 3)).tobytes() for client in range(20))
+    drawn = b"".join(made.annotate(assignment_of(labels, client, 3)).tobytes() for client in range(20))
 
     assert hashlib.sha256(drawn).hexdigest().startswith(digest)
 
 
 def test_every_place_of_a_composition_has_streams_of_its_own():
     """Desks of parts, of options, of parts of options and of options of parts: all different, first ones alike."""
-    first = desk(np.zeros((3, 2)))
+    first = assignment_of(np.zeros((3, 2)))
     moved = first.part(first.labels, 0)
     others = [
         first.part(first.labels, 1),
@@ -67,13 +67,13 @@ def test_every_place_of_a_composition_has_streams_of_its_own():
 
 @given(st.integers(0, 5), st.integers(0, 5))
 def test_places_add_up(one, other):
-    start = desk(np.zeros((1, 1)))
+    start = assignment_of(np.zeros((1, 1)))
 
     assert start.part(start.labels, one).part(start.labels, other) == start.part(start.labels, one + other)
 
 
 def test_shared_numbers_belong_to_no_client_and_may_be_asked_for_in_pieces():
-    first, second = desk(np.zeros((9, 4)), client=1), desk(np.zeros((9, 4)), client=2)
+    first, second = assignment_of(np.zeros((9, 4)), client=1), assignment_of(np.zeros((9, 4)), client=2)
     whole = first.shared_uniforms("x")
 
     assert np.array_equal(whole, second.shared_uniforms("x"))
@@ -83,7 +83,7 @@ def test_shared_numbers_belong_to_no_client_and_may_be_asked_for_in_pieces():
 
 
 def test_without_a_rule_of_its_own_every_entry_that_is_not_unknown_cost_one_look():
-    labels = desk([[1, 0, -1, -2]])
+    labels = assignment_of([[1, 0, -1, -2]])
 
     assert looks_of(build("regime", "complete"), labels, labels.labels).tolist() == [[1, 1, 0, 1]]
 
@@ -94,8 +94,8 @@ def test_a_regime_is_prepared_with_everybodys_images():
 
     regime = Regime(lambda assignment: assignment.labels, prepare=prepare)
 
-    assert prepared(regime, desk(np.zeros((5, 1)))).annotate(desk([[0]])).tolist() == [[5]]
-    assert prepared(build("regime", "complete"), desk([[1]])).annotate(desk([[1]])).tolist() == [[1]]
+    assert prepared(regime, assignment_of(np.zeros((5, 1)))).annotate(assignment_of([[0]])).tolist() == [[5]]
+    assert prepared(build("regime", "complete"), assignment_of([[1]])).annotate(assignment_of([[1]])).tolist() == [[1]]
 
 
 @pytest.mark.parametrize(
@@ -154,11 +154,11 @@ def test_a_bad_regime_is_explained(text, message):
 )
 def test_a_regime_that_does_not_fit_the_data_set_is_explained(text, labels, message):
     with pytest.raises(InputError, match=message):
-        build("regime", text).annotate(desk(labels, label_names=("cat", "car")))
+        build("regime", text).annotate(assignment_of(labels, label_names=("cat", "car")))
 
 
 def test_labels_without_a_row_in_the_annotator_table_are_all_named():
-    given_desk = desk([[1, 0, 1]], label_names=("cat", "zebra", "fork"))
+    given_assignment = assignment_of([[1, 0, 1]], label_names=("cat", "zebra", "fork"))
 
     with pytest.raises(InputError, match=r"2 problems.*\n  'zebra'\n  'fork'"):
-        build("regime", "annotator_table").annotate(given_desk)
+        build("regime", "annotator_table").annotate(given_assignment)

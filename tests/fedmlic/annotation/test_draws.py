@@ -13,7 +13,7 @@ from fedmlic.regime import Assignment
 from fedmlic.seeds import stream
 
 
-def desk(client=0, images=0):
+def assignment_of(client=0, images=0):
     return Assignment(np.zeros((images, 2), np.int8), np.arange(images, dtype=np.uint64), None, client, 0)
 
 
@@ -22,19 +22,19 @@ def desk(client=0, images=0):
     [((0.2, 0.6), stats.uniform(0.2, 0.4)), ({"beta": (2.0, 5.0)}, stats.beta(2, 5))],
 )
 def test_a_chance_has_the_asked_distribution_over_clients(value, distribution):
-    drawn = [chance(value, desk(client), "x") for client in range(800)]
+    drawn = [chance(value, assignment_of(client), "x") for client in range(800)]
 
     assert stats.kstest(drawn, distribution.cdf).pvalue > 0.01
-    assert drawn[5] == chance(value, desk(5), "x") != chance(value, desk(5), "y")
+    assert drawn[5] == chance(value, assignment_of(5), "x") != chance(value, assignment_of(5), "y")
 
 
 def test_a_plain_number_is_the_same_for_all():
-    assert {chance(0.3, desk(client), "x") for client in range(5)} == {0.3}
-    assert {whole(4, desk(client), "x") for client in range(5)} == {4}
+    assert {chance(0.3, assignment_of(client), "x") for client in range(5)} == {0.3}
+    assert {whole(4, assignment_of(client), "x") for client in range(5)} == {4}
 
 
 def test_whole_numbers_include_both_ends():
-    assert {whole((2, 4), desk(client), "x") for client in range(50)} == {2, 3, 4}
+    assert {whole((2, 4), assignment_of(client), "x") for client in range(50)} == {2, 3, 4}
 
 
 @pytest.mark.parametrize("alphas", [[0.5, 0.5], [2.0, 1.0], [0.3, 1.2]])
@@ -96,7 +96,7 @@ def test_half_is_no_majority():
 
 
 def test_annotators_take_turns_equally_often():
-    chosen = turns(desk(images=6000), "single", 3)
+    chosen = turns(assignment_of(images=6000), "single", 3)
 
     assert all(abs(n - 2000) <= 3 * np.sqrt(6000 * 2 / 9) for n in np.bincount(chosen, minlength=3))
-    assert turns(desk(images=3), "majority", 3).tolist() == [0, 0, 0]
+    assert turns(assignment_of(images=3), "majority", 3).tolist() == [0, 0, 0]

@@ -9,7 +9,7 @@ from fedmlic.seeds import text_keys
 from fedmlic.spec import build
 
 
-def desk(labels, client=0, seed=0):
+def assignment_of(labels, client=0, seed=0):
     labels = np.asarray(labels, dtype=np.int8)
     return Assignment(labels, text_keys([f"image {i}" for i in range(len(labels))]), None, client, seed)
 
@@ -31,8 +31,8 @@ def composed(*texts):
 
 def test_a_later_part_works_on_what_the_earlier_one_wrote():
     labels = random_labels()
-    noisy = build("regime", NOISE).annotate(desk(labels, client=3))
-    observed = composed(NOISE, SUBSET).annotate(desk(labels, client=3))
+    noisy = build("regime", NOISE).annotate(assignment_of(labels, client=3))
+    observed = composed(NOISE, SUBSET).annotate(assignment_of(labels, client=3))
     annotated = known(observed).all(axis=0)
 
     assert annotated.sum() == 2
@@ -44,7 +44,7 @@ def test_the_same_regime_twice_hides_twice():
     """Known with probability 1/4; reusing the stream would leave 1/2."""
     labels = random_labels()
 
-    assert within(int(known(composed(MISSING, MISSING).annotate(desk(labels))).sum()), labels.size, 0.25)
+    assert within(int(known(composed(MISSING, MISSING).annotate(assignment_of(labels))).sum()), labels.size, 0.25)
 
 
 @pytest.mark.parametrize(
@@ -57,8 +57,8 @@ def test_the_same_regime_twice_hides_twice():
 def test_brackets_do_not_matter(texts):
     labels = random_labels(200)
     for client in range(5):
-        flat = composed(NOISE, SUBSET, MISSING).annotate(desk(labels, client))
-        assert np.array_equal(composed(*texts).annotate(desk(labels, client)), flat)
+        flat = composed(NOISE, SUBSET, MISSING).annotate(assignment_of(labels, client))
+        assert np.array_equal(composed(*texts).annotate(assignment_of(labels, client)), flat)
 
 
 def test_declarations_are_those_of_the_parts():
@@ -76,16 +76,16 @@ def test_looks_are_those_of_the_annotators_where_the_last_part_left_something():
     labels = random_labels(100)
     three = "annotators(num_annotators=3, size_effect=0, location_effect=0)"
     regime = composed(three, SUBSET)
-    given_desk = desk(labels, client=2)
-    observed = regime.annotate(given_desk)
+    given_assignment = assignment_of(labels, client=2)
+    observed = regime.annotate(given_assignment)
 
-    assert np.array_equal(looks_of(regime, given_desk, observed), 3 * known(observed))
+    assert np.array_equal(looks_of(regime, given_assignment, observed), 3 * known(observed))
 
 
 def test_a_quota_of_the_federation_counts_the_data_set():
     labels = random_labels()
-    regime = prepared(composed(SUBSET, "fixed_per_class(positives=50, negatives=50)"), desk(labels))
-    observed = regime.annotate(desk(labels))
+    regime = prepared(composed(SUBSET, "fixed_per_class(positives=50, negatives=50)"), assignment_of(labels))
+    observed = regime.annotate(assignment_of(labels))
     annotated = known(observed).any(axis=0)
 
     assert annotated.sum() == 2
@@ -99,7 +99,7 @@ def test_each_client_is_annotated_under_one_regime():
     regime = build("regime", text + ", probabilities=[0.5, 0.2, 0.3])")
     kinds = []
     for client in range(1500):
-        observed = regime.annotate(desk(labels, client))
+        observed = regime.annotate(assignment_of(labels, client))
         kinds.append(1 if not known(observed).all() else 2 if observed.any() else 0)
 
     assert all(within(kinds.count(kind), 1500, share) for kind, share in enumerate((0.5, 0.2, 0.3)))
@@ -110,7 +110,7 @@ def test_a_mixture_inside_a_mixture_draws_anew():
     labels = np.zeros((2, 3))
     inner = "one_of(regimes=['complete()', 'random_missing(known_fraction=0)'])"
     regime = build("regime", f"one_of(regimes=['complete()', {inner!r}])")
-    empty = sum(not known(regime.annotate(desk(labels, client))).any() for client in range(1000))
+    empty = sum(not known(regime.annotate(assignment_of(labels, client))).any() for client in range(1000))
 
     assert within(empty, 1000, 0.25)
 

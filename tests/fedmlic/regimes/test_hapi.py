@@ -32,7 +32,7 @@ def root(tmp_path_factory):
     return path
 
 
-def desk(ids=tuple(TRUTH), client=0, labels=None, names=LABELS):
+def assignment_of(ids=tuple(TRUTH), client=0, labels=None, names=LABELS):
     truth = np.array([[int(name in TRUTH[i]) for name in NORMAL] for i in TRUTH], dtype=np.int8)
     truth = truth[: len(ids)] if labels is None else labels
     return Assignment(truth, text_keys(list(ids)), None, client, 0, names)
@@ -51,7 +51,7 @@ def brute_force(run, *, unsaid=ABSENT, blind=UNKNOWN, empty=None):
 
 def observe(root, assignment=None, **options):
     regime = hapi(root=str(root), benchmark="mir", **options)
-    return regime.annotate(assignment or desk()).tolist()
+    return regime.annotate(assignment or assignment_of()).tolist()
 
 
 # What is written down
@@ -97,10 +97,10 @@ def test_images_of_little_confidence_are_unknown(root):
 
 
 def test_what_the_data_set_does_not_know_stays(root):
-    labels = desk().labels.copy()
+    labels = assignment_of().labels.copy()
     labels[0], labels[1, 0] = UNKNOWN, UNCERTAIN
 
-    observed = observe(root, desk(labels=labels), apis=["microsoft_mic"])
+    observed = observe(root, assignment_of(labels=labels), apis=["microsoft_mic"])
 
     assert observed[0] == [UNKNOWN] * 4
     assert observed[1][0] == UNCERTAIN
@@ -108,8 +108,11 @@ def test_what_the_data_set_does_not_know_stays(root):
 
 
 def test_the_truth_as_an_annotator(root):
-    assert observe(root, apis=["truth"]) == desk().labels.tolist()
-    assert hapi(root=str(root), benchmark="coco", apis=["truth"]).annotate(desk()).tolist() == desk().labels.tolist()
+    assert observe(root, apis=["truth"]) == assignment_of().labels.tolist()
+    assert (
+        hapi(root=str(root), benchmark="coco", apis=["truth"]).annotate(assignment_of()).tolist()
+        == assignment_of().labels.tolist()
+    )
 
 
 # Who annotates
@@ -125,10 +128,12 @@ def test_each_client_draws_one_annotator_and_keeps_it(root):
     kinds = {
         json.dumps(brute_force(LATER)): "google",
         json.dumps(brute_force(MICROSOFT)): "microsoft",
-        json.dumps(desk().labels.tolist()): "truth",
+        json.dumps(assignment_of().labels.tolist()): "truth",
     }
-    drawn = [kinds[json.dumps(regime.annotate(desk(client=client)).tolist())] for client in range(300)]
-    again = [kinds[json.dumps(regime.annotate(desk(client=client)).tolist())] for client in reversed(range(300))]
+    drawn = [kinds[json.dumps(regime.annotate(assignment_of(client=client)).tolist())] for client in range(300)]
+    again = [
+        kinds[json.dumps(regime.annotate(assignment_of(client=client)).tolist())] for client in reversed(range(300))
+    ]
 
     assert drawn == again[::-1]
     # 100 expected of each; three standard deviations of a binomial(300, 1/3) are 24.5.
@@ -138,7 +143,7 @@ def test_each_client_draws_one_annotator_and_keeps_it(root):
 
 def test_dates_can_be_drawn_too(root):
     regime = hapi(root=str(root), benchmark="mir", apis=["google_mic"], date="drawn")
-    found = Counter(json.dumps(regime.annotate(desk(client=client)).tolist()) for client in range(200))
+    found = Counter(json.dumps(regime.annotate(assignment_of(client=client)).tolist()) for client in range(200))
 
     assert set(found) == {json.dumps(brute_force(GOOGLE)), json.dumps(brute_force(LATER))}
     assert min(found.values()) >= 100 - 3 * 50**0.5
@@ -177,9 +182,9 @@ def test_images_are_found_in_every_spelling(tmp_path, example, spelling):
 def test_any_images_in_any_order_get_their_own_labels(root, order, keep):
     rows = order[:keep]
     ids = [list(TRUTH)[row] for row in rows]
-    labels = desk().labels[rows]
+    labels = assignment_of().labels[rows]
 
-    observed = observe(root, desk(ids, labels=labels), apis=["microsoft_mic"])
+    observed = observe(root, assignment_of(ids, labels=labels), apis=["microsoft_mic"])
 
     assert observed == [brute_force(MICROSOFT)[row] for row in rows]
 
@@ -189,20 +194,20 @@ def test_images_that_are_not_covered(root):
     labels = np.zeros((8, 4), np.int8)
 
     with pytest.raises(InputError, match="got nothing about 2 of a client's 8"):
-        observe(root, desk(ids, labels=labels), apis=["microsoft_mic"])
-    observed = observe(root, desk(ids, labels=labels), apis=["microsoft_mic"], uncovered="unknown")
+        observe(root, assignment_of(ids, labels=labels), apis=["microsoft_mic"])
+    observed = observe(root, assignment_of(ids, labels=labels), apis=["microsoft_mic"], uncovered="unknown")
     assert observed == [*brute_force(MICROSOFT), [UNKNOWN] * 4, [UNKNOWN] * 4]
 
 
 def test_label_names_may_be_written_differently_or_renamed(root):
-    desk_of = desk(names=("hound", "NIGHT", "plant-life", "sky"))
+    named_assignment = assignment_of(names=("hound", "NIGHT", "plant-life", "sky"))
 
-    assert observe(root, desk_of, apis=["microsoft_mic"], rename={"dog": "hound"}) == brute_force(MICROSOFT)
+    assert observe(root, named_assignment, apis=["microsoft_mic"], rename={"dog": "hound"}) == brute_force(MICROSOFT)
     expected = np.array(brute_force(MICROSOFT))
     expected[:, 0] = UNKNOWN  # nobody says hound
-    assert observe(root, desk_of, apis=["microsoft_mic"]) == expected.tolist()
+    assert observe(root, named_assignment, apis=["microsoft_mic"]) == expected.tolist()
     with pytest.raises(InputError, match=r"got \['dog', 'plant_life', 'sky'\] of 3 and \['a', 'b', 'c', 'd'\] of 4"):
-        observe(root, desk(names=("a", "b", "c", "d")), apis=["microsoft_mic"])
+        observe(root, assignment_of(names=("a", "b", "c", "d")), apis=["microsoft_mic"])
 
 
 # FrugalMCT
@@ -242,6 +247,6 @@ def test_what_is_not_there_is_explained(root, options, message):
 def test_as_text(root):
     text = f"hapi(root={str(root)!r}, benchmark='mir', apis=['microsoft_mic'], rename={{'sky': 'Sky'}})"
 
-    assert build("regime", text).annotate(desk()).tolist() == brute_force(MICROSOFT)
+    assert build("regime", text).annotate(assignment_of()).tolist() == brute_force(MICROSOFT)
     with pytest.raises(InputError, match="'coco', 'pascal' or 'mir'"):
         build("regime", "hapi(benchmark='imagenet')")

@@ -14,7 +14,7 @@ from fedmlic.spec import build
 SIZE = 64
 
 
-def desk(labels, client=0, seed=0, objects=None, names=()):
+def assignment_of(labels, client=0, seed=0, objects=None, names=()):
     labels = np.asarray(labels, dtype=np.int8)
     keys = text_keys([f"image {i}" for i in range(len(labels))])
     return Assignment(labels, keys, objects, client, seed, names, (SIZE, SIZE))
@@ -34,14 +34,14 @@ def within(count, trials, probability, sigmas=3):
 def test_complete_shows_everything():
     labels = random_labels()
 
-    assert np.array_equal(build("regime", "complete").annotate(desk(labels)), labels)
+    assert np.array_equal(build("regime", "complete").annotate(assignment_of(labels)), labels)
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("of", ["all", "present", "absent"])
 def test_random_missing_keeps_the_asked_fraction_of_what_it_names(of, fraction):
     labels = random_labels()
-    observed = build("regime", f"random_missing(known_fraction={fraction}, of={of!r})").annotate(desk(labels))
+    observed = build("regime", f"random_missing(known_fraction={fraction}, of={of!r})").annotate(assignment_of(labels))
     named = {"all": labels >= 0, "present": labels == PRESENT, "absent": labels == ABSENT}[of]
 
     assert within(int(known(observed)[named].sum()), int(named.sum()), fraction)
@@ -51,14 +51,14 @@ def test_random_missing_keeps_the_asked_fraction_of_what_it_names(of, fraction):
 def test_random_missing_at_its_ends_is_everything_or_nothing():
     labels = random_labels()
 
-    assert np.array_equal(build("regime", "random_missing(known_fraction=1)").annotate(desk(labels)), labels)
-    assert not known(build("regime", "random_missing(known_fraction=0)").annotate(desk(labels))).any()
+    assert np.array_equal(build("regime", "random_missing(known_fraction=1)").annotate(assignment_of(labels)), labels)
+    assert not known(build("regime", "random_missing(known_fraction=0)").annotate(assignment_of(labels))).any()
 
 
 def test_random_missing_hides_columns_clients_and_seeds_independently():
     labels = random_labels(num_labels=2)
     regime = build("regime", "random_missing")
-    masks = [known(regime.annotate(desk(labels, client, seed))) for client, seed in ((0, 0), (1, 0), (0, 1))]
+    masks = [known(regime.annotate(assignment_of(labels, client, seed))) for client, seed in ((0, 0), (1, 0), (0, 1))]
 
     for first, second in [(masks[0][:, 0], masks[0][:, 1]), (masks[0][:, 0], masks[1][:, 0]), (masks[0], masks[2])]:
         assert within(int((first == second).sum()), first.size, 0.5)
@@ -67,7 +67,9 @@ def test_random_missing_hides_columns_clients_and_seeds_independently():
 def test_more_known_entries_contain_the_fewer_ones():
     """The same uniforms decide at every fraction, so a sweep over fractions is nested."""
     labels = random_labels()
-    few, many = (build("regime", f"random_missing(known_fraction={f})").annotate(desk(labels)) for f in (0.2, 0.6))
+    few, many = (
+        build("regime", f"random_missing(known_fraction={f})").annotate(assignment_of(labels)) for f in (0.2, 0.6)
+    )
 
     assert (known(many) | ~known(few)).all()
 
@@ -79,7 +81,7 @@ def test_more_known_entries_contain_the_fewer_ones():
 def test_a_fraction_drawn_per_client_has_the_asked_mean_and_spread(value, mean, variance):
     labels = np.zeros((400, 5))
     regime = build("regime", f"random_missing(known_fraction={value})")
-    shares = np.array([known(regime.annotate(desk(labels, client))).mean() for client in range(1500)])
+    shares = np.array([known(regime.annotate(assignment_of(labels, client))).mean() for client in range(1500)])
     # Of a share of n entries: the spread of the fractions, and that of counting.
     spread = variance + (mean * (1 - mean) - variance) / labels.size
 
@@ -94,7 +96,7 @@ def test_a_fraction_drawn_per_client_has_the_asked_mean_and_spread(value, mean, 
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])
 def test_positive_only_keeps_a_share_of_the_present_entries_and_no_absence(fraction):
     labels = random_labels()
-    observed = build("regime", f"positive_only(known_fraction={fraction})").annotate(desk(labels))
+    observed = build("regime", f"positive_only(known_fraction={fraction})").annotate(assignment_of(labels))
 
     assert set(np.unique(observed)) <= {PRESENT, UNKNOWN}
     assert (labels[observed == PRESENT] == PRESENT).all()
@@ -109,7 +111,7 @@ def test_a_quota_per_client_is_filled_exactly(positives, negatives):
     labels = random_labels(500)
     text = f"fixed_per_class(positives={positives}, negatives={negatives}, over='client')"
     for client in (0, 5):
-        observed = build("regime", text).annotate(desk(labels, client))
+        observed = build("regime", text).annotate(assignment_of(labels, client))
         for state, quota in ((PRESENT, positives), (ABSENT, negatives)):
             assert (observed == state).sum(axis=0).tolist() == np.minimum((labels == state).sum(axis=0), quota).tolist()
         assert np.array_equal(observed[known(observed)], labels[known(observed)])
@@ -124,18 +126,18 @@ def test_a_quota_of_the_federation_is_filled_exactly_by_all_clients_together(mon
     regime = prepared(build("regime", "fixed_per_class(positives=40, negatives=90)"), everyone)
     monkeypatch.setattr("fedmlic.regimes.fixed_per_class._CHUNK_ENTRIES", 300)
     in_pieces = prepared(build("regime", "fixed_per_class(positives=40, negatives=90)"), everyone)
-    desks = [Assignment(labels[a:b], keys[a:b], None, k, 7) for k, (a, b) in enumerate(itertools.pairwise(cuts))]
-    observed = np.concatenate([regime.annotate(one) for one in desks])
+    assignments = [Assignment(labels[a:b], keys[a:b], None, k, 7) for k, (a, b) in enumerate(itertools.pairwise(cuts))]
+    observed = np.concatenate([regime.annotate(one) for one in assignments])
 
     assert (observed == PRESENT).sum(axis=0).tolist() == [40] * 5
     assert (observed == ABSENT).sum(axis=0).tolist() == [90] * 5
-    assert np.array_equal(np.concatenate([in_pieces.annotate(one) for one in desks]), observed)
+    assert np.array_equal(np.concatenate([in_pieces.annotate(one) for one in assignments]), observed)
 
 
 def test_each_entry_is_in_the_quota_equally_often():
     labels = np.ones((20, 2))
     regime = build("regime", "fixed_per_class(positives=5, negatives=5, over='client')")
-    times = sum(known(regime.annotate(desk(labels, client))).astype(int) for client in range(3000))
+    times = sum(known(regime.annotate(assignment_of(labels, client))).astype(int) for client in range(3000))
 
     # 40 counts of which the largest may be a little beyond three sigma.
     assert all(within(int(count), 3000, 0.25, 4) for count in times.ravel())
@@ -147,7 +149,7 @@ def test_each_entry_is_in_the_quota_equally_often():
 
 def test_single_positive_picks_each_present_label_equally_often():
     labels = np.tile([1, 0, 1, 1, -1], (6000, 1))
-    observed = build("regime", "single_positive").annotate(desk(labels))
+    observed = build("regime", "single_positive").annotate(assignment_of(labels))
 
     assert ((observed == PRESENT).sum(axis=1) == 1).all()
     assert (observed[observed != PRESENT] == UNKNOWN).all()
@@ -162,7 +164,7 @@ def test_single_positive_of_an_image_without_present_label_is_all_unknown(regime
     none = Objects(
         *(np.empty(0, t) for t in (np.int64, np.int16)), np.empty((0, 4), np.float32), np.empty(0, np.float32)
     )
-    observed = build("regime", regime).annotate(desk([[0, 0, -1], [0, 1, 0], [0, 0, -2]], objects=none))
+    observed = build("regime", regime).annotate(assignment_of([[0, 0, -1], [0, 1, 0], [0, 0, -2]], objects=none))
 
     assert observed.tolist() == [[-1, -1, -1], [-1, 1, -1], [-1, -1, -2]]
 
@@ -175,7 +177,9 @@ def scene(num_images):
     row = np.repeat(np.arange(num_images), 4)
     box = np.tile(np.array(boxes, np.float32), (num_images, 1))
     label, area = np.tile(columns, num_images).astype(np.int16), np.tile(areas, num_images).astype(np.float32)
-    return desk(np.tile([1, 1, 1, 1, 0], (num_images, 1)), objects=Objects(row, label, box, area), names=tuple("abcde"))
+    return assignment_of(
+        np.tile([1, 1, 1, 1, 0], (num_images, 1)), objects=Objects(row, label, box, area), names=tuple("abcde")
+    )
 
 
 def expected_weights(bias):
@@ -214,7 +218,9 @@ def test_present_labels_that_all_weigh_nothing_are_drawn_uniformly(regime):
     none = Objects(
         *(np.empty(0, t) for t in (np.int64, np.int16)), np.empty((0, 4), np.float32), np.empty(0, np.float32)
     )
-    found = build("regime", regime).annotate(desk(np.tile([1, 1, 0], (4000, 1)), objects=none, names=tuple("abc")))
+    found = build("regime", regime).annotate(
+        assignment_of(np.tile([1, 1, 0], (4000, 1)), objects=none, names=tuple("abc"))
+    )
 
     assert within(int((found[:, 0] == PRESENT).sum()), 4000, 0.5)
     assert ((found == PRESENT).sum(axis=1) == 1).all()
@@ -225,7 +231,7 @@ def test_each_client_draws_its_own_mention_rates_around_the_given_ones():
     regime = build("regime", "single_positive(bias='semantic', mention_rates=[1, 3], concentration=2)")
     shares = np.array(
         [
-            (regime.annotate(desk(np.ones((60, 2)), client, names=("a", "b")))[:, 0] == PRESENT).mean()
+            (regime.annotate(assignment_of(np.ones((60, 2)), client, names=("a", "b")))[:, 0] == PRESENT).mean()
             for client in range(1500)
         ]
     )
@@ -240,7 +246,7 @@ def test_each_client_draws_its_own_mention_rates_around_the_given_ones():
 
 def test_label_subset_annotates_the_same_few_labels_on_every_image():
     labels = random_labels()
-    observed = build("regime", "label_subset(labels_per_client=3)").annotate(desk(labels))
+    observed = build("regime", "label_subset(labels_per_client=3)").annotate(assignment_of(labels))
     annotated = known(observed).any(axis=0)
 
     assert annotated.sum() == 3
@@ -252,7 +258,10 @@ def annotated_by(text, num_clients, num_labels=8, names=()):
     """Bool ``[clients, labels]``: which labels clients annotate."""
     regime = build("regime", text)
     return np.array(
-        [known(regime.annotate(desk(np.zeros((1, num_labels)), k, names=names)))[0] for k in range(num_clients)]
+        [
+            known(regime.annotate(assignment_of(np.zeros((1, num_labels)), k, names=names)))[0]
+            for k in range(num_clients)
+        ]
     )
 
 
@@ -303,7 +312,7 @@ def test_popular_labels_are_annotated_by_more_clients(alpha, seed):
     gammas, uniforms = rng.standard_gamma(np.full(5, alpha + 1)), rng.random(5)
     weights = gammas * (1 - uniforms) ** (1 / alpha)
     regime = build("regime", f"label_subset(labels_per_client=2, rule='dirichlet', alpha={alpha})")
-    counts = sum(known(regime.annotate(desk(np.zeros((1, 5)), k, seed)))[0].astype(int) for k in range(4000))
+    counts = sum(known(regime.annotate(assignment_of(np.zeros((1, 5)), k, seed)))[0].astype(int) for k in range(4000))
 
     assert all(within(int(n), 4000, p) for n, p in zip(counts, drawn_in_turn(weights, 2), strict=True))
 
@@ -312,7 +321,7 @@ def test_silent_absence_turns_present_into_absent_outside_the_clients_labels():
     labels = random_labels()
     labels[::7, :] = -1
     unknown, absent = (
-        build("regime", f"label_subset(missing={missing!r})").annotate(desk(labels, client=4))
+        build("regime", f"label_subset(missing={missing!r})").annotate(assignment_of(labels, client=4))
         for missing in ("unknown", "absent")
     )
     annotated = known(unknown).any(axis=0)
@@ -324,10 +333,10 @@ def test_silent_absence_turns_present_into_absent_outside_the_clients_labels():
 def test_nobody_looks_for_labels_that_are_silently_absent():
     labels = random_labels()
     regime = build("regime", "label_subset(missing='absent')")
-    given_desk = desk(labels, client=4)
-    unknown = build("regime", "label_subset").annotate(given_desk)
+    given_assignment = assignment_of(labels, client=4)
+    unknown = build("regime", "label_subset").annotate(given_assignment)
 
-    assert np.array_equal(looks_of(regime, given_desk, regime.annotate(given_desk)) > 0, known(unknown))
+    assert np.array_equal(looks_of(regime, given_assignment, regime.annotate(given_assignment)) > 0, known(unknown))
 
 
 # uncertain
@@ -336,7 +345,7 @@ def test_nobody_looks_for_labels_that_are_silently_absent():
 @pytest.mark.parametrize("of", ["all", "present", "absent"])
 def test_a_share_of_the_named_entries_turns_uncertain(of):
     labels = random_labels()
-    observed = build("regime", f"uncertain(probability=0.3, of={of!r})").annotate(desk(labels))
+    observed = build("regime", f"uncertain(probability=0.3, of={of!r})").annotate(assignment_of(labels))
     named = {"all": labels >= 0, "present": labels == PRESENT, "absent": labels == ABSENT}[of]
 
     assert within(int((observed == UNCERTAIN).sum()), int(named.sum()), 0.3)

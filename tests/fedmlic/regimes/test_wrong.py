@@ -16,7 +16,7 @@ from fedmlic.spec import build
 SIZE = 50
 
 
-def desk(labels, client=0, seed=0, objects=None, names=()):
+def assignment_of(labels, client=0, seed=0, objects=None, names=()):
     labels = np.asarray(labels, dtype=np.int8)
     keys = text_keys([f"image {i}" for i in range(len(labels))])
     return Assignment(labels, keys, objects, client, seed, names, (SIZE, SIZE))
@@ -44,7 +44,7 @@ def invented(labels, observed):
 @pytest.mark.parametrize("probability", [0.0, 0.05, 0.1, 0.2, 1.0])
 def test_candidate_sets_hold_every_true_label_and_a_share_of_the_false_ones(probability):
     labels = random_labels()
-    observed = build("regime", f"candidate_sets(probability={probability})").annotate(desk(labels))
+    observed = build("regime", f"candidate_sets(probability={probability})").annotate(assignment_of(labels))
 
     assert missed(labels, observed) == 0
     assert within(invented(labels, observed), int((labels == ABSENT).sum()), probability)
@@ -53,7 +53,7 @@ def test_candidate_sets_hold_every_true_label_and_a_share_of_the_false_ones(prob
 @pytest.mark.parametrize(("spurious", "miss"), [(0, 0.2), (0, 0.6), (0.2, 0), (0.6, 0), (0.1, 0.1), (0.2, 0.2)])
 def test_the_six_standard_pairs(spurious, miss):
     labels = random_labels()
-    observed = build("regime", f"label_noise(miss={miss}, spurious={spurious})").annotate(desk(labels))
+    observed = build("regime", f"label_noise(miss={miss}, spurious={spurious})").annotate(assignment_of(labels))
 
     assert known(observed).all()
     assert within(missed(labels, observed), int((labels == PRESENT).sum()), miss)
@@ -67,7 +67,7 @@ def test_equal_count_noise_adds_as_many_as_it_misses(over, ratio):
     labels[:1000].reshape(-1)[:1500] = 1
     labels[1000:].reshape(-1)[:6000] = 1
     labels[:1000] = np.random.default_rng(0).permuted(labels[:1000], axis=0)
-    everyone = desk(labels)
+    everyone = assignment_of(labels)
     regime = prepared(build("regime", f"label_noise(miss=0.4, equal_count=True, over={over!r})"), everyone)
     mine = Assignment(labels[:1000], everyone.image_keys[:1000], None, 0, 0)
     observed = regime.annotate(mine)
@@ -78,7 +78,7 @@ def test_equal_count_noise_adds_as_many_as_it_misses(over, ratio):
 
 def test_equal_count_noise_never_needs_more_than_all_absent_entries():
     labels = np.array([[1] * 9 + [0]] * 50)
-    observed = build("regime", "label_noise(miss=1, equal_count=True)").annotate(desk(labels))
+    observed = build("regime", "label_noise(miss=1, equal_count=True)").annotate(assignment_of(labels))
 
     assert (observed == [0] * 9 + [1]).all()
 
@@ -93,7 +93,7 @@ def scene(num_images):
     label = np.tile([0, 0, 1], num_images).astype(np.int16)
     area = np.tile([100.0, 300.0, 16.0], num_images).astype(np.float32)
     objects = Objects(row, label, np.tile(boxes, (num_images, 1)), area)
-    return desk(np.tile([1, 1, 1, 0], (num_images, 1)), objects=objects)
+    return assignment_of(np.tile([1, 1, 1, 0], (num_images, 1)), objects=objects)
 
 
 def recall_of(label, recall=0.7, size=1.5, location=2.0, crowding=0.4):
@@ -128,7 +128,7 @@ def test_votes_of_four_annotators_who_err_together_at_a_known_rate(how, at_least
     """With probability ``correlation`` all four say what one says, otherwise each decides alone."""
     labels = np.tile([1, 0], (4000, 1))
     text = f"annotators(num_annotators=4, aggregation={how!r}, recall=0.7, spurious=0.2, correlation={correlation}, "
-    observed = build("regime", text + "size_effect=0, location_effect=0)").annotate(desk(labels))
+    observed = build("regime", text + "size_effect=0, location_effect=0)").annotate(assignment_of(labels))
     for column, rate in ((0, 0.7), (1, 0.2)):
         alone = rate if at_least is None else binomial_tail(4, rate, at_least)
         assert within(int((observed[:, column] == PRESENT).sum()), 4000, correlation * rate + (1 - correlation) * alone)
@@ -142,7 +142,7 @@ def test_annotators_may_differ_from_each_other_and_between_clients():
     labels = np.ones((300, 3))
     text = "annotators(num_annotators=3, aggregation='single', recall=[0.2, 1.0], size_effect=0, location_effect=0, "
     regime = build("regime", text + "crowding_effect=0)")
-    shares = np.array([regime.annotate(desk(labels, client)).mean() for client in range(800)])
+    shares = np.array([regime.annotate(assignment_of(labels, client)).mean() for client in range(800)])
 
     assert abs(shares.mean() - 0.6) <= 3 * np.sqrt(0.8**2 / 12 / 3 / 800) + 1e-3
     assert shares.var() == pytest.approx(0.8**2 / 12 / 3, rel=0.15)
@@ -152,11 +152,11 @@ def test_annotators_may_differ_from_each_other_and_between_clients():
 def test_every_annotator_who_looks_is_paid(how, each):
     labels = random_labels(50)
     labels[:5] = [1, 0, -1, -2, 1, 0, -1, -2]
-    given_desk = desk(labels)
+    given_assignment = assignment_of(labels)
     regime = build("regime", f"annotators(num_annotators=3, aggregation={how!r}, size_effect=0, location_effect=0)")
 
     expected = np.where(labels >= 0, each, np.where(labels == UNCERTAIN, 1, 0))
-    assert np.array_equal(looks_of(regime, given_desk, regime.annotate(given_desk)), expected)
+    assert np.array_equal(looks_of(regime, given_assignment, regime.annotate(given_assignment)), expected)
 
 
 # annotator_table
@@ -177,7 +177,9 @@ def test_the_published_table_has_the_means_that_its_source_gives():
 @pytest.mark.parametrize(("annotator", "place"), [("google", 0), ("microsoft", 2), ("everypixel", 4)])
 def test_an_annotator_has_its_published_rates(annotator, place):
     labels = np.repeat([[1], [0]], 4000, axis=0) * np.ones((1, 20), dtype=np.int8)
-    observed = build("regime", f"annotator_table(annotator={annotator!r})").annotate(desk(labels, names=PASCAL))
+    observed = build("regime", f"annotator_table(annotator={annotator!r})").annotate(
+        assignment_of(labels, names=PASCAL)
+    )
     for label, name in enumerate(PASCAL):
         miss, spurious = RATES[name][place : place + 2]
         assert within(int((observed[:4000, label] == PRESENT).sum()), 4000, 1 - miss, 3.5)
@@ -188,7 +190,7 @@ def test_an_annotator_has_its_published_rates(annotator, place):
 def test_the_three_annotators_together(how):
     labels = np.repeat([[1], [0]], 6000, axis=0) * np.ones((1, 20), dtype=np.int8)
     text = f"annotator_table(annotator='all', aggregation={how!r})"
-    observed = build("regime", text).annotate(desk(labels, names=PASCAL))
+    observed = build("regime", text).annotate(assignment_of(labels, names=PASCAL))
     for label, name in enumerate(PASCAL):
         for truth, rates in ((1, 1 - np.array(RATES[name][::2])), (0, np.array(RATES[name][1::2]))):
             says = dict.fromkeys(range(4), 0.0)
@@ -208,7 +210,9 @@ def test_each_client_draws_its_annotator():
     names = ("person", "cat", "dining table", "TV", "motor_cycle")
     labels = np.ones((400, 5), np.int8)
     regime = build("regime", "annotator_table(annotator='drawn')")
-    shares = np.array([regime.annotate(desk(labels, client, names=names)).mean(axis=0) for client in range(900)])
+    shares = np.array(
+        [regime.annotate(assignment_of(labels, client, names=names)).mean(axis=0) for client in range(900)]
+    )
     rows = 1 - np.array([RATES[n] for n in ("person", "cat", "diningtable", "tvmonitor", "motorbike")])[:, ::2].T
     nearest = np.abs(shares[:, None] - rows).sum(axis=2).argmin(axis=1)
 
@@ -218,8 +222,10 @@ def test_each_client_draws_its_annotator():
 
 def test_rows_are_matched_by_order_or_filled_with_the_mean():
     labels = np.ones((3000, 22), np.int8)
-    by_order = build("regime", "annotator_table(match='order')").annotate(desk(labels))
-    mean = build("regime", "annotator_table(others='mean')").annotate(desk(labels[:, :2], names=("cat", "zebra")))
+    by_order = build("regime", "annotator_table(match='order')").annotate(assignment_of(labels))
+    mean = build("regime", "annotator_table(others='mean')").annotate(
+        assignment_of(labels[:, :2], names=("cat", "zebra"))
+    )
 
     assert within(int(by_order[:, 20].sum()), 3000, 1 - RATES["person"][0])
     assert within(int(by_order[:, 21].sum()), 3000, 1 - RATES["bird"][0])
@@ -228,10 +234,10 @@ def test_rows_are_matched_by_order_or_filled_with_the_mean():
 
 def test_labels_that_an_annotator_is_blind_to_can_be_unknown():
     labels = np.ones((50, 2), np.int8)
-    given_desk = desk(labels, names=("person", "cat"))
+    given_assignment = assignment_of(labels, names=("person", "cat"))
     regime = build("regime", "annotator_table(blind=0.9)")
-    observed = regime.annotate(given_desk)
+    observed = regime.annotate(given_assignment)
 
     assert (observed[:, 0] == UNKNOWN).all()
     assert known(observed[:, 1]).all()
-    assert looks_of(regime, given_desk, observed).tolist() == [[0, 1]] * 50
+    assert looks_of(regime, given_assignment, observed).tolist() == [[0, 1]] * 50

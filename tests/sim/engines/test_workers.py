@@ -87,15 +87,15 @@ def on_workers(tiny, workers, tmp_path):
         experiment, runtime = tiny(engine="processes", **changes)
         server = build_server(experiment, runtime)
         open_federation(experiment, runtime, server.corpus)
-        seats = workers._seats
-        workers._seats, workers._runtime = seats[:num_workers], runtime
+        slots = workers._slots
+        workers._slots, workers._runtime = slots[:num_workers], runtime
         workers.setup(experiment, server.learner)
         folder = create(tmp_path / f"run-{num_workers}-{len(list(tmp_path.iterdir()))}", experiment, runtime)
         try:
             with folder.alone():
                 outcome = serve(server, workers, folder, on_turn)
         finally:
-            workers._seats = [*workers._seats, *seats[num_workers:]]
+            workers._slots = [*workers._slots, *slots[num_workers:]]
         return outcome, list(folder.events())
 
     return run

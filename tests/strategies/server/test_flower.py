@@ -126,9 +126,9 @@ def _in_flower(monkeypatch):
     monkeypatch.setattr(TaskIdentity, "_node_id", 1)
     monkeypatch.setattr(TaskIdentity, "_task_id", 1)
     monkeypatch.setattr(flower, "GRACE_S", 0.3)
-    client_app._seats.clear()
+    client_app._nodes.clear()
     yield
-    client_app._seats.clear()
+    client_app._nodes.clear()
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def simulation(tiny):
 def ready(transport):
     """The transport after introductions, and the start of a round."""
     transport.hosts()
-    seat = next(iter(client_app._seats.values()))
+    seat = next(iter(client_app._nodes.values()))
     transport.layout = seat.host.layout
     torch.manual_seed(0)
     return Request("train", 1, torch.randn(transport.layout.size) / 10, SIZES)
@@ -185,7 +185,7 @@ def test_the_sum_does_not_depend_on_the_number_of_nodes(simulation):
         _, transport = simulation(*[{} for _ in range(count)])
         request = ready(transport)
         sums.append(gather(transport, request, [0, 1, 2, 3])[1].sums)
-        client_app._seats.clear()
+        client_app._nodes.clear()
 
     assert torch.equal(sums[0], sums[1])
     assert torch.equal(sums[0], sums[2])
@@ -472,7 +472,7 @@ def test_weights_of_a_round_on_devices_are_those_of_its_clients(devices, tmp_pat
     folder, outcome = server_app.play(grid, config)
     tensors, _ = folder.load_checkpoint(1)
 
-    layout = next(iter(client_app._seats.values())).host.layout
+    layout = next(iter(client_app._nodes.values())).host.layout
     flat = layout.pack({n.removeprefix("model/"): value for n, value in tensors.items() if n.startswith("model/")})
     assert sha256(layout, flat) == outcome.weights_sha256
     assert "server/mAP" not in outcome.metrics

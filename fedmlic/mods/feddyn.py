@@ -1,0 +1,66 @@
+"""feddyn: a regulariser that makes the clients' optima agree with the global one.
+
+Source: Acar et al., "Federated Learning Based on Dynamic Regularization" (ICLR 2021), algorithm 1.
+A client minimises F_k(w) - <h_k, w> + alpha / 2 * ||w - w_t||^2 and then sets
+h_k to h_k - alpha * (w_k - w_t).
+
+Departures: the term's gradient, -h_k + alpha * (w - w_t), is added to the gradient, so the loss
+that is reported is F_k alone. Statistics of norms and private tensors are not regularised.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import torch
+from pydantic import Field
+
+from fedmlic.mod import Hooks, Mod
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from fedmlic.arrays import Resident
+    from fedmlic.method import Local, Trained
+    from fedmlic.shard import Shard
+
+GRADIENT = "feddyn/gradient"
+"""Name of h_k, a vector like the exchanged model."""
+
+
+def feddyn(*, alpha: Annotated[float, Field(gt=0)] = 0.01) -> Mod:
+    """Dynamic regularisation; named by ``strategy = "feddyn()"``.
+
+    Args:
+        alpha: weight of the regulariser, above 0.
+    """
+
+    def begin(resident: Resident, shard: Shard, local: Local) -> Hooks:
+        del shard
+        starts = resident.per_parameter(local.start)
+        own = local.memory.get(GRADIENT)
+        owns = [None] * len(starts) if own is None else resident.per_parameter(own.to(local.device), local.layout)
+
+        def gradient() -> None:
+            with torch.no_grad():
+                for parameter, start, held in zip(resident.parameters, starts, owns, strict=True):
+                    if start is None:
+                        continue
+                    change = (parameter - start).mul_(alpha)
+                    if held is not None:
+                        change.sub_(held)
+                    parameter.grad = change if parameter.grad is None else parameter.grad.add_(change)
+
+        def extras(change: Tensor, trained: Trained) -> Mapping[str, Tensor]:
+            del trained
+            before = torch.zeros_like(change) if own is None else own.to(change.device)
+            after = before - alpha * change
+            after[: 0 if local.layout is None else local.layout.statistics_end] = 0
+            local.memory[GRADIENT] = after
+            return {}
+
+        return Hooks(gradient=gradient, extras=extras)
+
+    return Mod(begin, changes_steps=True, remembers=True)

@@ -1,0 +1,82 @@
+"""fednova: every client's change is divided by how far its steps could take it.
+
+Source: Wang et al., "Tackling the Objective Inconsistency Problem in Heterogeneous Federated
+Optimization" (NeurIPS 2020), equation 5 and table 1: a_k = tau_k for plain SGD,
+[tau_k - rho (1 - rho^tau_k) / (1 - rho)] / (1 - rho) for SGD with momentum rho.
+
+Departures: what is sent is the start plus s / a_k times the change, where s is the effective
+number of steps of the round before (1 in the first), and the server multiplies by tau_eff / s.
+That is the paper's rule; it keeps small numbers from being rounded away beside large ones.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from fedmlic.mod import Hooks, Mod, Payload
+from fedmlic.update import SharedWeight, Weighting, weights_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from fedmlic.arrays import Resident
+    from fedmlic.experiment import Experiment
+    from fedmlic.method import Local, Trained
+    from fedmlic.shard import Shard
+
+SCALE, STEPS = "fednova/scale", "fednova/steps"
+"""Names of s, float64 ``[1]``, and of the sum of weight times a_k, int64 ``[1]`` in units of ``FRACTION``."""
+
+FRACTION = 2.0**-10
+
+
+def fednova(*, weights: SharedWeight = "images") -> Mod:
+    """Normalised averaging; named by ``strategy = "fednova()"``.
+
+    Args:
+        weights: how much a client counts, as the strategy's.
+    """
+
+    def begin(resident: Resident, shard: Shard, local: Local) -> Hooks:
+        del resident
+        weight, _ = weights_of(Weighting(shared=weights), shard.num_images, torch.from_numpy(shard.annotations))
+        scale = float(local.shared[SCALE])
+        momentum = local.experiment.momentum if local.experiment.optimizer == "sgd" else 0.0
+
+        def extras(change: Tensor, trained: Trained) -> Mapping[str, Tensor]:
+            del change
+            steps = accumulated(trained.num_steps, momentum)
+            return {STEPS: torch.tensor([round(weight * steps / FRACTION)], dtype=torch.int64)}
+
+        def send(payload: Payload, trained: Trained) -> Payload:
+            steps = accumulated(trained.num_steps, momentum)
+            if steps in {0.0, scale}:
+                return payload
+            change = payload.change * (scale / steps)
+            statistics = 0 if local.layout is None else local.layout.statistics_end
+            change[:statistics] = payload.change[:statistics]
+            return payload._replace(change=change)
+
+        return Hooks(extras=extras, send=send)
+
+    return Mod(begin, refuses=refuses)
+
+
+def refuses(experiment: Experiment) -> str:
+    """The paper gives a_k for SGD with and without momentum."""
+    return "" if experiment.optimizer == "sgd" else f"fednova knows the steps of sgd, not of {experiment.optimizer}"
+
+
+def accumulated(num_steps: int, momentum: float) -> float:
+    """a_k: the sum of what each gradient contributes to the change, in units of the learning rate.
+
+    >>> accumulated(5, 0.0), round(accumulated(2, 0.5), 6)
+    (5.0, 2.5)
+    """
+    if momentum == 0:
+        return float(num_steps)
+    return (num_steps - momentum * (1 - momentum**num_steps) / (1 - momentum)) / (1 - momentum)

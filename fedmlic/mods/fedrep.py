@@ -1,0 +1,38 @@
+"""fedrep: a personal head that is trained first in every turn, then the shared body.
+
+Source: Collins et al., "Exploiting Shared Representations for Personalized Federated Learning"
+(ICML 2021), algorithm 1: with the body of the round's global model fixed the client trains its own
+head, then, with the head fixed, the body; only the body is sent.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from fedmlic.mod import Hooks, Mod, Stage
+
+if TYPE_CHECKING:
+    from fedmlic.arrays import Resident
+    from fedmlic.method import Local
+    from fedmlic.shard import Shard
+
+Epochs = Annotated[int, Field(ge=1)]
+
+
+def fedrep(*, head_epochs: Epochs = 10, body_epochs: Epochs = 1) -> Mod:
+    """A personal head (the tensors with one row per label), trained before the body in every turn.
+
+    Args:
+        head_epochs: passes over the client's images for the head; the paper uses 10.
+        body_epochs: and then for the body, in place of ``local-epochs``; the paper uses 1 to 5.
+    """
+
+    def begin(resident: Resident, shard: Shard, local: Local) -> Hooks:
+        del shard, local
+        head = frozenset(resident.private_names)
+        body = frozenset(resident.layout.names)
+        return Hooks(stages=[Stage(head_epochs, head), Stage(body_epochs, body)])
+
+    return Mod(begin, private=lambda network, method: method.label_rows(network), changes_steps=True)

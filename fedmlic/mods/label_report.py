@@ -1,0 +1,21 @@
+"""label_report: count the labels of all clients once, before the first round, and record it.
+
+How many annotations and how many present labels there are, over all clients together, and if
+wanted how often two labels are present together. It changes nothing in training. It tells the
+server something of the clients' labels, so ``allow-statistics`` must be set, and numbers with too
+few clients or images behind them are withheld.
+"""
+
+from __future__ import annotations
+
+from fedmlic.counting import label_counts, pair_counts
+from fedmlic.mod import Mod
+
+
+def label_report(*, pairs: bool = False) -> Mod:
+    """Label counts over all clients in the record.
+
+    Args:
+        pairs: also count how often two labels are present together: labels x labels numbers.
+    """
+    return Mod(statistics=(lambda shard: {**label_counts(shard), **pair_counts(shard)}) if pairs else label_counts)

@@ -1,0 +1,99 @@
+"""scaffold: a correction of every gradient by the difference of two control variates.
+
+Source: Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning"
+(ICML 2020), algorithm 1. With c the server's and c_i the client's control variate, every local
+step uses g - c_i + c; after K steps of rate eta the client's becomes (line 12)
+
+* option I: the gradient of its whole loss at the round's global model, or
+* option II: c_i - c + (x - y_i) / (K eta).
+
+Departures: gradients are limited in norm (``clip-norm``) after the correction; with momentum,
+which the paper does not have, option II divides by K eta all the same, as public code does.
+Option I evaluates the network in evaluation mode. Statistics of norms and private tensors have
+no control variate.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from fedmlic.mod import Hooks, Mod
+from fedmlic.optimiser import learning_rate
+from fedmlic.training import full_gradient
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from fedmlic.arrays import Resident
+    from fedmlic.experiment import Experiment
+    from fedmlic.method import Local, Trained
+    from fedmlic.shard import Shard
+
+CONTROL, CHANGE = "scaffold/control", "scaffold/change"
+"""Names of a control variate, which is a vector like the exchanged model, and of its change."""
+
+
+def scaffold(*, option: Literal[1, 2] = 2) -> Mod:
+    """Control variates against client drift; named by ``strategy = "scaffold()"``, which sends the server's.
+
+    Args:
+        option: how a client's control variate is made: 1 by a pass over its images, 2 from
+            its steps.
+    """
+
+    def begin(resident: Resident, shard: Shard, local: Local) -> Hooks:
+        server = local.shared[CONTROL]
+        own = local.memory.get(CONTROL)
+        own = torch.zeros_like(server) if own is None else own.to(server.device)
+        at_start = torch.zeros_like(server)
+        corrections = resident.per_parameter(server - own, local.layout)
+        if option == 1:
+            places = resident.per_parameter(at_start, local.layout)
+            for place, whole in zip(places, full_gradient(resident, shard, local), strict=True):
+                if place is not None:
+                    place.copy_(whole)
+
+        def gradient() -> None:
+            add_to_gradients(resident, corrections)
+
+        def extras(change: Tensor, trained: Trained) -> Mapping[str, Tensor]:
+            if trained.num_steps == 0:
+                new = own
+            elif option == 1:
+                new = at_start
+            else:
+                rate = learning_rate(local.experiment, local.round)
+                new = own - server - change / (trained.num_steps * rate)
+                new[: statistics_end(local)] = 0
+            local.memory[CONTROL] = new
+            return {CHANGE: new - own}
+
+        return Hooks(gradient=gradient, extras=extras)
+
+    return Mod(begin, changes_steps=True, remembers=True, refuses=refuses)
+
+
+def refuses(experiment: Experiment) -> str:
+    """Option II and the correction itself are those of stochastic gradient descent."""
+    return "" if experiment.optimizer == "sgd" else f"scaffold corrects sgd, not {experiment.optimizer}"
+
+
+def statistics_end(local: Local) -> int:
+    """How many of the exchanged numbers are statistics of norms, which come first."""
+    return 0 if local.layout is None else local.layout.statistics_end
+
+
+def add_to_gradients(resident: Resident, corrections: list[Tensor | None]) -> None:
+    """Add a tensor to the gradient of every parameter that has one."""
+    with torch.no_grad():
+        for parameter, correction in zip(resident.parameters, corrections, strict=True):
+            if correction is None:
+                continue
+            if parameter.grad is None:
+                parameter.grad = correction.clone()
+            else:
+                parameter.grad.add_(correction)

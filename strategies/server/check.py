@@ -1,0 +1,80 @@
+"""Check a whole experiment before anything is read, built or written.
+
+Names and arguments of every entry are checked against its signature; method, mods and strategy,
+which cost nothing to make, are made; and combinations that do not work are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from fedmlic import spec
+from fedmlic.errors import InputError
+
+if TYPE_CHECKING:
+    from fedmlic.experiment import Experiment, Runtime
+    from fedmlic.method import Method
+    from fedmlic.mod import Mod
+    from strategies.strategy import Strategy
+
+
+def check_experiment(experiment: Experiment, runtime: Runtime) -> None:
+    """Refuse what cannot work.
+
+    Raises:
+        InputError: an entry's arguments are wrong, or entries and settings do not go together;
+            all that is wrong at once.
+    """
+    wrong: list[str] = []
+    for key in ("dataset", "partition", "regime", "model", "method", "strategy"):
+        _note(wrong, key, getattr(experiment, key))
+    for each in spec.parse_all(experiment.mods, "mods"):
+        _note(wrong, "mods", str(each))
+    if not wrong:
+        method: Method = spec.build("method", experiment.method)
+        strategy: Strategy = spec.build("strategy", experiment.strategy)
+        wrong += _conflicts(experiment, runtime, method, strategy)
+    if wrong:
+        raise InputError("\n".join(wrong))
+
+
+def mods_of(experiment: Experiment, strategy: Strategy) -> dict[str, Mod]:
+    """The mods of a run by their text, in order: those of the strategy, then the experiment's own."""
+    own = [str(each) for each in spec.parse_all(experiment.mods, "mods")]
+    return {text: spec.build("mods", text) for text in (*strategy.mods, *own)}
+
+
+def _note(wrong: list[str], key: str, text: str) -> None:
+    try:
+        spec.check(key, text)
+    except InputError as error:
+        wrong.append(str(error))
+
+
+def _conflicts(experiment: Experiment, runtime: Runtime, method: Method, strategy: Strategy) -> Iterator[str]:
+    """What does not go together, a sentence each."""
+    mods = mods_of(experiment, strategy)
+    for text, mod in mods.items():
+        reason = mod.refuses(experiment) if mod.refuses is not None else ""
+        if reason:
+            yield f"Expected {text} to fit the experiment, got one that it does not work with: {reason}."
+        if mod.changes_steps and runtime.vectorize > 1:
+            yield f"Expected vectorize to be 1, since {text} changes the steps of each client, got {runtime.vectorize}."
+        if mod.changes_steps and any(objective is None for objective in _objectives(method)):
+            yield (
+                f"Expected method {experiment.method} to train by training.fit, since {text} changes its steps, got "
+                "one with a training of its own. Choose another method or leave the mod out."
+            )
+    asks = [text for text, mod in mods.items() if mod.statistics is not None]
+    if method.statistics is not None:
+        asks.append(experiment.method)
+    if asks and not experiment.allow_statistics:
+        yield (
+            f"Expected allow-statistics=true, since {', '.join(asks)} counts labels over all clients before the first "
+            "round, which tells the server something of them, got false. Set it if the clients agree."
+        )
+
+
+def _objectives(method: Method) -> list[object]:
+    return [phase.objective for phase in method.phases] or [method.objective]

@@ -1,0 +1,359 @@
+"""Rules with their mods against plain loops in float64, on two clients small enough to check by hand."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from clients.host import Host
+from clients.memory import FolderMemory
+from fedmlic import spec
+from fedmlic.arrays import Resident
+from fedmlic.experiment import Experiment
+from fedmlic.learner import Learner
+from fedmlic.losses import mean_binary_cross_entropy
+from fedmlic.method import Method, Objective, Task
+from fedmlic.mods.fednova import accumulated
+from fedmlic.mods.int8 import quantised
+from fedmlic.protocol import Request
+from fedmlic.shard import Shard
+from fedmlic.training import to_float, trainer
+from fedmlic.update import units_for
+from strategies.strategy import Round, State
+
+NAMES = ("one", "two")
+RATE = 0.3
+
+
+class Pixels:
+    """Images in memory."""
+
+    def __init__(self, pixels):
+        self.pixels = pixels
+
+    def take(self, rows):
+        return self.pixels[rows]
+
+
+def clients(sizes=(3, 5), seed=0):
+    rng = np.random.default_rng(seed)
+    shards = []
+    for client, count in enumerate(sizes):
+        pixels = rng.integers(0, 256, (count, 2, 2, 1), dtype=np.uint8)
+        labels = rng.integers(0, 2, (count, 2)).astype(np.int8)
+        nothing = np.zeros(0, np.int64)
+        shards.append(
+            Shard(client, NAMES, Pixels(pixels), np.arange(count), labels, nothing, np.zeros((0, 2), np.int8))
+        )
+    return shards
+
+
+class Federation:
+    """What a host asks of a federation."""
+
+    def __init__(self, shards):
+        self._shards = shards
+        self.clients = range(len(shards))
+        self.sizes = np.array([shard.num_images for shard in shards])
+        self.label_names = NAMES
+
+    def shard(self, client):
+        return self._shards[client]
+
+
+def linear():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    with torch.no_grad():
+        network[1].weight.copy_(torch.linspace(-0.3, 0.4, 8).view(2, 4))
+        network[1].bias.copy_(torch.tensor([0.1, -0.2]))
+    return network
+
+
+def play(tmp_path, shards, strategy="fedavg()", mods="", rounds=3, participants=None, **settings):
+    """Play rounds of full-batch steps; the models after each, and what the last round's turns said."""
+    values = {"optimizer": "sgd", "learning_rate": RATE, "clip_norm": 0.0, "batch_size": 100, "local_epochs": 2}
+    experiment = Experiment(mods=mods, num_clients=len(shards), cohort_size=0, **{**values, **settings})
+    objective = Objective(lambda network, images, labels: mean_binary_cross_entropy(network(images), labels))
+    method = Method(
+        lambda task: linear(),  # noqa: ARG005
+        trainer(objective),
+        lambda network, images: torch.sigmoid(network(images)),
+        label_rows=lambda network: ("1.weight", "1.bias"),  # noqa: ARG005
+        objective=objective,
+    )
+    own = tuple(spec.build_all("mods", mods))
+    network = linear()
+    private = [name for mod in own if mod.private for name in mod.private(network, method)]
+    resident = Resident(network, num_labels=2, label_rows=("1.weight", "1.bias"), private=private)
+    task = Task(NAMES, (2, 2, 1), None, 0)
+    learner = Learner(method, resident, task, torch.device("cpu"), own)
+    host = Host("h", experiment, Federation(shards), learner, memory=lambda run: FolderMemory(tmp_path / run))
+    rule = spec.build("strategy", strategy)
+    layout = resident.layout
+    state, last, models = rule.init(resident.flat.clone(), layout), {}, []
+    for number in range(1, rounds + 1):
+        cohort = [shard.client for shard in shards] if participants is None else participants(number)
+        sizes = [shards[client].num_images for client in cohort]
+        request = Request(
+            kind="train",
+            round=number,
+            flat=state.flat,
+            units=units_for(rule.weighting, sizes, 2),
+            weighting=rule.weighting,
+            each=rule.needs == "each",
+            shared=state.shared,
+            mods=rule.mods,
+            last=dict(last),
+        )
+        reply = host.play(request, cohort)
+        assert [turn.error for turn in reply.turns] == [""] * len(cohort)
+        state = rule.aggregate(state, iter(reply.updates), Round(number, len(shards), len(cohort), layout))
+        last.update(dict.fromkeys(cohort, number))
+        models.append(layout.unpack(state.flat))
+    return SimpleNamespace(models=models, turns=reply.turns, state=state, layout=layout, host=host, last=last)
+
+
+# --- plain loops --------------------------------------------------------------------------
+
+
+def vector(model):
+    return torch.cat([model["1.weight"].double().flatten(), model["1.bias"].double().flatten()])
+
+
+def gradient(weights, shard, rows=slice(None)):
+    """Of the mean log-loss over images and labels, by hand: (p - y) x / (images * labels)."""
+    images = to_float(shard.images.take(shard.rows)).double().flatten(1)[rows]
+    labels = torch.from_numpy(shard.labels).double()[rows]
+    matrix, bias = weights[:8].view(2, 4), weights[8:]
+    error = (torch.sigmoid(images @ matrix.T + bias) - labels) / labels.numel()
+    return torch.cat([(error.T @ images).flatten(), error.sum(dim=0)])
+
+
+def start():
+    network = linear()
+    return torch.cat([network[1].weight.detach().double().flatten(), network[1].bias.detach().double()])
+
+
+def descend(weights, shard, steps, rate=RATE, extra=lambda _: 0.0, momentum=0.0):
+    velocity = torch.zeros_like(weights)
+    for _ in range(steps):
+        velocity = momentum * velocity + gradient(weights, shard) + extra(weights)
+        weights = weights - rate * velocity
+    return weights
+
+
+def close(model, weights, tolerance=2e-6):
+    assert torch.allclose(vector(model), weights, atol=tolerance, rtol=0)
+
+
+def test_fedavg(tmp_path):
+    shards, weights = clients(), start()
+    played = play(tmp_path, shards)
+
+    for model in played.models:
+        local = [descend(weights, shard, 2) for shard in shards]
+        weights = (3 * local[0] + 5 * local[1]) / 8
+        close(model, weights)
+
+
+def test_fedprox(tmp_path):
+    shards, weights, mu = clients(), start(), 0.7
+    played = play(tmp_path, shards, f"fedprox(mu={mu})")
+
+    for model in played.models:
+        origin = weights
+        local = [descend(weights, shard, 2, extra=lambda w, o=origin: mu * (w - o)) for shard in shards]
+        weights = (3 * local[0] + 5 * local[1]) / 8
+        close(model, weights)
+
+
+@pytest.mark.parametrize("rule", ["fedprox(mu=0.0)", "fedavg()"])
+@pytest.mark.parametrize("mods", ["proximal(mu=0.0)", "top_k(fraction=1.0)", "clip(norm=1000.0)", "moon(mu=0.0)", ""])
+def test_what_adds_nothing_changes_no_bit(tmp_path, rule, mods):
+    plain = play(tmp_path / "plain", clients())
+    other = play(tmp_path / "other", clients(), rule, mods)
+
+    assert torch.equal(plain.state.flat, other.state.flat)
+
+
+@pytest.mark.parametrize("option", [1, 2])
+@pytest.mark.parametrize("everybody", [True, False])
+def test_scaffold(tmp_path, option, everybody):
+    shards, weights, rate = clients(sizes=(3, 5, 4)), start(), 0.8
+    cohort_of = (lambda number: [0, 1, 2]) if everybody else (lambda number: [[0, 1], [1, 2], [0, 2]][number - 1])  # noqa: ARG005
+    played = play(
+        tmp_path, shards, f"scaffold(option={option}, server_rate={rate})", participants=cohort_of, local_epochs=3
+    )
+
+    server, own = torch.zeros_like(weights), [torch.zeros_like(weights) for _ in shards]
+    for number, model in enumerate(played.models, 1):
+        changes, moves = [], []
+        for client in cohort_of(number):
+            drift = server - own[client]
+            local = descend(weights, shards[client], 3, extra=lambda _, d=drift: d)
+            new = (
+                gradient(weights, shards[client])
+                if option == 1
+                else own[client] - server + (weights - local) / (3 * RATE)
+            )
+            changes.append(new - own[client])
+            moves.append(local - weights)
+            own[client] = new
+        weights = weights + rate * sum(moves) / len(moves)
+        server = server + sum(changes) / len(shards)
+        close(model, weights)
+
+
+def test_scaffold_with_everybody_and_one_step_is_gradient_descent(tmp_path):
+    shards, weights = clients(sizes=(4, 4)), start()
+    played = play(tmp_path, shards, "scaffold()", local_epochs=1, rounds=5)
+
+    for model in played.models:
+        weights = weights - RATE * (gradient(weights, shards[0]) + gradient(weights, shards[1])) / 2
+        close(model, weights)
+
+
+def test_feddyn(tmp_path):
+    shards, weights, alpha = clients(sizes=(3, 5, 4)), start(), 0.4
+    cohort_of = lambda number: [[0, 1, 2], [1, 2], [0, 2]][number - 1]  # noqa: E731
+    played = play(tmp_path, shards, f"feddyn(alpha={alpha})", participants=cohort_of)
+
+    server, own = torch.zeros_like(weights), [torch.zeros_like(weights) for _ in shards]
+    for number, model in enumerate(played.models, 1):
+        local = {}
+        for client in cohort_of(number):
+            held, origin = own[client], weights
+            local[client] = descend(weights, shards[client], 2, extra=lambda w, h=held, o=origin: alpha * (w - o) - h)
+            own[client] = held - alpha * (local[client] - weights)
+        server = server - alpha / len(shards) * sum(new - weights for new in local.values())
+        weights = sum(local.values()) / len(local) - server / alpha
+        close(model, weights, 5e-6)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_fednova(tmp_path, momentum):
+    """Batches of 2 make clients of 3 and 5 images take 2 and 3 steps an epoch, replayed in their order."""
+    shards, weights = clients(), start()
+    played = play(tmp_path, shards, "fednova()", batch_size=2, momentum=momentum, rounds=2)
+
+    for number, model in enumerate(played.models, 1):
+        total, effective, origin = torch.zeros_like(weights), 0.0, weights
+        for shard, share in zip(shards, (3 / 8, 5 / 8), strict=True):
+            local, velocity, count = origin, torch.zeros_like(weights), 0
+            for rows in order(shard, number):
+                velocity = momentum * velocity + gradient(local, shard, rows)
+                local, count = local - RATE * velocity, count + 1
+            # Table 1 of the paper, as the sum over steps of how long each gradient acts.
+            steps = sum(sum(momentum**j for j in range(i)) for i in range(1, count + 1)) if momentum else count
+            assert accumulated(count, momentum) == pytest.approx(steps)
+            total, effective = total + share * (local - origin) / steps, effective + share * steps
+        weights = origin + effective * total
+        close(model, weights, 2e-5)
+    assert played.state.metrics["effective-steps"] == pytest.approx(effective, rel=1e-3)
+
+
+def order(shard, number):
+    """The batches of a turn: from the stream that training draws its order from."""
+    from fedmlic.seeds import stream
+
+    rng = stream(0, "train/order", shard.client, number)
+    for _ in range(2):
+        permuted = rng.permutation(shard.num_images)
+        for first in range(0, shard.num_images, 2):
+            yield permuted[first : first + 2]
+
+
+def test_fednova_with_equal_steps_is_fedavg(tmp_path):
+    plain, other = play(tmp_path / "a", clients()), play(tmp_path / "b", clients(), "fednova()")
+
+    assert torch.allclose(plain.state.flat, other.state.flat, atol=1e-6)
+
+
+def test_clip_bounds_what_one_client_does(tmp_path):
+    shards, weights, limit = clients(sizes=(4,)), start(), 0.05
+    played = play(tmp_path, shards, mods=f"clip(norm={limit})", rounds=1)
+
+    change = descend(weights, shards[0], 2) - weights
+    assert float(change.norm()) > limit
+    close(played.models[0], weights + change * limit / change.norm())
+
+
+def test_top_k_sends_the_largest_and_remembers_the_rest(tmp_path):
+    shards, weights = clients(sizes=(4,)), start()
+    played = play(tmp_path, shards, mods="top_k(fraction=0.3)", rounds=3)
+
+    left_over = torch.zeros_like(weights)
+    for model in played.models:
+        wanted = descend(weights, shards[0], 2) - weights + left_over
+        sent = torch.zeros_like(wanted)
+        places = wanted.abs().topk(3).indices  # 0.3 of 10 numbers
+        sent[places] = wanted[places]
+        left_over, weights = wanted - sent, weights + sent
+        close(model, weights)
+    assert played.turns[0].bytes_up == 3 * 36 // 8 + 1  # 32 bits and 4 of position each, rounded up
+
+
+def test_int8_is_right_on_average_and_within_one_level():
+    values = torch.randn(2000, generator=torch.Generator().manual_seed(0))
+    level = float(values.abs().max()) / 127
+    rng = torch.Generator().manual_seed(1)
+
+    several = torch.stack([quantised(values, rng) for _ in range(400)])
+    nearest = quantised(values, None)
+
+    assert float((several - values).abs().max()) <= level * 1.0001
+    assert float((nearest - values).abs().max()) <= level * 0.5001
+    assert float((several.mean(dim=0) - values).abs().max()) < 6 * level * 0.5 / 400**0.5
+    assert torch.equal(quantised(torch.zeros(3), None), torch.zeros(3))
+
+
+def test_bytes_are_those_of_what_is_sent(tmp_path):
+    plain = play(tmp_path / "a", clients(), rounds=1).turns[0]
+    small = play(tmp_path / "b", clients(), mods="int8()", rounds=1).turns[0]
+    double = play(tmp_path / "c", clients(), "scaffold()", rounds=1).turns[0]
+
+    assert (plain.bytes_up, plain.bytes_down) == (40, 40)  # 10 numbers
+    assert small.bytes_up == 10 + 2 * 4  # a byte each, a scale for each of two tensors
+    vector_bytes = 4 * 32  # the control variate travels with its padding
+    assert (double.bytes_up, double.bytes_down) == (40 + vector_bytes, 40 + vector_bytes)
+
+
+def test_fedrep_trains_the_head_before_the_body_and_keeps_it(tmp_path):
+    """With the bias as a personal head: first its epochs with the weights fixed, then theirs with the bias fixed."""
+    shards = clients(sizes=(3, 5))
+    played = play(tmp_path, shards, mods="tests_fedrep_bias.heads(head_epochs=2, body_epochs=1)", rounds=2)
+    weights, biases = start()[:8], [start()[8:], start()[8:]]
+
+    for model in played.models:
+        sent = []
+        for client, shard in enumerate(shards):
+            for _ in range(2):
+                biases[client] = biases[client] - RATE * gradient(torch.cat([weights, biases[client]]), shard)[8:]
+            sent.append(weights - RATE * gradient(torch.cat([weights, biases[client]]), shard)[:8])
+        weights = (3 * sent[0] + 5 * sent[1]) / 8
+        assert torch.allclose(model["1.weight"].double().flatten(), weights, atol=2e-6)
+        assert set(model) == {"1.weight"}
+
+
+@pytest.fixture(autouse=True)
+def heads(tmp_path, monkeypatch):
+    """A plug-in: fedrep with the bias alone as the head."""
+    (tmp_path / "tests_fedrep_bias.py").write_text(
+        "from fedmlic.mods.fedrep import fedrep\n\n\n"
+        "def heads(*, head_epochs: int, body_epochs: int):\n"
+        "    mod = fedrep(head_epochs=head_epochs, body_epochs=body_epochs)\n"
+        "    return mod._replace(private=lambda network, method: ('1.bias',))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_state_is_kept_if_nobody_answered():
+    layout = Resident(linear(), num_labels=2).layout
+    for name in ("fedavg()", "fedprox()", "scaffold()", "feddyn()", "fednova()", "labelwise()"):
+        rule = spec.build("strategy", name)
+        state = rule.init(torch.ones(layout.size), layout)
+        after = rule.aggregate(state, iter(()), Round(1, 4, 2, layout))
+        assert isinstance(after, State)
+        assert torch.equal(after.flat, state.flat)
