@@ -492,7 +492,9 @@ def with_more(update, extras):
     )
 
 
-@pytest.mark.parametrize("other", [torch.zeros(2), torch.zeros(1, 1), torch.zeros(()), torch.zeros(1, dtype=torch.int64)])
+@pytest.mark.parametrize(
+    "other", [torch.zeros(2), torch.zeros(1, 1), torch.zeros(()), torch.zeros(1, dtype=torch.int64)]
+)
 def test_one_name_has_one_shape_and_type(other):
     update = with_extras([{"a": torch.zeros(1)}, {}], [0])
     with pytest.raises(ValueError, match="the sum a"):
