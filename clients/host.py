@@ -152,7 +152,7 @@ class Host:
         resident = self._learner.resident
         self._evaluated = None
         local = self._local(request, client)
-        resident.load(request.flat, _private(local.memory))
+        resident.load(request.flat, private_of(local.memory))
         stretch = stretch_of(self._learner.method, request.round)
         resident.train_only(_trained(stretch, resident.network))
         local = replace(local, hooks=self._hooks(request, shard, local))
@@ -301,7 +301,7 @@ class Host:
     def _evaluate(self, request: Request, client: int) -> dict[str, object]:
         shard = self._federation.shard(client)
         if self._private_tensors:
-            self._learner.resident.load(request.flat, _private(self._recall(request, client)))
+            self._learner.resident.load(request.flat, private_of(self._recall(request, client)))
         elif self._evaluated is not request:  # all clients score the same model
             self._learner.resident.load(request.flat)
             self._evaluated = request
@@ -379,7 +379,8 @@ def counts_of(shard: Shard, questions: Iterable[Statistics | None]) -> dict[str,
     return {**counted, **support}
 
 
-def _private(memory: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def private_of(memory: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The network's private tensors by their names in it, out of what a client keeps."""
     return {name.removeprefix(PRIVATE): tensor for name, tensor in memory.items() if name.startswith(PRIVATE)}
 
 

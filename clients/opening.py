@@ -45,7 +45,7 @@ def images_of(experiment: Experiment, runtime: Runtime, path: str = "") -> Corpu
     """
     if path and Path(path).is_dir():
         return load_corpus(Path(path))
-    return open_corpus(spec.build("dataset", experiment.dataset), home_of(runtime))
+    return open_corpus(spec.build("dataset", experiment.dataset), home_of(runtime), **experiment.reading())
 
 
 def open_federation(experiment: Experiment, runtime: Runtime, corpus: Corpus) -> Federation:

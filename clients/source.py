@@ -124,7 +124,7 @@ def _open_device(experiment: Experiment, node_config: Mapping[str, Setting]) -> 
     client = client_id(node_config)
     prepare(_integer(node_config, "threads") if "threads" in node_config else 1)
     home = Path(str(node_config["home"])).expanduser() if "home" in node_config else None
-    corpus = open_corpus(spec.build("dataset", str(node_config["data"])), home)
+    corpus = open_corpus(spec.build("dataset", str(node_config["data"])), home, **experiment.reading())
     names = [name.strip() for name in experiment.label_names.split(",")] if experiment.label_names else None
     federation = local_federation(
         corpus,

@@ -282,11 +282,17 @@ class Resident:
                     values.copy_(view)
             self._private.copy_(self._private_start)
             if private:
-                self._load_private(private)
+                self.load_private(private)
             for buffer, start in self._other:
                 buffer.copy_(start)
 
-    def _load_private(self, private: Mapping[str, Tensor]) -> None:
+    @torch.no_grad()
+    def load_private(self, private: Mapping[str, Tensor]) -> None:
+        """Take over a client's own tensors by name, and leave everything else as it is.
+
+        Raises:
+            InputError: a name is none of the network's private tensors, or a shape is wrong.
+        """
         own = dict(self._own)
         for name, tensor in private.items():
             if name not in own or own[name].shape != tensor.shape:

@@ -141,6 +141,11 @@ class Corpus:
         """The coarser label each label belongs to, in order; empty where there is no hierarchy."""
         return tuple(self.manifest.get("parents", ()))
 
+    @property
+    def own(self) -> bool:
+        """Whether the images and labels are the user's own, so that hiding labels may not be meant."""
+        return bool(self.manifest.get("own", False))
+
     @cached_property
     def flags(self) -> Flags | None:
         """What the source says of single entries beyond their state; ``row`` counts rows of this corpus."""
@@ -239,15 +244,16 @@ def _checked_partial(corpus: Corpus, options: _Options) -> Corpus:
     left_out = corpus.manifest.get("left_out", 0)
     if left_out > options.max_bad_fraction * (corpus.num_images + left_out):
         bad = corpus.manifest["report"]["bad_files"]["images"]
-        raise listing(_too_many(corpus.name, corpus.num_images + left_out, options), [f"{i}: {bad[i]}" for i in bad])
+        expected = _too_many(corpus.name, corpus.num_images + left_out, options)
+        raise listing(expected, [f"{i}: {bad[i]}" for i in bad], complete=True)
     return corpus
 
 
 def _too_many(name: str, num_images: int, options: _Options) -> str:
     if not options.max_bad_fraction:
-        return f"Expected every image of data set {name} to be readable"
+        return f"Expected every image of data set {name} to be readable (bad-files=skip leaves the others out)"
     share = f"{options.max_bad_fraction:.2%} of {num_images} images"
-    return f"Expected at most {share} of data set {name} to be unreadable"
+    return f"Expected at most {share} of data set {name} to be unreadable (max-bad-fraction allows more)"
 
 
 def _base(chosen: Path | None, name: str) -> Path:
@@ -438,7 +444,7 @@ def _check_problems(job: _Job, problems: list[tuple[int, str]], options: _Option
     num_images = len(job.order)
     if problems and (len(problems) > options.max_bad_fraction * num_images or len(problems) == num_images):
         lines = [f"{job.place(int(job.order[row]))}: {reason}" for row, reason in problems]
-        raise listing(_too_many(job.dataset.name, num_images, options), lines)
+        raise listing(_too_many(job.dataset.name, num_images, options), lines, complete=True)
 
 
 def _bad_file(job: _Job, row: int, reason: str) -> tuple[str, str]:
@@ -565,6 +571,7 @@ def _write_manifest(job: _Job, key: str, report: Mapping[str, Any], left_out: in
         **({"left_out": left_out} if left_out else {}),
         **({"label_ids": list(dataset.label_ids)} if dataset.label_ids else {}),
         **({"parents": list(dataset.parents)} if dataset.parents else {}),
+        **({"own": True} if dataset.own else {}),
         "files": {path.name: _describe(path) for path in sorted(folder.iterdir())},
     }
     for path in folder.iterdir():

@@ -97,7 +97,8 @@ class Table:
         sources: file each image comes from, for messages; empty where there is none.
         owner_names: name of owner 0, 1, ...; empty where they have none.
         report: anything about the source worth keeping (image modes, rows left out);
-            JSON values only.
+            JSON values only. Texts under ``warnings`` are shown when the data set is checked
+            or built: what is strange in the source but no reason to refuse it.
         flags: what the source says of single entries beyond their state, where it does.
     """
 
@@ -182,6 +183,8 @@ class Dataset:
             label NAME is present. They are compared softly (``fedmlic data check`` warns);
             a subset of a data set is not an error.
         built: the corpus folder that this already is; it is opened as it is, never built.
+        own: whether images and labels are the user's own rather than a public benchmark: a
+            regime that hides some of their labels is warned of.
     """
 
     name: str
@@ -197,3 +200,4 @@ class Dataset:
     parents: tuple[str, ...] = ()
     expected: Mapping[str, int] = field(default_factory=dict)
     built: Path | None = None
+    own: bool = False

@@ -18,7 +18,8 @@ class InputError(ValueError):
     """Bad input, with a message of the form: expected X to be A, got B; do C.
 
     Attributes:
-        problems: all of them where several were found at once, else empty.
+        problems: all of them where several were found at once, else empty. Each is complete:
+            it says where and what, also when it is shown without the others.
     """
 
     problems: Sequence[str] = ()
@@ -37,17 +38,26 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"Known: {', '.join(names)}."
 
 
-def listing(expected: str, problems: Sequence[str]) -> InputError:
+def listing(expected: str, problems: Sequence[str], *, complete: bool = False) -> InputError:
     """One error that shows up to ten problems, a line each, and counts them all.
 
-    >>> print(listing("Expected images to be readable", ["a.png: empty"]))
-    Expected images to be readable, got 1 problem. Correct and start again:
-      a.png: empty
+    Args:
+        expected: how the message begins, such as "Expected a.txt to hold one id per line".
+        problems: what follows, a line each, such as "line 3: two words".
+        complete: each line says all by itself, its file and what is wrong. Otherwise the
+            error's ``problems`` repeat ``expected`` before every line.
+
+    >>> error = listing("Expected a.txt to hold one id per line", ["line 3: two words"])
+    >>> print(error)
+    Expected a.txt to hold one id per line, got 1 problem. Correct and start again:
+      line 3: two words
+    >>> error.problems
+    ('Expected a.txt to hold one id per line, got line 3: two words',)
     """
     lines = [f"  {problem}" for problem in problems[:10]]
     if len(problems) > 10:
         lines.append(f"  ... and {len(problems) - 10} more")
     count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
     error = InputError("\n".join([f"{expected}, got {count}. Correct and start again:", *lines]))
-    error.problems = tuple(problems)
+    error.problems = tuple(problems if complete else [f"{expected}, got {problem}" for problem in problems])
     return error

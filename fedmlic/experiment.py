@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -31,6 +32,13 @@ LATER_FIELDS = ("mods", "allow_statistics", "statistics_min_clients", "statistic
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
+
+
+class Reading(TypedDict):
+    """Arguments of ``fedmlic.corpus.open_corpus`` that an experiment decides."""
+
+    bad_files: Literal["fail", "skip"]
+    max_bad_fraction: float
 
 
 class Experiment(BaseModel):
@@ -78,6 +86,8 @@ class Experiment(BaseModel):
     statistics_min_clients: Positive = Field(5, description="clients that must stand behind every counted number")
     statistics_min_images: Positive = Field(10, description="images that must stand behind every counted number")
     label_names: str = Field("", description="comma-separated label space of a deployment (empty: the data set's)")
+    bad_files: Literal["fail", "skip"] = Field("fail", description="unreadable images: an error, or left out, recorded")
+    max_bad_fraction: Fraction = Field(0.01, description="with bad-files=skip: the share of images that is too many")
     seed: Count = Field(0, description="of every random stream")
 
     @field_validator("dataset", "partition", "regime", "model", "method", "strategy")
@@ -108,6 +118,12 @@ class Experiment(BaseModel):
                 raise InputError(msg)
         return text
 
+    @field_validator("label_names")
+    @classmethod
+    def _composed_letters(cls, text: str) -> str:
+        """Labels are compared with those of data sets, whose names are in Unicode's form NFC."""
+        return unicodedata.normalize("NFC", text)
+
     @model_validator(mode="after")
     def _cohort_fits(self) -> Experiment:
         if self.num_clients and self.cohort_size > self.num_clients:
@@ -118,9 +134,15 @@ class Experiment(BaseModel):
             raise InputError(msg)
         return self
 
+    def reading(self) -> Reading:
+        """What happens to images that cannot be read, as arguments of ``open_corpus``."""
+        return {"bad_files": self.bad_files, "max_bad_fraction": self.max_bad_fraction}
+
     def identity(self) -> str:
         """A hash of everything that decides the weights; two runs with equal identity may share them."""
-        fields = self.model_dump(exclude={"evaluate_every", "evaluate_clients_every", "threshold"})
+        # Checkpoints name their corpus, so images left out show there.
+        neutral = {"evaluate_every", "evaluate_clients_every", "threshold", "bad_files", "max_bad_fraction"}
+        fields = self.model_dump(exclude=neutral)
         for name in LATER_FIELDS:
             if fields[name] == type(self).model_fields[name].default:
                 del fields[name]

@@ -118,6 +118,11 @@ class Federation:
         """How many clients there are."""
         return len(self.clients)
 
+    @property
+    def client_names(self) -> tuple[str, ...]:
+        """Name of each client where clients are owners that have names; else empty."""
+        return tuple(self.manifest.get("client_names", ()))
+
     @functools.cached_property
     def sizes(self) -> NDArray[np.int64]:
         """int64 ``[clients]``: training images per client."""
@@ -428,6 +433,8 @@ def _build(corpus: Corpus, plan: _Plan, target: Path) -> None:
         "num_images": len(dealt.rows),
         "images_left_out": len(split) - len(dealt.rows),
         "notes": dict(dealt.notes),
+        **({"client_names": list(dealt.client_names)} if dealt.client_names else {}),
+        **({"warnings": list(dealt.warnings)} if dealt.warnings else {}),
         "label_names": list(corpus.label_names),
         "corpus": {"name": corpus.name, "key": corpus.key},
     }
@@ -438,7 +445,8 @@ def _population(corpus: Corpus, split: range) -> Population:
     rows = np.arange(split.start, split.stop)
     objects = None if corpus.objects is None else corpus.objects.take(rows)
     owners = np.array(corpus.owners[split.start : split.stop])
-    return Population(corpus.labels.take(rows), owners, objects, corpus.label_names, corpus.parents)
+    names = tuple(corpus.owner_names)
+    return Population(corpus.labels.take(rows), owners, objects, corpus.label_names, corpus.parents, names)
 
 
 def _everyone(corpus: Corpus, population: Population, dealt: Partition, seed: int) -> Assignment:

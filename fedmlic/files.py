@@ -108,4 +108,4 @@ def check_present(dataset: str, names: Iterable[str], stamps: Mapping[str, Stamp
             problems.append(f"{where / name}: empty file")
     if problems:
         expected = f"Expected every image of data set {dataset} to lie below {where}"
-        raise listing(expected, problems)
+        raise listing(expected, problems, complete=True)

@@ -7,7 +7,7 @@ returns a ``Partitioner``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ class Population:
         objects: instances on these images, where known; ``row`` counts these images.
         label_names: column names, in order.
         parents: the coarser label each label belongs to, in order; empty without a hierarchy.
+        owner_names: name of owner 0, 1, ...; empty where they have none.
     """
 
     labels: NDArray[np.int8]
@@ -38,6 +39,7 @@ class Population:
     objects: Objects | None = None
     label_names: tuple[str, ...] = ()
     parents: tuple[str, ...] = ()
+    owner_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,16 @@ class Partition:
             moved or left out), as counts or rounded numbers; saved with the federation so that
             nothing is dropped silently. Names with ``images`` that end in ``_left_out`` add up
             to the images that no client holds.
+        client_names: name of client 0, 1, ... where clients are owners that have names; else empty.
+        warnings: what a user should hear of before training, one sentence each; saved with the
+            federation and shown by ``fedmlic describe`` and ``fedmlic run``.
     """
 
     client_ptr: NDArray[np.int64]
     rows: NDArray[np.int64]
     notes: Mapping[str, float] = field(default_factory=dict)
+    client_names: Sequence[str] = ()
+    warnings: Sequence[str] = ()
 
     @property
     def num_clients(self) -> int:

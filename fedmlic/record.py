@@ -4,6 +4,7 @@
 
     RUN/experiment.json     the resolved settings and the identity of the experiment
         environment.json    versions and machine, no host names
+        data.json           warnings about the data, names of clients, labels that nobody was trained on
         events.jsonl        append-only; the source of every table
         checkpoints/        round-00012.safetensors, then round-00012.json, which makes it count
         frozen.safetensors  what the network needs besides the exchanged tensors
@@ -78,6 +79,12 @@ class RunFolder:
         """A random name of this run, under which devices keep what is theirs; empty for a run of an older version."""
         return str(read_json(self.path / "experiment.json").get("token", ""))
 
+    def data(self) -> dict[str, Any]:
+        """``warnings``, ``untrained_labels`` and ``client_names`` of the run's data, empty where not noted."""
+        empty: dict[str, Any] = {"warnings": [], "untrained_labels": [], "client_names": []}
+        path = self.path / "data.json"
+        return {**empty, **read_json(path)} if path.exists() else empty
+
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Hold the folder for a block; ``InputError`` if another process is running it."""
@@ -126,7 +133,8 @@ class RunFolder:
     def tables(self) -> dict[str, pd.DataFrame]:
         """The ``rounds``, ``clients``, ``hosts`` and ``labels`` tables, made from the events.
 
-        In ``labels`` every row is one label of one split in one round.
+        In ``labels`` every row is one label of one split in one round. ``clients`` has a column
+        ``client-name`` where clients are owners that have names.
         """
         import pandas as pd  # a second of import that a run needs only at its end
 
@@ -136,6 +144,11 @@ class RunFolder:
             if kind in rows:
                 rows[kind].append(event)
         tables = {name: pd.DataFrame(rows[kind]) for name, kind in TABLES.items()}
+        names, clients = self.data()["client_names"], tables["clients"]
+        if names and len(clients):
+            clients.insert(
+                list(clients.columns).index("client") + 1, "client-name", [names[c] for c in clients["client"]]
+            )
         labels = tables["labels"]
         if len(labels):
             columns = [name for name in labels.columns if name not in {"round", "split"}]

@@ -249,6 +249,7 @@ def describe(settings: Settings = None, *, out: Out = None, json_output: Json = 
         with _working(json_output=json_output):
             federation = describe_federation(experiment, runtime)
             found = tell(federation, out, None if json_output else Console())
+        _warn(found["warnings"])
         if json_output:
             _print_json(found)
 
@@ -403,8 +404,9 @@ def check_data(
             _print_json(found)
         else:
             print_check(found, Console())
-        if not found["ok"]:
-            raise typer.Exit(EXIT_FAILED)
+    # Outside, where it is not taken for an error of the program.
+    if not found["ok"]:
+        raise typer.Exit(EXIT_FAILED)
 
 
 @data.command("describe")
@@ -427,6 +429,7 @@ def describe_data(
         with _working(json_output=json_output):
             corpus = tools.find_corpus(name, root, read_options(options), workers, Console(stderr=True))
             found = describe_corpus(corpus, out, None if json_output else Console())
+        _warn(found["warnings"])
         if json_output:
             _print_json(found)
 

@@ -85,6 +85,10 @@ class Display(Watch):
             self._last_built = time.monotonic()
             self._console.print(f"building {what}: {done}/{total}", highlight=False, markup=False)
 
+    def warning(self, text: str) -> None:
+        """Show what a person should know of the data."""
+        self._console.print(f"warning: {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+
     def started(self, folder: RunFolder, experiment: Experiment, resumed_round: int) -> None:
         """Show what is run and where it is recorded."""
         self._num_rounds, self._resumed_round = experiment.num_rounds, resumed_round

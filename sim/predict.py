@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,11 +48,17 @@ class Predictor:
             return self.learner.method.predict(network, batch).float().cpu().numpy()
 
 
-def load_predictor(path: Path, round_number: int | None = None) -> Predictor:
+def load_predictor(path: Path, round_number: int | None = None, client: int | None = None) -> Predictor:
     """The network of a run at its best checkpoint on validation (or the last, or a given round).
 
+    Args:
+        path: the run folder.
+        round_number: a kept round; None for the best.
+        client: where clients keep tensors to themselves (a personal head), whose.
+
     Raises:
-        InputError: not a run, no checkpoint yet, or a damaged or foreign one.
+        InputError: not a run, no checkpoint yet, a damaged or foreign one, or a client that is
+            missing, not wanted, or has not had a turn.
     """
     from fedmlic.learner import build_learner
     from strategies.server.server import MODEL
@@ -69,7 +75,32 @@ def load_predictor(path: Path, round_number: int | None = None) -> Predictor:
     own = learner.resident.network.state_dict()
     for name, tensor in frozen_tensors.items():
         own[name].copy_(tensor)
+    _load_personal(learner, folder, tensors, client)
     return Predictor(learner, label_names, values["round"], experiment.threshold)
+
+
+def _load_personal(learner: Learner, folder: RunFolder, tensors: Mapping[str, Tensor], client: int | None) -> None:
+    """Put a client's own tensors into the network, where clients have such."""
+    from clients.host import private_of
+    from clients.memory import FolderMemory
+    from clients.opening import MEMORY_FOLDER
+    from strategies.server.server import LAST
+
+    resident = learner.resident
+    if not resident.private_names:
+        if client is not None:
+            msg = f"Expected no client, since all clients of {folder.path} share one model, got {client}. Leave it out."
+            raise InputError(msg)
+        return
+    last: dict[int, int] = dict(tensors[LAST].tolist())
+    if client is None or client not in last:
+        msg = (
+            f"Expected a client that took part, since every client of {folder.path} has tensors of its own "
+            f"({', '.join(resident.private_names[:3])}), got {client}. Give one of {sorted(last)[:20]}."
+        )
+        raise InputError(msg)
+    kept = FolderMemory(folder.path / MEMORY_FOLDER).recall(client, last[client])
+    resident.load_private(private_of(kept))
 
 
 def _checkpoint(folder: RunFolder, wanted: int | None) -> int:
@@ -86,12 +117,14 @@ def _checkpoint(folder: RunFolder, wanted: int | None) -> int:
     return wanted
 
 
-def predict(path: Path, images: Sequence[Path], round_number: int | None = None) -> dict[str, Any]:
+def predict(
+    path: Path, images: Sequence[Path], round_number: int | None = None, client: int | None = None
+) -> dict[str, Any]:
     """Labels with probabilities for image files, as ``fedmlic predict --json`` prints them."""
     from fedmlic.images import read_images
 
     stored = read_images(images, load_shape(path))
-    predictor = load_predictor(path, round_number)
+    predictor = load_predictor(path, round_number, client)
     scores = predictor.scores(stored)
     found = []
     for file, row in zip(images, scores, strict=True):

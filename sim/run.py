@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from fedmlic.errors import InputError
 from fedmlic.experiment import split_settings
-from fedmlic.record import RunFolder, check_new, create, open_run, read_json
+from fedmlic.record import RunFolder, check_new, create, open_run, read_json, write_json
 from sim.watch import Watch
 from strategies.server.check import check_experiment
 
 if TYPE_CHECKING:
     from fedmlic.experiment import Experiment, Runtime
     from fedmlic.federation import Federation
+    from sim.data.federation_warnings import Findings
     from sim.engines.workers import Place, Workers
     from strategies.server.server import Server
     from strategies.server.transport import Transport
@@ -63,7 +64,7 @@ def resume(path: Path, watch: Watch | None = None, changes: Mapping[str, Any] | 
     """
     folder = open_run(path)
     if (path / "result.json").exists():
-        return read_json(path / "result.json")
+        return _result(folder)
     experiment, runtime = folder.settings()
     experiment, runtime = split_settings({**experiment.model_dump(), **runtime.model_dump(), **(changes or {})})
     return _play(experiment, runtime, lambda: folder, watch or Watch())
@@ -82,9 +83,16 @@ def _play(
         server = build_server(experiment, runtime, lambda done, total: watch.building("images", done, total))
         federation = open_federation(experiment, runtime, server.corpus)
         _check_cohort(experiment, federation)
+        from sim.data.federation_warnings import examine
+
+        found = examine(federation)
+        for text in found.warnings:
+            watch.warning(text)
         if engine == "flower":
-            return _under_flower(experiment, runtime, open_folder(), watch)
-        folder = open_folder()
+            folder = _noted(open_folder(), federation, found)
+            _under_flower(experiment, runtime, folder, watch)
+            return _result(folder)
+        folder = _noted(open_folder(), federation, found)
         transport: Transport
         if workers is not None:
             workers.setup(experiment, server.learner, _place(engine, server, folder.path / MEMORY_FOLDER))
@@ -95,10 +103,26 @@ def _play(
         with folder.alone():
             watch.started(folder, experiment, max(folder.checkpoints(), default=0))
             serve(server, transport, folder, watch.turn)
-        return read_json(folder.path / "result.json")
+        return _result(folder)
     finally:
         if workers is not None:
             workers.close()
+
+
+def _noted(folder: RunFolder, federation: Federation, found: Findings) -> RunFolder:
+    """The folder, in which ``data.json`` says what is to be known of the data and how clients are called."""
+    about = {
+        "warnings": found.warnings,
+        "untrained_labels": found.untrained,
+        "client_names": list(federation.client_names),
+    }
+    write_json(folder.path / "data.json", about)
+    return folder
+
+
+def _result(folder: RunFolder) -> dict[str, Any]:
+    """What ``--json`` prints of a complete run."""
+    return {**read_json(folder.path / "result.json"), "warnings": folder.data()["warnings"]}
 
 
 def _under_flower(experiment: Experiment, runtime: Runtime, folder: RunFolder, watch: Watch) -> dict[str, Any]:

@@ -17,6 +17,9 @@ class Watch:
     def building(self, what: str, done: int, total: int) -> None:
         """A corpus or federation is being built."""
 
+    def warning(self, text: str) -> None:
+        """Something about the data that a person should know."""
+
     def started(self, folder: RunFolder, experiment: Experiment, resumed_round: int) -> None:
         """The run folder exists and rounds are about to start."""
 

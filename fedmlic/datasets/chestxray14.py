@@ -18,6 +18,7 @@ the leaking random split of some released programs.
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
@@ -29,8 +30,10 @@ from fedmlic.dataset import Dataset, Objects, Table
 from fedmlic.errors import InputError, listing, nearest
 from fedmlic.files import file_sha256, find_files, stamps_of, stamps_sha256
 from fedmlic.formats import csv_rows
+from fedmlic.formats.reading import read_lines
 from fedmlic.images import Resize, decode
 from fedmlic.labels import ABSENT, PRESENT
+from fedmlic.problems import Problems
 from fedmlic.sources.groups import crossing, deal, first_of_each, number_groups
 from fedmlic.sources.headers import read_headers
 from fedmlic.sources.objects import boxed_objects
@@ -44,13 +47,29 @@ if TYPE_CHECKING:
 
 VERSION = "1"
 TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
+LISTED = re.compile(r"[^\s/\\]+\.png", re.IGNORECASE)
 LISTS = {"train": "train_val_list.txt", "test": "test_list.txt"}
 BOXES = "BBox_List_2017.csv"
 COLUMNS = ("Image Index", "Finding Labels", "Patient ID", "Patient Age", "Patient Gender", "View Position")
 BOX_COLUMNS = ("Image Index", "Finding Label", "Bbox [x", "y", "w", "h]")
+BOX_COUNTS = ("boxes", "boxes_elsewhere", "boxes_of_absent_findings")
 NO_FINDING = "No Finding"
 BOX_NAMES = {"Infiltrate": "Infiltration"}
 """Findings that the list of boxes spells in its own way."""
+
+COLUMN_VALUES = {
+    "Patient ID": ("a whole number from 1, of up to 8 digits", re.compile("0*[1-9][0-9]{0,7}")),
+    "Patient Age": (
+        "a number of years, one with Y, M or D, or nothing",
+        re.compile("([0-9]{1,3}[YMD]?)?", re.IGNORECASE),
+    ),
+    "Patient Gender": ("F or M", re.compile("F|M")),
+    "View Position": ("PA or AP", re.compile("PA|AP", re.IGNORECASE)),
+}
+"""What the columns about the patient and the view may say."""
+
+OLDEST = 120
+"""Years; the older table is known to hold some impossible ages, which are counted."""
 
 SIDE = 1024
 """Pixels of the release in which boxes are measured."""
@@ -85,34 +104,61 @@ class _Entry(NamedTuple):
     view: str
 
 
-def _entries(path: Path, problems: list[str]) -> list[_Entry]:
-    """All lines that can be used, sorted by image name."""
+class _Table(NamedTuple):
+    """What the table says.
+
+    Attributes:
+        entries: of all lines that can be used, sorted by image name.
+        names: every image that it names, also on lines that cannot be used.
+    """
+
+    entries: list[_Entry]
+    names: set[str]
+
+
+def _read_table(path: Path, problems: Problems) -> _Table:
+    own = problems.within(f"Expected {path} to describe one image per line", complete=True)
     found: dict[str, _Entry] = {}
-    for line, (name, labels, patient, age, sex, view) in csv_rows.rows(path, COLUMNS):
-        findings = tuple(finding.strip() for finding in labels.split("|") if finding.strip())
-        wrong = _wrong(findings, patient)
-        if name in found:
+    names: set[str] = set()
+    for line, (name, labels, *about) in csv_rows.rows(path, COLUMNS, own, flat=True):
+        findings = tuple(finding.strip() for finding in labels.split("|"))
+        wrong = _wrong(findings, dict(zip(COLUMNS[2:], about, strict=True)))
+        if name in names:
             wrong.append(f"{name!r} again")
+        names.add(name)
         if wrong or not name:
-            problems.append(f"{path.name} line {line}: {'; '.join(wrong) or 'no image'}")
+            own.add(f"{path} line {line}: {'; '.join(wrong) or 'no image'}")
         else:
+            patient, age, sex, view = about
             found[name] = _Entry(name, findings, f"{int(patient):08d}", age, sex, view.upper())
-    return [found[name] for name in sorted(found)]
+    if own:
+        # Lines with too many cells were not given; the images that they name are not unknown.
+        place = csv_rows.columns(path, flat=True).index(COLUMNS[0])
+        names |= {cells[place] for _, cells in csv_rows.lines(path) if len(cells) > place}
+    if not names and not own:
+        own.add(f"Expected {path} to hold images below its header, got none. Download it again.")
+    return _Table([found[name] for name in sorted(found)], names)
 
 
-def _wrong(findings: tuple[str, ...], patient: str) -> list[str]:
-    wrong = [f"finding {f!r}. {nearest(f, POSITIVES)}" for f in findings if f not in POSITIVES and f != NO_FINDING]
-    if not findings:
-        wrong.append(f"no findings, where a healthy chest says {NO_FINDING!r}")
-    if NO_FINDING in findings and len(findings) > 1:
+def _wrong(findings: tuple[str, ...], about: dict[str, str]) -> list[str]:
+    wrong = [
+        f"finding {f!r}. {nearest(f, POSITIVES)}" for f in findings if f not in POSITIVES and f != NO_FINDING and f
+    ]
+    if not all(findings):
+        wrong.append(
+            f"no findings, where a healthy chest says {NO_FINDING!r}" if len(findings) == 1 else "a blank finding"
+        )
+    wrong += [f"finding {f!r} twice" for f in sorted(set(findings)) if f and findings.count(f) > 1]
+    if NO_FINDING in findings and len(set(findings)) > 1:
         wrong.append(f"{NO_FINDING!r} beside findings")
-    if not re.fullmatch(r"\d+", patient):
-        wrong.append(f"patient {patient!r}, which is no number")
+    for column, (allowed, pattern) in COLUMN_VALUES.items():
+        if not pattern.fullmatch(about[column]):
+            wrong.append(f"{about[column]!r} in column {column!r}, which may say {allowed}")
     return wrong
 
 
 def _chosen(
-    entries: list[_Entry], files: dict[str, Path], views: str, rules: tuple[bool, str], problems: list[str]
+    entries: list[_Entry], files: dict[str, Path], views: str, rules: tuple[bool, str], problems: Problems
 ) -> tuple[list[_Entry], dict[str, int]]:
     """The entries to keep, and how many each rule left out."""
     one_each, missing = rules
@@ -120,7 +166,8 @@ def _chosen(
     left_out = {"other_view": len(entries) - len(kept)}
     absent = [entry.name for entry in kept if entry.name not in files]
     if missing == "error":
-        problems += [f"no image {name!r}" for name in absent]
+        for name in absent:
+            problems.add(f"no image {name!r}, which the table names")
     else:
         kept = [entry for entry in kept if entry.name in files]
         left_out["no_file"] = len(absent)
@@ -131,34 +178,37 @@ def _chosen(
     return kept, left_out
 
 
-def _listed(place: Path) -> dict[str, list[str]]:
-    """Image names in the official lists, by split."""
-    found = {}
-    for split, name in LISTS.items():
-        path = place / name
-        if not path.is_file():
-            msg = f"Expected the official list {path}, got none. Download it, or set split='patients'."
-            raise InputError(msg)
-        found[split] = path.read_text(encoding="utf-8-sig").split()
-    return found
-
-
-def _official(place: Path, entries: list[_Entry], kept: list[_Entry], problems: list[str], *, whole: bool) -> list[str]:
-    """The split of each kept entry as the two lists say, ``train`` for both train and validation."""
+def _listed(place: Path, problems: Problems) -> dict[str, str] | None:
+    """The split of each image name in the official lists; None where a list cannot be read."""
     split_of: dict[str, str] = {}
-    for split, names in _listed(place).items():
-        for name in names:
-            if name in split_of:
-                problems.append(f"{name!r} is listed in {LISTS[split_of[name]]} and again in {LISTS[split]}")
-            split_of.setdefault(name, split)
-    problems += [f"{entry.name!r} is in no official list" for entry in kept if entry.name not in split_of]
-    known = [entry for entry in entries if entry.name in split_of]
+    before = len(problems)
+    for split, name in LISTS.items():
+        if not (place / name).is_file():
+            problems.add(f"Expected the official list {place / name}, got none. Download it, or set split='patients'.")
+            continue
+        own = problems.within(f"Expected {place / name} to name one image file per line, each once")
+        for line, text in problems.attempt(read_lines, place / name) or ():
+            if not LISTED.fullmatch(text):
+                own.add(f"line {line}: {text!r}")
+            elif text in split_of:
+                own.add(f"line {line}: {text!r}, which is listed in {LISTS[split_of[text]]} already")
+            else:
+                split_of[text] = split
+    # After other faults of the lists, images that they lack are no news.
+    return split_of if len(problems) == before else None
+
+
+def _official(split_of: dict[str, str], table: _Table, kept: list[_Entry], problems: Problems, *, whole: bool) -> None:
+    """Compare the two lists with the table."""
+    for entry in kept:
+        if entry.name not in split_of:
+            problems.add(f"{entry.name!r} is in no official list")
     if whole:
-        foreign = sorted(split_of.keys() - {entry.name for entry in known})
-        problems += [f"{name!r} of {LISTS[split_of[name]]} is not in the table" for name in foreign]
-    both = crossing([entry.patient for entry in known], [split_of[entry.name] for entry in known])
-    problems += [f"patient {patient} has images in both official lists" for patient in both]
-    return [split_of.get(entry.name, "train") for entry in kept]
+        for name in sorted(split_of.keys() - table.names):
+            problems.add(f"{name!r} of {LISTS[split_of[name]]} is not in the table")
+    known = [entry for entry in table.entries if entry.name in split_of]
+    for patient in crossing([entry.patient for entry in known], [split_of[entry.name] for entry in known]):
+        problems.add(f"patient {patient} has images in both official lists")
 
 
 def _owner(entry: _Entry, by: str) -> str:
@@ -166,7 +216,7 @@ def _owner(entry: _Entry, by: str) -> str:
         # v2020 holds plain years; the older table writes 058Y, 013M or 007D and some impossible years.
         match = re.fullmatch(r"(\d{1,3})([YMD]?)", entry.age.upper())
         years = int(match[1]) if match and match[2] in {"", "Y"} else 0
-        return f"{years // 20 * 20:03d}-{years // 20 * 20 + 19:03d}" if match and years < 120 else ""
+        return f"{years // 20 * 20:03d}-{years // 20 * 20 + 19:03d}" if match and years < OLDEST else ""
     return {"patient": entry.patient, "view": entry.view, "sex": entry.sex}[by]
 
 
@@ -176,27 +226,33 @@ class _Box(NamedTuple):
     box: tuple[float, ...]
 
 
+def _read_box(finding: str, numbers: Sequence[str]) -> tuple[tuple[float, ...], list[str]]:
+    """The box of a line, and what is wrong with the line."""
+    wrong = [] if finding in POSITIVES else [f"finding {finding!r}. {nearest(finding, POSITIVES)}"]
+    try:
+        box = tuple(float(value) for value in numbers)
+    except ValueError:
+        return (), [*wrong, f"box {numbers}, which is not four numbers"]
+    x, y, width, height = box
+    if not (0 <= x < SIDE and 0 <= y < SIDE and 0 < width < math.inf and 0 < height < math.inf):
+        wrong.append(f"box {numbers}, whose corner is not in the {SIDE} pixels of the image or which has no area")
+    return box, wrong
+
+
 def _boxes(
-    path: Path, entries: list[_Entry], kept: list[_Entry], names: Sequence[str], problems: list[str], *, whole: bool
+    path: Path, table: _Table, kept: list[_Entry], names: Sequence[str], problems: Problems, *, whole: bool
 ) -> tuple[list[_Box], dict[str, int]]:
     """Boxes on kept images whose finding is a label and present there; the others are counted."""
     row_of = {entry.name: row for row, entry in enumerate(kept)}
-    known = {entry.name for entry in entries}
-    boxes, counts = [], {"boxes": 0, "boxes_elsewhere": 0, "boxes_of_absent_findings": 0}
-    for line, (name, finding, *numbers) in csv_rows.rows(path, BOX_COLUMNS) if path.is_file() else ():
+    own = problems.within(f"Expected {path} to hold one box per line", complete=True)
+    boxes, counts = [], dict.fromkeys(BOX_COUNTS, 0)
+    for line, (name, finding, *numbers) in csv_rows.rows(path, BOX_COLUMNS, own, flat=True):
         finding = BOX_NAMES.get(finding, finding)  # noqa: PLW2901  (spelled as the table does)
-        try:
-            box = tuple(float(value) for value in numbers)
-        except ValueError:
-            problems.append(f"{path.name} line {line}: box {numbers}, which is not four numbers")
-            continue
-        if finding not in POSITIVES or (whole and name not in known):
-            what = (
-                f"finding {finding!r}. {nearest(finding, POSITIVES)}"
-                if finding not in POSITIVES
-                else f"no image {name!r}"
-            )
-            problems.append(f"{path.name} line {line}: {what}")
+        box, wrong = _read_box(finding, numbers)
+        if whole and name not in table.names:
+            wrong.append(f"no image {name!r}")
+        if wrong:
+            own.add(f"{path} line {line}: {'; '.join(wrong)}")
         elif name not in row_of or finding not in names:
             counts["boxes_elsewhere"] += 1
         elif finding not in kept[row_of[name]].findings:
@@ -283,19 +339,28 @@ def chestxray14(
         InputError: the table, the lists, the boxes or the images are wrong; all problems at once.
     """
     place = source_root("chestxray14", root, TABLES[0])
-    path, problems = _table_path(place, csv), list[str]()
+    path = _table_path(place, csv)
     names = _names(label_names, no_finding=no_finding)
-    entries = _entries(path, problems)
+    problems = Problems(f"Expected {place} to be a whole and correct ChestX-ray14", complete=True)
+    readable = problems.attempt(_read_table, path, problems)
+    read = readable or _Table([], set())
     folders = [place / "images", *sorted(place.glob("images_*/images")), *sorted(place.glob("images_*"))]
     files, double = find_files(folders, (".png",))
-    kept, left_out = _chosen(entries, files, views, (unique_patients, missing), problems)
-    problems += double
+    kept, left_out = _chosen(read.entries, files, views, (unique_patients, missing), problems)
+    for line in double:
+        problems.add(line)
+    whole = missing == "error" and readable is not None
     official = split == "official"
-    splits = _official(place, entries, kept, problems, whole=missing == "error") if official else ["train"] * len(kept)
-    boxes, counted = _boxes(place / BOXES, entries, kept, names, problems, whole=missing == "error")
-    if problems:
-        expected = f"Expected {place} to be a whole and correct ChestX-ray14"
-        raise listing(expected, problems)
+    split_of = (_listed(place, problems) if official else None) or {}
+    if split_of:
+        _official(split_of, read, kept, problems, whole=whole)
+    none: tuple[list[_Box], dict[str, int]] = ([], dict.fromkeys(BOX_COUNTS, 0))
+    there = (place / BOXES).is_file()
+    boxes, counted = (
+        problems.attempt(_boxes, place / BOXES, read, kept, names, problems, whole=whole) if there else None
+    ) or none
+    problems.finish()
+    splits = [split_of.get(entry.name, "train") for entry in kept]
     groups, _ = number_groups([entry.name if split == "images" else entry.patient for entry in kept])
     fractions = {"val": val_fraction} if official else {"test": test_fraction, "val": val_fraction}
     splits = deal(splits, groups, fractions, seed, "chestxray14")
@@ -307,7 +372,13 @@ def chestxray14(
         ids = [entry.name for entry in kept]
         # Names begin with the patient's number; the table's own column decides.
         misnamed = sum(not entry.name.startswith(f"{entry.patient}_") for entry in kept)
-        report = {**read_headers(paths).report, "left_out": left_out, **counted, "named_after_other_patients": misnamed}
+        report = {
+            **read_headers(paths).report,
+            "left_out": left_out,
+            **counted,
+            "named_after_other_patients": misnamed,
+            "warnings": _warnings(kept, misnamed),
+        }
         return Table(ids, splits, _labels(kept, names), owner, objects, [str(p) for p in paths], owner_names, report)
 
     sources = [path, place / BOXES, *(place / name for name in LISTS.values() if official)]
@@ -329,6 +400,16 @@ def chestxray14(
         licence="no restriction on use; attribution to the NIH Clinical Center is asked for",
         expected=_expected(names, whole=official and views == "all" and not unique_patients, val_fraction=val_fraction),
     )
+
+
+def _warnings(kept: list[_Entry], misnamed: int) -> list[str]:
+    """What is strange but no reason to refuse the table."""
+    years = (entry.age.upper().removesuffix("Y") for entry in kept)
+    old = sum(age.isdecimal() and int(age) >= OLDEST for age in years)
+    lines = [f"{old:,} images of patients who are {OLDEST} years old or more"] if old else []
+    if misnamed:
+        lines.append(f"{misnamed:,} files begin with another patient's number than the table says; the table counts")
+    return lines
 
 
 def _expected(names: tuple[str, ...], *, whole: bool, val_fraction: float) -> dict[str, int]:

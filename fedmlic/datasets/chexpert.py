@@ -28,11 +28,11 @@ import numpy as np
 from pydantic import Field
 
 from fedmlic.dataset import Dataset, Table
-from fedmlic.errors import InputError, listing
 from fedmlic.files import file_sha256, stamps_of, stamps_sha256
 from fedmlic.formats import csv_rows
 from fedmlic.images import Resize, decode
 from fedmlic.labels import ABSENT, PRESENT, UNCERTAIN, UNKNOWN
+from fedmlic.problems import Problems
 from fedmlic.sources.groups import crossing, deal, first_of_each, number_groups
 from fedmlic.sources.headers import read_headers
 from fedmlic.sources.options import Channels, HeldOut, ImageSize, Root, Seed
@@ -75,8 +75,13 @@ STATES: Final = {
     "-1": UNCERTAIN,
     "": UNKNOWN,
 }
+SEXES = ("Male", "Female", "Unknown")
+PROJECTIONS = {"frontal": ("AP", "PA", "LL", "RL"), "lateral": ("",)}
+"""What AP/PA may say, by what Frontal/Lateral says."""
+
+OLDEST = 120
 POLICIES: Final = {"uncertain": UNCERTAIN, "unknown": UNKNOWN, "absent": ABSENT, "present": PRESENT}
-PLACE = re.compile(r"(?:^|/)(train|valid)/(patient\d+)/(study\d+)/([^/]+)$")
+PLACE = re.compile(r"(?:^|/)(train|valid)/(patient[0-9]+)/(study[0-9]+)/([^/]+)$")
 
 
 class _Entry(NamedTuple):
@@ -91,16 +96,18 @@ class _Entry(NamedTuple):
     states: tuple[int, ...]
 
 
-def _tables(place: Path, csv: str) -> dict[str, Path]:
+def _tables(place: Path, csv: str, problems: Problems) -> dict[str, Path]:
     """The tables of training and test images, each in the root or in one of its sub-folders."""
     found = {}
     for split, name in (("train", csv), ("test", "valid.csv")):
         homes = [folder for folder in (place, *_children(place)) if (folder / name).is_file()]
-        if len(homes) != 1:
+        if len(homes) == 1:
+            found[split] = homes[0] / name
+        else:
             got = f"it in {', '.join(home.name for home in homes)}" if homes else "none"
-            msg = f"Expected {place} to hold {name} once, got {got}. Give the folder of one whole release as root."
-            raise InputError(msg)
-        found[split] = homes[0] / name
+            problems.add(
+                f"Expected {place} to hold {name} once, got {got}. Give the folder of one whole release as root."
+            )
     return found
 
 
@@ -108,7 +115,7 @@ def _children(place: Path) -> list[Path]:
     return sorted(child for child in place.iterdir() if child.is_dir())
 
 
-def _patients(place: Path, problems: list[str]) -> dict[str, Path]:
+def _patients(place: Path, problems: Problems) -> dict[str, Path]:
     """Where each patient's folder lies, by ``train/patient00001`` or ``valid/patient64541``."""
     children = _children(place)
     # A batch of the full release holds the training patients directly.
@@ -123,34 +130,62 @@ def _patients(place: Path, problems: list[str]) -> dict[str, Path]:
         for name in names:
             key = f"{side}/{name}"
             if key in found:
-                problems.append(f"{name} lies in {found[key].parent} and in {folder}")
+                problems.add(f"{name} lies in {found[key].parent} and in {folder}")
             found.setdefault(key, folder / name)
     return found
 
 
-def _entries(tables: dict[str, Path], problems: list[str]) -> list[_Entry]:
+def _entries(tables: dict[str, Path], problems: Problems) -> list[_Entry]:
     """All lines that can be used, sorted by image id."""
     found: dict[str, _Entry] = {}
     for split, path in tables.items():
-        for line, (where, sex, _, side, projection, *cells) in csv_rows.rows(path, [*ABOUT, *OBSERVATIONS]):
-            match = PLACE.search(where.replace("\\", "/"))
-            wrong = [
-                f"{cell!r} in column {name!r}"
-                for name, cell in zip(OBSERVATIONS, cells, strict=True)
-                if cell not in STATES
-            ]
-            if match is None:
-                wrong.append(f"path {where!r}, which does not end in train|valid/patient/study/file")
-            elif match[0].lstrip("/") in found:
-                wrong.append(f"{where!r} again")
-            if match is None or wrong:
-                problems.append(f"{path.name} line {line}: {'; '.join(wrong)}")
-                continue
-            view = projection.upper() if side.lower() == "frontal" else side.lower()
-            states = tuple(STATES[cell] for cell in cells)
-            image_id = match[0].lstrip("/")
-            found[image_id] = _Entry(image_id, split, match[2], f"{match[2]}/{match[3]}", sex, view, states)
+        problems.attempt(_read_table, path, split, found, problems)
     return [found[image_id] for image_id in sorted(found)]
+
+
+def _read_table(path: Path, split: str, found: dict[str, _Entry], problems: Problems) -> None:
+    """Add the lines of one table that can be used to what was found."""
+    own = problems.within(f"Expected {path} to describe one image per line", complete=True)
+    empty = True
+    for line, (where, sex, age, side, projection, *cells) in csv_rows.rows(path, [*ABOUT, *OBSERVATIONS], own):
+        empty = False
+        match = PLACE.search(where.replace("\\", "/"))
+        wrong = _wrong(sex, age, side, projection)
+        wrong += [
+            f"{cell!r} in column {name!r}" for name, cell in zip(OBSERVATIONS, cells, strict=True) if cell not in STATES
+        ]
+        if match is None:
+            wrong.append(f"path {where!r}, which does not end in train|valid/patient/study/file")
+        elif match[0].lstrip("/") in found:
+            wrong.append(f"{where!r} again")
+        if match is None or wrong:
+            own.add(f"{path} line {line}: {'; '.join(wrong)}")
+            continue
+        view = projection.upper() if side.lower() == "frontal" else side.lower()
+        states = tuple(STATES[cell] for cell in cells)
+        image_id = match[0].lstrip("/")
+        study = f"{match[2]}/{match[3]}"
+        found[image_id] = _Entry(image_id, split, match[2], study, sex.capitalize(), view, states)
+    if empty and not own:
+        own.add(f"Expected {path} to hold images below its header, got none. Download it again.")
+
+
+def _wrong(sex: str, age: str, side: str, projection: str) -> list[str]:
+    """What is impossible in the columns about the image."""
+    wrong = []
+    if sex.capitalize() not in SEXES:
+        wrong.append(f"{sex!r} in column 'Sex', which may say {', '.join(SEXES)}")
+    if not re.fullmatch("[0-9]{1,3}", age) or int(age) > OLDEST:
+        wrong.append(f"{age!r} in column 'Age', which may say 0 to {OLDEST}")
+    allowed = PROJECTIONS.get(side.lower())
+    if allowed is None:
+        wrong.append(f"{side!r} in column 'Frontal/Lateral', which may say Frontal or Lateral")
+    elif projection.upper() not in allowed:
+        wrong.append(
+            f"{projection!r} in column 'AP/PA', which may say {', '.join(PROJECTIONS['frontal'])} of a frontal view "
+            "and nothing of a lateral one"
+        )
+    return wrong
 
 
 def _chosen(entries: list[_Entry], views: str, *, one_each: bool) -> tuple[list[_Entry], dict[str, int]]:
@@ -166,7 +201,7 @@ def _chosen(entries: list[_Entry], views: str, *, one_each: bool) -> tuple[list[
 
 
 def _located(
-    kept: list[_Entry], patients: dict[str, Path], missing: str, problems: list[str]
+    kept: list[_Entry], patients: dict[str, Path], missing: str, problems: Problems
 ) -> tuple[list[_Entry], list[Path]]:
     """Entries with their files; those without one are problems or left out."""
     entries, files = [], []
@@ -177,7 +212,7 @@ def _located(
             entries.append(entry)
             files.append(file)
         elif missing == "error":
-            problems.append(f"no image {entry.image_id!r}")
+            problems.add(f"no image {entry.image_id!r}, which a table names")
     return entries, files
 
 
@@ -258,15 +293,15 @@ def chexpert(
         InputError: the tables or the images are wrong; all problems at once.
     """
     place = source_root("chexpert", root, csv)
-    tables, problems = _tables(place, csv), list[str]()
+    problems = Problems(f"Expected {place} to be a whole and correct CheXpert", complete=True)
+    tables = _tables(place, csv, problems)
     patients = _patients(place, problems)
     kept, left_out = _chosen(_entries(tables, problems), views, one_each=unique_patients)
     both = crossing([entry.patient for entry in kept], [entry.split for entry in kept])
-    problems += [f"{patient} has images in {csv} and in valid.csv" for patient in both]
+    for patient in both:
+        problems.add(f"{patient} has images in {csv} and in valid.csv")
     entries, files = _located(kept, patients, missing, problems)
-    if problems:
-        expected = f"Expected {place} to be a whole and correct CheXpert"
-        raise listing(expected, problems)
+    problems.finish()
     left_out["no_file"] = len(kept) - len(entries)
     ids = [entry.image_id for entry in entries]
     names = LABEL_SETS[label_set]

@@ -7,7 +7,17 @@ from __future__ import annotations
 
 from fedmlic.dataset import Dataset
 from fedmlic.images import Resize
-from fedmlic.sources.coco import Crowd, Degenerate, Part, Pixels, Protocol, RowOrder, Source, coco_dataset
+from fedmlic.sources.coco import (
+    Crowd,
+    Degenerate,
+    Part,
+    Pixels,
+    Protocol,
+    RowOrder,
+    Source,
+    coco_dataset,
+    coco_problems,
+)
 from fedmlic.sources.options import Channels, HeldOut, ImageSize, Root, Seed
 from fedmlic.sources.place import find_parts
 from fedmlic.splits import held_out_counts
@@ -61,6 +71,7 @@ def coco2014(
     Raises:
         InputError: files are missing or wrong; all problems at once.
     """
+    problems = coco_problems("coco2014")
     train, val, train_images, val_images = find_parts(
         root,
         (".", "coco"),
@@ -71,6 +82,7 @@ def coco2014(
             ("val2014", "images/val2014"),
         ),
         "coco2014",
+        problems,
     )
     source = Source(
         "coco2014",
@@ -84,4 +96,4 @@ def coco2014(
         expected |= {**held_out_counts(NUM_TRAIN, val_fraction), "test": NUM_TEST}
     elif label_names is None:
         expected |= {**held_out_counts(NUM_TRAIN_LABELLED, val_fraction), "test": NUM_TEST_LABELLED}
-    return coco_dataset(source, Pixels(image_size, resize, channels, upright), protocol, expected)
+    return coco_dataset(source, Pixels(image_size, resize, channels, upright), protocol, expected, problems)

@@ -10,7 +10,17 @@ from __future__ import annotations
 
 from fedmlic.dataset import Dataset
 from fedmlic.images import Resize
-from fedmlic.sources.coco import Crowd, Degenerate, Part, Pixels, Protocol, RowOrder, Source, coco_dataset
+from fedmlic.sources.coco import (
+    Crowd,
+    Degenerate,
+    Part,
+    Pixels,
+    Protocol,
+    RowOrder,
+    Source,
+    coco_dataset,
+    coco_problems,
+)
 from fedmlic.sources.coco_counts import POSITIVES
 from fedmlic.sources.options import Channels, HeldOut, ImageSize, Root, Seed
 from fedmlic.sources.place import find_parts
@@ -65,6 +75,7 @@ def coco2017(
     Raises:
         InputError: files are missing or wrong; all problems at once.
     """
+    problems = coco_problems("coco2017")
     train, val, train_images, val_images = find_parts(
         root,
         (".", "coco"),
@@ -75,6 +86,7 @@ def coco2017(
             ("val2017", "images/val2017"),
         ),
         "coco2017",
+        problems,
     )
     source = Source(
         "coco2017",
@@ -90,4 +102,4 @@ def coco2017(
         expected |= {**held_out_counts(NUM_TRAIN, val_fraction), "test": NUM_TEST}
     elif label_names is None:
         expected |= {**held_out_counts(NUM_TRAIN_LABELLED, val_fraction), "test": NUM_TEST_LABELLED}
-    return coco_dataset(source, Pixels(image_size, resize, channels, upright), protocol, expected)
+    return coco_dataset(source, Pixels(image_size, resize, channels, upright), protocol, expected, problems)

@@ -11,9 +11,19 @@ from __future__ import annotations
 
 from fedmlic.dataset import Dataset
 from fedmlic.formats.coco_json import Category
-from fedmlic.formats.id_list import number_ids, read_ids
+from fedmlic.formats.id_list import read_id_numbers
 from fedmlic.images import Resize
-from fedmlic.sources.coco import Crowd, Degenerate, Part, Pixels, Protocol, RowOrder, Source, coco_dataset
+from fedmlic.sources.coco import (
+    Crowd,
+    Degenerate,
+    Part,
+    Pixels,
+    Protocol,
+    RowOrder,
+    Source,
+    coco_dataset,
+    coco_problems,
+)
 from fedmlic.sources.coco_counts import POSITIVES
 from fedmlic.sources.label_names import canonical
 from fedmlic.sources.options import Channels, HeldOut, ImageSize, Root, Seed
@@ -76,6 +86,7 @@ def coco_mlt(
     Raises:
         InputError: files are missing or wrong; all problems at once.
     """
+    problems = coco_problems("coco_mlt")
     train, val, train_images, val_images, listed = find_parts(
         root,
         (".", "coco"),
@@ -87,8 +98,9 @@ def coco_mlt(
             (image_ids,) if image_ids else tuple(f"{up}{at}/img_id.pkl" for up in ("", "../") for at in LIST_PLACES),
         ),
         "coco_mlt",
+        problems,
     )
-    ids = number_ids(read_ids(listed), listed)
+    ids = read_id_numbers(listed, problems) if listed.exists() else ()
     source = Source(
         "coco_mlt",
         "annotations CC BY 4.0, images under the licences of their Flickr owners, list for non-commercial research",
@@ -105,4 +117,4 @@ def coco_mlt(
             expected |= {f"positives/{name}": c.mlt + c.val2017 for name, c in POSITIVES.items()}
         if not drop_unlabelled:
             expected["test"] = NUM_TEST
-    return coco_dataset(source, Pixels(image_size, resize, channels, upright), protocol, expected)
+    return coco_dataset(source, Pixels(image_size, resize, channels, upright), protocol, expected, problems)

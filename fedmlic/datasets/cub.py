@@ -16,6 +16,7 @@ fifth of it away; an attribute said to be present though not visible is unknown 
 from __future__ import annotations
 
 import functools
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -23,9 +24,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from fedmlic.dataset import NOT_VISIBLE, Dataset, Flags, Table
-from fedmlic.errors import InputError, listing
+from fedmlic.errors import InputError
 from fedmlic.files import check_present, files_sha256, list_files, stamps_sha256
-from fedmlic.formats.reading import read_lines
+from fedmlic.formats.reading import read_lines, small_number
 from fedmlic.images import Resize, decode
 from fedmlic.labels import ABSENT, PRESENT, UNCERTAIN, UNKNOWN
 from fedmlic.problems import Problems, check_unique
@@ -78,50 +79,66 @@ def _find(root: Path) -> Path:
     return first_existing(root, nested, "the list of images").parent
 
 
-def _numbered(path: Path) -> dict[int, str]:
-    """What follows the number of each line, by number, in ascending order."""
-    problems = Problems(f"Expected every line of {path} to be a number from 1 and a text, each number once")
+def _numbered(path: Path, problems: Problems) -> dict[int, str]:
+    """What follows the number of each line, by number, in ascending order; lines that are wrong are left out."""
+    own = problems.within(f"Expected every line of {path} to be a number from 1 and a text, each number once")
     found: dict[int, str] = {}
-    for line, text in read_lines(path):
-        number, _, rest = text.partition(" ")
-        if not number.isdecimal() or not rest.strip() or int(number) in found or int(number) < 1:
-            problems.add(f"line {line}: {text!r}")
+    lines = problems.attempt(read_lines, path)
+    for line, text in lines or ():
+        digits, _, rest = text.partition(" ")
+        number, rest = small_number(digits), rest.strip()
+        if not number or not rest.isprintable() or not rest or number in found:
+            own.add(f"line {line}: {text!r:.80}")
         else:
-            found[int(number)] = rest.strip()
-    problems.finish()
+            found[number] = rest
+    if lines is not None and not found and not own:
+        own.add("no lines")
     return dict(sorted(found.items()))
 
 
-def _per_image(path: Path, ids: list[int], allowed: range) -> NDArray[np.int64]:
-    """One number of each image."""
-    found = _numbered(path)
-    problems = Problems(f"Expected {path} to give every image a number from {allowed.start} to {allowed.stop - 1}")
-    for image_id in ids:
-        text = found.get(image_id, "nothing")
-        if not text.isdecimal() or int(text) not in allowed:
-            problems.add(f"image {image_id}: {text}")
-    for image_id in sorted(set(found) - set(ids)):
-        problems.add(f"image {image_id} is not in images.txt")
-    problems.finish()
-    return np.array([int(found[image_id]) for image_id in ids], dtype=np.int64)
+def _per_image(path: Path, ids: list[int], allowed: range, problems: Problems, *, whole: bool) -> NDArray[np.int64]:
+    """One number of each image.
+
+    Args:
+        path: the file.
+        ids: the images.
+        allowed: what a number may be.
+        problems: takes what is wrong.
+        whole: every line of the list of images could be read.
+    """
+    before = len(problems)
+    found = _numbered(path, problems)
+    own = problems.within(f"Expected {path} to give every image a number from {allowed.start} to {allowed.stop - 1}")
+    # After faulty lines, images that lack a line are no news.
+    known = ids if len(problems) == before else [image_id for image_id in ids if image_id in found]
+    numbers = {image_id: small_number(found.get(image_id, "")) for image_id in known}
+    for image_id, number in numbers.items():
+        if number is None or number not in allowed:
+            own.add(f"image {image_id}: {found.get(image_id, 'nothing'):.80}")
+    for image_id in sorted(set(found) - set(ids)) if whole else ():
+        own.add(f"image {image_id} is not in images.txt")
+    return np.array([numbers.get(image_id) or 0 for image_id in ids], dtype=np.int64)
 
 
-def _read(root: Path) -> _Source:
-    base = _find(root)
-    images, classes = _numbered(base / "images.txt"), _numbered(base / "classes.txt")
+def _read(base: Path, problems: Problems) -> _Source:
+    """What the files say; ``problems`` takes what is wrong with them."""
+    images = _numbered(base / "images.txt", problems)
+    whole = not problems
+    classes = _numbered(base / "classes.txt", problems)
+    species = range(1, len(classes) + 1 if classes else sys.maxsize)
     ids = list(images)
     beside = (base.parent / "attributes.txt", base / "attributes.txt")
     attribute_file = next((path for path in beside if path.is_file()), base / "attributes" / "attributes.txt")
-    attributes = _numbered(attribute_file)
-    check_unique(f"Expected {base / 'images.txt'} to name each image once", list(images.values()))
-    check_unique(f"Expected {attribute_file} to name each attribute once", list(attributes.values()))
+    attributes = _numbered(attribute_file, problems)
+    for path, names in ((base / "images.txt", images), (attribute_file, attributes), (base / "classes.txt", classes)):
+        problems.attempt(check_unique, f"Expected {path} to give each name once", list(names.values()))
     label_file = base / "attributes" / "image_attribute_labels.txt"
-    present, certainty = _attribute_labels(label_file, ids, list(attributes))
+    present, certainty = _attribute_labels(label_file, ids, list(attributes), problems)
     files = [base / name for name in ("images.txt", "classes.txt", "image_class_labels.txt", "train_test_split.txt")]
     return _Source(
         names=list(images.values()),
-        species=_per_image(files[2], ids, range(1, len(classes) + 1)) - 1,
-        train=_per_image(files[3], ids, range(2)) == 1,
+        species=_per_image(files[2], ids, species, problems, whole=whole) - 1,
+        train=_per_image(files[3], ids, range(2), problems, whole=whole) == 1,
         classes=list(classes.values()),
         attributes=list(attributes.values()),
         present=present,
@@ -131,29 +148,35 @@ def _read(root: Path) -> _Source:
 
 
 def _attribute_labels(
-    path: Path, images: list[int], attributes: list[int]
+    path: Path, images: list[int], attributes: list[int], problems: Problems
 ) -> tuple[NDArray[np.bool_], NDArray[np.int8]]:
     """Presence and certainty of every image and attribute, from 3.7 million lines."""
-    rows = _first_four(path)
-    places = [_places(rows[:, column], known) for column, known in ((0, images), (1, attributes))]
-    valid = (places[0] >= 0) & (places[1] >= 0) & np.isin(rows[:, 2], (0, 1))
-    valid &= (rows[:, 3] >= 1) & (rows[:, 3] <= NUM_CERTAINTIES)
-    times = np.bincount(places[0][valid] * len(attributes) + places[1][valid], minlength=len(images) * len(attributes))
-    problems = [f"entry {number}: {rows[number].tolist()}" for number in np.flatnonzero(~valid).tolist()]
-    for cell in np.flatnonzero(times != 1).tolist():
-        image, attribute = images[cell // len(attributes)], attributes[cell % len(attributes)]
-        problems.append(f"image {image}, attribute {attribute}: {times[cell]} lines")
-    if problems:
-        expected = f"Expected {path} to hold one line 'image attribute present(0|1) certainty(1-4)' for each pair"
-        raise listing(expected, problems)
     present = np.zeros((len(images), len(attributes)), dtype=np.bool_)
     certainty = np.zeros((len(images), len(attributes)), dtype=np.int8)
-    present[places[0], places[1]] = rows[:, 2] == 1
-    certainty[places[0], places[1]] = rows[:, 3]
+    before = len(problems)
+    rows = problems.attempt(_first_four, path, problems)
+    if rows is None:
+        return present, certainty
+    places = [_places(rows[:, column], known) for column, known in ((0, images), (1, attributes))]
+    possible = np.isin(rows[:, 2], (0, 1)) & (rows[:, 3] >= 1) & (rows[:, 3] <= NUM_CERTAINTIES)
+    known = (places[0] >= 0) & (places[1] >= 0)
+    valid = possible & known
+    times = np.bincount(places[0][valid] * len(attributes) + places[1][valid], minlength=len(images) * len(attributes))
+    own = problems.within(
+        f"Expected {path} to hold one line 'image attribute present(0|1) certainty(1-4)' for each pair"
+    )
+    # After faults of the lists of images and attributes, those that they lack are no news.
+    for number in np.flatnonzero(~possible if before else ~valid).tolist():
+        own.add(f"entry {number}: {rows[number].tolist()}")
+    for cell in np.flatnonzero(times != 1).tolist() if len(problems) - len(own) == before else ():
+        image, attribute = images[cell // len(attributes)], attributes[cell % len(attributes)]
+        own.add(f"image {image}, attribute {attribute}: {times[cell]} lines")
+    present[places[0][valid], places[1][valid]] = rows[valid, 2] == 1
+    certainty[places[0][valid], places[1][valid]] = rows[valid, 3]
     return present, certainty
 
 
-def _first_four(path: Path) -> NDArray[np.int64]:
+def _first_four(path: Path, problems: Problems) -> NDArray[np.int64]:
     """int64 ``[lines, 4]``: the first four fields of every line. Some lines of the release have more than five."""
     import pandas as pd  # only a build reads
 
@@ -162,16 +185,15 @@ def _first_four(path: Path) -> NDArray[np.int64]:
         raise InputError(msg)
     try:
         frame = pd.read_csv(path, sep=r"\s+", header=None, usecols=[0, 1, 2, 3], dtype=np.int64, encoding="utf-8-sig")
-    except (ValueError, pd.errors.ParserError, pd.errors.EmptyDataError):
-        problems = Problems(f"Expected every line of {path} to begin with four whole numbers")
+    except (ValueError, OverflowError, OSError, pd.errors.ParserError, pd.errors.EmptyDataError):
+        own = problems.within(f"Expected every line of {path} to begin with four whole numbers")
         rows = []
         for line, text in read_lines(path):
-            fields = text.split()[:4]
-            if len(fields) == 4 and all(field.isdecimal() for field in fields):
-                rows.append([int(field) for field in fields])
+            numbers = [small_number(field) for field in text.split()[:4]]
+            if len(numbers) == 4 and None not in numbers:
+                rows.append(numbers)
             else:
-                problems.add(f"line {line}: {text!r}")
-        problems.finish()
+                own.add(f"line {line}: {text!r:.80}")
         return np.array(rows, dtype=np.int64).reshape(-1, 4)
     return frame.to_numpy()
 
@@ -263,10 +285,15 @@ def cub(
         InputError: files are missing, damaged or contradict each other; all problems at once.
     """
     top = source_root("cub", root, "CUB_200_2011 and attributes.txt")
-    source = _read(top)
-    states, names, ids, groups = _label_space(source, labels, certainty)
-    folder = _find(top) / "images"
+    base = _find(top)
+    problems = Problems(f"Expected {base} to be a whole and correct CUB-200-2011", complete=True)
+    source = _read(base, problems)
+    folder = base / "images"
     stamps = list_files(folder, depth=1)
+    if problems:
+        problems.attempt(check_present, "cub", source.names, stamps, folder)
+    problems.finish()
+    states, names, ids, groups = _label_space(source, labels, certainty)
 
     def build() -> tuple[Table, NDArray[np.int64]]:
         check_present("cub", source.names, stamps, folder)

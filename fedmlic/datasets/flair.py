@@ -13,6 +13,8 @@ the order of split, person and image, not of the file.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -115,19 +117,18 @@ def _open(root: Path, name: LayoutName, file: str | None, images: Literal["small
     return open_flair_hdf5(candidates[0], kinds)
 
 
-def _read_parents(path: Path) -> dict[str, str]:
+def _read_parents(path: Path, problems: Problems) -> dict[str, str]:
     """The coarse label of each fine one, from lines ``fine -> coarse``; more than are used."""
-    problems = Problems(f"Expected every line of {path} to read 'fine -> coarse'")
+    own = problems.within(f"Expected every line of {path} to read 'fine -> coarse'")
     parents: dict[str, str] = {}
     for number, line in read_lines(path):
         parts = [part.strip() for part in line.split("->")]
         if len(parts) != 2 or not all(parts):
-            problems.add(f"line {number}: {line!r}")
+            own.add(f"line {number}: {line!r}")
         elif parts[1] not in COARSE_COUNTS:
-            problems.add(f"line {number}: coarse label {parts[1]!r}. {nearest(parts[1], COARSE_COUNTS)}")
+            own.add(f"line {number}: coarse label {parts[1]!r}. {nearest(parts[1], COARSE_COUNTS)}")
         elif parents.setdefault(parts[0], parts[1]) != parts[1]:
-            problems.add(f"line {number}: {parts[0]!r} belongs to {parents[parts[0]]!r} already")
-    problems.finish()
+            own.add(f"line {number}: {parts[0]!r} belongs to {parents[parts[0]]!r} already")
     return parents
 
 
@@ -147,31 +148,35 @@ def _vocabulary(layout: Layout, kind: str, order: str) -> list[str]:
     return sorted(used) if kind == "fine" else sorted(set(COARSE_COUNTS) | set(used))
 
 
-def _check_names(names: list[str], parents: dict[str, str], kind: str) -> None:
+def _check_names(names: list[str], parents: dict[str, str], kind: str, problems: Problems) -> None:
+    """A label name is a word without control characters, and known where there is a list of them."""
     known = parents if kind == "fine" else COARSE_COUNTS
-    problems = Problems(f"Expected every {kind} label to be in {RELATIONSHIP if kind == 'fine' else 'the list of 17'}")
-    if known:
-        for name in names:
-            if name not in known:
-                problems.add(f"{name!r}. {nearest(name, known)}")
-    problems.finish()
+    own = problems.within(
+        f"Expected every {kind} label to be in {RELATIONSHIP if kind == 'fine' else 'the list of 17'}"
+    )
+    for name in names:
+        if known and name not in known:
+            own.add(f"{name!r}. {nearest(name, known)}")
+        elif not name.strip() or not name.isprintable():
+            problems.add(f"Expected every {kind} label to be a word, got {name!r}")
 
 
-def _check_hierarchy(records: Records, parents: dict[str, str]) -> None:
-    """An image's coarse labels must be the parents of its fine ones."""
+def _check_hierarchy(records: Records, parents: dict[str, str], problems: Problems) -> None:
+    """An image's coarse labels must be the parents of its fine ones; images with unknown labels are left out."""
     names = sorted(COARSE_COUNTS)
     place = {name: code for code, name in enumerate(names)}
     found = {}
+    unknown = np.zeros(len(records.image_ids), dtype=np.bool_)
     for kind, entries in records.entries.items():
-        coarse = [place[parents[name] if kind == "fine" else name] for name in entries.names]
+        coarse = [place.get(parents.get(name, "") if kind == "fine" else name, -1) for name in entries.names]
         codes = np.array([*coarse, 0], dtype=np.int64)[entries.code]
+        unknown[entries.record[codes < 0]] = True
         found[kind] = _present(entries.record, codes, len(records.image_ids), len(names))
-    different = np.flatnonzero((found["coarse"] != found["fine"]).any(axis=1))
-    problems = Problems("Expected coarse labels to be the parents of fine ones (or give check_parents=False)")
+    different = np.flatnonzero((found["coarse"] != found["fine"]).any(axis=1) & ~unknown)
+    own = problems.within("Expected coarse labels to be the parents of fine ones (or give check_parents=False)")
     for record in different.tolist():
         texts = [[names[code] for code in np.flatnonzero(found[kind][record])] for kind in KINDS]
-        problems.add(f"{records.where[record]}: coarse labels {texts[0]}, parents of fine labels {texts[1]}")
-    problems.finish()
+        own.add(f"{records.where[record]}: coarse labels {texts[0]}, parents of fine labels {texts[1]}")
 
 
 def _present(row: NDArray[np.int64], column: NDArray[np.int64], num_rows: int, num_columns: int) -> NDArray[np.int8]:
@@ -180,29 +185,69 @@ def _present(row: NDArray[np.int64], column: NDArray[np.int64], num_rows: int, n
     return labels
 
 
-def _check_records(records: Records) -> tuple[NDArray[np.int64], NDArray[np.int64], list[str]]:
-    """Split and owner numbers of every record and the owners' names, checked."""
-    problems = Problems("Expected FLAIR to name each image once and each user in one of train, val and test")
+@dataclass(frozen=True)
+class _People:
+    """Split (int64, a place in ``SPLITS``) and owner number (int64) of every record, and the owners' names."""
+
+    splits: NDArray[np.int64]
+    owners: NDArray[np.int64]
+    names: list[str]
+
+
+def _check_records(records: Records, problems: Problems) -> _People:
+    own = problems.within("Expected FLAIR to name each image once and each user in one of train, val and test")
     rank = {name: place for place, name in enumerate(SPLITS)}
     splits = np.array([rank.get(partition, -1) for partition in records.partitions], dtype=np.int64)
     for record in np.flatnonzero(splits < 0).tolist():
         partition = records.partitions[record]
-        problems.add(f"{records.where[record]}: partition {partition!r}. {nearest(partition, SPLITS)}")
+        own.add(f"{records.where[record]}: partition {partition!r}. {nearest(partition, SPLITS)}")
+    for what, texts in (("user", records.users), ("image", records.image_ids)):
+        for record in (place for place, text in enumerate(texts) if not text.strip() or not text.isprintable()):
+            own.add(f"{records.where[record]}: {what} {texts[record]!r}, which is no id")
     users, owners = np.unique(np.array(records.users, dtype=np.str_), return_inverse=True)
     pairs = np.unique(owners * 4 + splits + 1)
     for user in np.flatnonzero(np.bincount(pairs // 4) > 1).tolist():
-        own = pairs[np.searchsorted(pairs, user * 4) : np.searchsorted(pairs, user * 4 + 4)] % 4
-        problems.add(f"user {users[user]} is in partitions {[('unknown', *SPLITS)[split] for split in own.tolist()]}")
+        parts = pairs[np.searchsorted(pairs, user * 4) : np.searchsorted(pairs, user * 4 + 4)] % 4
+        own.add(f"user {users[user]} is in partitions {[('unknown', *SPLITS)[split] for split in parts.tolist()]}")
     ids, counts = np.unique(np.array(records.image_ids, dtype=np.str_), return_counts=True)
     for place in np.flatnonzero(counts > 1).tolist():
-        problems.add(f"image {ids[place]} appears {counts[place]} times")
+        own.add(f"image {ids[place]} appears {counts[place]} times")
+    return _People(splits, owners.astype(np.int64), [str(user) for user in users])
+
+
+def _checked(
+    layout: Layout, parents: dict[str, str], kinds: Sequence[str], problems: Problems
+) -> tuple[Records, _People]:
+    """What a layout holds.
+
+    Args:
+        layout: it.
+        parents: of the fine labels; empty where they are not known.
+        kinds: of labels that are used; both if they are to be compared.
+        problems: what was wrong before.
+
+    Raises:
+        InputError: all that was wrong before, and all that is.
+    """
+    records = layout.records()
+    for line in records.problems:
+        problems.note(line)
+    if not records.image_ids and not problems:
+        problems.add(f"Expected layout {layout.name!r} to hold images, got none. Download it again.")
+    for kind in kinds:
+        _check_names(records.entries[kind].names, parents, kind, problems)
+    if len(kinds) > 1:
+        _check_hierarchy(records, parents, problems)
+    people = _check_records(records, problems)
     problems.finish()
-    return splits, owners.astype(np.int64), [str(user) for user in users]
+    return records, people
 
 
-def _table(records: Records, kind: str, names: list[str], notes: dict[str, Any]) -> tuple[Table, NDArray[np.int64]]:
+def _table(
+    records: Records, people: _People, kind: str, names: list[str], notes: dict[str, Any]
+) -> tuple[Table, NDArray[np.int64]]:
     """The rows, and the record of each."""
-    splits, owners, users = _check_records(records)
+    splits, owners = people.splits, people.owners
     order = np.lexsort((np.array(records.image_ids, dtype=np.str_), owners, splits))
     rank = np.empty(len(order), dtype=np.int64)
     rank[order] = np.arange(len(order))
@@ -225,7 +270,7 @@ def _table(records: Records, kind: str, names: list[str], notes: dict[str, Any])
         labels=labels,
         owners=owners[order],
         sources=[records.where[row] for row in rows],
-        owner_names=users,
+        owner_names=people.names,
         report=report,
     )
     return table, order
@@ -265,22 +310,31 @@ def flair(
     """
     place = source_root("flair", root, METADATA)
     relationship = place / RELATIONSHIP
-    parents = _read_parents(relationship) if relationship.is_file() else {}
-    kinds = KINDS if parents and check_parents else (labels,)
+    whole = f"Expected {place} to be a whole and correct FLAIR"
+    early = Problems(whole, complete=True)
+    parents = (early.attempt(_read_parents, relationship, early) if relationship.is_file() else None) or {}
+    trusted = {} if early else parents
+    kinds = KINDS if trusted and check_parents else (labels,)
     chosen = _layout_name(place, file) if layout == "auto" else layout
-    opened = _open(place, chosen, file, images, kinds)
+    opened = early.attempt(_open, place, chosen, file, images, kinds)
+    if opened is None:
+        raise early.error()
+
+    def checked() -> tuple[Records, _People]:
+        problems = Problems(whole, complete=True)
+        for line in early.lines:
+            problems.note(line)
+        return _checked(opened, trusted, kinds, problems)
+
+    if early:
+        checked()
     names = _vocabulary(opened, labels, label_order)
-    _check_names(names, parents, labels)
     order: list[NDArray[np.int64]] = []
 
     def table() -> Table:
-        records = opened.records()
-        if len(kinds) > 1:
-            for kind in kinds:
-                _check_names(records.entries[kind].names, parents, kind)
-            _check_hierarchy(records, parents)
+        records, people = checked()
         notes = {"layout": opened.name, "hierarchy": "read" if parents else f"no {RELATIONSHIP}"}
-        made, rows = _table(records, labels, names, notes)
+        made, rows = _table(records, people, labels, names, notes)
         order[:] = [rows]
         return made
 
@@ -301,7 +355,7 @@ def flair(
         table=table,
         image=image,
         licence="annotations CC BY-NC 4.0; images under their Flickr owners' licences (ATTRIBUTION.txt)",
-        parents=tuple(parents[name] for name in names) if labels == "fine" and parents else (),
+        parents=tuple(parents.get(name, "") for name in names) if labels == "fine" and parents else (),
         expected={
             **SPLIT_COUNTS,
             "labels": len(COARSE_COUNTS) if labels == "coarse" else 1628,

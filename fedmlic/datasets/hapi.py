@@ -24,6 +24,7 @@ from fedmlic.formats import frugalmct
 from fedmlic.formats import hapi as files
 from fedmlic.images import Resize, decode
 from fedmlic.labels import ABSENT, PRESENT
+from fedmlic.problems import Problems
 from fedmlic.sources.groups import deal, number_groups
 from fedmlic.sources.headers import read_headers
 from fedmlic.sources.options import Channels, HeldOut, ImageSize, Seed
@@ -50,6 +51,12 @@ def _names(true: files.Answers, chosen: list[str] | None) -> tuple[str, ...]:
     return tuple(chosen)
 
 
+def _truth(place: Path, benchmark: str, problems: Problems) -> files.Answers:
+    """The labels, from whichever of the two forms lies there."""
+    older = not files.runs(place, benchmark) and frugalmct.runs(place, benchmark)
+    return frugalmct.truth(place, benchmark, problems) if older else files.truth(place, benchmark, problems)
+
+
 def _labels(true: files.Answers, rows: list[int], names: tuple[str, ...]) -> NDArray[np.int8]:
     """int8 ``[images, labels]``; a name that repeats is one label."""
     column = {name: place for place, name in enumerate(names)}
@@ -59,20 +66,20 @@ def _labels(true: files.Answers, rows: list[int], names: tuple[str, ...]) -> NDA
     return labels
 
 
-def _found(place: Path, true: files.Answers, missing: str) -> tuple[list[int], dict[str, Path]]:
+def _found(place: Path, true: files.Answers, missing: str, problems: Problems) -> tuple[list[int], dict[str, Path]]:
     """Rows of the labels in the order of their ids, and the file of every id among them.
 
-    Raises:
-        InputError: images that the disk lacks or has twice.
+    Images that the disk lacks or has twice are ``problems``.
     """
-    found, problems = find_files([place / folder for folder in FOLDERS], IMAGES)
+    found, double = find_files([place / folder for folder in FOLDERS], IMAGES)
+    own = problems.within(f"Expected {place} to hold every image of the benchmark once")
+    for line in double:
+        own.add(line)
     file_of = {path.stem: path for path in found.values()}
     rows = sorted(range(len(true.example_ids)), key=true.example_ids.__getitem__)
-    if missing == "error":
-        problems += [f"no image {true.example_ids[row]!r}" for row in rows if true.example_ids[row] not in file_of]
-    if problems:
-        expected = f"Expected {place} to hold every image of the benchmark once"
-        raise listing(expected, problems)
+    for row in rows if missing == "error" else ():
+        if true.example_ids[row] not in file_of:
+            own.add(f"no image {true.example_ids[row]!r}")
     return [row for row in rows if true.example_ids[row] in file_of], file_of
 
 
@@ -114,12 +121,14 @@ def hapi(
     Raises:
         InputError: the labels or the images are wrong; all problems at once.
     """
-    place = files.data_folder(root)
-    form = frugalmct if not files.runs(place, benchmark) and frugalmct.runs(place, benchmark) else files
-    true = form.truth(place, benchmark)
+    problems = Problems(f"Expected the labels and images of {benchmark} to be whole and correct", complete=True)
+    place = problems.attempt(files.data_folder, root)
+    answers = None if place is None else problems.attempt(_truth, place, benchmark, problems)
+    true = answers or files.Answers([], [], np.empty(0, dtype=np.float32), [])
+    folder = problems.attempt(source_root, "hapi", images, f"the images of {benchmark}")
+    rows, file_of = _found(folder, true, missing, problems) if folder is not None else ([], {})
+    problems.finish()
     names = _names(true, label_names)
-    folder = source_root("hapi", images, f"the images of {benchmark}")
-    rows, file_of = _found(folder, true, missing)
     ids = [true.example_ids[row] for row in rows]
     labels = _labels(true, rows, names)
     paths = [file_of[example_id] for example_id in ids]

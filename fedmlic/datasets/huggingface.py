@@ -7,7 +7,8 @@ come in one of three forms:
 * **list**: a column of lists names what is present, as class labels, text or numbers; every
   other label is absent. An empty list says that none is there; no list at all (null) says nothing
   about any label.
-* **vector**: a column of lists holds one state per label.
+* **vector**: a column of lists holds one state per label. Booleans are states; numbers that may
+  be either are refused until ``label_form`` says what they are.
 * **columns**: one column per label holds its state.
 
 A state is 1 or true (present), 0 or false (absent), -1, null or NaN (unknown), -2 (uncertain).
@@ -24,11 +25,11 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -36,16 +37,21 @@ from pydantic import Field
 from fedmlic.corpus import home
 from fedmlic.dataset import NO_OWNER, Dataset, Objects, Table
 from fedmlic.errors import InputError, listing, nearest
+from fedmlic.formats.csv_rows import columns, lines
+from fedmlic.formats.json_rows import odd_rows
+from fedmlic.formats.reading import read_lines
 from fedmlic.images import Resize, decode, read_header
-from fedmlic.labels import ABSENT, PRESENT, STATES, UNKNOWN
-from fedmlic.sources.groups import deal, number_groups
+from fedmlic.labels import ABSENT, PRESENT, STATES, UNCERTAIN, UNKNOWN
+from fedmlic.problems import Problems
+from fedmlic.sources.groups import SplitBy, deal, deal_within, number_groups, owner_warnings, owners_whole
+from fedmlic.sources.label_names import check_names, composed
 from fedmlic.sources.objects import boxed_objects
 from fedmlic.sources.options import Channels, ImageSize, Seed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-VERSION = "1"
+VERSION = "2"
 
 Fraction = Annotated[float, Field(ge=0, le=0.5)]
 
@@ -58,6 +64,15 @@ FILES = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "j
 
 MAX_NUMBERED = 1 << 15
 """Most labels that are numbers and have no names."""
+
+
+WORDS = {
+    **dict.fromkeys(("0", "0.0", "no", "false", "absent", "negative", "neg"), ABSENT),
+    **dict.fromkeys(("1", "1.0", "yes", "true", "present", "positive", "pos"), PRESENT),
+    **dict.fromkeys(("-1", "unknown"), UNKNOWN),
+    **dict.fromkeys(("-2", "uncertain"), UNCERTAIN),
+}
+"""States as texts and as names of classes, in lower case."""
 
 
 # Opening
@@ -85,9 +100,11 @@ def _open(path: str, config: str | None, revision: str | None) -> dict[str, Any]
         if found is None:
             found = library.load_dataset(path, name=config, revision=revision)
     except Exception as error:  # the library documents no common type
+        if place.exists():
+            _name_odd_rows(place)
         what = "a folder or file that the library reads" if place.exists() else "a data set of the hub"
         msg = (
-            f"Expected path of data set huggingface to be {what}, got {path!r}: {type(error).__name__}: {error}. "
+            f"Expected path of data set huggingface to be {what}, got {path!r}: {_causes(error)}. "
             "Correct the path, or give config=... or revision=..."
         )
         raise InputError(msg) from error
@@ -95,6 +112,57 @@ def _open(path: str, config: str | None, revision: str | None) -> dict[str, Any]
         if not quiet:
             library.utils.enable_progress_bars()
     return dict(found) if isinstance(found, dict) else {str(found.split or "train"): found}
+
+
+def _causes(error: BaseException) -> str:
+    """An exception and those behind it: the library's own says only that one occurred."""
+    texts: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None and len(texts) < 4:
+        text = f"{type(cause).__name__}: {str(cause).strip().rstrip('.')}"
+        texts += [text] if text not in texts else []
+        cause = cause.__cause__ or cause.__context__
+    return "; caused by ".join(texts)
+
+
+def _name_odd_rows(place: Path) -> None:
+    """Raise ``InputError`` that names file, line and cause where metadata or tables on this machine are odd."""
+    files = [place] if place.is_file() else sorted(_files_below(place))
+    problems = Problems(f"Expected tables of data set huggingface at {place} to be readable", complete=True)
+    for file in files:
+        if file.suffix.lower() == ".jsonl":
+            found = problems.attempt(odd_rows, file) or []
+        elif file.suffix.lower() == ".csv":
+            found = problems.attempt(_odd_cells, file) or []
+        else:
+            continue
+        where = file.name if place.is_file() else file.relative_to(place).as_posix()
+        if file.stem == "metadata" and not found:
+            found = problems.attempt(_unnamed_rows, file) or []
+        for problem in found:
+            problems.add(f"{where} {problem}")
+    problems.finish()
+
+
+def _odd_cells(file: Path) -> list[str]:
+    numbered = list(lines(file))
+    width = len(numbered[0][1]) if numbered else 0
+    return [
+        f"line {number}: {len(cells)} cells for {width} columns" for number, cells in numbered if len(cells) != width
+    ]
+
+
+def _unnamed_rows(file: Path) -> list[str]:
+    """Rows of the metadata of an image folder that name no file."""
+    if file.suffix.lower() == ".csv":
+        header = columns(file)
+        return [] if any(map(_names_files, header)) else [f"line 1: no column 'file_name' among {header}"]
+    rows = ((number, json.loads(text)) for number, text in read_lines(file))
+    return [f"line {number}: no 'file_name'" for number, row in rows if not any(map(_names_files, row))]
+
+
+def _names_files(name: str) -> bool:
+    return name.endswith(("file_name", "file_names"))
 
 
 def _load(library: Any, place: Path, config: str | None) -> Any:  # noqa: ANN401
@@ -210,6 +278,7 @@ class _Reader:
 
     names: list[str]
     problems: list[str] = field(default_factory=list)
+    state_of: list[Mapping[Any, int]] = field(default_factory=list)
 
     def listed(self, values: list[Any] | None, where: str, column_of: Callable[[Any], int | None]) -> list[int]:
         """States of an image for which the present labels are listed."""
@@ -232,15 +301,34 @@ class _Reader:
         if len(values) != len(self.names):
             self.problems.append(f"{where}: {len(values)} states for {len(self.names)} labels")
             return [UNKNOWN] * len(self.names)
-        return [self._state(value, where, name) for value, name in zip(values, self.names, strict=True)]
+        return [self._state(value, where, place) for place, value in enumerate(values)]
 
-    def _state(self, value: Any, where: str, name: str) -> int:  # noqa: ANN401
+    def _state(self, value: Any, where: str, place: int) -> int:  # noqa: ANN401
         if value is None or value != value:  # noqa: PLR0124  (NaN)
             return UNKNOWN
-        if isinstance(value, (bool, int, float)) and value in STATES.values():
-            return int(value)
+        if isinstance(value, (bool, int, float)) and value in self.state_of[place]:
+            return self.state_of[place][value]
+        if isinstance(value, str) and value.strip().lower() in WORDS:
+            return WORDS[value.strip().lower()]
+        name = self.names[place]
         self.problems.append(f"{where}: {value!r} for {name!r}, which may be 1, 0, -1, -2 or null")
         return UNKNOWN
+
+
+def _state_of(feature: Any, column: str) -> Mapping[Any, int]:  # noqa: ANN401
+    """What each number of a column of states means; of class labels, by the names of the classes."""
+    classes = getattr(feature, "names", None)
+    if classes is None:
+        return {state: state for state in STATES.values()}
+    unknown = [name for name in classes if name.lower() not in WORDS]
+    if unknown:
+        msg = (
+            f"Expected classes of column {column!r} of data set huggingface to be states ({', '.join(WORDS)}), got "
+            f"{', '.join(map(repr, unknown[:8]))}. Lists of present labels are read with label_column and "
+            "label_form='list'."
+        )
+        raise InputError(msg)
+    return {number: WORDS[name.lower()] for number, name in enumerate(classes)}
 
 
 def _read_labels(
@@ -248,10 +336,13 @@ def _read_labels(
 ) -> tuple[list[str], dict[str, NDArray[np.int8]], list[str]]:
     """Label names, states ``[images, labels]`` of every split, and problems."""
     if columns is not None:
+        if names is None:
+            check_names([composed(name) for name in columns], "data set huggingface")
         reader = _Reader(_different(names or columns, len(columns)))
+        features = next(iter(parts.values())).features
+        reader.state_of = [_state_of(features[name], name) for name in columns]
         rows = {name: _zipped(part.select_columns(columns)[:], columns) for name, part in parts.items()}
         return _states(reader, rows, reader.stated)
-    path = column.split(".")[1:]
     top = column.split(".", maxsplit=1)[0]
     feature = _inner(next(iter(parts.values())).features[top], column)
     if feature is None:
@@ -261,27 +352,126 @@ def _read_labels(
         )
         raise InputError(msg)
     rows = {name: _lists(part, column) for name, part in parts.items()}
+    classes = getattr(feature, "names", None)
+    form = _form(_Column(column, _kind(feature), rows, classes), form, names)
     if form == "vector":
         width = max((len(row) for part in rows.values() for row in part if row is not None), default=0)
         reader = _Reader(_different(names or [str(place) for place in range(width)], None))
+        reader.state_of = [_state_of(feature, column)] * len(reader.names)
         return _states(reader, rows, reader.stated)
-    classes = getattr(feature, "names", None)
-    if classes is None and not path:
-        _check_form(rows, column)
     reader, column_of = _vocabulary(rows, classes, names)
     return _states(reader, rows, lambda values, where: reader.listed(values, where, column_of))
 
 
-def _check_form(rows: Mapping[str, list[list[Any] | None]], column: str) -> None:
-    """Refuse vectors of 0 and 1 that would pass for lists of the labels number 0 and 1."""
-    listed = [row for part in rows.values() for row in part if row]
-    widest = max((len(row) for row in listed), default=0)
-    if widest > 2 and all(value in {0, 1} for row in listed for value in row):
-        msg = (
-            f"Expected column {column!r} of data set huggingface to list present labels, got up to {widest} numbers "
-            "that are 0 or 1. Give label_form='vector'."
+class _Column(NamedTuple):
+    """A column of lists.
+
+    Attributes:
+        name: as the user gave it.
+        kind: what the lists hold: ``class``, ``text``, ``bool``, ``float``, ``int`` or something else.
+        rows: the lists of every split.
+        classes: names of the classes, of class labels.
+    """
+
+    name: str
+    kind: str
+    rows: Mapping[str, list[list[Any] | None]]
+    classes: Sequence[str] | None = None
+
+    @property
+    def lists(self) -> list[list[Any]]:
+        """All lists that are there, without nulls and NaN in them."""
+        given = [row for part in self.rows.values() for row in part if row is not None]
+        return [[value for value in row if value is not None and value == value] for row in given]  # noqa: PLR0124  (NaN)
+
+    def refused(self, what: str, advice: str) -> InputError:
+        """The error for a column whose form is not clear."""
+        return InputError(f"Expected column {self.name!r} of data set huggingface to hold labels, got {what}. {advice}")
+
+
+def _kind(feature: Any) -> str:  # noqa: ANN401
+    """What the library says that lists hold."""
+    if getattr(feature, "names", None) is not None:
+        return "class"
+    dtype = str(getattr(feature, "dtype", ""))
+    kinds = {
+        "bool": "bool",
+        "float": "float",
+        "double": "float",
+        "decimal": "float",
+        "int": "int",
+        "uint": "int",
+        "string": "text",
+    }
+    return next((kind for start, kind in kinds.items() if dtype.removeprefix("large_").startswith(start)), dtype)
+
+
+def _form(column: _Column, form: str, names: list[str] | None) -> str:
+    """Whether lists name present labels (``list``) or hold a state per label (``vector``).
+
+    The type decides where it can: booleans are states, texts and class labels are labels. Numbers
+    are judged over the whole column, and what stays unclear is refused.
+    """
+    if column.kind == "bool":
+        if form == "list":
+            raise column.refused("booleans, which are states", "Give label_form='vector', or leave it out.")
+        return "vector"
+    if column.kind == "float":
+        return _form_of_floats(column, form)
+    if form != "auto":
+        return form
+    if column.kind in {"class", "text"}:
+        _check_words(column)
+    return _form_of_integers(column, names) if column.kind == "int" and "." not in column.name else "list"
+
+
+def _check_words(column: _Column) -> None:
+    """Refuse vectors of states that are written as texts or as classes such as no and yes."""
+    words = {str(word).lower() for word in column.classes or (value for row in column.lists for value in row)}
+    if words and words <= set(WORDS) and any(len(row) > 1 for row in column.lists):
+        what = f"lists of {', '.join(map(repr, sorted(words)))}, which are states rather than names of labels"
+        advice = "Give label_form='vector'" if column.classes else "Store them as numbers, and give label_form='vector'"
+        raise column.refused(what, f"{advice}, or label_form='list' if labels are called so.")
+
+
+def _form_of_floats(column: _Column, form: str) -> str:
+    lists = column.lists
+    broken = next((value for row in lists for value in row if value != int(value)), None)
+    if broken is not None:
+        what = f"numbers such as {broken:.6g}, which are neither states nor labels"
+        raise column.refused(
+            what, "Scores have to be compared with a threshold first: 1 present, 0 absent, null unknown."
         )
-        raise InputError(msg)
+    same = len({len(row) for part in column.rows.values() for row in part if row is not None}) <= 1
+    if form == "auto" and not (same and all(value in STATES.values() for row in lists for value in row)):
+        what = "whole numbers stored as decimals, which may be numbers of labels or states"
+        raise column.refused(what, "Give label_form='list' or label_form='vector'.")
+    return "vector" if form == "auto" else form
+
+
+def _form_of_integers(column: _Column, names: list[str] | None) -> str:
+    """``list`` where the whole column allows nothing else; else ``InputError``.
+
+    Vectors have one length, one state per label. So lists of several lengths name labels, and so
+    do lists with a number above 1, unless all have one length and repeat numbers, as counts would.
+    """
+    lists = column.lists
+    widths = {len(row) for part in column.rows.values() for row in part if row is not None}
+    numbers = {value for row in lists for value in row}
+    widest = max(widths, default=0)
+    repeats = any(len(set(row)) < len(row) for row in lists)
+    if not numbers or (names is not None and len(widths) == 1 and len(names) != widest and min(numbers) >= 0):
+        return "list"
+    only_states = numbers <= set(STATES.values())
+    unclear = (only_states and (len(widths) == 1 or widest > 2)) or (len(widths) == 1 and widest > 1 and repeats)
+    if unclear:
+        which = "0 or 1" if numbers <= {0, 1} else f"of {sorted(numbers)[:8]}"
+        what = (
+            f"up to {widest} numbers in each list that are {which}: a vector with one state per label, or a list of "
+            "the numbers of present labels"
+        )
+        raise column.refused(what, "Give label_form='vector' or label_form='list'.")
+    return "list"
 
 
 def _zipped(columns: Mapping[str, list[Any]], names: list[str]) -> list[list[Any] | None]:
@@ -289,11 +479,12 @@ def _zipped(columns: Mapping[str, list[Any]], names: list[str]) -> list[list[Any
 
 
 def _different(names: list[str], count: int | None) -> list[str]:
+    names = [composed(name) for name in names]
     if not names or len(set(names)) != len(names) or (count is not None and len(names) != count):
         wanted = f"{count} different names" if count else "different names, at least one"
         msg = f"Expected label_names of data set huggingface to be {wanted}, got {names}."
         raise InputError(msg)
-    return list(names)
+    return names
 
 
 def _vocabulary(
@@ -301,16 +492,19 @@ def _vocabulary(
 ) -> tuple[_Reader, Callable[[Any], int | None]]:
     """Label names, and the column that each value stands for."""
     found = {value for part in rows.values() for row in part if row is not None for value in row}
-    texts = {value for value in found if isinstance(value, str)}
+    texts = {composed(value) for value in found if isinstance(value, str)}
+    if names is None and (classes is not None or texts):
+        check_names([composed(name) for name in classes] if classes is not None else texts, "data set huggingface")
     if classes is not None:
         chosen = _different(names or list(classes), None)
         of_name = {name: place for place, name in enumerate(chosen)}
-        of_value: dict[Any, int | None] = {place: of_name.get(name) for place, name in enumerate(classes)}
+        of_value: dict[Any, int | None] = {place: of_name.get(composed(name)) for place, name in enumerate(classes)}
         return _Reader(chosen), of_value.get
     if texts:
         chosen = _different(names or sorted(texts), None)
-        return _Reader(chosen), {name: place for place, name in enumerate(chosen)}.get
-    highest = max((value for value in found if isinstance(value, int)), default=-1)
+        of_text = {name: place for place, name in enumerate(chosen)}
+        return _Reader(chosen), lambda value: of_text.get(composed(value)) if isinstance(value, str) else None
+    highest = max((int(value) for value in found if isinstance(value, (int, float)) and value == value), default=-1)  # noqa: PLR0124
     if names is None and highest >= MAX_NUMBERED:
         msg = (
             f"Expected labels without names to be numbers below {MAX_NUMBERED}, got {highest}. Give label_names=[...]."
@@ -471,16 +665,24 @@ def _owners(
     if column is None:
         return np.full(sum(len(parts[name]) for name in chosen.values()), NO_OWNER, dtype=np.int64), []
     values = [value for name in chosen.values() for value in parts[name].select_columns([column])[:][column]]
-    return number_groups(["" if value is None else str(value) for value in values])
+    return number_groups(["" if value is None else composed(str(value)) for value in values])
 
 
 def _deal(
-    splits: list[str], owners: NDArray[np.int64], ids: list[str], fractions: Mapping[str, float], seed: int
+    splits: list[str],
+    owners: NDArray[np.int64],
+    ids: list[str],
+    fractions: Mapping[str, float],
+    seed: int,
+    *,
+    whole: bool,
 ) -> list[str]:
-    """Take the splits that the source lacks from its training images, owners kept whole."""
+    """Take the splits that the source lacks from its training images, owners kept whole or each divided."""
     by_id = np.argsort(np.argsort(np.array(ids)))
     groups = np.where(owners == NO_OWNER, int(owners.max(initial=0)) + 1 + by_id, owners)
     lacking = {split: fraction for split, fraction in fractions.items() if split not in splits}
+    if not whole:
+        return deal_within(splits, owners, ids, lacking, seed, "huggingface")
     return deal(splits, groups, lacking, seed, "huggingface")
 
 
@@ -493,7 +695,7 @@ def huggingface(
     image_column: str = "image",
     label_column: str = "labels",
     label_columns: list[str] | None = None,
-    label_form: Literal["list", "vector"] = "list",
+    label_form: Literal["auto", "list", "vector"] = "auto",
     label_names: list[str] | None = None,
     box_column: str | None = None,
     box_form: Literal["xywh", "xyxy"] = "xywh",
@@ -504,6 +706,7 @@ def huggingface(
     channels: Channels = 3,
     val_fraction: Fraction = 0.1,
     test_fraction: Fraction = 0.1,
+    split_by: SplitBy = "auto",
     seed: Seed = 0,
 ) -> Dataset:
     """A Hugging Face ``datasets`` image set with several labels per image, from disk or from the hub.
@@ -518,8 +721,9 @@ def huggingface(
         image_column: column of images (or of bytes, or of file names below a local ``path``).
         label_column: column of lists of labels; a dot leads into records, ``objects.category``.
         label_columns: one column per label instead.
-        label_form: what the lists of ``label_column`` hold: the present labels, or one state
-            per label.
+        label_form: what the lists of ``label_column`` hold: the present labels (``list``), or one
+            state per label (``vector``). ``auto`` decides by their type, and for numbers by the
+            whole column; where that leaves a doubt it is an error.
         label_names: names of the labels and their order; by default those of the class labels,
             the texts found (sorted), the columns, or the numbers.
         box_column: column of lists of boxes beside those of ``label_column``, ``objects.bbox``, in
@@ -534,7 +738,10 @@ def huggingface(
         channels: 3 (colour) or 1 (grey).
         val_fraction: share of the training images for validation, where there is no such split.
         test_fraction: share of the training images for testing, where there is no such split.
-        seed: of that random split; all images of an owner stay together.
+        split_by: ``owner`` keeps all images of an owner together in that split, ``image`` gives
+            each owner its share of every split; ``auto`` is ``owner`` for 20 owners or more, else
+            ``image``.
+        seed: of that random split.
 
     Raises:
         InputError: the library is missing, the data set is not there, or its columns are not as
@@ -543,27 +750,36 @@ def huggingface(
     found = _open(path, config, revision)
     chosen = _choose_splits(found, splits)
     parts = {name: found[name] for name in chosen.values()}
-    if box_column is not None and (label_columns is not None or label_form != "list"):
+    if box_column is not None and (label_columns is not None or label_form == "vector"):
         msg = "Expected boxes of data set huggingface beside lists of labels, got states. Leave box_column out."
         raise InputError(msg)
     extra = [column for column in (image_column, owner_column, id_column, box_column) if column is not None]
     _check_columns(parts, [*extra, *([label_column] if label_columns is None else label_columns)])
-    names, states, problems = _read_labels(parts, label_column, label_form, label_columns, label_names)
+    problems = Problems(f"Expected data set huggingface at {path} to be as described")
     ids, double = _ids(chosen, parts, id_column)
-    if problems or double:
-        expected = f"Expected data set huggingface at {path} to be as described"
-        raise listing(expected, [*double, *problems])
+    for problem in double:
+        problems.add(problem)
+    read_labels = problems.attempt(_read_labels, parts, label_column, label_form, label_columns, label_names)
+    place = Path(path).expanduser()
+    if read_labels is None and place.exists():
+        problems.attempt(_name_odd_rows, place)  # often why a column is not what it should be
+    names, states, wrong = read_labels or ([], {}, [])
+    for problem in wrong:
+        problems.add(problem)
+    problems.finish()
     labels = np.concatenate([states[name] for name in chosen.values()])
     owners, owner_names = _owners(chosen, parts, owner_column)
     given = [split for split, name in chosen.items() for _ in range(len(parts[name]))]
-    dealt = _deal(given, owners, ids, {"val": val_fraction, "test": test_fraction}, seed)
-    place = Path(path).expanduser()
+    whole = owners_whole(split_by, owners) or not owner_names
+    dealt = _deal(given, owners, ids, {"val": val_fraction, "test": test_fraction}, seed, whole=whole)
+    warnings = owner_warnings(owner_names, owners, dealt if dealt != given else [], split_by)
     root = (place if place.is_dir() else place.parent).absolute() if place.exists() else None
     read = _image_reader([parts[name] for name in chosen.values()], image_column, root)
     where = [(split, row) for split, name in enumerate(chosen.values()) for row in range(len(parts[name]))]
     report = {
         "unused_splits": sorted(set(found) - set(parts)),
         "rows_without_labels": int((labels == UNKNOWN).all(axis=1).sum()),
+        **({"warnings": warnings} if warnings else {}),
     }
 
     sources = _sources(parts, image_column, root)
@@ -593,4 +809,5 @@ def huggingface(
         table=table,
         image=lambda row: decode(read(*where[row]), image_size, channels, resize),
         licence=str(next(iter(parts.values())).info.license or "that of its page on the hub"),
+        own=place.exists(),
     )

@@ -15,7 +15,7 @@ from fedmlic.dataset import Dataset
 from fedmlic.formats.coco_json import Category
 from fedmlic.images import Resize
 from fedmlic.labels import ABSENT, UNKNOWN
-from fedmlic.sources.coco import Part, Pixels, Protocol, RowOrder, Source, coco_dataset
+from fedmlic.sources.coco import Part, Pixels, Protocol, RowOrder, Source, coco_dataset, coco_problems
 from fedmlic.sources.options import Channels, HeldOut, ImageSize, Root, Seed
 from fedmlic.sources.place import find_parts
 from fedmlic.splits import held_out_counts
@@ -33,6 +33,11 @@ NUM_LABELS = {"v1": 1_203, "v0.5": 1_230}
 
 def _group(category: Category) -> str:
     return GROUPS.get(category.text("frequency"), "")
+
+
+def _fault(category: Category) -> str:
+    said = dict(category.texts).get("frequency")
+    return "" if said in GROUPS else f"frequency {said!r} is none of {', '.join(GROUPS)}"
 
 
 def lvis(
@@ -80,6 +85,7 @@ def lvis(
         InputError: files are missing or wrong; all problems at once.
     """
     places = ("", "lvis/", "annotations/", "coco/annotations/", "../lvis/")
+    problems = coco_problems("lvis")
     train, val, train_images, val_images = find_parts(
         root,
         (".",),
@@ -89,6 +95,7 @@ def lvis(
             *(tuple(f"{at}{name}" for at in ("", "coco/", "images/", "coco/images/", "../coco/")) for name in FOLDERS),
         ),
         "lvis",
+        problems,
     )
     kept = set(GROUPS.values()) if frequencies is None else set(frequencies)
     source = Source(
@@ -99,6 +106,8 @@ def lvis(
         (Part(train, "train2017", "train"), Part(val, "val2017", "test")),
         _group,
         lambda category: frequencies is None or _group(category) in kept,
+        _fault,
+        partial=True,
     )
     state: Literal[0, -1] = UNKNOWN if unlisted == "unknown" else ABSENT
     protocol = Protocol(
@@ -109,4 +118,4 @@ def lvis(
         expected["labels"] = NUM_LABELS[release]
     if release == "v1" and not drop_unlabelled:
         expected |= {**held_out_counts(NUM_TRAIN, val_fraction), "test": NUM_TEST}
-    return coco_dataset(source, Pixels(image_size, resize, channels, upright), protocol, expected)
+    return coco_dataset(source, Pixels(image_size, resize, channels, upright), protocol, expected, problems)

@@ -26,7 +26,7 @@ from pydantic import Field
 from fedmlic.dataset import Dataset, Table
 from fedmlic.errors import InputError
 from fedmlic.files import Stamp, check_present, digest, files_sha256, list_files, stamps_sha256
-from fedmlic.formats.reading import read_lines
+from fedmlic.formats.reading import read_lines, small_number
 from fedmlic.images import Resize, decode
 from fedmlic.labels import ABSENT, PRESENT, UNCERTAIN
 from fedmlic.problems import Problems
@@ -58,7 +58,7 @@ RELEVANT_COUNTS = {
 NUM_IMAGES = 25000
 TRAIN_OF_FIRST = 15000
 
-IMAGE = re.compile(r"im(\d+)\.jpg")
+IMAGE = re.compile(r"im([0-9]{1,9})\.jpg")
 FLICKR_USER = re.compile(r"flickr\.com/(?:photos|people)/([^/\s]+)", re.IGNORECASE)
 NAMED_USER = re.compile(
     r"^[ \t]*(?:(?:picture|photo|image)[ \t]+)?(?:owner|author|photographer|creator|user(?:[ \t]?name)?)"
@@ -94,11 +94,12 @@ def _numbers(path: Path, problems: Problems) -> set[int]:
     if not path.is_file():
         problems.add(f"{path}: no such file")
         return found
-    for line, text in read_lines(path):
-        if not text.isdecimal() or int(text) < 1:
-            problems.add(f"{path}, line {line}: {text!r} is no image number")
+    for line, text in problems.attempt(read_lines, path) or ():
+        number = small_number(text)
+        if not number:
+            problems.add(f"{path}, line {line}: {text!r:.80} is no image number")
         else:
-            found.add(int(text))
+            found.add(number)
     return found
 
 
@@ -109,15 +110,14 @@ def _annotation_names(folder: Path, options: _Options) -> list[str]:
     return [name for name in every if name in needed or (folder / f"{name}.txt").is_file()]
 
 
-def _read_annotations(folder: Path, names: list[str]) -> dict[str, set[int]]:
+def _read_annotations(folder: Path, names: list[str], outer: Problems) -> dict[str, set[int]]:
     """Image numbers by file stem; relevant ones must lie within potential ones."""
-    problems = Problems(f"Expected {folder} to hold the annotations of MIRFLICKR-25k, an image number a line")
+    problems = outer.within(f"Expected {folder} to hold the annotations of MIRFLICKR-25k, an image number a line")
     found = {name: _numbers(folder / f"{name}.txt", problems) for name in names}
     for name in sorted(RELEVANT_COUNTS):
         outside = sorted(found.get(f"{name}_r1", set()) - found[name])
         if outside and (folder / f"{name}.txt").is_file():
             problems.add(f"{folder / name}_r1.txt names {outside[:5]}, which {name}.txt does not")
-    problems.finish()
     return found
 
 
@@ -167,27 +167,26 @@ def photographer(text: str) -> str:
     return ""
 
 
-def _owners(folder: Path, numbers: list[int], how: str) -> list[str]:
+def _owners(folder: Path, numbers: list[int], how: str, outer: Problems) -> list[str]:
     """The photographer of each image; empty where nobody is to be an owner."""
     if how == "none" or (how == "auto" and not folder.is_dir()):
         return []
     owners = []
-    problems = Problems("Expected meta/license to name every photographer (or give owners='auto')")
+    problems = outer.within("Expected meta/license to name every photographer (or give owners='auto')")
     for number in numbers:
         path = folder / f"license{number}.txt"
         owner = photographer(path.read_bytes().decode("utf-8", "replace")) if path.is_file() else ""
         if not owner and how == "photographer":
             problems.add(f"{path}: {'no photographer' if path.is_file() else 'no such file'}")
         owners.append(owner)
-    problems.finish()
     return owners
 
 
-def _tagged(folder: Path, numbers: list[int], min_count: int) -> NDArray[np.bool_]:
+def _tagged(folder: Path, numbers: list[int], min_count: int, outer: Problems) -> NDArray[np.bool_]:
     """Which images have a tag that at least ``min_count`` of the images have."""
     if min_count == 0:
         return np.ones(len(numbers), dtype=np.bool_)
-    problems = Problems("Expected meta/tags to hold the tags of every image (or give min_tag_count=0)")
+    problems = outer.within("Expected meta/tags to hold the tags of every image (or give min_tag_count=0)")
     tags: list[set[str]] = []
     for number in numbers:
         path = folder / f"tags{number}.txt"
@@ -195,7 +194,6 @@ def _tagged(folder: Path, numbers: list[int], min_count: int) -> NDArray[np.bool
             problems.add(f"{path}: no such file")
         text = path.read_bytes().decode("utf-8", "replace") if path.is_file() else ""
         tags.append({line.strip() for line in text.splitlines() if line.strip()})
-    problems.finish()
     counts = Counter(tag for own in tags for tag in own)
     return np.array([any(counts[tag] >= min_count for tag in own) for own in tags])
 
@@ -208,22 +206,29 @@ class _Place:
     stamps: Mapping[str, Stamp]
 
 
-def _build(place: _Place, found: Mapping[str, set[int]], options: _Options) -> tuple[Table, NDArray[np.int64]]:
-    """The table and the image number of each of its rows."""
+def _build(
+    place: _Place, found: Mapping[str, set[int]], options: _Options, problems: Problems
+) -> tuple[Table, NDArray[np.int64]]:
+    """The table and the image number of each of its rows.
+
+    Raises:
+        InputError: all ``problems``, those that are there already included.
+    """
     numbers = sorted(int(match[1]) for match in map(IMAGE.fullmatch, place.stamps) if match)
     annotated = set().union(*found.values())
     lost = sorted(annotated - set(numbers))
     if options.missing == "error":
         names = [f"im{number}.jpg" for number in sorted({*numbers, *lost})]
-        check_present("mirflickr", names, place.stamps, place.images)
+        problems.attempt(check_present, "mirflickr", names, place.stamps, place.images)
+    owners = _owners(place.meta / "license", numbers, options.owners, problems)
+    tagged = _tagged(place.meta / "tags", numbers, options.min_tag_count, problems)
+    problems.finish()
     labels = _labels(numbers, found, options)
-    owners = _owners(place.meta / "license", numbers, options.owners)
     array = np.array(numbers, dtype=np.int64)
     splits = _split(array, owners, options)
     groups = _groups(array, owners) if options.split == "random" else [str(number) for number in numbers]
     splits = hold_out_val(splits, groups, options.val_fraction, options.seed, "mirflickr")
     whole = np.array([place.stamps[f"im{number}.jpg"][0] > 0 for number in numbers], dtype=np.bool_)
-    tagged = _tagged(place.meta / "tags", numbers, options.min_tag_count)
     labelled = (labels != ABSENT).any(axis=1)
     keep = whole & tagged & (labelled if options.drop_unlabelled else True)
     report = {
@@ -238,14 +243,16 @@ def _build(place: _Place, found: Mapping[str, set[int]], options: _Options) -> t
     return table, array[order]
 
 
-def _places(root: Path) -> _Place:
-    images = (
-        first_existing(root, ("mirflickr", "images", "mirflickr25k"), "the folder of images")
-        if not any(root.glob("im*.jpg"))
-        else root
-    )
+def _places(root: Path, problems: Problems) -> _Place | None:
+    """Where the parts lie; None where one of them does not."""
+    images: Path | None = root
+    if not any(root.glob("im*.jpg")):
+        names: tuple[str, ...] = ("mirflickr", "images", "mirflickr25k")
+        images = problems.attempt(first_existing, root, names, "the folder of images")
     names = ("annotations", "mirflickr25k_annotations_v080", "annotations_v080", "mirflickr/annotations", "animals.txt")
-    annotations = first_existing(root, names, "the folder of annotations")
+    annotations = problems.attempt(first_existing, root, names, "the folder of annotations")
+    if images is None or annotations is None:
+        return None
     annotations = root if annotations.name == "animals.txt" else annotations
     return _Place(images, annotations, first_existing(images, ("meta", "."), "meta"), list_files(images))
 
@@ -299,13 +306,19 @@ def mirflickr(
         )
         raise InputError(msg)
     top = source_root("mirflickr", root, "mirflickr and annotations")
-    place = _places(top)
+    whole = f"Expected {top} to be a whole and correct MIRFLICKR-25k"
+    problems = Problems(whole, complete=True)
+    place = _places(top, problems)
+    if place is None:
+        raise problems.error()
     options = _Options(
         labels, annotations, split, owners, min_tag_count, drop_unlabelled, missing, val_fraction, test_fraction, seed
     )
     needed = _annotation_names(place.annotations, options)
-    found = _read_annotations(place.annotations, needed)
-    build = functools.cache(lambda: _build(place, found, options))
+    found = _read_annotations(place.annotations, needed, problems)
+    build = functools.cache(lambda: _build(place, found, options, Problems(whole, complete=True)))
+    if problems:
+        _build(place, found, options, problems)
     names = _label_names(labels)
     files = [place.annotations / f"{name}.txt" for name in needed]
     counts = {

@@ -15,7 +15,9 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from tokenize import TokenError
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 from pydantic import Field
@@ -69,112 +71,169 @@ class _Source:
     files: list[Path]
 
 
-def _image_list(path: Path) -> list[str]:
-    """Folder and file of each line, with forward slashes."""
-    names = [line.replace("\\", "/").removeprefix("./") for _, line in read_lines(path)]
-    check_unique(f"Expected {path} to name each image once", names)
+def _image_list(path: Path, problems: Problems) -> list[str] | None:
+    """Folder and file of each line, with forward slashes; None where the list cannot be read."""
+    lines = problems.attempt(read_lines, path)
+    if lines is None:
+        return None
+    names = [line.replace("\\", "/").removeprefix("./") for _, line in lines]
+    if not names:
+        problems.add(f"Expected {path} to name an image per line, got none. Download it again.")
+    problems.attempt(check_unique, f"Expected {path} to name each image once", names)
     return names
 
 
-def _label_column(path: Path, num_images: int) -> NDArray[np.int8]:
+def _label_column(path: Path, num_images: int | None) -> NDArray[np.int8]:
     """One file of 0 and 1, one a line; spaces and blank lines do not count."""
-    if not path.is_file():
-        raise InputError("no such file")
-    content = np.frombuffer(path.read_bytes(), dtype=np.uint8)
+    try:
+        content = np.frombuffer(path.read_bytes(), dtype=np.uint8)
+    except FileNotFoundError:
+        raise InputError("no such file") from None
+    except OSError as error:
+        raise InputError(str(error)) from error
     digits = (content == ord("0")) | (content == ord("1"))
     if not (digits | np.isin(content, list(b" \t\r\n"))).all() or (digits[1:] & digits[:-1]).any():
         raise InputError("it holds more than single 0 and 1")
     column: NDArray[np.int8] = (content[digits] - ord("0")).astype(np.int8)
-    if len(column) != num_images:
+    if num_images is not None and len(column) != num_images:
         msg = f"{len(column)} labels for {num_images} images"
         raise InputError(msg)
     return column
 
 
-def _label_columns(files: list[Path], num_images: int) -> NDArray[np.int8]:
-    labels = np.empty((num_images, len(files)), dtype=np.int8)
-    problems = Problems("Expected label files to hold a 0 or 1 for every image, in order")
+def _label_columns(files: list[Path], num_images: int | None, problems: Problems) -> NDArray[np.int8]:
+    """int8 ``[images, files]``.
+
+    Args:
+        files: one per concept.
+        num_images: how many images the list names; None where it could not be read.
+        problems: takes what is wrong with them.
+    """
+    labels = np.zeros((num_images or 0, len(files)), dtype=np.int8)
+    own = problems.within("Expected label files to hold a 0 or 1 for every image, in order")
     for place, file in enumerate(files):
         try:
-            labels[:, place] = _label_column(file, num_images)
+            column = _label_column(file, num_images)
         except InputError as error:
-            problems.add(f"{file}: {error}")
-    problems.finish()
+            own.add(f"{file}: {error}")
+            continue
+        if num_images is not None:
+            labels[:, place] = column
     return labels
 
 
-def _concepts(root: Path) -> tuple[list[str], Path]:
-    path = first_existing(root, ("ConceptsList/Concepts81.txt", "Concepts81.txt"), "the list of concepts")
-    names = [line for _, line in read_lines(path)]
-    check_unique(f"Expected {path} to name each concept once", names)
+def _concepts(root: Path, problems: Problems) -> tuple[list[str], Path] | None:
+    """The 81 concepts in the order of their list, and that list; None where there is none."""
+    path = problems.attempt(
+        first_existing, root, ("ConceptsList/Concepts81.txt", "Concepts81.txt"), "the list of concepts"
+    )
+    lines = None if path is None else problems.attempt(read_lines, path)
+    if path is None or lines is None:
+        return None
+    names = [line for _, line in lines]
+    own = problems.within(f"Expected {path} to name the {len(COUNTS)} concepts of NUS-WIDE, each once")
+    for number, name in lines:
+        if name not in COUNTS:
+            own.add(f"line {number}: {name!r}. {nearest(name, COUNTS)}")
+        elif names.count(name) > 1:
+            own.add(f"line {number}: {name!r}, which stands there {names.count(name)} times")
+    for name in COUNTS:
+        if name not in names:
+            own.add(f"no line {name!r}")
     return names, path
 
 
-def _read_official(root: Path, which: Literal["auto", "all", "train_test"]) -> _Source:
-    concepts, concept_file = _concepts(root)
+def _read_official(root: Path, which: Literal["auto", "all", "train_test"], problems: Problems) -> _Source | None:
+    """What can be read; None after faults that leave nothing to check further."""
+    listed = _concepts(root, problems)
     lists = [root / "ImageList" / f"{name}.txt" for name in ("TrainImagelist", "TestImagelist")]
-    train, test = (_image_list(path) for path in lists)
-    truth = first_existing(root, ("Groundtruth", "GroundTruth"), "the folder of labels")
+    train, test = (_image_list(path, problems) for path in lists)
+    truth = problems.attempt(first_existing, root, ("Groundtruth", "GroundTruth"), "the folder of labels")
+    if listed is None or truth is None:
+        return None
+    concepts, concept_file = listed
     if which == "all" or (which == "auto" and (truth / "AllLabels").is_dir()):
         all_list = root / "ImageList" / "Imagelist.txt"
-        names = _image_list(all_list)
-        splits = _split_by_lists(names, train, test, all_list)
+        names = _image_list(all_list, problems)
         files = [truth / "AllLabels" / f"Labels_{concept}.txt" for concept in concepts]
-        return _Source(
-            names, concepts, _label_columns(files, len(names)), splits, [concept_file, *lists, all_list, *files]
-        )
+        labels = _label_columns(files, None if names is None else len(names), problems)
+        if names is None or train is None or test is None:
+            return None
+        splits = _split_by_lists(names, train, test, all_list, problems)
+        return _Source(names, concepts, labels, splits, [concept_file, *lists, all_list, *files])
     parts, files = [], []
-    for part, names in (("Train", train), ("Test", test)):
+    for part, some_names in (("Train", train), ("Test", test)):
         some = [truth / "TrainTestLabels" / f"Labels_{concept}_{part}.txt" for concept in concepts]
-        parts.append(_label_columns(some, len(names)))
+        parts.append(_label_columns(some, None if some_names is None else len(some_names), problems))
         files += some
-    check_unique("Expected no image in both TrainImagelist.txt and TestImagelist.txt", train + test)
+    if train is None or test is None:
+        return None
+    for name in sorted(set(train) & set(test)):
+        problems.add(f"Expected no image in both TrainImagelist.txt and TestImagelist.txt, got {name}")
     splits = np.repeat([TRAIN, TEST], [len(train), len(test)]).astype(np.int64)
     return _Source(train + test, concepts, np.concatenate(parts), splits, [concept_file, *lists, *files])
 
 
-def _split_by_lists(names: list[str], train: list[str], test: list[str], path: Path) -> NDArray[np.int64]:
-    problems = Problems(f"Expected each image of {path} to be in one of TrainImagelist.txt and TestImagelist.txt")
+def _split_by_lists(
+    names: list[str], train: list[str], test: list[str], path: Path, problems: Problems
+) -> NDArray[np.int64]:
+    own = problems.within(f"Expected each image of {path} to be in one of TrainImagelist.txt and TestImagelist.txt")
     split = dict.fromkeys(train, TRAIN)
     for name in test:
-        if name in split:
-            problems.add(f"{name} is in both")
+        if split.get(name) == TRAIN:
+            own.add(f"{name} is in both")
         split[name] = TEST
     known = set(names)
     for name in split:
         if name not in known:
-            problems.add(f"{name} is in no line of {path.name}")
+            own.add(f"{name} is in no line of {path.name}")
     for name in names:
         if name not in split:
-            problems.add(f"{name} is in neither")
-    problems.finish()
-    return np.array([split[name] for name in names], dtype=np.int64)
+            own.add(f"{name} is in neither")
+    return np.array([split.get(name, TRAIN) for name in names], dtype=np.int64)
 
 
-def _read_cole(root: Path) -> _Source:
+def _array(path: Path) -> NDArray[Any]:
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError, TypeError, MemoryError, BadZipFile, TokenError) as error:
+        msg = f"Expected an array at {path}, got: {error}. Download it again."
+        raise InputError(msg) from error
+    if not isinstance(found, np.ndarray):
+        msg = f"Expected one array at {path}, got an archive. Download it again."
+        raise InputError(msg)
+    return found
+
+
+def _read_cole(root: Path, problems: Problems) -> _Source | None:
     """Cole et al. 2021: arrays of paths below ``Flickr`` and of labels; what they call val is the test part."""
-    concepts, concept_file = _concepts(root)
+    listed = _concepts(root, problems)
     names: list[str] = []
-    parts, files, splits = [], [concept_file], []
+    parts, files, splits = [], [], []
     for part, split in (("train", TRAIN), ("val", TEST)):
         paths = [root / f"formatted_{part}_{what}.npy" for what in ("images", "labels")]
-        try:
-            images, labels = (np.load(path, allow_pickle=False) for path in paths)
-        except (OSError, ValueError) as error:
-            msg = f"Expected arrays {paths[0].name} and {paths[1].name} in {root}, got: {error}. Download them again."
-            raise InputError(msg) from error
-        if labels.shape != (len(images), len(concepts)) or not np.isin(labels, (0, 1)).all():
-            msg = (
-                f"Expected {paths[1]} to hold 0 and 1 for {len(images)} images and {len(concepts)} concepts, "
+        images, labels = (problems.attempt(_array, path) for path in paths)
+        if images is not None and (images.ndim != 1 or images.dtype.kind != "U"):
+            problems.add(f"Expected {paths[0]} to hold one path per image, got {images.dtype} {list(images.shape)}.")
+            images = None
+        if images is None or labels is None or listed is None:
+            continue
+        if labels.shape != (len(images), len(listed[0])) or not np.isin(labels, (0, 1)).all():
+            problems.add(
+                f"Expected {paths[1]} to hold 0 and 1 for {len(images)} images and {len(listed[0])} concepts, "
                 f"got {labels.dtype} {list(labels.shape)} with values {np.unique(labels)[:5].tolist()}."
             )
-            raise InputError(msg)
+            continue
         names += [str(name).replace("\\", "/") for name in images.tolist()]
         parts.append(labels.astype(np.int8))
         splits += [split] * len(images)
         files += paths
-    check_unique("Expected the arrays of images to name each image once", names)
-    return _Source(names, concepts, np.concatenate(parts), np.array(splits, dtype=np.int64), files)
+    problems.attempt(check_unique, "Expected the arrays of images to name each image once", names)
+    if listed is None or len(parts) < 2:
+        return None
+    concepts, concept_file = listed
+    labels = np.concatenate(parts)
+    return _Source(names, concepts, labels, np.array(splits, dtype=np.int64), [concept_file, *files])
 
 
 def _choose(source: _Source, concepts: list[str] | None, top: int | None) -> list[int]:
@@ -232,8 +291,8 @@ def _build(
     gone = set(_placeholders(folder, here))
     available = np.array([name in stamps and stamps[name][0] > 0 and name not in gone for name in names])
     if options.missing == "error":
-        check_present("nuswide", names, stamps, folder)
         problems = Problems("Expected photographs (or give missing='drop')")
+        problems.attempt(check_present, "nuswide", names, stamps, folder)
         for name in sorted(gone):
             problems.add(f"{folder / name}: Flickr's picture for a photograph that is not available")
         problems.finish()
@@ -297,9 +356,14 @@ def nuswide(
         InputError: files are missing, damaged or contradict each other; all problems at once.
     """
     place = source_root("nuswide", root, "Flickr, ImageList, ConceptsList and Groundtruth")
-    source = _read_cole(place) if protocol == "cole" else _read_official(place, label_files)
+    problems = Problems(f"Expected {place} to be a whole and correct NUS-WIDE", complete=True)
+    source = _read_cole(place, problems) if protocol == "cole" else _read_official(place, label_files, problems)
+    folder = problems.attempt(first_existing, place, ("Flickr", "images"), "the folder of images")
+    if problems or source is None or folder is None:
+        if source is not None and folder is not None and missing == "error":
+            problems.attempt(check_present, "nuswide", source.names, list_files(folder, depth=1), folder)
+        raise problems.error()
     columns = _choose(source, concepts, top)
-    folder = first_existing(place, ("Flickr", "images"), "the folder of images")
     stamps = list_files(folder, depth=1)
     options = _Options(missing, drop_unlabelled, owners, val_fraction, seed)
     build = functools.cache(lambda: _build(source, columns, folder, stamps, options))

@@ -29,6 +29,7 @@ from fedmlic.errors import InputError, nearest
 from fedmlic.files import Stamp, check_present, digest, files_sha256, list_files, stamps_sha256
 from fedmlic.formats.open_images import (
     NO_LABEL,
+    SUBSETS,
     Annotations,
     ImageList,
     ancestors,
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 VERSION = "1"
-SUBSETS = {"train": "train", "validation": "val", "val": "val", "test": "test"}
 IMAGE_COUNTS = {"train": 9011219, "val": 41620, "test": 125436}
 MAX_ENTRIES = 6_000_000_000
 """Images times labels above this do not fit into memory as they are here."""
@@ -63,6 +63,14 @@ MEANING = np.array([UNKNOWN, PRESENT, ABSENT, UNCERTAIN], dtype=np.int8)
 
 BLOCK_ROWS = 4096
 
+NAMES = {"train": "train", "val": "validation", "test": "test"}
+"""How files name a split."""
+
+REMEDY = {
+    "human": "Download the human-verified labels of every split that you have images of.",
+    "machine": "Download what programs claim, or choose another value of machine.",
+}
+
 ALL_NAMES, BOXABLE_NAMES = "class-descriptions.csv", "class-descriptions-boxable.csv"
 
 HIERARCHIES = ("bbox_labels_600_hierarchy.json", "bbox_hierarchy.json", "hierarchy.json")
@@ -70,6 +78,7 @@ HIERARCHIES = ("bbox_labels_600_hierarchy.json", "bbox_hierarchy.json", "hierarc
 
 @dataclass(frozen=True)
 class _Options:
+    root: Path
     machine: Literal["flag", "ignore", "present"]
     machine_confidence: float
     expand: bool
@@ -99,83 +108,107 @@ class _Classes:
     files: list[Path]
 
 
-def _subset(path: Path) -> str:
-    """The split a label file belongs to, from its name."""
-    found = re.search(r"(?:^|[-_])(train|validation|val|test)[-_]", path.name)
-    if not found:
-        msg = f"Expected the name of {path} to tell train, validation or test, got none. Use the official name."
-        raise InputError(msg)
-    return SUBSETS[found[1]]
+def _label_files(root: Path, kind: str, problems: Problems) -> dict[str, list[Path]]:
+    """The label files of people or of programs, by the split that their names tell."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(root.glob(f"*{kind}-imagelabels*.csv")):
+        subset = re.search(r"(?:^|[-_])(train|validation|val|test)[-_]", path.name)
+        if subset is None:
+            problems.note(
+                f"Expected the name of {path} to tell train, validation or test, got none. Use the official name."
+            )
+        else:
+            found.setdefault(SUBSETS[subset[1]], []).append(path)
+    return found
 
 
-def _find(root: Path, machine: str) -> _Files:
-    human: dict[str, list[Path]] = {}
-    for path in sorted(root.glob("*human-imagelabels*.csv")):
-        human.setdefault(_subset(path), []).append(path)
-    if "train" not in human:
-        found = ", ".join(sorted(path.name for path in root.glob("*.csv"))[:8]) or "no CSV file"
-        msg = f"Expected {root} to hold *train*human-imagelabels*.csv, got {found}. Download the human-verified labels."
-        raise InputError(msg)
-    claimed: dict[str, list[Path]] = {}
-    for path in sorted(root.glob("*machine-imagelabels*.csv")) if machine != "ignore" else []:
-        claimed.setdefault(_subset(path), []).append(path)
-    images, stamps = _list_images(root)
+def _find(root: Path, machine: str, problems: Problems) -> _Files:
+    human = _label_files(root, "human", problems)
+    claimed = _label_files(root, "machine", problems) if machine != "ignore" else {}
+    images, stamps, splits = _list_images(root, problems)
+    # Of the images of a split without such a file nothing would be known, and nobody would say so.
+    needed = [("human", split) for split in ("train", "val", "test") if split in {"train", *splits} - human.keys()]
+    needed += [("machine", "train")] if machine == "present" and "train" not in claimed else []
+    csv_files = ", ".join(sorted(path.name for path in root.glob("*.csv"))[:8]) or "no CSV file"
+    for kind, split in needed:
+        there = f" and images in {splits[split]}" if split in splits else ""
+        name = f"*{NAMES[split]}*{kind}-imagelabels*.csv"
+        problems.note(f"Expected {root} to hold {name}, got {csv_files}{there}. {REMEDY[kind]}")
     return _Files(human, claimed, sorted(root.glob("*rotation*.csv")), images, stamps)
 
 
-def _list_images(root: Path) -> tuple[dict[str, Path], dict[str, Stamp]]:
-    """Path and stamp of every image by id, from the folders of all splits, also ``train_0`` to ``train_f``."""
+def _list_images(root: Path, problems: Problems) -> tuple[dict[str, Path], dict[str, Stamp], dict[str, Path]]:
+    """Path and stamp of every image by id, and a folder of each split that holds any.
+
+    Images lie in the folders of all splits, also ``train_0`` to ``train_f``.
+    """
     folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name.split("_")[0] in SUBSETS)
     images: dict[str, Path] = {}
     stamps: dict[str, Stamp] = {}
-    problems = Problems("Expected every image in one folder")
+    splits: dict[str, Path] = {}
+    own = problems.within("Expected every image in one folder")
     for folder in folders:
         for name, stamp in list_files(folder).items():
             image_id, _, suffix = name.partition(".")
             if suffix.lower() not in {"jpg", "jpeg"}:
                 continue
             if image_id in images:
-                problems.add(f"{images[image_id]} and {folder / name}")
+                own.add(f"{images[image_id]} and {folder / name}")
             images[image_id], stamps[image_id] = folder / name, stamp
-    problems.finish()
-    return images, stamps
+            splits.setdefault(SUBSETS[folder.name.split("_")[0]], folder)
+    return images, stamps, splits
 
 
-def _descriptions(root: Path, ending: str) -> tuple[dict[str, str], Path]:
+def _descriptions(root: Path, ending: str, problems: Problems) -> tuple[dict[str, str], Path | None]:
     """Names of the classes by id; of several versions the newest."""
     names = sorted((path.name for path in root.glob(f"*{ending}")), reverse=True) or [ending]
-    path = first_existing(root, names, "the names of the classes")
-    return read_descriptions(path), path
+    path = problems.attempt(first_existing, root, names, "the names of the classes")
+    return (read_descriptions(path, problems), path) if path is not None else ({}, None)
 
 
-def _classes(root: Path, which: str, label_names: list[str] | None) -> _Classes:
-    """Columns in the order of the file that lists them, or as chosen by id or name."""
-    known, path = _descriptions(root, BOXABLE_NAMES if which == "boxable" else ALL_NAMES)
+def _classes(root: Path, which: str, label_names: list[str] | None, problems: Problems) -> _Classes | None:
+    """Columns in the order of the file that lists them, or as chosen by id or name; None where classes are missing."""
+    before = len(problems)
+    known, path = _descriptions(root, BOXABLE_NAMES if which == "boxable" else ALL_NAMES, problems)
     files = [path]
     every = dict(known)
     if which == "boxable" and any(root.glob(f"*{ALL_NAMES}")):
-        others, other_path = _descriptions(root, ALL_NAMES)
+        others, other_path = _descriptions(root, ALL_NAMES, problems)
         every = others | known
         files.append(other_path)
     chosen = list(known)
     if which == "trainable":
         lists = sorted(path.name for path in root.glob("*classes-trainable.txt")) or ["classes-trainable.txt"]
-        files.append(first_existing(root, lists, "the list of trainable classes"))
-        chosen = [line for _, line in read_lines(files[-1])]
+        files.append(problems.attempt(first_existing, root, lists, "the list of trainable classes"))
+        lines = problems.attempt(read_lines, files[-1]) if files[-1] is not None else None
+        chosen = [line for _, line in lines or ()]
+        if lines == []:
+            problems.note(f"Expected {files[-1]} to hold a class id per line, got none. Download it again.")
+    if len(problems) == before:
+        chosen = _chosen(known, chosen, label_names, problems.within(f"Expected labels among the classes of {path}"))
+    elif not known or path is None:
+        return None
+    columns = dict.fromkeys(every, NO_LABEL) | {label: place for place, label in enumerate(chosen)}
+    times_of = Counter(known.get(label) for label in chosen)
+    names = [known.get(label, label) for label in chosen]
+    names = [f"{n} ({label})" if times_of[n] > 1 else n for n, label in zip(names, chosen, strict=True)]
+    return _Classes(chosen, names, columns, [file for file in files if file is not None])
+
+
+def _chosen(known: dict[str, str], listed: list[str], label_names: list[str] | None, own: Problems) -> list[str]:
+    """The ids of the labels; one that is unknown or named twice is noted and left out."""
+    wanted = listed
     if label_names is not None:
         by_name = {name: image_id for image_id, name in reversed(known.items())}
-        chosen = [name if name in known else by_name.get(name, name) for name in label_names]
-    problems = Problems(f"Expected labels to be among the classes of {path.name}, each once")
-    for label, times in Counter(chosen).items():
+        wanted = [name if name in known else by_name.get(name, name) for name in label_names]
+        if not label_names:
+            own.add("no label")
+    for label, times in Counter(wanted).items():
         if label not in known:
-            problems.add(f"{label!r}. {nearest(label, [*known, *known.values()])}")
+            own.add(f"{label!r}. {nearest(label, [*known, *known.values()])}")
         elif times > 1:
-            problems.add(f"{label!r} is named {times} times")
-    problems.finish()
-    columns = dict.fromkeys(every, NO_LABEL) | {label: place for place, label in enumerate(chosen)}
-    times_of = Counter(known[label] for label in chosen)
-    names = [known[label] if times_of[known[label]] == 1 else f"{known[label]} ({label})" for label in chosen]
-    return _Classes(chosen, names, columns, files)
+            own.add(f"{label!r}, which is named {times} times")
+    return [label for label in dict.fromkeys(wanted) if label in known]
 
 
 @dataclass(frozen=True)
@@ -188,26 +221,25 @@ class _Images:
     turns: NDArray[np.int8]
 
 
-def _gather(annotations: Mapping[str, Annotations], listed: ImageList) -> _Images:
+def _gather(annotations: Mapping[str, Annotations], listed: ImageList, files: _Files, problems: Problems) -> _Images:
     """The images of all files; one that is in two splits is a problem."""
-    problems = Problems("Expected every image in one of train, validation and test, and in the lists once")
-    known = np.array([SPLITS.index(SUBSETS[name]) if name in SUBSETS else -1 for name in listed.subset], dtype=np.int64)
-    for row in np.flatnonzero(known < 0).tolist():
-        name = listed.subset[row]
-        problems.add(f"{id_text(int(listed.image[row]))}: Subset {name!r}. {nearest(name, SUBSETS)}")
+    lists = [path.name for path in files.lists]
+    human = [path.name for paths in files.human.values() for path in paths]
+    once = problems.within(f"Expected every image in {', '.join(lists)} once")
+    one = problems.within(f"Expected every image of {', '.join([*human, *lists])} in one of train, val and test")
+    known = np.array([SPLITS.index(subset) for subset in listed.subset], dtype=np.int64)
     first, counts = np.unique(listed.image, return_counts=True)
     for number in first[counts > 1].tolist():
-        problems.add(f"{id_text(number)} is in the lists of images more than once")
+        once.add(f"{id_text(number)} more than once")
     own = [np.unique(found.image) for found in annotations.values()]
     ids = np.concatenate([*own, listed.image])
     splits = np.concatenate([*(np.full(len(o), SPLITS.index(s)) for o, s in zip(own, annotations, strict=True)), known])
     order = np.lexsort((splits, ids))
     ids, splits = ids[order], splits[order].astype(np.int64)
-    new = np.concatenate(([True], ids[1:] != ids[:-1]))
-    for place in np.flatnonzero(~new & np.concatenate(([False], splits[1:] != splits[:-1]))).tolist():
-        names = [("unknown", *SPLITS)[split + 1] for split in splits[place - 1 : place + 1].tolist()]
-        problems.add(f"{id_text(int(ids[place]))} is in {names}")
-    problems.finish()
+    new = np.concatenate(([True], ids[1:] != ids[:-1]))[: len(ids)]
+    for place in np.flatnonzero(~new & np.concatenate(([False], splits[1:] != splits[:-1]))[: len(ids)]).tolist():
+        names = [SPLITS[split] for split in splits[place - 1 : place + 1].tolist()]
+        one.add(f"{id_text(int(ids[place]))} in {' and '.join(names)}")
     every = ids[new]
     authors = [""] * len(every)
     turns = np.zeros(len(every), dtype=np.int8)
@@ -290,20 +322,46 @@ def _rows_of(here: NDArray[np.bool_]) -> NDArray[np.int64]:
     return np.where(here, np.cumsum(here) - 1, -1).astype(np.int64)
 
 
+@dataclass(frozen=True)
+class _Read:
+    """Everything that the files say, and which of the images are here."""
+
+    said: dict[str, Annotations]
+    claimed: dict[str, Annotations]
+    listed: ImageList
+    images: _Images
+    texts: list[str]
+    here: NDArray[np.bool_]
+
+
+def _read(files: _Files, classes: _Classes | None, options: _Options, problems: Problems) -> _Read:
+    """Read all files that are there; what is wrong with them, each and together, is noted."""
+    column_of = classes.column_of if classes is not None else None
+    said = {split: read_annotations(paths, column_of, problems) for split, paths in files.human.items()}
+    claimed = {split: read_annotations(paths, column_of, problems) for split, paths in files.machine.items()}
+    listed = read_image_lists(files.lists, problems)
+    images = _gather(said, listed, files, problems)
+    texts = [id_text(number) for number in images.ids.tolist()]
+    here = np.array([files.stamps.get(text, (0, 0))[0] > 0 for text in texts], dtype=np.bool_)
+    if options.missing == "error":
+        problems.attempt(check_present, "open_images", texts, files.stamps, options.root)
+    return _Read(said, claimed, listed, images, texts, here)
+
+
+def _problems() -> Problems:
+    return Problems("Expected the files of data set open_images to be whole and to agree", complete=True)
+
+
 def _build(
     files: _Files, classes: _Classes, parents: Mapping[str, list[str]], options: _Options
 ) -> tuple[Table, list[Path], NDArray[np.int8]]:
     """The table, and the file and the quarter turns of each of its rows."""
-    said = {split: read_annotations(paths, classes.column_of) for split, paths in files.human.items()}
-    claimed = {split: read_annotations(paths, classes.column_of) for split, paths in files.machine.items()}
-    listed = read_image_lists(files.lists)
-    images = _gather(said, listed)
-    texts = [id_text(number) for number in images.ids.tolist()]
-    here = np.array([files.stamps.get(text, (0, 0))[0] > 0 for text in texts], dtype=np.bool_)
-    if options.missing == "error":
-        check_present("open_images", texts, files.stamps, files.human["train"][0].parent)
-    labels = _read_states(said, images, here, classes, parents if options.expand else None)
-    everything = [*said.values(), *claimed.values()]
+    problems = _problems()
+    read = _read(files, classes, options, problems)
+    problems.finish()
+    images, texts, here = read.images, read.texts, read.here
+    labels = _read_states(read.said, images, here, classes, parents if options.expand else None)
+    everything = [*read.said.values(), *read.claimed.values()]
     least = options.machine_confidence if options.machine != "ignore" else np.inf
     row, column = _claims(images.ids, everything, _rows_of(here), labels.shape[1], least)
     if options.machine == "present":
@@ -316,13 +374,13 @@ def _build(
         sources.update(found.sources)
     report = {
         "rows_by_source": dict(sorted(sources.items())),
-        "rows_of_other_labels": sum(int((found.column == NO_LABEL).sum()) for found in said.values()),
+        "rows_of_other_labels": sum(int((found.column == NO_LABEL).sum()) for found in read.said.values()),
         "contradictions": int((labels == UNCERTAIN).sum()),
         "missing_dropped": len(texts) - len(kept),
         "files_in_no_list": len(set(files.stamps) - set(texts)),
         "unlabelled": int((~labelled).sum()),
         "without_author": sum(not images.authors[place] for place in kept),
-        "unknown_rotation": listed.unknown_rotation,
+        "unknown_rotation": read.listed.unknown_rotation,
         "lists_of_images": len(files.lists),
     }
     paths = [files.images[texts[place]] for place in kept]
@@ -375,16 +433,21 @@ def open_images(
 
     Raises:
         InputError: files are missing, damaged or contradict each other, or the table would be
-            too large; all problems of a kind at once.
+            too large; all problems at once.
     """
     top = source_root("open_images", root, "the CSV files and folders of images")
-    chosen = _classes(top, classes, label_names)
-    files = _find(top, machine)
+    problems = _problems()
+    chosen = _classes(top, classes, label_names, problems)
+    files = _find(top, machine, problems)
     tree = next((top / name for name in HIERARCHIES if (top / name).is_file()), None)
     if hierarchy == "expand" and tree is None:
-        tree = first_existing(top, HIERARCHIES, "the hierarchy of classes (or give hierarchy='none')")
-    parents = read_hierarchy(tree) if tree is not None else {}
-    options = _Options(machine, machine_confidence, hierarchy == "expand", owners, drop_unlabelled, missing)
+        what = "the hierarchy of classes (or give hierarchy='none')"
+        problems.attempt(first_existing, top, HIERARCHIES, what)
+    parents = read_hierarchy(tree, problems) if tree is not None else {}
+    options = _Options(top, machine, machine_confidence, hierarchy == "expand", owners, drop_unlabelled, missing)
+    if problems or chosen is None:
+        _read(files, chosen, options, problems)
+        raise problems.error()
     built = functools.cache(lambda: _build(files, chosen, parents, options))
 
     def image(row: int) -> NDArray[np.uint8]:

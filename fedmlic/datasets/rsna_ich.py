@@ -13,6 +13,8 @@ validation and test by whole patients, since the official test labels are withhe
 
 from __future__ import annotations
 
+import functools
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,11 +26,12 @@ import numpy as np
 from pydantic import Field
 
 from fedmlic.dataset import NO_OWNER, Dataset, Table
-from fedmlic.errors import InputError, listing
+from fedmlic.errors import InputError
 from fedmlic.files import file_sha256, stamps_of, stamps_sha256
 from fedmlic.formats import csv_rows, rsna_labels
-from fedmlic.formats.dicom import Origin, Window, hounsfield, origin, windowed
+from fedmlic.formats.dicom import Origin, Window, hounsfield, origins, windowed
 from fedmlic.images import Resize, decode, from_pixels
+from fedmlic.problems import Problems
 from fedmlic.sources.groups import deal, number_groups
 from fedmlic.sources.headers import read_headers
 from fedmlic.sources.options import Channels, HeldOut, ImageSize, Root, Seed
@@ -58,6 +61,8 @@ POSITIVES = {
     "stage_1_train.csv": (2761, 32564, 23766, 32122, 42496, 97103),
     "stage_2_train.csv": (3145, 36118, 26205, 35675, 47166, 107933),
 }
+
+NO_STATES = np.empty((0, len(rsna_labels.KINDS)), dtype=np.int8)
 
 WindowName = Literal["brain", "subdural", "blood", "bone", "header"]
 
@@ -93,7 +98,7 @@ def _folder(place: Path, images: str | None) -> Path:
     return found
 
 
-def _files(folder: Path, problems: list[str]) -> dict[str, str]:
+def _files(folder: Path, problems: Problems) -> dict[str, str]:
     """The suffix of the file of each image id in the folder."""
     found: dict[str, str] = {}
     with os.scandir(folder) as entries:
@@ -101,10 +106,10 @@ def _files(folder: Path, problems: list[str]) -> dict[str, str]:
     for name in names:
         stem, suffix = os.path.splitext(name)  # noqa: PTH122  (three quarters of a million names)
         if suffix.lower() in SUFFIXES and found.setdefault(stem, suffix) != suffix:
-            problems.append(f"{stem} as {found[stem]} and as {suffix}")
+            problems.add(f"{folder} holds {stem} as {found[stem]} and as {suffix}")
     kinds = {suffix.lower() for suffix in found.values()}
     if ".dcm" in kinds and len(kinds) > 1:
-        problems.append(f"{folder} holds DICOM files and others: {', '.join(sorted(kinds))}")
+        problems.add(f"{folder} holds DICOM files and others: {', '.join(sorted(kinds))}")
     return found
 
 
@@ -112,10 +117,14 @@ def _windows(chosen: Sequence[WindowName | tuple[float, float]] | None, channels
     """One window per channel; ``None`` is the one in the header."""
     names = DEFAULT_WINDOWS[:channels] if chosen is None else chosen
     windows = [WINDOWS.get(w) if isinstance(w, str) else Window(*w) for w in names]
-    if len(windows) != channels or any(window is not None and window.width <= 0 for window in windows):
+    if len(windows) != channels or any(not _usable(window) for window in windows if window):
         msg = f"Expected windows of rsna_ich to be {channels}, one per channel, each wider than 0, got {list(names)}."
         raise InputError(msg)
     return windows
+
+
+def _usable(window: Window) -> bool:
+    return math.isfinite(window.centre) and 0 < window.width < math.inf
 
 
 def _windowed_image(
@@ -126,7 +135,7 @@ def _windowed_image(
     planes = []
     for window in windows:
         used = window or proposed
-        if used is None or used.width <= 0:
+        if used is None or not _usable(used):
             msg = "Expected the header to propose a window, got none. Use a named one."
             raise InputError(msg)
         planes.append(windowed(values, used))
@@ -134,52 +143,60 @@ def _windowed_image(
     return from_pixels(pixels, size, len(planes), resize)
 
 
-def _metadata(path: Path) -> dict[str, Origin]:
+def _metadata(path: Path, problems: Problems) -> dict[str, Origin]:
     """Patient and study of each image, as a table says."""
     header = csv_rows.columns(path)
     image = next((name for name in IMAGE_COLUMNS if name in header), IMAGE_COLUMNS[0])
     study = "StudyInstanceUID" if "StudyInstanceUID" in header else "PatientID"
     found: dict[str, Origin] = {}
-    problems = []
-    for line, (name, patient, its_study) in csv_rows.rows(path, [image, "PatientID", study]):
+    own = problems.within(f"Expected {path} to name one patient and study per image")
+    for line, (name, patient, its_study) in csv_rows.rows(path, [image, "PatientID", study], own):
         image_id, whose = os.path.splitext(name)[0], Origin(patient, its_study)  # noqa: PTH122
         if found.setdefault(image_id, whose) != whose:
-            problems.append(f"line {line}: {image_id} belongs to {found[image_id].patient} and to {patient}")
-    if problems:
-        expected = f"Expected {path} to name one patient and study per image"
-        raise listing(expected, problems)
+            own.add(f"line {line}: {image_id} belongs to {found[image_id].patient} and to {patient}")
     return found
 
 
-def _origins(slices: _Slices, metadata: Path | None) -> list[Origin]:
-    """Patient and study of every slice; all that cannot be found are told at once."""
-    problems, found = [], []
-    told = _metadata(metadata) if metadata is not None else {}
-    for image_id in slices.image_ids:
-        try:
-            whose = told.get(image_id, Origin("", "")) if metadata is not None else origin(slices.path(image_id))
-        except InputError as error:
-            problems.append(f"{slices.path(image_id)}: {error}")
+def _origins(
+    slices: _Slices, told: dict[str, Origin] | None, where: str, owners: str
+) -> tuple[list[Origin], list[str]]:
+    """Patient and study of every slice, from a table or the headers, and what pydicom warns of.
+
+    Raises:
+        InputError: some are not known, all at once.
+    """
+    problems = Problems(f"Expected {where} to name the {owners if owners == 'study' else 'patient'} of every image")
+    read: Sequence[Origin | InputError]
+    warned: list[str] = []
+    if told is not None:
+        read = [told.get(image_id, Origin("", "")) for image_id in slices.image_ids]
+    else:
+        read, warned = origins([slices.path(image_id) for image_id in slices.image_ids])
+    found = []
+    for image_id, whose in zip(slices.image_ids, read, strict=True):
+        if isinstance(whose, InputError):
+            problems.note(f"{slices.path(image_id)}: {whose}")
             continue
         if not whose.patient:
-            problems.append(f"{image_id}: no patient")
+            problems.add(f"{image_id}: no patient")
+        elif owners == "study" and not whose.study:
+            problems.add(f"{image_id}: no study")
         found.append(whose)
-    if problems:
-        where = metadata or "the DICOM headers"
-        expected = f"Expected {where} to name the patient of every image"
-        raise listing(expected, problems)
-    return found
+    problems.finish()
+    return found, warned
 
 
 def _chosen(
-    told: rsna_labels.ImageLabels, files: dict[str, str], exclude: list[str], missing: str, problems: list[str]
+    told: rsna_labels.ImageLabels, files: dict[str, str], exclude: list[str], missing: str, problems: Problems
 ) -> tuple[list[int], dict[str, int]]:
     """Rows of the label table to keep, and how many each rule left out."""
     unwanted = set(exclude)
     wanted = [row for row, image_id in enumerate(told.image_ids) if image_id not in unwanted]
     rows = [row for row in wanted if told.image_ids[row] in files]
     if missing == "error" and len(rows) < len(wanted):
-        problems += [f"no image {told.image_ids[row]!r}" for row in wanted if told.image_ids[row] not in files]
+        for row in wanted:
+            if told.image_ids[row] not in files:
+                problems.add(f"no image {told.image_ids[row]!r}, which the table of labels names")
     left_out = {"excluded": len(told.image_ids) - len(wanted), "no_file": len(wanted) - len(rows)}
     return rows, left_out | {"files_without_labels": len(files.keys() - set(told.image_ids))}
 
@@ -247,33 +264,40 @@ def rsna_ich(
     """
     place = source_root("rsna_ich", root, TABLES[0])
     path = place / (csv or next((name for name in TABLES if (place / name).is_file()), TABLES[0]))
-    told = rsna_labels.read(path)
-    problems = list(told.problems)
-    folder = _folder(place, images)
-    files = _files(folder, problems)
-    rows, left_out = _chosen(told, files, [CORRUPT] if exclude is None else exclude, missing, problems)
-    if problems:
-        expected = f"Expected {place} to be a whole and correct RSNA ICH"
-        raise listing(expected, problems)
+    planes = _windows(windows, channels)
+    problems = Problems(f"Expected {place} to be a whole and correct RSNA ICH", complete=True)
+    told = problems.attempt(rsna_labels.read, path, problems) or rsna_labels.ImageLabels([], NO_STATES, 0)
+    patients = problems.attempt(_metadata, place / metadata, problems) if metadata else None
+    folder = problems.attempt(_folder, place, images)
+    files = _files(folder, problems) if folder else {}
+    unwanted = [CORRUPT] if exclude is None else exclude
+    rows, left_out = _chosen(told, files, unwanted, missing, problems) if folder else ([], {})
     ids = [told.image_ids[row] for row in rows]
-    slices = _Slices(folder, ids, {image_id: files[image_id] for image_id in ids})
+    slices = _Slices(folder or place, ids, {image_id: files[image_id] for image_id in ids})
+    known = metadata is not None or slices.dicom
+    where = f"{place / metadata}" if metadata else f"the DICOM headers in {slices.folder}"
+    read_origins = functools.cache(lambda: _origins(slices, patients, where, owners))
+    if ids:
+        problems.attempt(_check_patients, slices.folder, split_by, known=known)
+    if problems and known and (patients is not None or not metadata):
+        # It fails anyway: show the patients that are not known too.
+        problems.attempt(read_origins)
+    problems.finish()
     names = rsna_labels.KINDS if any_label else rsna_labels.SUBTYPES
     labels = told.states[rows, : len(names)]
-    planes = _windows(windows, channels)
-    known = metadata is not None or slices.dicom
-    _check_patients(folder, split_by, known=known)
 
     def table() -> Table:
-        origins = _origins(slices, place / metadata if metadata else None) if known else []
-        groups = [whose.patient for whose in origins] if split_by == "patient" else ids
+        origins_of, warned = read_origins() if known else ([], [])
+        groups = [whose.patient for whose in origins_of] if split_by == "patient" else ids
         fractions = {"test": test_fraction, "val": val_fraction}
         splits = deal(["train"] * len(ids), number_groups(groups)[0], fractions, seed, "rsna_ich")
-        owner, owner_names = number_groups([getattr(whose, owners) for whose in origins])
+        owner, owner_names = number_groups([getattr(whose, owners) for whose in origins_of])
         owner = owner if known else np.full(len(ids), NO_OWNER, dtype=np.int64)
         paths = [slices.path(image_id) for image_id in ids]
         report = {
             "repeated_lines": told.repeated,
             "left_out": left_out,
+            "warnings": warned,
             **({} if slices.dicom else read_headers(paths).report),
         }
         return Table(ids, splits, labels, owner, None, [str(file) for file in paths], owner_names, report)

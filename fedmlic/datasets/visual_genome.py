@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -26,8 +26,9 @@ import numpy as np
 from pydantic import Field
 
 from fedmlic.dataset import Dataset, Objects, Table
-from fedmlic.errors import InputError
 from fedmlic.files import Stamp, check_present, files_sha256, list_files, stamps_sha256
+from fedmlic.formats.fields import short, text_fault
+from fedmlic.formats.id_list import read_ids
 from fedmlic.formats.reading import read_json, read_lines
 from fedmlic.formats.visual_genome import (
     ImageData,
@@ -39,9 +40,9 @@ from fedmlic.formats.visual_genome import (
 )
 from fedmlic.images import Resize, decode
 from fedmlic.labels import ABSENT, PRESENT, UNKNOWN
-from fedmlic.problems import Problems, check_unique
+from fedmlic.problems import Problems
 from fedmlic.sources.groups import number_groups
-from fedmlic.sources.objects import boxed_objects
+from fedmlic.sources.objects import boxed_objects, outside_warnings
 from fedmlic.sources.options import Channels, HeldOut, ImageSize, Root, Seed
 from fedmlic.sources.place import first_existing, source_root
 from fedmlic.sources.rows import TEST, TRAIN, Rows, hold_out_val, make_table
@@ -70,7 +71,7 @@ class _Source:
     listed: NDArray[np.int64] | None
     files: list[Path]
     objects: Objects | None = None
-    left_out: Mapping[str, int] | None = None
+    left_out: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -91,84 +92,140 @@ class _Options:
     seed: int
 
 
+def _problems() -> Problems:
+    return Problems("Expected the files of data set visual_genome to be whole and to agree", complete=True)
+
+
 def _released(root: Path, name: str) -> Path:
     return first_existing(root, [f"{folder}{name}" for folder in LIST_FOLDERS], f"the released file {name}")
 
 
-def _read_lists(root: Path) -> tuple[dict[str, int], list[Path]]:
+def _read_lists(root: Path, problems: Problems) -> tuple[dict[str, int], list[Path]]:
     """The split of each image name, from the two released lists."""
-    files = [_released(root, f"{part}_list_500.txt") for part in ("train", "test")]
-    train, test = ([line for _, line in read_lines(path)] for path in files)
-    check_unique("Expected the released lists to name each image once", train + test)
-    return {**dict.fromkeys(train, TRAIN), **dict.fromkeys(test, TEST)}, files
+    files = [problems.attempt(_released, root, f"{part}_list_500.txt") for part in ("train", "test")]
+    there = [path for path in files if path is not None]
+    own = problems.within(f"Expected {' and '.join(map(str, there))} to name each image once")
+    splits: dict[str, int] = {}
+    for path, split in zip(files, (TRAIN, TEST), strict=True):
+        names = read_ids(path, problems) if path is not None else []
+        for name in names:
+            if name in splits:
+                own.add(f"{name} appears 2 times")
+            splits[name] = split
+    return splits, there
 
 
-def _read_released(root: Path, labels: Labels, names_file: str | None) -> _Source:
+def _read_released(root: Path, labels: Labels, names_file: str | None, problems: Problems) -> _Source:
     size = SIZES[labels]
-    lists, files = _read_lists(root)
+    lists, files = _read_lists(root, problems)
     own = [root / f"{folder}vg_category_200_labels_index.json" for folder in LIST_FOLDERS]
     found = [path for path in own if labels == "vg200" and path.is_file()]
     # Where the file of 200 is not there, it is that of 500 without what lies above.
-    index_file = found[0] if found else _released(root, "vg_category_500_labels_index.json")
-    limit = size if found else SIZES["vg500"]
-    index = read_json(index_file)
-    problems = Problems(f"Expected {index_file} to give every listed image a list of indices below {limit}")
-    rows: list[int] = []
-    columns: list[int] = []
-    for number, name in enumerate(lists):
-        own_labels = index.get(name) if isinstance(index, dict) else None
-        if type(own_labels) is not list or not all(type(i) is int and 0 <= i < limit for i in own_labels):
-            problems.add(f"{name}: {str(own_labels)[:80]}")
-            continue
-        rows += [number] * len(own_labels)
-        columns += own_labels
-    problems.finish()
-    row, column = np.array(rows, dtype=np.int64), np.array(columns, dtype=np.int64)
-    used = column < size
+    index_file = found[0] if found else problems.attempt(_released, root, "vg_category_500_labels_index.json")
+    entries = _read_index(index_file, lists, size if found else SIZES["vg500"], problems) if index_file else []
+    pairs = np.array([(number, label) for number, label in entries if label < size], dtype=np.int64).reshape(-1, 2)
     label_names = [f"{labels}_{place:03d}" for place in range(size)]
     if names_file is not None:
-        files = [*files, root / names_file]
-        label_names = [line for _, line in read_lines(root / names_file)]
-        check_unique(f"Expected {root / names_file} to name each label once", label_names)
-        if len(label_names) != size:
-            msg = f"Expected {root / names_file} to name {size} labels, a line each, got {len(label_names)}."
-            raise InputError(msg)
-    return _Source(
-        list(lists), row[used], column[used], label_names, np.array(list(lists.values())), [*files, index_file]
-    )
+        files.append(root / names_file)
+        label_names = _read_names(files[-1], size, problems)
+    files += [index_file] if index_file else []
+    return _Source(list(lists), pairs[:, 0], pairs[:, 1], label_names, np.array(list(lists.values())), files)
 
 
-def _read_topk(root: Path, options: _Options) -> _Source:
+def _read_index(path: Path, names: Iterable[str], limit: int, problems: Problems) -> list[tuple[int, int]]:
+    """Place of the image and number of the label of every entry of the listed images."""
+    own = problems.within(f"Expected {path} to give every listed image a list of indices below {limit}")
+    index = own.attempt(read_json, path)
+    if own:
+        return []
+    if not isinstance(index, dict):
+        own.add(short(index))
+        return []
+    entries: list[tuple[int, int]] = []
+    for number, name in enumerate(names):
+        labels = index.get(name)
+        if type(labels) is not list or not all(type(i) is int and 0 <= i < limit for i in labels):
+            own.add(f"{name}: {short(labels)}" if name in index else f"{name}: nothing")
+            continue
+        entries += [(number, label) for label in labels]
+    return entries
+
+
+def _read_names(path: Path, size: int, problems: Problems) -> list[str]:
+    """Names of the labels, a line each."""
+    own = problems.within(f"Expected {path} to name {size} labels, a line each, each once")
+    lines = own.attempt(read_lines, path)
+    seen: dict[str, int] = {}
+    for number, name in lines or ():
+        if fault := text_fault(name):
+            own.add(f"line {number}: {name!r} {fault}")
+        if name in seen:
+            own.add(f"line {number}: {name!r}, as in line {seen[name]}")
+        seen.setdefault(name, number)
+    if lines is not None and len(lines) != size:
+        own.add(f"{len(lines)} names")
+    return [name for _, name in lines or ()]
+
+
+def _read_topk(root: Path, options: _Options, problems: Problems) -> _Source:
+    """The counted labels; the images alone if anything is wrong."""
     files = [root / "image_data.json", root / "objects.json"]
-    images = read_image_data(files[0])
     aliases: dict[str, str] = {}
     if options.aliases:
-        files.append(first_existing(root, ("object_alias.txt",), "the alias file (or give aliases=False)"))
-        aliases = read_aliases(files[-1])
-    boxes = read_objects(files[1], aliases)
-    strangers = sorted(set(np.unique(boxes.image_id).tolist()) - set(images))
-    if strangers:
-        msg = f"Expected {files[0]} to describe every image of {files[1]}, got none of {strangers[:10]}."
-        raise InputError(msg)
+        what = "the alias file (or give aliases=False)"
+        alias_file = problems.attempt(first_existing, root, ("object_alias.txt",), what)
+        if alias_file is not None:
+            files.append(alias_file)
+            aliases = read_aliases(alias_file, problems)
+    before = len(problems)
+    images = read_image_data(files[0], problems)
+    boxes = read_objects(files[1], aliases, problems)
+    if len(problems) == before:
+        # What could not be read of one file is not missing there.
+        _compare(images, boxes, files, problems)
     lists: dict[str, int] | None = None
     if options.split == "lists":
-        lists, list_files_ = _read_lists(root)
+        lists, list_files_ = _read_lists(root, problems)
         files += list_files_
     ids = sorted(i for i in images if lists is None or f"{i}.jpg" in lists)
     kept = [i for i in ids if options.coco == "keep" or not images[i].in_coco]
     ranked = commonest(boxes, kept, options.min_images)
-    if len(ranked) < options.k:
-        msg = (
+    if len(ranked) < options.k and not problems:
+        problems.note(
             f"Expected k to be at most {len(ranked)}, the names that {max(options.min_images, 1)} or more images "
             f"have, got {options.k}. Use a smaller k or min_images."
         )
-        raise InputError(msg)
+    if problems:
+        nothing = np.empty(0, dtype=np.int64)
+        return _Source([f"{i}.jpg" for i in kept], nothing, nothing, [], None, files, left_out={})
     objects = _objects(boxes, kept, images, ranked[: options.k], options)
     listed = None if lists is None else np.array([lists[f"{i}.jpg"] for i in kept], dtype=np.int64)
-    left_out = {"not_in_lists": len(images) - len(ids), "coco_dropped": len(ids) - len(kept)}
+    left_out = {
+        "not_in_lists": len(images) - len(ids),
+        "coco_dropped": len(ids) - len(kept),
+        "objects_without_name": boxes.nameless,
+        "warnings": _outside(boxes, images),
+    }
     names = [boxes.names[place] for place in ranked[: options.k]]
     columns = objects.label.astype(np.int64)
     return _Source([f"{i}.jpg" for i in kept], objects.row, columns, names, listed, files, objects, left_out)
+
+
+def _outside(boxes: NamedBoxes, images: Mapping[int, ImageData]) -> list[str]:
+    """A warning if boxes lie outside of their images."""
+    ids = sorted(images)
+    sizes = np.array([images[i][:2] for i in ids], dtype=np.float64).reshape(-1, 2)
+    row = np.searchsorted(np.array(ids, dtype=np.int64), boxes.image_id)
+    every = Objects(row.astype(np.int64), np.zeros(len(row), dtype=np.int16), boxes.box, boxes.box[:, 2])
+    return outside_warnings(every, sizes, [f"{i}.jpg" for i in ids])
+
+
+def _compare(images: Mapping[int, ImageData], boxes: NamedBoxes, files: list[Path], problems: Problems) -> None:
+    """Note images that only one of the two files has; one without objects is listed with none."""
+    for image_id in sorted(set(boxes.listed) - set(images)):
+        problems.note(f"Expected {files[0]} to describe every image of {files[1]}, got nothing of image {image_id}.")
+    for image_id in sorted(set(images) - set(boxes.listed)):
+        problems.note(f"Expected {files[1]} to list the objects of every image, got nothing of image {image_id}.")
 
 
 def _objects(
@@ -186,21 +243,26 @@ def _objects(
     return boxed_objects(row[chosen], label, boxes.box[chosen], sizes, options.image_size, options.resize)
 
 
-def _drop_coco(source: _Source, root: Path, labels: Labels, coco: str) -> NDArray[np.bool_]:
+def _drop_coco(source: _Source, root: Path, options: _Options, problems: Problems) -> NDArray[np.bool_]:
     """Which rows of the released lists stay."""
-    if labels == "topk" or coco == "keep":
+    if options.labels == "topk" or options.coco == "keep":
         return np.ones(len(source.names), dtype=np.bool_)
-    images = read_image_data(root / "image_data.json")
-    in_coco = {f"{image_id}.jpg" for image_id, about in images.items() if about.in_coco}
-    return np.array([name not in in_coco for name in source.names])
+    images = read_image_data(root / "image_data.json", problems)
+    own = problems.within(f"Expected {root / 'image_data.json'} to say which listed images are in COCO")
+    about = {f"{image_id}.jpg": image for image_id, image in images.items()}
+    if not problems:
+        for name in source.names:
+            if name not in about:
+                own.add(f"nothing of {name}")
+    return np.array([name not in about or not about[name].in_coco for name in source.names], dtype=np.bool_)
 
 
-def _locate(root: Path) -> tuple[dict[str, Path], dict[str, Stamp], int]:
+def _locate(root: Path, problems: Problems) -> tuple[dict[str, Path], dict[str, Stamp], int]:
     """The file, size and time of every image by name, and how many lie in two folders."""
     folders = [root / name for name in FOLDERS if (root / name).is_dir()]
     if not folders:
-        first_existing(root, FOLDERS, "the folders of images")
-    problems = Problems("Expected an image that lies in two folders to be the same")
+        problems.attempt(first_existing, root, FOLDERS, "the folders of images")
+    own = problems.within("Expected an image that lies in two folders to be the same")
     paths: dict[str, Path] = {}
     stamps: dict[str, Stamp] = {}
     double = 0
@@ -209,11 +271,21 @@ def _locate(root: Path) -> tuple[dict[str, Path], dict[str, Stamp], int]:
             if name in paths:
                 double += 1
                 if stamps[name][0] != stamp[0]:
-                    problems.add(f"{paths[name]} and {folder / name} have {stamps[name][0]} and {stamp[0]} bytes")
+                    own.add(f"{paths[name]} and {folder / name} have {stamps[name][0]} and {stamp[0]} bytes")
                 continue
             paths[name], stamps[name] = folder / name, stamp
-    problems.finish()
     return paths, stamps, double
+
+
+def _kept(
+    root: Path, source: _Source, stamps: Mapping[str, Stamp], options: _Options, problems: Problems
+) -> NDArray[np.bool_]:
+    """Which rows stay, whether or not their files are here; missing ones are noted unless they may be."""
+    keep = _drop_coco(source, root, options, problems)
+    if options.missing == "error" and any((root / folder).exists() for folder in FOLDERS):
+        wanted = [source.names[row] for row in np.flatnonzero(keep).tolist()]
+        problems.attempt(check_present, "visual_genome", wanted, stamps, root / FOLDERS[0])
+    return keep
 
 
 def _splits(source: _Source, options: _Options) -> NDArray[np.int64]:
@@ -234,11 +306,10 @@ def _build(
     options: _Options,
 ) -> tuple[Table, NDArray[np.int64]]:
     """The table and the source row of each of its rows."""
-    keep = _drop_coco(source, root, options.labels, options.coco)
+    problems = _problems()
+    keep = _kept(root, source, stamps, options, problems)
+    problems.finish()
     here = np.array([name in stamps and stamps[name][0] > 0 for name in source.names])
-    if options.missing == "error":
-        wanted = [source.names[row] for row in np.flatnonzero(keep).tolist()]
-        check_present("visual_genome", wanted, stamps, root / FOLDERS[0])
     absent = ABSENT if options.absent == "absent" else UNKNOWN
     labels = np.full((len(source.names), len(source.label_names)), absent, dtype=np.int8)
     labels[source.row, source.column] = PRESENT
@@ -311,8 +382,15 @@ def visual_genome(
         test_fraction, seed,
     )  # fmt: skip
     top = source_root("visual_genome", root, "VG_100K, VG_100K_2 and the annotation files")
-    source = _read_topk(top, options) if labels == "topk" else _read_released(top, labels, label_names)
-    paths, stamps, double = _locate(top)
+    problems = _problems()
+    if labels == "topk":
+        source = _read_topk(top, options, problems)
+    else:
+        source = _read_released(top, labels, label_names, problems)
+    paths, stamps, double = _locate(top, problems)
+    if problems:
+        _kept(top, source, stamps, options, problems)
+        problems.finish()
     built = functools.cache(lambda: _build(top, source, stamps, paths, {"in_two_folders": double}, options))
 
     def image(row: int) -> NDArray[np.uint8]:

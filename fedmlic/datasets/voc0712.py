@@ -11,7 +11,16 @@ from __future__ import annotations
 from fedmlic.dataset import Dataset
 from fedmlic.images import Resize
 from fedmlic.sources.options import Channels, HeldOut, ImageSize, Root, Seed
-from fedmlic.sources.voc import Difficult, Part, Protocol, find_releases, image_set, positives, voc_dataset
+from fedmlic.sources.voc import (
+    Difficult,
+    Part,
+    Protocol,
+    find_releases,
+    image_set,
+    positives,
+    voc_dataset,
+    voc_problems,
+)
 from fedmlic.sources.voc_counts import POSITIVES
 from fedmlic.splits import held_out_counts
 
@@ -50,7 +59,8 @@ def voc0712(
     Raises:
         InputError: files are missing or wrong; all problems at once.
     """
-    folders = find_releases(root, {"VOC2007": ("trainval", "test"), "VOC2012": ("trainval",)}, "voc0712")
+    problems = voc_problems("voc0712")
+    folders = find_releases(root, {"VOC2007": ("trainval", "test"), "VOC2012": ("trainval",)}, "voc0712", problems)
     parts = [
         Part("VOC2007", image_set(folders["VOC2007"], "trainval"), "train"),
         Part("VOC2012", image_set(folders["VOC2012"], "trainval"), "train"),
@@ -61,4 +71,4 @@ def voc0712(
     if difficult != "present":
         counts = {name: c.trainval2007 + c.test2007 + c.train2012 + c.val2012 for name, c in POSITIVES.items()}
         expected |= positives(counts, protocol)
-    return voc_dataset("voc0712", parts, folders, protocol, expected)
+    return voc_dataset("voc0712", parts, folders, protocol, expected, problems=problems)

@@ -11,7 +11,16 @@ from typing import Literal
 from fedmlic.dataset import Dataset
 from fedmlic.images import Resize
 from fedmlic.sources.options import Channels, HeldOut, ImageSize, Root, Seed
-from fedmlic.sources.voc import Difficult, Part, Protocol, find_releases, image_set, positives, voc_dataset
+from fedmlic.sources.voc import (
+    Difficult,
+    Part,
+    Protocol,
+    find_releases,
+    image_set,
+    positives,
+    voc_dataset,
+    voc_problems,
+)
 from fedmlic.sources.voc_counts import POSITIVES
 from fedmlic.splits import held_out_counts
 
@@ -56,7 +65,8 @@ def voc2007(
         InputError: files are missing or wrong; all problems at once.
     """
     sets = ("trainval",) if train_part == "trainval" else ("train", "val")
-    folders = find_releases(root, {YEAR: (*sets, "test")}, "voc2007")
+    problems = voc_problems("voc2007")
+    folders = find_releases(root, {YEAR: (*sets, "test")}, "voc2007", problems)
     parts = [Part(YEAR, image_set(folders[YEAR], name), "val" if name == "val" else "train") for name in sets]
     parts.append(Part(YEAR, image_set(folders[YEAR], "test"), "test"))
     protocol = Protocol(difficult, label_names, val_fraction, seed, image_size, resize, channels, upright)
@@ -65,4 +75,4 @@ def voc2007(
     expected = {**counts, "test": NUM_TEST}
     if difficult != "present":
         expected |= positives({name: c.trainval2007 + c.test2007 for name, c in POSITIVES.items()}, protocol)
-    return voc_dataset("voc2007", parts, folders, protocol, expected)
+    return voc_dataset("voc2007", parts, folders, protocol, expected, problems=problems)

@@ -14,7 +14,16 @@ from typing import Literal
 from fedmlic.dataset import Dataset
 from fedmlic.images import Resize
 from fedmlic.sources.options import Channels, HeldOut, ImageSize, Root, Seed
-from fedmlic.sources.voc import Difficult, Part, Protocol, find_releases, image_set, positives, voc_dataset
+from fedmlic.sources.voc import (
+    Difficult,
+    Part,
+    Protocol,
+    find_releases,
+    image_set,
+    positives,
+    voc_dataset,
+    voc_problems,
+)
 from fedmlic.sources.voc_counts import POSITIVES
 from fedmlic.splits import held_out_counts
 
@@ -59,7 +68,8 @@ def voc2012(
         InputError: files are missing or wrong; all problems at once.
     """
     sets = ("train", "val") if train_part == "train" else ("trainval",)
-    folders = find_releases(root, {YEAR: sets}, "voc2012")
+    problems = voc_problems("voc2012")
+    folders = find_releases(root, {YEAR: sets}, "voc2012", problems)
     parts = [Part(YEAR, image_set(folders[YEAR], name), "test" if name == "val" else "train") for name in sets]
     protocol = Protocol(difficult, label_names, val_fraction, seed, image_size, resize, channels, upright)
     if train_part == "train":
@@ -67,4 +77,6 @@ def voc2012(
     else:
         expected = held_out_counts(NUM_TRAINVAL, val_fraction)
     counts = {name: c.all2012 if difficult == "present" else c.train2012 + c.val2012 for name, c in POSITIVES.items()}
-    return voc_dataset("voc2012", parts, folders, protocol, {**expected, **positives(counts, protocol)})
+    return voc_dataset(
+        "voc2012", parts, folders, protocol, {**expected, **positives(counts, protocol)}, problems=problems
+    )

@@ -12,7 +12,15 @@ from fedmlic.dataset import Dataset
 from fedmlic.images import Resize
 from fedmlic.sources.options import Channels, HeldOut, ImageSize, Root, Seed
 from fedmlic.sources.place import find_parts
-from fedmlic.sources.voc import Difficult, Part, Protocol, find_releases, image_set, voc_dataset
+from fedmlic.sources.voc import (
+    Difficult,
+    Part,
+    Protocol,
+    find_releases,
+    image_set,
+    voc_dataset,
+    voc_problems,
+)
 from fedmlic.sources.voc_counts import POSITIVES
 from fedmlic.splits import held_out_counts
 
@@ -70,10 +78,11 @@ def voc_mlt(
     Raises:
         InputError: files are missing or wrong; all problems at once.
     """
-    folders = find_releases(root, {"VOC2007": ("test",), "VOC2012": ()}, "voc_mlt")
+    problems = voc_problems("voc_mlt")
+    folders = find_releases(root, {"VOC2007": ("test",), "VOC2012": ()}, "voc_mlt", problems)
     places = (image_ids,) if image_ids else tuple(f"{place}/img_id.txt" for place in LIST_PLACES)
-    (listed,) = find_parts(root, (".",), (places,), "voc_mlt")
+    (listed,) = find_parts(root, (".",), (places,), "voc_mlt", problems)
     parts = [Part("VOC2012", listed, "train"), Part("VOC2007", image_set(folders["VOC2007"], "test"), "test")]
     protocol = Protocol(difficult, label_names, val_fraction, seed, image_size, resize, channels, upright)
     expected = {**held_out_counts(NUM_TRAIN, val_fraction), "test": NUM_TEST}
-    return voc_dataset("voc_mlt", parts, folders, protocol, expected, GROUPS)
+    return voc_dataset("voc_mlt", parts, folders, protocol, expected, GROUPS, problems)

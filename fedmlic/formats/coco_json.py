@@ -4,7 +4,8 @@ Source: the data format page of cocodataset.org and, for ``coco_url``, ``neg_cat
 and ``not_exhaustive_category_ids``, the LVIS v1 files. Only what image-level labels and boxes
 need is read; segmentations are passed over. Ids are 64-bit whole numbers, or text that
 holds one. The result does not depend on the order of the file's arrays, and equal
-annotations of one image are kept once.
+annotations of one image are kept once. A key that says which labels an image has is required:
+where it is missing nothing is known, which is not the same as no label.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fedmlic.errors import InputError, listing
+from fedmlic.formats.fields import coordinate, image_side, length, short, text_fault, whole
 from fedmlic.formats.json_arrays import read_arrays
 
 if TYPE_CHECKING:
@@ -29,8 +31,14 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
     Bools = NDArray[np.bool_]
 
+ARRAYS = ("images", "annotations", "categories")
+"""Keys of the top level that are read; each must be there."""
+
 STREAMED_BYTES = 1 << 24
 """Smaller files are read from the start to find their categories."""
+
+TEXTS = frozenset({"supercategory", "frequency"})
+"""Texts of a category that become names of groups."""
 
 CATEGORIES_BYTES = 1 << 24
 """Longest list of categories that is looked for at the end of a larger file."""
@@ -66,7 +74,9 @@ class Instances:
         negative: int64 ``[entries, 2]``, image and category known to be absent.
         not_exhaustive: int64 ``[entries, 2]``, image and category with unmarked instances.
         duplicates: equal annotations that were dropped.
-        problems: everything wrong with the file, a line each.
+        whole: whether all three arrays are there and could be read to their ends; otherwise what
+            seems to be missing may be in the part that was not read.
+        problems: everything wrong with the file, a line each that begins with its name.
     """
 
     categories: tuple[Category, ...]
@@ -82,34 +92,21 @@ class Instances:
     negative: Ints
     not_exhaustive: Ints
     duplicates: int
+    whole: bool
     problems: list[str]
-
-
-def whole(value: object) -> int | None:
-    """A 64-bit id given as number or text, or None.
-
-    >>> whole(7), whole("0042"), whole(7.5), whole(True), whole(-1)
-    (7, 42, None, None, None)
-    """
-    if isinstance(value, str) and value.strip().isascii() and value.strip().isdecimal():
-        value = int(value)
-    if type(value) is not int or not 0 <= value < 1 << 63:
-        return None
-    return value
-
-
-def _number(value: object) -> float | None:
-    """A finite number of at least 0, or None."""
-    # Not a float such as NaN, which compares as false, nor text nor a boolean.
-    if type(value) not in {int, float} or not 0 <= value < 1e9:  # type: ignore[operator]
-        return None
-    return float(value)  # type: ignore[arg-type]
 
 
 @dataclass
 class _Collector:
-    """Takes in records of any order."""
+    """Takes in records of any order.
 
+    Attributes:
+        name: of the file.
+        partial: image records must say which categories are absent and which not exhaustive.
+    """
+
+    name: str
+    partial: bool = False
     categories: list[Category] = field(default_factory=list)
     image_ids: array[int] = field(default_factory=lambda: array("q"))
     files: list[str] = field(default_factory=list)
@@ -123,11 +120,13 @@ class _Collector:
         default_factory=lambda: {"neg_category_ids": array("q"), "not_exhaustive_category_ids": array("q")}
     )
     problems: list[str] = field(default_factory=list)
+    whole: bool = False
+    broken: list[str] = field(default_factory=list)
 
     def add(self, key: str, place: int, record: Any) -> None:  # noqa: ANN401  (JSON is untyped)
         """Take in one element of the array ``key``."""
         if not isinstance(record, dict):
-            self.wrong(key, place, f"{type(record).__name__} instead of a record")
+            self.wrong(key, place, f"{short(record)} instead of a record")
         elif key == "annotations":
             self.annotation(place, record)
         elif key == "images":
@@ -142,38 +141,62 @@ class _Collector:
     def category(self, place: int, record: dict[str, Any]) -> None:
         """Take in one category."""
         number, name = whole(record.get("id")), record.get("name")
-        if number is None or not isinstance(name, str) or not name.strip():
-            self.wrong("categories", place, f"id {record.get('id')!r} and name {name!r} are no number and name")
-            return
-        others = {key: text for key, text in record.items() if isinstance(text, str) and key not in {"id", "name"}}
-        self.categories.append(Category(number, name.strip(), tuple(sorted(others.items()))))
+        if number is None:
+            self.wrong("categories", place, f"id {short(record.get('id'))} is no whole number")
+        if fault := text_fault(name):
+            self.wrong("categories", place, f"name {short(name)} {fault}")
+        texts = {key: text for key, text in record.items() if isinstance(text, str) and key not in {"id", "name"}}
+        for key in sorted(TEXTS & record.keys()):
+            if fault := text_fault(record[key]):
+                self.wrong("categories", place, f"{key} {short(record[key])} {fault}")
+        if number is not None:
+            # One without a name is still described: its annotations are not wrong, too.
+            named = name.strip() if isinstance(name, str) else ""
+            self.categories.append(Category(number, named, tuple(sorted(texts.items()))))
 
     def image(self, place: int, record: dict[str, Any]) -> None:
         """Take in one image."""
         number = whole(record.get("id"))
         if number is None:
-            self.wrong("images", place, f"id {record.get('id')!r} is no whole number")
+            self.wrong("images", place, f"id {short(record.get('id'))} is no whole number")
             return
-        path = record.get("file_name")
-        if path is None:
-            # LVIS v1 names files by their address alone.
-            path = "/".join(str(record.get("coco_url") or "").split("/")[-2:])
-        if not isinstance(path, str) or not path.strip():
-            self.wrong("images", place, f"image {number} has neither file_name nor coco_url")
-            path = ""
-        size = [_number(record.get(side, 0)) for side in ("width", "height")]
-        if None in size:
-            self.wrong("images", place, f"image {number} has size {record.get('width')!r} x {record.get('height')!r}")
         self.image_ids.append(number)
-        self.files.append(path.strip().replace("\\", "/"))
-        self.sizes.extend([side or 0.0 for side in size])
+        self.files.append(self.file(place, number, record))
+        self.sizes.extend(self.size(place, number, record))
         for key, pairs in self.pairs.items():
-            listed = record.get(key, [])
+            if key not in record and not self.partial:
+                continue
+            listed = record.get(key)
             categories = [whole(category) for category in listed] if isinstance(listed, list) else [None]
             if None in categories:
-                self.wrong("images", place, f"{key} of image {number} is {listed!r}, not a list of whole numbers")
+                what = f"is {short(listed)}, not a list of whole numbers" if key in record else "is missing"
+                self.wrong("images", place, f"{key} of image {number} {what}")
             for category in categories:
                 pairs.extend((number, -1 if category is None else category))
+
+    def file(self, place: int, number: int, record: dict[str, Any]) -> str:
+        """Where an image lies, as its record says, or blank."""
+        # LVIS v1 names files by their address alone.
+        key = "file_name" if "file_name" in record or "coco_url" not in record else "coco_url"
+        path = record.get(key)
+        if key not in record:
+            self.wrong("images", place, f"image {number} has neither file_name nor coco_url")
+            return ""
+        if fault := text_fault(path):
+            self.wrong("images", place, f"{key} {short(path)} of image {number} {fault}")
+            return ""
+        path = str(path).strip().replace("\\", "/")
+        return "/".join(path.split("/")[-2:]) if key == "coco_url" else path
+
+    def size(self, place: int, number: int, record: dict[str, Any]) -> list[float]:
+        """Width and height, or zeros where the record has neither key."""
+        keys = [key for key in ("width", "height") if key in record]
+        sides = [image_side(record[key]) for key in keys]
+        if len(keys) == 1 or None in sides:
+            said = " x ".join(short(record[key]) if key in record else "nothing" for key in ("width", "height"))
+            self.wrong("images", place, f"image {number} has size {said}, not two numbers of pixels above 0")
+            return [0.0, 0.0]
+        return [side or 0.0 for side in sides] or [0.0, 0.0]
 
     def annotation(self, place: int, record: dict[str, Any]) -> None:
         """Take in one annotation."""
@@ -181,14 +204,14 @@ class _Collector:
         box = record.get("bbox")
         crowd, ignore = record.get("iscrowd", 0), record.get("ignore", 0)
         if image is None or category is None:
-            ids = f"image_id {record.get('image_id')!r} and category_id {record.get('category_id')!r}"
+            ids = f"image_id {short(record.get('image_id'))} and category_id {short(record.get('category_id'))}"
             self.wrong("annotations", place, f"{ids} are no whole numbers")
         elif not isinstance(box, list) or len(box) != 4 or None in (sides := _sides(box)):
-            self.wrong("annotations", place, f"bbox {box!r} is not x, y, width, height")
-        elif (area := _number(record.get("area", sides[2] * sides[3]))) is None:
-            self.wrong("annotations", place, f"area {record['area']!r} is no number of pixels")
-        elif crowd not in (0, 1) or ignore not in (0, 1):
-            self.wrong("annotations", place, f"iscrowd {crowd!r} and ignore {ignore!r} are not 0 or 1")
+            self.wrong("annotations", place, f"bbox {short(box)} is not x, y, width, height")
+        elif (area := length(said := record.get("area", sides[2] * sides[3]))) is None:
+            self.wrong("annotations", place, f"area {short(said)} is no number of pixels")
+        elif not (_is_mark(crowd) and _is_mark(ignore)):
+            self.wrong("annotations", place, f"iscrowd {short(crowd)} and ignore {short(ignore)} are not 0 or 1")
         else:
             self.image_of.append(image)
             self.category_of.append(category)
@@ -197,29 +220,48 @@ class _Collector:
             self.places.append(place)
 
 
+def _is_mark(value: object) -> bool:
+    # 1 == True == 1.0, but a file of this format holds neither.
+    return type(value) is int and value in {0, 1}
+
+
 def _sides(box: list[Any]) -> list[Any]:
     """Four numbers, with None for what is none; corners may lie left of or above the image."""
-    corner = [x if type(x) in {int, float} and abs(x) < 1e9 else None for x in box[:2]]
-    return [*corner, _number(box[2]), _number(box[3])]
+    return [coordinate(box[0]), coordinate(box[1]), length(box[2]), length(box[3])]
 
 
-def read_instances(path: Path) -> Instances:
-    """Read one file; what is wrong with it is in ``problems``."""
-    found = _Collector()
+def read_instances(path: Path, *, partial: bool = False) -> Instances:
+    """Read one file; what is wrong with it is in ``problems``.
+
+    Args:
+        path: the file.
+        partial: whether the format demands ``neg_category_ids`` and
+            ``not_exhaustive_category_ids`` of every image, as LVIS does.
+    """
+    found = _Collector(path.name, partial)
     places: Counter[str] = Counter()
-    seen: set[str] = set()
+    kinds: dict[str, str] = {}
     try:
-        for key, record in read_arrays(path):
-            seen.add(key)
-            if key in {"images", "annotations", "categories"}:
+        for key, record in read_arrays(path, kinds):
+            if key in ARRAYS and kinds[key] == "list":
                 found.add(key, places[key], record)
                 places[key] += 1
     except InputError as error:
-        found.problems.append(str(error))
+        found.broken.append(str(error))
     else:
-        missing = [key for key in ("images", "categories") if not places[key]]
-        found.problems += [f"no {key}" for key in missing]
+        faults = [fault for key in ARRAYS if (fault := _array_fault(key, kinds, places))]
+        found.problems += faults
+        found.whole = not faults
     return _arrange(found)
+
+
+def _array_fault(key: str, kinds: dict[str, str], places: Counter[str]) -> str:
+    """What is wrong with one of the three arrays as a whole; there may be no annotations in it."""
+    if key not in kinds:
+        return f"the key {key!r} is missing"
+    if kinds[key] != "list":
+        return f"{key} is a {kinds[key]}, not a list"
+    return "" if places[key] or key == "annotations" else f"no {key}"
 
 
 def _arrange(found: _Collector) -> Instances:
@@ -236,7 +278,7 @@ def _arrange(found: _Collector) -> Instances:
     row = _places(np.array(found.image_of, dtype=np.int64), image_ids)
     category = _places(np.array(found.category_of, dtype=np.int64), category_ids)
     for name, place, ids in (("image", row, found.image_of), ("category", category, found.category_of)):
-        for wrong in np.flatnonzero(place < 0).tolist():
+        for wrong in np.flatnonzero(place < 0).tolist() if found.whole else ():
             found.wrong("annotations", found.places[wrong], f"{name} {ids[wrong]} is not described")
     numbers = np.array(found.numbers, dtype=np.float32).reshape(-1, 5)
     marks = np.frombuffer(bytes(found.marks), dtype=np.uint8)
@@ -257,17 +299,20 @@ def _arrange(found: _Collector) -> Instances:
         _pairs(found, "neg_category_ids", image_ids, category_ids),
         _pairs(found, "not_exhaustive_category_ids", image_ids, category_ids),
         duplicates,
-        found.problems,
+        found.whole,
+        found.broken + [f"{found.name}: {problem}" for problem in found.problems],
     )
 
 
 def _unique_categories(found: _Collector) -> tuple[Category, ...]:
-    categories = tuple(sorted(set(found.categories)))
+    categories = tuple(sorted(found.categories))
     for what, times in (
         ("id", Counter(category.id for category in categories)),
         ("name", Counter(category.name for category in categories)),
     ):
-        found.problems += [f"category {what} {key!r} appears {n} times" for key, n in times.items() if n > 1]
+        found.problems += [
+            f"category {what} {key!r} appears {n} times" for key, n in times.items() if n > 1 and key != ""
+        ]
     return categories
 
 
@@ -292,7 +337,7 @@ def _pairs(found: _Collector, key: str, image_ids: Ints, category_ids: Ints) -> 
     """int64 ``[entries, 2]`` of image and category places, sorted, each once."""
     ids = np.array(found.pairs[key], dtype=np.int64).reshape(-1, 2)
     category = _places(ids[:, 1], category_ids)
-    for image, number in ids[(category < 0) & (ids[:, 1] >= 0)].tolist():
+    for image, number in ids[(category < 0) & (ids[:, 1] >= 0)].tolist() if found.whole else ():
         found.problems.append(f"image {image}: {key} names category {number}, which is not described")
     pairs = np.stack([_places(ids[:, 0], image_ids), category], axis=1)[category >= 0]
     return np.unique(pairs, axis=0)
@@ -302,20 +347,23 @@ def read_categories(path: Path) -> tuple[Category, ...]:
     """The categories of a file by ascending id, without reading a large file whole.
 
     Raises:
-        InputError: the file is no JSON or its categories are wrong.
+        InputError: the file is no JSON or its categories are wrong; lines as ``read_instances``
+            has them.
     """
-    found = _Collector()
+    found = _Collector(path.name)
+    kinds: dict[str, str] = {"categories": "list"}
     records = _last_categories(path) if path.stat().st_size > STREAMED_BYTES else None
     if records is None:
-        records = [record for key, record in read_arrays(path) if key == "categories"]
-    for place, record in enumerate(records):
+        kinds = {}
+        records = [record for key, record in read_arrays(path, kinds) if key == "categories"]
+    if fault := _array_fault("categories", kinds, Counter(categories=len(records))):
+        found.problems.append(fault)
+    for place, record in enumerate(records if kinds.get("categories") == "list" else []):
         found.add("categories", place, record)
     categories = _unique_categories(found)
-    if not categories and not found.problems:
-        found.problems.append("no categories")
     if found.problems:
         expected = f"Expected {path} to describe its categories"
-        raise listing(expected, found.problems)
+        raise listing(expected, [f"{path.name}: {problem}" for problem in found.problems], complete=True)
     return categories
 
 
@@ -327,6 +375,6 @@ def _last_categories(path: Path) -> list[Any] | None:
     text = tail.decode(errors="replace").lstrip()
     try:
         records, _ = json.JSONDecoder().raw_decode(text.removeprefix(":").lstrip())
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return records if isinstance(records, list) else None

@@ -5,6 +5,10 @@ Needs pydicom (``pip install 'fedmlic[dicom]'``), which is imported only when a 
 
 from __future__ import annotations
 
+import math
+import warnings
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,7 +20,9 @@ from fedmlic.images import UNREADABLE
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-DAMAGED = (*UNREADABLE, AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError)
+DAMAGED = (
+    *UNREADABLE, ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, zlib.error,
+)  # fmt: skip
 """What pydicom raises for a damaged file or one that it cannot decode, besides its own exceptions."""
 
 PIXEL_TAGS = ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth")
@@ -59,9 +65,34 @@ def origin(path: Path) -> Origin:
     tags = ["PatientID", "StudyInstanceUID"]
     try:
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
-        return Origin(*(str(header.get(tag, "")).strip() for tag in tags))
+        return Origin(*(_word(header.get(tag)) for tag in tags))
     except (*DAMAGED, pydicom.errors.InvalidDicomError) as error:
         raise _unreadable(error) from error
+
+
+def origins(paths: Sequence[Path]) -> tuple[list[Origin | InputError], list[str]]:
+    """The origin of each file, or what is wrong with it, and what pydicom warns of, in one line.
+
+    The published files of some challenges break a rule of the standard in every header; a
+    warning for each would hide everything else. Warnings are taken from the whole process, so
+    nothing else may run meanwhile.
+    """
+    found: list[Origin | InputError] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for path in paths:
+            try:
+                found.append(origin(path))
+            except InputError as error:
+                found.append(error)
+    if not caught:
+        return found, []
+    return found, [f"pydicom warned {len(caught):,} times about headers of the images, first: {caught[0].message}"]
+
+
+def _word(value: Any) -> str:  # noqa: ANN401  (whatever an element holds)
+    """The text of an element, blank where it holds none."""
+    return "" if value is None else str(value).strip().strip("\0")
 
 
 def hounsfield(path: Path, *, fix_intercept: bool) -> tuple[NDArray[np.float32], Window | None]:
@@ -73,7 +104,8 @@ def hounsfield(path: Path, *, fix_intercept: bool) -> tuple[NDArray[np.float32],
             intercept is above -100 hold values that were shifted by 1000 and wrapped at 4096.
 
     Raises:
-        InputError: the file is damaged, has colours or several frames, or cannot be decoded.
+        InputError: the file is damaged, has colours or several frames, cannot be decoded, or
+            lacks slope or intercept, without which its values are no Hounsfield units.
     """
     pydicom = _pydicom()
     try:
@@ -87,11 +119,15 @@ def hounsfield(path: Path, *, fix_intercept: bool) -> tuple[NDArray[np.float32],
     if values.ndim != 2 or kind != "MONOCHROME2":
         msg = f"Expected one frame of MONOCHROME2, got {kind} {list(values.shape)}. Leave the image out."
         raise InputError(msg)
-    values, intercept = values.astype(np.float32), intercept or 0.0
+    if slope is None or intercept is None or not math.isfinite(slope * intercept) or slope == 0:
+        got = f"RescaleSlope {slope} and RescaleIntercept {intercept}"
+        msg = f"Expected numbers that turn stored values into Hounsfield units, got {got}. Leave the image out."
+        raise InputError(msg)
+    values = values.astype(np.float32)
     if fix_intercept and bits == 12 and not signed and intercept > -100:
         values, intercept = (values + 1000) % 4096, -1000.0
     proposed = None if centre is None or width is None else Window(centre, width)
-    return values * np.float32(1.0 if slope is None else slope) + np.float32(intercept), proposed
+    return values * np.float32(slope) + np.float32(intercept), proposed
 
 
 def _first(value: Any) -> float | None:  # noqa: ANN401  (whatever an element holds)

@@ -13,6 +13,7 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fedmlic.errors import InputError
 from fedmlic.files import Stamp, check_present, files_sha256, list_files, stamps_sha256
 from fedmlic.formats.flair_records import FIELDS, KINDS, EntryList, Layout, Records
 from fedmlic.formats.json_list import read_json_list
@@ -35,8 +36,7 @@ def open_flair_files(root: Path, images: Literal["small", "raw"]) -> Layout:
         root: the folder that holds ``labels_and_metadata.json``.
         images: which folder of images to use.
 
-    Raises:
-        InputError: the JSON is damaged or images are missing; all problems at once.
+    A damaged JSON file and missing images are ``problems`` of the records.
     """
     folder = root / f"{images}_images"
     stamps = list_files(folder)
@@ -52,7 +52,7 @@ def open_flair_files(root: Path, images: Literal["small", "raw"]) -> Layout:
         records=records,
         pixels=pixels,
         identity={
-            "annotations": files_sha256(root, [root / METADATA]),
+            "annotations": files_sha256(root, filter(Path.is_file, [root / METADATA])),
             "images": stamps_sha256(stamps, [f"{image_id}.jpg" for image_id in found.image_ids]),
             "folder": images,
         },
@@ -63,18 +63,20 @@ def _read(path: Path, folder: Path, stamps: dict[str, Stamp]) -> Records:
     problems = Problems(f"Expected every object of {path} to describe one image")
     texts: dict[str, list[str]] = {"image_id": [], "user_id": [], "partition": []}
     lists = {kind: EntryList() for kind in KINDS}
-    for number, item in enumerate(read_json_list(path)):
-        wrong = _fault(item)
-        if wrong:
-            problems.add(f"object {number}: {wrong}")
-            continue
-        for name, column in texts.items():
-            column.append(str(item[name]))
-        for kind, entries in lists.items():
-            entries.add(item[FIELDS[kind]])
-    problems.finish()
+    try:
+        for number, item in enumerate(read_json_list(path)):
+            wrong = _fault(item)
+            if wrong:
+                problems.add(f"object {number}: {wrong}")
+                continue
+            for name, column in texts.items():
+                column.append(str(item[name]))
+            for kind, entries in lists.items():
+                entries.add(item[FIELDS[kind]])
+    except InputError as error:
+        problems.take(error)
     names = [f"{image_id}.jpg" for image_id in texts["image_id"]]
-    check_present("flair", names, stamps, folder)
+    problems.attempt(check_present, "flair", names, stamps, folder)
     return Records(
         image_ids=texts["image_id"],
         users=texts["user_id"],
@@ -82,6 +84,7 @@ def _read(path: Path, folder: Path, stamps: dict[str, Stamp]) -> Records:
         entries={kind: entries.finish() for kind, entries in lists.items()},
         where=[str(folder / name) for name in names],
         notes={},
+        problems=problems.lines,
     )
 
 

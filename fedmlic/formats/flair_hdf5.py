@@ -16,7 +16,6 @@ import functools
 import importlib
 import json
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,7 +24,7 @@ import numpy as np
 
 from fedmlic.errors import InputError
 from fedmlic.files import list_files, stamps_sha256
-from fedmlic.formats.flair_records import FIELDS, Entries, EntryList, Layout, Records
+from fedmlic.formats.flair_records import FIELDS, Entries, EntryList, Layout, Records, is_numbering
 from fedmlic.images import from_pixels
 from fedmlic.problems import Problems
 
@@ -34,12 +33,17 @@ if TYPE_CHECKING:
 
     from fedmlic.images import Resize
 
+    Sparse = dict[str, list[tuple[NDArray[np.int64], NDArray[np.int64]]]]
+
 SUFFIXES = (".h5", ".hdf5")
 NAMES = {
     "coarse": ("label_counter", "label_mapping"),
     "fine": ("fine_grained_label_counter", "fine_grained_label_mapping"),
 }
 """Where in ``/metadata`` the names of each kind stand, by the first and by the second script."""
+
+DAMAGED = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+"""What h5py raises for a damaged file, and what reading raises where a key holds something else than expected."""
 
 Form = Literal["names", "sparse", "central"]
 
@@ -51,13 +55,16 @@ def open_flair_hdf5(path: Path, kinds: tuple[str, ...]) -> Layout:
         path: the file.
         kinds: of labels to read; each takes about ten seconds for all 51,414 users.
 
+    What is wrong with single groups is among the ``problems`` of the records.
+
     Raises:
         InputError: h5py is not installed, or the file is none of FLAIR's.
     """
     store = _Store(path)
     form = store.form()
-    names = {kind: _label_names(store, kind, form) for kind in kinds}
-    read = functools.cache(lambda: _read(store, form, kinds, names))
+    problems = Problems(f"Expected {path} to hold images and labels of FLAIR")
+    names = {kind: problems.attempt(_label_names, store, kind, form) for kind in kinds}
+    read = functools.cache(lambda: _read(store, form, names, problems))
 
     def pixels(record: int, size: int, channels: int, resize: Resize) -> NDArray[np.uint8]:
         place, row = read()[1][record]
@@ -85,59 +92,86 @@ class _Store:
         self.path = path
         try:
             self.file = h5py.File(path, "r")
-        except OSError as error:
+        except DAMAGED as error:
             msg = f"Expected {path} to be an HDF5 file, got: {error}. Make it again."
             raise InputError(msg) from error
         self.lock = threading.Lock()
 
     def partitions(self) -> list[str]:
-        """Names of the groups of images."""
-        return sorted(set(self.file) - {"metadata"})
+        """Names of the groups of images.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        try:
+            return sorted(set(self.file) - {"metadata"})
+        except DAMAGED as error:
+            msg = f"Expected {self.path} to be an undamaged HDF5 file, got: {error}. Make it again."
+            raise InputError(msg) from error
 
     def form(self) -> Form:
         """Which layout the keys of the first group tell."""
-        for partition in self.partitions():
-            for group in self.file[partition].values():
-                keys = set(group) if hasattr(group, "keys") else set()
-                if "image" in keys:
-                    return "central"
-                if "labels_row" in keys or "fine_grained_labels_row" in keys:
-                    return "sparse"
-                if "images" in keys:
-                    return "names"
+        got = "no such group"
+        try:
+            got = f"{sorted(self.file)}"
+            for partition in self.partitions():
+                for group in _members(self.file[partition]).values():
+                    keys = set(_members(group))
+                    if "image" in keys:
+                        return "central"
+                    if "labels_row" in keys or "fine_grained_labels_row" in keys:
+                        return "sparse"
+                    if "images" in keys:
+                        return "names"
+        except DAMAGED as error:
+            got = str(error)
         msg = (
             f"Expected {self.path} to hold groups like /train/<user>/images or /train/<image>/image, "
-            f"got {sorted(self.file)}. Make it with a script of ml-flair or pfl-research."
+            f"got {got}. Make it with a script of ml-flair or pfl-research."
         )
         raise InputError(msg)
 
     def image(self, place: str, row: int) -> NDArray[np.uint8]:
         """uint8 ``[height, width, 3]``: a dataset, or a row of one."""
-        with self.lock:
-            stored = self.file[place]
-            return np.asarray(stored[row] if row >= 0 else stored[()], dtype=np.uint8)
+        try:
+            with self.lock:
+                stored = self.file[place]
+                return np.asarray(stored[row] if row >= 0 else stored[()], dtype=np.uint8)
+        except DAMAGED as error:
+            msg = f"Expected an undamaged image at {place} of {self.path}, got: {error}. Make the file again."
+            raise InputError(msg) from error
+
+
+def _members(item: Any) -> Any:  # noqa: ANN401  (h5py has no types)
+    """What a group holds; nothing where it is no group."""
+    return item if hasattr(item, "keys") else {}
 
 
 def _label_names(store: _Store, kind: str, form: Form) -> list[str] | None:
     """Names by code (sparse form), or sorted; ``None`` where the file has no list of them."""
     counter, mapping = (f"metadata/{name}" for name in NAMES[kind])
-    key = mapping if mapping in store.file else counter
-    if key not in store.file:
-        if form == "sparse":
-            msg = f"Expected {store.path} to hold /{mapping}, which numbers its labels, got none. Make it again."
-            raise InputError(msg)
-        return None
+    key = "metadata"
     try:
-        found = json.loads(store.file[key][()])
-        names = sorted(found) if form != "sparse" else sorted(found, key=found.__getitem__)
-        gaps = form == "sparse" and [found[name] for name in names] != list(range(len(names)))
-    except (ValueError, TypeError, AttributeError) as error:
+        key = mapping if mapping in store.file else counter
+        found = json.loads(store.file[key][()]) if key in store.file else None
+    except (*DAMAGED, RecursionError) as error:
         msg = f"Expected /{key} of {store.path} to be a JSON object of names and numbers, got: {error}."
         raise InputError(msg) from error
-    if gaps:
-        msg = f"Expected /{key} of {store.path} to number labels from 0 without gaps, got {found}. Make it again."
+    if found is None and form != "sparse":
+        return None
+    if found is None:
+        msg = f"Expected {store.path} to hold /{mapping}, which numbers its labels, got none. Make it again."
         raise InputError(msg)
-    return names
+    if not isinstance(found, dict):
+        msg = f"Expected /{key} of {store.path} to be a JSON object of names and numbers, got {str(found)[:80]}."
+        raise InputError(msg)
+    if form != "sparse":
+        return sorted(found)
+    if not is_numbering(found):
+        got = str(found)[:80]
+        msg = f"Expected /{key} of {store.path} to number labels from 0 without gaps, got {got}. Make it again."
+        raise InputError(msg)
+    return sorted(found, key=found.__getitem__)
 
 
 @dataclass
@@ -153,53 +187,95 @@ class _Found:
 
 
 def _read(
-    store: _Store, form: Form, kinds: tuple[str, ...], names: dict[str, list[str] | None]
+    store: _Store, form: Form, names: dict[str, list[str] | None], problems: Problems
 ) -> tuple[Records, list[tuple[str, int]]]:
-    problems = Problems(f"Expected {store.path} to hold images and labels of FLAIR")
     found = _Found()
-    lists = {kind: EntryList(names[kind]) for kind in kinds}
-    sparse: dict[str, list[tuple[NDArray[np.int64], NDArray[np.int64]]]] = {kind: [] for kind in kinds}
-    for partition in store.partitions():
-        for key, group in store.file[partition].items():
+    lists = {kind: EntryList(known) for kind, known in names.items()}
+    sparse: Sparse = {kind: [] for kind in names}
+    for partition in problems.attempt(store.partitions) or ():
+        for key, group in _groups(store, partition, problems):
             place = f"/{partition}/{key}"
             try:
                 if form == "central":
                     _central(group, place, found, lists)
+                elif form == "names":
+                    _user(group, place, found, lists)
                 else:
-                    start = len(found.ids)
-                    count = _user(group, place, found)
-                    for kind in kinds:
-                        if form == "names":
-                            for text in _texts(group[FIELDS[kind]][()], count):
-                                lists[kind].add(_split(text))
-                        else:
-                            rows, codes = _sparse(group, kind, count, len(names[kind] or ()))
-                            sparse[kind].append((rows + start, codes))
-            except (KeyError, ValueError) as error:
+                    _sparse_user(group, place, found, sparse, names)
+            except KeyError as error:
+                problems.add(f"{place}: {str(error).strip(chr(34))}")
+            except DAMAGED as error:
                 problems.add(f"{place}: {error}")
-    problems.finish()
     entries = {
-        kind: _joined(sparse[kind], names[kind] or []) if form == "sparse" else lists[kind].finish() for kind in kinds
+        kind: _joined(sparse[kind], names[kind] or []) if form == "sparse" else lists[kind].finish() for kind in names
     }
     notes = {"empty_users": found.empty_users}
-    return Records(found.ids, found.users, found.partitions, entries, found.where, notes), found.images
+    records = Records(found.ids, found.users, found.partitions, entries, found.where, notes, problems.lines)
+    return records, found.images
 
 
-def _user(group: Any, place: str, found: _Found) -> int:  # noqa: ANN401  (h5py has no types)
-    """Note the images of one user; how many there are."""
-    _, partition, user = place.split("/", 2)
-    shape, ids = group["images"].shape, group["image_ids"][()]
-    if len(shape) != 4 or len(ids) != shape[0]:
-        msg = f"images {shape} do not fit {len(ids)} image_ids"
+def _groups(store: _Store, partition: str, problems: Problems) -> list[tuple[str, Any]]:
+    """The groups of a partition."""
+    try:
+        return list(_members(store.file[partition]).items())
+    except DAMAGED as error:
+        problems.add(f"/{partition}: {error}")
+        return []
+
+
+def _ids(group: Any) -> list[str]:  # noqa: ANN401  (h5py has no types)
+    """The image ids of one user, whose images fit them."""
+    images, ids = group["images"], group["image_ids"][()]
+    shape = images.shape
+    if len(shape) != 4 or shape[3] != 3 or np.shape(ids) != shape[:1] or (shape[0] and 0 in shape):
+        msg = f"images {shape} do not fit image_ids {np.shape(ids)}"
         raise ValueError(msg)
+    _check_bytes(images)
+    return _texts(ids, len(ids))
+
+
+def _check_bytes(images: Any) -> None:  # noqa: ANN401
+    if images.dtype != np.uint8:
+        msg = f"images are {images.dtype}, not uint8"
+        raise ValueError(msg)
+
+
+def _add(place: str, ids: list[str], found: _Found) -> None:
+    """Note the images of one user."""
+    _, partition, user = place.split("/", 2)
     count = len(ids)
     found.empty_users += count == 0
-    found.ids += list(_texts(ids, count))
+    found.ids += ids
     found.users += [user] * count
     found.partitions += [partition] * count
     found.where += [f"{place}/images, row {row}" for row in range(count)]
     found.images += [(f"{place}/images", row) for row in range(count)]
-    return count
+
+
+def _user(group: Any, place: str, found: _Found, lists: dict[str, EntryList]) -> None:  # noqa: ANN401
+    """Note the images of one user, whose labels are names."""
+    ids = _ids(group)
+    labels = {kind: _texts(group[FIELDS[kind]][()], len(ids)) for kind in lists}
+    _add(place, ids, found)
+    for kind, texts in labels.items():
+        for text in texts:
+            lists[kind].add(_split(text))
+
+
+def _sparse_user(
+    group: Any,  # noqa: ANN401
+    place: str,
+    found: _Found,
+    sparse: Sparse,
+    names: dict[str, list[str] | None],
+) -> None:
+    """Note the images of one user, whose labels are numbers."""
+    ids, start = _ids(group), len(found.ids)
+    # Without a numbering, which is a problem already, numbers mean nothing.
+    labels = {kind: _sparse(group, kind, len(ids), len(known)) for kind, known in names.items() if known is not None}
+    _add(place, ids, found)
+    for kind, (rows, codes) in labels.items():
+        sparse[kind].append((rows + start, codes))
 
 
 def _central(group: Any, place: str, found: _Found, lists: dict[str, EntryList]) -> None:  # noqa: ANN401
@@ -207,9 +283,11 @@ def _central(group: Any, place: str, found: _Found, lists: dict[str, EntryList])
     _, partition, image_id = place.split("/", 2)
     user = _text(group["user_id"][()])
     labels = {kind: _split(_text(group[FIELDS[kind]][()])) for kind in lists}
-    if len(group["image"].shape) not in {2, 3}:
-        msg = f"image has shape {group['image'].shape}"
+    shape = group["image"].shape
+    if len(shape) not in {2, 3} or (len(shape) == 3 and shape[2] != 3) or 0 in shape:
+        msg = f"image has shape {shape}"
         raise ValueError(msg)
+    _check_bytes(group["image"])
     found.ids.append(image_id)
     found.users.append(user)
     found.partitions.append(partition)
@@ -220,14 +298,17 @@ def _central(group: Any, place: str, found: _Found, lists: dict[str, EntryList])
 
 
 def _text(value: object) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+    if not isinstance(value, bytes | str):
+        msg = f"{value!r:.40} is no text"
+        raise ValueError(msg)  # noqa: TRY004  (the file is wrong, not the program)
+    return value.decode() if isinstance(value, bytes) else value
 
 
-def _texts(values: NDArray[Any], count: int) -> Iterator[str]:
-    if len(values) != count:
-        msg = f"{count} images have {len(values)} texts"
+def _texts(values: NDArray[Any], count: int) -> list[str]:
+    if np.shape(values) != (count,):
+        msg = f"{count} images have texts of shape {np.shape(values)}"
         raise ValueError(msg)
-    return map(_text, values.tolist())
+    return [_text(value) for value in values.tolist()]
 
 
 def _split(text: str) -> list[str]:
@@ -236,10 +317,17 @@ def _split(text: str) -> list[str]:
 
 def _sparse(group: Any, kind: str, count: int, num_labels: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:  # noqa: ANN401
     name = FIELDS[kind]
-    rows, codes = (group[f"{name}_{axis}"][()].astype(np.int64) for axis in ("row", "col"))
-    if rows.shape != codes.shape or (rows.size and (rows.max() >= count or codes.max() >= num_labels)):
+    rows, codes = (group[f"{name}_{axis}"][()] for axis in ("row", "col"))
+    ends = ((rows, count), (codes, num_labels))
+    fits = np.shape(rows) == np.shape(codes) and all(
+        # An array without entries may have any type.
+        np.ndim(part) == 1 and (not part.size or (part.dtype.kind in "iu" and 0 <= part.min() <= part.max() < end))
+        for part, end in ends
+    )
+    if not fits:
         msg = f"{name}_row and {name}_col do not fit {count} images and {num_labels} labels"
         raise ValueError(msg)
+    rows, codes = rows.astype(np.int64), codes.astype(np.int64)
     order = np.argsort(rows, kind="stable")
     return rows[order], codes[order]
 

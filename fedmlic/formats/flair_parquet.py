@@ -20,7 +20,7 @@ import numpy as np
 
 from fedmlic.errors import InputError
 from fedmlic.files import list_files, stamps_sha256
-from fedmlic.formats.flair_records import FIELDS, Entries, Layout, Records
+from fedmlic.formats.flair_records import FIELDS, KINDS, EntryList, Layout, Records
 from fedmlic.images import decode
 from fedmlic.problems import Problems
 
@@ -43,76 +43,92 @@ def parquet_files(root: Path) -> list[Path]:
 def open_flair_parquet(root: Path) -> Layout:
     """The layout of Parquet files in ``root`` or ``root/data``.
 
-    Raises:
-        InputError: a file's name tells no split, or it lacks columns.
+    Files of another kind or with other columns are ``problems`` of the records.
     """
     files = parquet_files(root)
-    _check(files)
     stamps = list_files(root, depth=1)
     groups = functools.cache(lambda: _Groups(files))
     return Layout(
         name="parquet",
         names=lambda _: None,
-        records=functools.cache(lambda: _read(files)),
+        records=functools.cache(lambda: _read(root, files)),
         pixels=lambda record, size, channels, resize: _pixels(groups(), record, size, channels, resize),
         identity={"files": stamps_sha256(stamps, [file.relative_to(root).as_posix() for file in files])},
     )
 
 
-def _check(files: list[Path]) -> None:
-    import pyarrow.parquet as pq  # only this layout needs it
-    from pyarrow.lib import ArrowException
-
+def _read(root: Path, files: list[Path]) -> Records:
     problems = Problems("Expected Parquet files of FLAIR named train-*, val-* and test-* with its columns")
+    if not files:
+        problems.add(f"none in {root} and {root / 'data'}")
+    ids: list[str] = []
+    users: list[str] = []
+    partitions: list[str] = []
+    where: list[str] = []
+    lists = {kind: EntryList() for kind in KINDS}
     for file in files:
-        if file.name.split("-")[0] not in SPLITS:
+        split = SPLITS.get(file.name.split("-")[0])
+        if split is None:
             problems.add(f"{file}: the name begins with no split")
+        part = _read_file(file, problems)
+        if part is None or split is None:
             continue
-        try:
-            found = pq.read_schema(file).names
-        except (OSError, ArrowException) as error:
-            problems.add(f"{file}: {error}")
-            continue
-        missing = [name for name in ("image", "image_id", "user_id", *FIELDS.values()) if name not in found]
-        if missing:
-            problems.add(f"{file}: columns {found}, without {missing}")
-    problems.finish()
-
-
-def _read(files: list[Path]) -> Records:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    columns = ["image_id", "user_id", *FIELDS.values()]
-    tables = [pq.read_table(file, columns=columns) for file in files]
-    partitions = [SPLITS[file.name.split("-")[0]] for file in files]
-    table = pa.concat_tables(tables).combine_chunks()
-    where = [f"{file}, row {row}" for file, part in zip(files, tables, strict=True) for row in range(part.num_rows)]
+        ids += part["image_id"]
+        users += part["user_id"]
+        partitions += [split] * len(part["image_id"])
+        where += [f"{file}, row {row}" for row in range(len(part["image_id"]))]
+        for kind, entries in lists.items():
+            for labels in part[FIELDS[kind]]:
+                entries.add(labels)
     return Records(
-        image_ids=[str(value) for value in table["image_id"].to_pylist()],
-        users=[str(value) for value in table["user_id"].to_pylist()],
-        partitions=[name for name, part in zip(partitions, tables, strict=True) for _ in range(part.num_rows)],
-        entries={kind: _entries(table[name], name) for kind, name in FIELDS.items()},
-        where=where,
-        notes={},
+        ids, users, partitions, {kind: entries.finish() for kind, entries in lists.items()}, where, {}, problems.lines
     )
 
 
-def _entries(column: Any, name: str) -> Entries:  # noqa: ANN401  (pyarrow has no types)
-    import pyarrow as pa
-    import pyarrow.compute as pc
+def _read_file(file: Path, problems: Problems) -> dict[str, list[Any]] | None:
+    """The columns of one file but for its images, or None where they are not what they should be."""
+    import pyarrow.parquet as pq  # only this layout needs it
+    from pyarrow.lib import ArrowException
 
-    if not pa.types.is_list(column.type) and not pa.types.is_large_list(column.type):
-        msg = f"Expected column {name!r} to hold lists of label names, got {column.type}. Use the official files."
+    before = len(problems)
+    columns = ["image_id", "user_id", *FIELDS.values()]
+    try:
+        found = pq.read_schema(file).names
+        missing = [name for name in ("image", *columns) if name not in found]
+        if missing:
+            problems.add(f"{file}: columns {found}, without {missing}")
+            return None
+        table = pq.read_table(file, columns=columns)
+        values = {name: _column(table[name], name, lists=name in FIELDS.values()) for name in columns}
+    except (OSError, ArrowException, InputError) as error:
+        problems.add(f"{file}: {error}")
+        return None
+    for name, column in values.items():
+        for row, value in enumerate(column):
+            if value is None or (isinstance(value, list) and None in value):
+                problems.add(f"{file}, row {row}: {name} is {value}")
+    return values if len(problems) == before else None
+
+
+def _column(column: Any, name: str, *, lists: bool) -> list[Any]:  # noqa: ANN401  (pyarrow has no types)
+    """The values of a column of texts, or of lists of texts."""
+    import pyarrow as pa
+
+    kind = column.type
+    if lists:
+        if not pa.types.is_list(kind) and not pa.types.is_large_list(kind):
+            msg = f"Expected column {name!r} to hold lists of label names, got {kind}. Use the official files."
+            raise InputError(msg)
+        kind = kind.value_type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    numbers = not lists and pa.types.is_integer(kind)
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or numbers):
+        msg = f"Expected column {name!r} to hold {'label names' if lists else 'texts'}, got {column.type}. "
+        msg += "Use the official files."
         raise InputError(msg)
-    values = pc.list_flatten(column).combine_chunks()
-    if not pa.types.is_string(values.type) and not pa.types.is_large_string(values.type):
-        msg = f"Expected column {name!r} to hold label names, got lists of {values.type}. Use the official files."
-        raise InputError(msg)
-    encoded = values.dictionary_encode()
-    encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
-    record = np.asarray(pc.list_parent_indices(column), dtype=np.int64)
-    return Entries(record, np.asarray(encoded.indices, dtype=np.int64), encoded.dictionary.to_pylist())
+    values: list[Any] = column.to_pylist()
+    return [None if value is None else str(value) for value in values] if numbers else values
 
 
 class _Groups:
@@ -130,6 +146,19 @@ class _Groups:
 
     def encoded(self, record: int) -> bytes:
         """The image file of a record."""
+        from pyarrow.lib import ArrowException
+
+        try:
+            content = self._encoded(record)
+        except (OSError, ArrowException) as error:
+            msg = f"Expected an undamaged Parquet file, got: {error}. Download it again."
+            raise InputError(msg) from error
+        if not isinstance(content, bytes):
+            msg = "Expected column 'image' to hold the file's bytes, got none. Download the Parquet files again."
+            raise InputError(msg)
+        return content
+
+    def _encoded(self, record: int) -> Any:  # noqa: ANN401  (pyarrow has no types)
         group = int(np.searchsorted(self.starts, record, side="right")) - 1
         with self.lock:
             if group not in self.kept:
@@ -139,11 +168,7 @@ class _Groups:
             while len(self.kept) > 1 and sum(images.nbytes for images in self.kept.values()) > KEPT_BYTES:
                 self.kept.popitem(last=False)
             value = self.kept[group][record - int(self.starts[group])].as_py()
-        content = value["bytes"] if isinstance(value, dict) else value
-        if not isinstance(content, bytes):
-            msg = "Expected column 'image' to hold the file's bytes, got none. Download the Parquet files again."
-            raise InputError(msg)
-        return content
+        return value.get("bytes") if isinstance(value, dict) else value
 
 
 def _pixels(groups: _Groups, record: int, size: int, channels: int, resize: Resize) -> NDArray[np.uint8]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
@@ -44,6 +44,8 @@ class Records:
         entries: of each kind of labels that was asked for.
         where: file or place of each record, for messages.
         notes: counts worth keeping; JSON values.
+        problems: what is wrong with the source, a complete line each; what is good of it was
+            read all the same.
     """
 
     image_ids: list[str]
@@ -52,6 +54,7 @@ class Records:
     entries: Mapping[str, Entries]
     where: list[str]
     notes: Mapping[str, Any]
+    problems: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Layout:
     Attributes:
         name: for messages and the identity.
         names: label names of a kind, or ``None`` where only the records tell.
-        records: reads everything but pixels; called once.
+        records: reads everything but pixels; every call gives the same. Never raises ``InputError``.
         pixels: uint8 ``[size, size, channels]`` of a record, given size, channels and resize.
         identity: fingerprints of its files.
     """
@@ -95,3 +98,10 @@ class EntryList:
         """All entries, with names in the order in which they came up."""
         record = np.repeat(np.arange(len(self.counts), dtype=np.int64), self.counts)
         return Entries(record, np.array(self.codes, dtype=np.int64), list(self.index))
+
+
+def is_numbering(places: object) -> TypeGuard[dict[str, int]]:
+    """Whether a JSON value numbers names from 0 without gaps."""
+    if not isinstance(places, dict) or not all(type(place) is int for place in places.values()):
+        return False
+    return sorted(places.values()) == list(range(len(places)))

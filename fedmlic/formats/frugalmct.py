@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import re
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedmlic.errors import InputError, listing
+from fedmlic.errors import InputError
 from fedmlic.formats import csv_rows
-from fedmlic.formats.hapi import Answers, Run, load_json
+from fedmlic.formats.hapi import Answers, Run, is_name, load_json
+from fedmlic.problems import Problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -62,7 +64,7 @@ def _content(path: Path) -> bytes:
                 msg = f"{path.stem}.txt {len(names)} times in the archive"
                 raise ValueError(msg)
             return archive.read(names[0])
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise ValueError(str(error)) from error
 
 
@@ -81,8 +83,14 @@ def predictions(run: Run) -> Answers:
     return _read(run.path, with_confidence=True)
 
 
-def truth(place: Path, benchmark: str) -> Answers:
+def truth(place: Path, benchmark: str, problems: Problems | None = None) -> Answers:
     """A benchmark's own labels.
+
+    Args:
+        place: the folder of the benchmarks' folders.
+        benchmark: ``coco``, ``pascal`` or ``mir``.
+        problems: takes what is wrong with single images, which are left out. Without it they
+            are raised, all at once.
 
     Raises:
         InputError: there are none, or they are not as described above.
@@ -92,29 +100,37 @@ def truth(place: Path, benchmark: str) -> Answers:
     if not found:
         msg = f"Expected the labels of {benchmark} at {folder or place}, got no Model*_TrueLabel.txt. Download it."
         raise InputError(msg)
-    return _read(found[0], with_confidence=False)
+    return _read(found[0], problems, with_confidence=False)
 
 
-def _read(path: Path, *, with_confidence: bool) -> Answers:
-    problems, ids, names, confidences = [], [], [], []
+def _read(path: Path, problems: Problems | None = None, *, with_confidence: bool) -> Answers:
+    own = Problems(f"Expected {path} to hold lists of transcription and confidence by image", outer=problems)
+    ids, names, confidences = [], [], []
     for example_id, found in load_json(path, dict, _content).items():
         try:
-            said = [(str(entry["transcription"]), _number(entry, with_confidence=with_confidence)) for entry in found]
+            said = [(_name(entry), _number(entry, with_confidence=with_confidence)) for entry in found]
         except (TypeError, KeyError, ValueError) as error:
-            problems.append(f"{example_id}: {found!r:.80} ({type(error).__name__}: {error})")
+            own.add(f"{example_id}: {found!r:.80} ({type(error).__name__}: {error})")
             continue
         ids.append(example_id)
         names.append(tuple(name for name, _ in said))
         confidences.append(tuple(confidence for _, confidence in said))
-    if problems:
-        expected = f"Expected {path} to hold lists of transcription and confidence by image"
-        raise listing(expected, problems)
+    if problems is None:
+        own.finish()
     return Answers(ids, names, _means(confidences), confidences)
+
+
+def _name(entry: dict[str, object]) -> str:
+    name = entry["transcription"]
+    if not is_name(name):
+        msg = f"transcription {name!r} is no name"
+        raise ValueError(msg)
+    return str(name)
 
 
 def _number(entry: dict[str, object], *, with_confidence: bool) -> float:
     confidence = entry["confidence"] if with_confidence else 1.0
-    if not isinstance(confidence, int | float) or not 0 <= confidence <= 1:
+    if not isinstance(confidence, int | float) or isinstance(confidence, bool) or not 0 <= confidence <= 1:
         msg = f"confidence {confidence!r} is no number from 0 to 1"
         raise ValueError(msg)
     return float(confidence)

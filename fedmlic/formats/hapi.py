@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fedmlic.errors import InputError, listing
+from fedmlic.errors import InputError
 from fedmlic.formats import csv_rows
+from fedmlic.problems import Problems
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,13 +100,19 @@ def predictions(run: Run) -> Answers:
     return _read(run.path, "predicted_label")
 
 
-def truth(place: Path, benchmark: str) -> Answers:
+def truth(place: Path, benchmark: str, problems: Problems | None = None) -> Answers:
     """A benchmark's own labels.
 
+    Args:
+        place: HAPI's data folder.
+        benchmark: ``coco``, ``pascal`` or ``mir``.
+        problems: takes what is wrong with single entries, which are left out. Without it they
+            are raised, all at once.
+
     Raises:
-        InputError: the file is missing or not as described above; all problems at once.
+        InputError: the file is missing or not as described above.
     """
-    return _read(_tasks(place) / TASK / benchmark / "labels.json", "true_label")
+    return _read(_tasks(place) / TASK / benchmark / "labels.json", "true_label", problems)
 
 
 def load_json(
@@ -118,7 +125,7 @@ def load_json(
     """
     try:
         found = json.loads(content(path))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         msg = f"Expected {path} to be a JSON file, got: {error}. Download it again."
         raise InputError(msg) from error
     if not isinstance(found, kind):
@@ -127,25 +134,30 @@ def load_json(
     return found
 
 
-def _read(path: Path, key: str) -> Answers:
-    problems, seen = [], set[str]()
+def _read(path: Path, key: str, problems: Problems | None = None) -> Answers:
+    own = Problems(f"Expected {path} to hold objects with example_id, {key} and confidence", outer=problems)
+    seen = set[str]()
     ids, names, confidence = [], [], []
     for place, entry in enumerate(load_json(path, list)):
         wrong = _wrong(entry, key)
         if not wrong and entry["example_id"] in seen:
             wrong = f"example_id {entry['example_id']!r} again"
         if wrong:
-            problems.append(f"entry {place}: {wrong}")
+            own.add(f"entry {place}: {wrong}")
             continue
         seen.add(entry["example_id"])
         ids.append(entry["example_id"])
         names.append(tuple(entry[key]))
         # pandas, which wrote these files, has null for a mean over nothing.
         confidence.append(1.0 if key == "true_label" else float(entry.get("confidence") or 0))
-    if problems:
-        expected = f"Expected {path} to hold objects with example_id, {key} and confidence"
-        raise listing(expected, problems)
+    if problems is None:
+        own.finish()
     return Answers(ids, names, np.array(confidence, dtype=np.float32), [])
+
+
+def is_name(value: object) -> bool:
+    """Whether a JSON value is a text that can name something: not blank, without control characters."""
+    return isinstance(value, str) and value.isprintable() and bool(value.strip())
 
 
 def _wrong(entry: object, key: str) -> str:
@@ -153,9 +165,9 @@ def _wrong(entry: object, key: str) -> str:
     if not isinstance(entry, dict):
         return f"{entry!r}, which is no object"
     labels, confidence = entry.get(key), entry.get("confidence")
-    if not isinstance(entry.get("example_id"), str):
+    if not is_name(entry.get("example_id")):
         return f"example_id {entry.get('example_id')!r}, which is no text"
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+    if not isinstance(labels, list) or not all(is_name(label) for label in labels):
         return f"{key} {labels!r}, which is no list of names"
     number = isinstance(confidence, int | float) and not isinstance(confidence, bool) and 0 <= confidence <= 1
     return "" if confidence is None or number else f"confidence {confidence!r}, which is no number from 0 to 1"

@@ -92,17 +92,24 @@ class _Window:
         return f"{what} (character {self.passed + self.at + ahead})"
 
 
-def _members(window: _Window) -> Iterator[tuple[str, Any]]:
+def _members(window: _Window, kinds: dict[str, str]) -> Iterator[tuple[str, Any]]:
     """Keys of the top level with their elements, until the end."""
     window.take("{")
     mark = "," if window.peek() != "}" else window.take("}")
     while mark == ",":
         key = window.value()
+        if type(key) is not str:
+            raise ValueError(window.place(f"a key in quotes expected, got {key!r}"))
+        if key in kinds:
+            raise ValueError(window.place(f"the key {key!r} is there twice"))
         window.take(":")
         if window.peek() == "[":
-            yield from ((str(key), element) for element in _elements(window))
+            kinds[key] = "list"
+            yield from ((key, element) for element in _elements(window))
         else:
-            yield str(key), window.value()
+            value = window.value()
+            kinds[key] = type(value).__name__
+            yield key, value
         mark = window.take(",}")
     if window.peek():
         raise ValueError(window.place("text behind the end"))
@@ -117,13 +124,15 @@ def _elements(window: _Window) -> Iterator[Any]:
         mark = window.take(",]")
 
 
-def read_arrays(path: Path) -> Iterator[tuple[str, Any]]:
+def read_arrays(path: Path, kinds: dict[str, str] | None = None) -> Iterator[tuple[str, Any]]:
     """Yield (key, element) for every element of every top-level array, in the file's order.
 
     A top-level value that is no array is yielded whole; an empty array yields nothing.
 
     Args:
         path: a JSON file in UTF-8, with or without byte order mark, whose top level is an object.
+        kinds: is filled with the Python type of every top-level value, by key, before its first
+            element is yielded; an empty array has a key here and nothing else.
 
     Raises:
         InputError: it cannot be read, or is no such file; elements before the fault were yielded.
@@ -131,7 +140,7 @@ def read_arrays(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         with path.open("rb") as file:
             window = _Window(file)
-            yield from _members(window)
+            yield from _members(window, {} if kinds is None else kinds)
     except (OSError, ValueError, RecursionError) as error:
         msg = f"Expected {path} to be JSON, got: {error}. Download it again."
         raise InputError(msg) from error

@@ -28,7 +28,7 @@ def read_json_list(path: Path) -> Iterator[Any]:
     try:
         with path.open(encoding="utf-8-sig") as file:
             yield from _items(file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         msg = f"Expected {path} to be a JSON list, got: {error}. Download it again."
         raise InputError(msg) from error
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fedmlic.errors import InputError
+from fedmlic.errors import InputError, nearest
+from fedmlic.formats.fields import short, text_fault
 from fedmlic.formats.reading import read_json, read_text
 from fedmlic.problems import Problems
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 1 << 24
 MACHINE_SOURCE = "machine"
+SUBSETS = {"train": "train", "validation": "val", "val": "val", "test": "test"}
+"""Split of each name that files and folders give to one."""
+
 NO_LABEL = -1
 """Column of a label that was not asked for."""
 
@@ -56,7 +60,7 @@ def read_blocks(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         )
         for batch in reader:
             yield {name: batch.column(name) for name in columns}
-    except (OSError, pa.ArrowException, KeyError) as error:
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         msg = f"Expected {path} to be a CSV file with columns {', '.join(columns)}, got: {error}. Download it again."
         raise InputError(msg) from error
 
@@ -107,31 +111,36 @@ class Annotations:
     sources: Counter[str] = field(default_factory=Counter)
 
 
-def read_annotations(files: Sequence[Path], column_of: Mapping[str, int]) -> Annotations:
-    """All rows of some label files.
+def read_annotations(files: Sequence[Path], column_of: Mapping[str, int] | None, problems: Problems) -> Annotations:
+    """All good rows of some label files.
 
     Args:
         files: CSV files with ImageID, Source, LabelName and Confidence.
-        column_of: column of every class that exists, or ``NO_LABEL``.
-
-    Raises:
-        InputError: ids, labels or confidences that cannot be; all problems at once.
+        column_of: column of every class that exists, or ``NO_LABEL``; None if the classes are
+            not known, so that no label can be wrong.
+        problems: where to note files that cannot be read or hold no row, and ids, labels and
+            confidences that cannot be.
     """
-    problems = Problems("Expected image-level labels of Open Images (ImageID,Source,LabelName,Confidence)")
-    parts: list[_Block] = []
+    parts = [_Block(np.empty(0, np.uint64), np.empty(0, np.int32), np.empty(0, np.float32), np.empty(0, np.bool_))]
     sources: Counter[str] = Counter()
     for path in files:
-        start = 2
-        for block in read_blocks(path, ("ImageID", "Source", "LabelName", "Confidence")):
-            parts.append(_annotation_block(block, f"{path}, row", start, column_of, problems, sources))
-            start += len(parts[-1].image)
-    problems.finish()
-    if not parts:
-        parts.append(
-            _Block(np.empty(0, np.uint64), np.empty(0, np.int32), np.empty(0, np.float32), np.empty(0, np.bool_))
-        )
+        own = problems.within(f"Expected image-level labels of Open Images in {path}")
+        rows = own.attempt(_read_file, path, column_of, own, parts, sources)
+        if rows == 0:
+            own.add("no row")
     joined = [np.concatenate(columns) for columns in zip(*parts, strict=True)]
     return Annotations(joined[0], joined[1], joined[2], joined[3], sources)
+
+
+def _read_file(
+    path: Path, column_of: Mapping[str, int] | None, own: Problems, parts: list[_Block], sources: Counter[str]
+) -> int:
+    """Take in the blocks of one file; the number of its rows."""
+    start = 2
+    for block in read_blocks(path, ("ImageID", "Source", "LabelName", "Confidence")):
+        parts.append(_annotation_block(block, start, column_of, own, sources))
+        start += len(block["ImageID"])
+    return start - 2
 
 
 class _Block(NamedTuple):
@@ -144,35 +153,36 @@ class _Block(NamedTuple):
 
 
 def _annotation_block(
-    block: dict[str, Any],
-    where: str,
-    start: int,
-    column_of: Mapping[str, int],
-    problems: Problems,
-    sources: Counter[str],
+    block: dict[str, Any], start: int, column_of: Mapping[str, int] | None, problems: Problems, sources: Counter[str]
 ) -> _Block:
+    """The good rows of a block that begins in row ``start`` of its file."""
     ids, wrong = parse_ids(block["ImageID"])
     for row in wrong.tolist():
-        problems.add(f"{where} {start + row}: ImageID {block['ImageID'][row].as_py()!r} is not 16 hexadecimal digits")
+        problems.add(f"row {start + row}: ImageID {block['ImageID'][row].as_py()!r} is not 16 hexadecimal digits")
     source_codes, source_names = _encoded(block["Source"])
     sources.update(
         dict(zip(source_names, np.bincount(source_codes, minlength=len(source_names)).tolist(), strict=True))
     )
     machine = np.array([name == MACHINE_SOURCE for name in source_names], dtype=np.bool_)[source_codes]
+    for code in np.flatnonzero([bool(text_fault(name)) for name in source_names]).tolist():
+        first = int((source_codes == code).argmax())
+        problems.add(f"row {start + first}: Source {source_names[code]!r} {text_fault(source_names[code])}")
     label_codes, labels = _encoded(block["LabelName"])
-    columns = np.array([column_of.get(label, NO_LABEL - 1) for label in labels], dtype=np.int32)[label_codes]
-    for code in np.flatnonzero(np.array([label not in column_of for label in labels])).tolist():
+    known = dict.fromkeys(labels, NO_LABEL) if column_of is None else column_of
+    columns = np.array([known.get(label, NO_LABEL) for label in labels], dtype=np.int32)[label_codes]
+    for code in np.flatnonzero([label not in known for label in labels]).tolist():
         first = int((label_codes == code).argmax())
-        problems.add(f"{where} {start + first}: LabelName {labels[code]!r} is in no class description")
+        problems.add(f"row {start + first}: LabelName {labels[code]!r} is in no class description")
     value_codes, texts = _encoded(block["Confidence"])
     values = np.array([_confidence(text) for text in texts], dtype=np.float32)[value_codes]
     bad = ~(machine & (values >= 0) & (values <= 1)) & ~np.isin(values, (0, 1))
     for row in np.flatnonzero(bad).tolist():
         problems.add(
-            f"{where} {start + row}: Confidence {block['Confidence'][row].as_py()!r} of source "
+            f"row {start + row}: Confidence {block['Confidence'][row].as_py()!r} of source "
             f"{block['Source'][row].as_py()!r}; people say 0 or 1, machines a number between"
         )
-    return _Block(ids, columns, values, machine)
+    bad[wrong] = True
+    return _Block(ids[~bad], columns[~bad], values[~bad], machine[~bad])
 
 
 def _encoded(texts: Any) -> tuple[NDArray[np.int64], list[str]]:  # noqa: ANN401
@@ -183,7 +193,8 @@ def _encoded(texts: Any) -> tuple[NDArray[np.int64], list[str]]:  # noqa: ANN401
 
 def _confidence(text: str) -> float:
     try:
-        return float(text)
+        # Python's own rule takes 0_1 and digits of other scripts too.
+        return float(text) if text.isascii() and "_" not in text else float("nan")
     except ValueError:
         return float("nan")
 
@@ -194,7 +205,7 @@ class ImageList:
 
     Attributes:
         image: uint64 ``[images]``.
-        subset: text per image, as the file says.
+        subset: of each image ``train``, ``val`` or ``test``.
         author: address of the author's profile, else the name; blank if unknown.
         turns: int8 ``[images]``: quarter turns counterclockwise that make it upright.
         unknown_rotation: how many have no rotation (the photograph is gone from Flickr).
@@ -210,64 +221,95 @@ class ImageList:
 TURNS = {"0.0": 0, "90.0": 1, "180.0": 2, "270.0": 3, "0": 0, "90": 1, "180": 2, "270": 3, "": -1, "nan": -1}
 
 
-def read_image_lists(files: Sequence[Path]) -> ImageList:
-    """All images of some lists."""
-    problems = Problems("Expected lists of images of Open Images (ImageID,Subset,...,AuthorProfileURL,...,Rotation)")
-    ids, turns = [np.empty(0, dtype=np.uint64)], [np.empty(0, dtype=np.int8)]
-    subsets: list[str] = []
-    authors: list[str] = []
+def read_image_lists(files: Sequence[Path], problems: Problems) -> ImageList:
+    """All good rows of some lists; what is wrong with the others is noted."""
+    parts = [ImageList(np.empty(0, np.uint64), [], [], np.empty(0, np.int8), 0)]
     for path in files:
-        start = 2
-        for block in read_blocks(path, ("ImageID", "Subset", "AuthorProfileURL", "Author", "Rotation")):
-            numbers, wrong = parse_ids(block["ImageID"])
-            for row in wrong.tolist():
-                problems.add(f"{path}, row {start + row}: ImageID {block['ImageID'][row].as_py()!r}")
-            codes, texts = _encoded(block["Rotation"])
-            for code, text in enumerate(texts):
-                if text.lower() not in TURNS:
-                    problems.add(f"{path}, row {start + int((codes == code).argmax())}: Rotation {text!r}")
-            ids.append(numbers)
-            turns.append(np.array([TURNS.get(text.lower(), 0) for text in texts], dtype=np.int8)[codes])
-            subsets += block["Subset"].to_pylist()
-            profiles, names = block["AuthorProfileURL"].to_pylist(), block["Author"].to_pylist()
-            authors += [profile or name for profile, name in zip(profiles, names, strict=True)]
-            start += len(numbers)
-    problems.finish()
-    quarter = np.concatenate(turns)
-    return ImageList(np.concatenate(ids), subsets, authors, np.maximum(quarter, 0), int((quarter < 0).sum()))
+        own = problems.within(f"Expected a list of images of Open Images in {path}")
+        own.attempt(_read_list, path, own, parts)
+    return ImageList(
+        np.concatenate([part.image for part in parts]),
+        [subset for part in parts for subset in part.subset],
+        [author for part in parts for author in part.author],
+        np.concatenate([part.turns for part in parts]),
+        sum(part.unknown_rotation for part in parts),
+    )
 
 
-def read_descriptions(path: Path) -> dict[str, str]:
+def _read_list(path: Path, own: Problems, parts: list[ImageList]) -> None:
+    """Take in the blocks of one list."""
+    start = 2
+    for block in read_blocks(path, ("ImageID", "Subset", "AuthorProfileURL", "Author", "Rotation")):
+        numbers, wrong = parse_ids(block["ImageID"])
+        for row in wrong.tolist():
+            own.add(f"row {start + row}: ImageID {block['ImageID'][row].as_py()!r} is not 16 hexadecimal digits")
+        codes, texts = _encoded(block["Rotation"])
+        for code, text in enumerate(texts):
+            if text.lower() not in TURNS:
+                own.add(f"row {start + int((codes == code).argmax())}: Rotation {text!r} is no quarter turn")
+        turns = np.array([TURNS.get(text.lower(), 0) for text in texts], dtype=np.int8)[codes]
+        good = np.ones(len(numbers), dtype=np.bool_)
+        good[wrong] = False
+        profiles, names, subsets = (block[key].to_pylist() for key in ("AuthorProfileURL", "Author", "Subset"))
+        for row in range(len(numbers)):
+            if subsets[row] not in SUBSETS:
+                own.add(f"row {start + row}: Subset {subsets[row]!r}. {nearest(subsets[row], SUBSETS)}")
+                good[row] = False
+        places = np.flatnonzero(good).tolist()
+        parts.append(
+            ImageList(
+                numbers[good],
+                [SUBSETS[subsets[row]] for row in places],
+                [profiles[row] or names[row] for row in places],
+                np.maximum(turns[good], 0),
+                int((turns[good] < 0).sum()),
+            )
+        )
+        start += len(numbers)
+
+
+def read_descriptions(path: Path, problems: Problems) -> dict[str, str]:
     """Display name of every class, by its id; the header, which older files lack, is passed over."""
-    problems = Problems(f"Expected every line of {path} to hold a class id and its name, each id once")
+    own = problems.within(f"Expected every line of {path} to hold a class id and its name, each id once")
     found: dict[str, str] = {}
-    lines = csv.reader(io.StringIO(read_text(path), newline=""))
-    for cells in lines:
-        if cells == ["LabelName", "DisplayName"] or not any(cells):
-            continue
-        if len(cells) != 2 or not all(cell.strip() for cell in cells) or cells[0] in found:
-            problems.add(f"line {lines.line_num}: {cells}")
-            continue
-        found[cells[0]] = cells[1].strip()
-    problems.finish()
+    lines = csv.reader(io.StringIO(own.attempt(read_text, path) or "", newline=""), strict=True)
+    try:
+        for cells in lines:
+            if cells == ["LabelName", "DisplayName"] or not any(cells):
+                continue
+            faults = [fault for cell in cells if (fault := text_fault(cell))]
+            faults += ["has no id that begins with /"] if not cells[0].startswith("/") else []
+            faults += ["stands twice"] if cells[0] in found else []
+            if len(cells) != 2 or faults:
+                own.add(f"line {lines.line_num}: {cells} {'and '.join(faults)}".rstrip())
+            found.setdefault(cells[0], cells[-1].strip())
+    except csv.Error as error:
+        own.add(f"line {lines.line_num}: {error}")
+    if not found and not own:
+        own.add("no class")
     return found
 
 
-def read_hierarchy(path: Path) -> dict[str, list[str]]:
+def read_hierarchy(path: Path, problems: Problems) -> dict[str, list[str]]:
     """Direct parents of every class, by id; parts of a thing are not kinds of it."""
+    own = problems.within(f"Expected {path} to nest objects with LabelName and lists of them as Subcategory")
     parents: dict[str, list[str]] = {}
-
-    def visit(node: Any) -> None:  # noqa: ANN401  (JSON is untyped)
-        if not isinstance(node, dict) or not isinstance(node.get("LabelName"), str):
-            msg = f"Expected {path} to nest objects with LabelName and Subcategory, got {str(node)[:80]}."
-            raise InputError(msg)
-        for child in node.get("Subcategory", []):
-            visit(child)
-            own = parents.setdefault(child["LabelName"], [])
-            if node["LabelName"] not in own:
-                own.append(node["LabelName"])
-
-    visit(read_json(path))
+    # A list of what is left to visit: a file may nest deeper than Python calls.
+    root = own.attempt(read_json, path)
+    todo: list[tuple[Any, tuple[str, ...]]] = [] if own else [(root, ())]
+    while todo:
+        node, above = todo.pop()
+        name = node.get("LabelName") if isinstance(node, dict) else None
+        children = node.get("Subcategory", []) if isinstance(node, dict) else None
+        if text_fault(name) or not isinstance(name, str) or not isinstance(children, list):
+            own.add(short(node))
+            continue
+        if above and above[-1] not in parents.setdefault(name, []):
+            parents[name].append(above[-1])
+        if name in above:
+            own.add(f"{name} below itself")
+        else:
+            todo += [(child, (*above, name)) for child in reversed(children)]
     return parents
 
 

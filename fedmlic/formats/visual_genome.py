@@ -10,15 +10,16 @@ github.com/danfei/scene-graph-TF-release.
 
 from __future__ import annotations
 
-import math
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from fedmlic.errors import InputError
+from fedmlic.formats.fields import MAX_PIXELS, coordinate, length, short, text_fault, whole
 from fedmlic.formats.json_list import read_json_list
 from fedmlic.formats.reading import read_lines
 from fedmlic.problems import Problems
@@ -44,30 +45,49 @@ class NamedBoxes:
         name: int64 ``[boxes]``, a place in ``names``.
         box: float32 ``[boxes, 4]`` as x, y, width, height in pixels of the source image.
         names: normalised names in the order in which they come up.
+        listed: ids of all images that the file has, ascending, those without objects too.
+        nameless: objects without a name, which name nothing.
     """
 
     image_id: NDArray[np.int64]
     name: NDArray[np.int64]
     box: NDArray[np.float32]
     names: list[str]
+    listed: list[int]
+    nameless: int
 
 
-def read_image_data(path: Path) -> dict[int, ImageData]:
-    """Size and origin of every image, by id."""
-    problems = Problems(f"Expected every object of {path} to describe one image")
+def read_image_data(path: Path, problems: Problems) -> dict[int, ImageData]:
+    """Size and origin of every image, by id; what is wrong with the others is noted."""
+    own = problems.within(f"Expected every object of {path} to describe one image")
     found: dict[int, ImageData] = {}
-    for number, item in enumerate(read_json_list(path)):
+    for number, item in enumerate(_items(path, own)):
         about: dict[str, Any] = item if isinstance(item, dict) else {}
-        image_id, width, height = (about.get(name) for name in ("image_id", "width", "height"))
-        whole = all(type(value) is int and value > 0 for value in (image_id, width, height))
-        if not whole or image_id is None or width is None or height is None:
-            problems.add(f"object {number}: image_id, width and height are {[image_id, width, height]}")
+        image_id, width, height = (whole(about.get(name)) for name in ("image_id", "width", "height"))
+        in_coco = about.get("coco_id", "")
+        if any(type(about.get(key)) is not int for key in ("image_id", "width", "height")) or not (
+            image_id and width and height and max(width, height) < MAX_PIXELS
+        ):
+            said = [about.get(key) for key in ("image_id", "width", "height")]
+            own.add(f"object {number}: image_id, width and height are {short(said)}")
             continue
+        if in_coco is not None and (type(in_coco) is not int or whole(in_coco) is None):
+            what = short(in_coco) if "coco_id" in about else "missing"
+            own.add(f"object {number}: coco_id of image {image_id} is {what}; null or the number of an image of COCO")
         if image_id in found:
-            problems.add(f"object {number}: image_id {image_id} appears again")
-        found[image_id] = ImageData(width, height, about.get("coco_id") is not None)
-    problems.finish()
+            own.add(f"object {number}: image_id {image_id} appears again")
+        found[image_id] = ImageData(width, height, in_coco is not None)
+    if not found and not own:
+        own.add("no object")
     return found
+
+
+def _items(path: Path, own: Problems) -> Iterator[Any]:
+    """The items of a list up to the first that cannot be read, which is noted."""
+    try:
+        yield from read_json_list(path)
+    except InputError as error:
+        own.take(error)
 
 
 def normalise(name: str) -> list[str]:
@@ -80,11 +100,15 @@ def normalise(name: str) -> list[str]:
     return [part for part in parts if part]
 
 
-def read_aliases(path: Path) -> dict[str, str]:
+def read_aliases(path: Path, problems: Problems) -> dict[str, str]:
     """The name each alias stands for: the first of its line, itself resolved."""
+    own = problems.within(f"Expected every line of {path} to hold names with commas between them")
     aliases: dict[str, str] = {}
-    for _, line in read_lines(path):
+    for number, line in own.attempt(read_lines, path) or ():
         names = normalise(line)
+        own_faults = [f"name {name!r} {fault}" for name in names if (fault := text_fault(name))]
+        for fault in own_faults or ([] if names else ["no name"]):
+            own.add(f"line {number}: {fault}")
         if names:
             target = aliases.get(names[0], names[0])
             for name in names:
@@ -92,59 +116,79 @@ def read_aliases(path: Path) -> dict[str, str]:
     return aliases
 
 
-def read_objects(path: Path, aliases: Mapping[str, str]) -> NamedBoxes:
-    """Every name of every object of ``objects.json``, aliases resolved."""
-    problems = Problems(f"Expected every object of {path} to list the objects of one image")
-    index: dict[str, int] = {}
-    texts: dict[str, list[int]] = {}
+class _Names:
+    """Numbers the names that come up, aliases resolved."""
 
-    def codes(text: str) -> list[int]:
-        found = texts.get(text)
+    def __init__(self, aliases: Mapping[str, str]) -> None:
+        self.aliases = aliases
+        self.index: dict[str, int] = {}
+        self.texts: dict[str, list[int]] = {}
+        self.faults: dict[str, str] = {}
+
+    def codes(self, text: str) -> list[int]:
+        """Numbers of the names in one text; what is wrong with it is in ``faults``."""
+        found = self.texts.get(text)
         if found is None:
-            names = {aliases.get(name, name): None for name in normalise(text)}
-            found = texts[text] = [index.setdefault(name, len(index)) for name in names]
+            names = {self.aliases.get(name, name): None for name in normalise(text)}
+            for name in names:
+                if fault := text_fault(name):
+                    self.faults[text] = fault
+            found = self.texts[text] = [self.index.setdefault(name, len(self.index)) for name in names]
         return found
 
+
+def read_objects(path: Path, aliases: Mapping[str, str], problems: Problems) -> NamedBoxes:
+    """Every name of every good object of ``objects.json``, aliases resolved; the others are noted."""
+    own = problems.within(f"Expected every object of {path} to list the objects of one image")
+    known = _Names(aliases)
     ids, names, boxes = array("q"), array("q"), array("f")
     seen: set[int] = set()
-    for number, item in enumerate(read_json_list(path)):
+    nameless = 0
+    for number, item in enumerate(_items(path, own)):
         about = item if isinstance(item, dict) else {}
-        image_id, objects = about.get("image_id"), about.get("objects")
-        if type(image_id) is not int or type(objects) is not list or image_id in seen:
-            what = "appears again" if image_id in seen else f"and objects are {str(objects)[:40]}"
-            problems.add(f"object {number}: image_id {image_id!r} {what}")
+        said, objects = about.get("image_id"), about.get("objects")
+        image_id = whole(said) if type(said) is int else None
+        if image_id is None or type(objects) is not list or image_id in seen:
+            what = "appears again" if image_id in seen else f"and objects are {short(objects, 40)}"
+            own.add(f"object {number}: image_id {short(said)} {what}")
             continue
         seen.add(image_id)
         for place, one in enumerate(objects):
-            box = _box(one)
-            if box is None:
-                problems.add(f"object {number}, object {place} of image {image_id}: {str(one)[:80]}")
+            where = f"object {number}, object {place} of image {image_id}"
+            box, texts = _box(one)
+            if box is None or texts is None:
+                own.add(f"{where}: {short(one)}")
                 continue
-            own = one["names"]
             # Nearly every object has one name.
-            unique = codes(own[0]) if len(own) == 1 else {code: None for text in own for code in codes(text)}
-            for code in unique:
+            codes = known.codes(texts[0]) if len(texts) == 1 else {c: None for text in texts for c in known.codes(text)}
+            for fault in [known.faults[text] for text in texts if text in known.faults] if known.faults else ():
+                own.add(f"{where}: a name of {short(texts)} {fault}")
+            nameless += not codes
+            for code in codes:
                 ids.append(image_id)
                 names.append(code)
                 boxes.extend(box)
-    problems.finish()
+    if not seen and not own:
+        own.add("no object")
     return NamedBoxes(
         np.array(ids, dtype=np.int64),
         np.array(names, dtype=np.int64),
         np.array(boxes, dtype=np.float32).reshape(-1, 4),
-        list(index),
+        list(known.index),
+        sorted(seen),
+        nameless,
     )
 
 
-def _box(one: Any) -> tuple[float, float, float, float] | None:  # noqa: ANN401  (JSON is untyped)
-    """x, y, width and height of an object, or nothing if it is damaged."""
-    try:
-        box = (float(one["x"]), float(one["y"]), float(one["w"]), float(one["h"]))
-        names = one["names"]
-    except (TypeError, KeyError, ValueError):
-        return None
-    whole = type(names) is list and set(map(type, names)) <= {str}
-    return box if whole and math.isfinite(sum(box)) else None
+def _box(one: Any) -> tuple[list[float] | None, list[str] | None]:  # noqa: ANN401  (JSON is untyped)
+    """x, y, width and height of an object, and its names; None for what is damaged."""
+    if not isinstance(one, dict):
+        return None, None
+    sides = [coordinate(one.get("x")), coordinate(one.get("y")), length(one.get("w")), length(one.get("h"))]
+    box = [side for side in sides if side is not None]
+    names = one.get("names")
+    good = type(names) is list and set(map(type, names)) <= {str}
+    return box if len(box) == 4 else None, names if good else None
 
 
 def commonest(boxes: NamedBoxes, images: Iterable[int], min_images: int) -> list[int]:

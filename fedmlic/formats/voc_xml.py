@@ -2,16 +2,17 @@
 
 Source: the development kits of VOC 2007 and 2012 (host.robots.ox.ac.uk/pascal/VOC). Only
 direct children count: a person's ``part`` has a name and a box of its own. ``difficult`` may
-be missing and then is 0; coordinates may be fractions. Corners count from 1 and include
+be missing and then is 0; coordinates may be fractions; the size may be missing. Corners count from 1 and include
 their pixel, so a box from 1 to 10 is 10 pixels wide and begins at 0.
 """
 
 from __future__ import annotations
 
-import math
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from typing import NamedTuple
+
+from fedmlic.formats.fields import coordinate, image_side, short, text_fault
 
 
 class Thing(NamedTuple):
@@ -53,7 +54,9 @@ def read_annotation(content: bytes) -> Annotation:
     >>> read_annotation(text).things
     (Thing(name='dog', box=(0.0, 29.0, 9.0, 11.0), difficult=False),)
     """
-    if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
+    # UTF-16 puts a NUL beside every ASCII character.
+    plain = content.replace(b"\0", b"")
+    if b"<!DOCTYPE" in plain or b"<!ENTITY" in plain:
         return Annotation((), (0, 0), 0, ["it declares a document type, which VOC's files never do"])
     try:
         root = ET.fromstring(content.removeprefix(b"\xef\xbb\xbf"))  # noqa: S314  (entities were refused)
@@ -67,13 +70,22 @@ def read_annotation(content: bytes) -> Annotation:
         except ValueError as error:
             problems.append(f"object {place}: {error}")
     unique = tuple(sorted(set(things)))
-    return Annotation(unique, _size(root), len(things) - len(unique), problems)
+    try:
+        size = _size(root)
+    except ValueError as error:
+        problems.append(str(error))
+        size = (0.0, 0.0)
+    return Annotation(unique, size, len(things) - len(unique), problems)
 
 
 def _thing(element: ET.Element) -> Thing:
-    name = (element.findtext("name") or "").strip()
-    if not name:
-        raise ValueError("no name")
+    names = element.findall("name")
+    if len(names) != 1:
+        raise ValueError("two names" if names else "no name")
+    name = (names[0].text or "").strip()
+    if fault := text_fault(name):
+        msg = f"its name {fault}"
+        raise ValueError(msg)
     difficult = (element.findtext("difficult") or "0").strip() or "0"
     if difficult not in {"0", "1"}:
         msg = f"difficult is {difficult!r}, not 0 or 1"
@@ -87,22 +99,28 @@ def _thing(element: ET.Element) -> Thing:
 
 def _coordinate(element: ET.Element, side: str) -> float:
     text = element.findtext(f"bndbox/{side}")
-    try:
-        value = float(text or "")
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        msg = f"{side} of its box is {text!r}, no number"
+    value = coordinate(_number(text))
+    if value is None:
+        msg = f"{side} of its box is {short(text)}, no number of pixels"
         raise ValueError(msg)
     return value
 
 
+def _number(text: str | None) -> float | None:
+    """What the text says in ASCII digits; Python's own rule takes 1_0 and digits of other scripts too."""
+    try:
+        return float(text) if text is not None and text.isascii() and "_" not in text else None
+    except ValueError:
+        return None
+
+
 def _size(root: ET.Element) -> tuple[float, float]:
-    sides = []
-    for side in ("width", "height"):
-        try:
-            value = float(root.findtext(f"size/{side}") or 0)
-        except ValueError:
-            value = 0.0
-        sides.append(value if math.isfinite(value) and value > 0 else 0.0)
-    return sides[0], sides[1]
+    """Width and height, or zeros where the file has no size."""
+    if root.find("size") is None:
+        return 0.0, 0.0
+    texts = [root.findtext(f"size/{side}") for side in ("width", "height")]
+    width, height = (image_side(_number(text)) for text in texts)
+    if width is None or height is None:
+        msg = f"its size is {short(texts[0])} x {short(texts[1])}, not two numbers of pixels above 0"
+        raise ValueError(msg)
+    return width, height

@@ -3,9 +3,10 @@
 Owners with fewer than ``min_images`` training images take no part, or, with
 ``merge_small``, are merged in random order into artificial clients: each takes
 owners until it holds ``min_images``, and what is left at the end joins the last
-one. Images that belong to nobody take no part. All of this is counted in
-``Partition.notes``. Clients are numbered in the order of their owners' numbers,
-artificial ones last.
+one. Images that belong to nobody take no part, with a warning, or with
+``no_owner="client"`` make one client more. All of this is counted in
+``Partition.notes``. Clients are numbered in the order of their owners' numbers
+and bear their names; artificial ones come behind them, and last the one of nobody's images.
 
 Source: the user split of FLAIR (arXiv 2207.08869); its first benchmark caps a
 user at 512 images, which is ``max_images=512``.
@@ -13,7 +14,8 @@ user at 512 images, which is ``max_images=512``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -68,45 +70,96 @@ def _possible_clients(
     return possible
 
 
-def _split(
-    population: Population,
-    num_clients: int,
-    rng: np.random.Generator,
-    *,
-    min_images: int,
-    max_images: int | None,
-    merge_small: bool,
-) -> Partition:
-    owned = population.owners != NO_OWNER
-    owners, owner_of_row, sizes = np.unique(population.owners[owned], return_inverse=True, return_counts=True)
-    possible = _possible_clients(sizes, min_images, rng, merge_small=merge_small)
+class _Rule(NamedTuple):
+    """The arguments of ``natural``."""
+
+    min_images: int
+    max_images: int | None
+    merge_small: bool
+    no_owner: str
+
+    @property
+    def eligible(self) -> str:
+        """Who may be a client, for messages."""
+        merged = " and the small ones merged" if self.merge_small else ""
+        return f"the owners with {self.min_images} or more training images{merged}"
+
+
+def _owners(population: Population, rule: _Rule) -> NDArray[np.int64]:
+    """int64 ``[images]``: owners; with ``no_owner="client"`` images of nobody have one behind all others."""
+    owners = population.owners
+    if (owners == NO_OWNER).all():
+        msg = (
+            f"Expected clients of partition natural to be {rule.eligible}, got 0: none of the {len(owners):,} training "
+            "images has an owner. Say whose they are (a column 'owner' of data set folder, owner_column of "
+            "huggingface), or use another partition, such as dirichlet()."
+        )
+        raise InputError(msg)
+    if rule.no_owner == "client":
+        behind = max(int(owners.max()) + 1, len(population.owner_names))  # some owners have no training images
+        return np.where(owners == NO_OWNER, behind, owners)
+    return owners
+
+
+def _client_names(
+    population: Population, owners: NDArray[np.int64], client_of_owner: NDArray[np.int64], num_clients: int
+) -> list[str]:
+    """Name of each client: its owner's, or how many owners were merged; none where owners have none."""
+    if not population.owner_names:
+        return []
+    held: list[list[str]] = [[] for _ in range(num_clients)]
+    for owner, client in zip(owners.tolist(), client_of_owner.tolist(), strict=True):
+        if client >= 0:
+            named = owner < len(population.owner_names)
+            held[client].append(population.owner_names[owner] if named else "(no owner)")
+    return [names[0] if len(names) == 1 else f"({len(names)} small owners)" for names in held]
+
+
+def _warnings(num_unowned: int, num_images: int) -> list[str]:
+    if not num_unowned:
+        return []
+    line = (
+        f"{num_unowned:,} of {num_images:,} training images have no owner, so that no client holds them. Name their "
+        "owner, or give natural(no_owner='client') to make them one client more"
+    )
+    return [line]
+
+
+def _split(population: Population, num_clients: int, rng: np.random.Generator, rule: _Rule) -> Partition:
+    of_row = _owners(population, rule)
+    owned = of_row != NO_OWNER
+    owners, owner_of_row, sizes = np.unique(of_row[owned], return_inverse=True, return_counts=True)
+    possible = _possible_clients(sizes, rule.min_images, rng, merge_small=rule.merge_small)
     num_possible = int(possible.max(initial=-1)) + 1
-    merged = " and the small ones merged" if merge_small else ""
-    chosen = _choose(num_possible, num_clients, f"the owners with {min_images} or more training images{merged}", rng)
+    chosen = _choose(num_possible, num_clients, rule.eligible, rng)
     client_of_possible = np.full(num_possible + 1, -1, dtype=np.int64)  # the last one stands for -1
     client_of_possible[chosen] = np.arange(len(chosen))
     client_of_owner = client_of_possible[possible]
     client_of_row = np.full(len(owned), -1, dtype=np.int64)
     client_of_row[owned] = client_of_owner[owner_of_row]
     capped = np.zeros(len(owned), dtype=np.bool_)
-    if max_images is not None:
+    if rule.max_images is not None:
         ranks = ranks_within(client_of_row, rng.random(len(client_of_row)))
-        capped = (client_of_row >= 0) & (ranks >= max_images)
+        capped = (client_of_row >= 0) & (ranks >= rule.max_images)
         client_of_row[capped] = -1
-    dropped, small = possible < 0, sizes < min_images
+    dropped, small, num_unowned = possible < 0, sizes < rule.min_images, int((~owned).sum())
     notes = {
         "owners": len(owners),
         "small_owners_left_out": int(dropped.sum()),
         "small_owners_images_left_out": int(sizes[dropped].sum()),
         "eligible_clients_not_chosen": num_possible - len(chosen),
         "images_not_chosen_left_out": int(sizes[(client_of_owner < 0) & ~dropped].sum()),
-        "images_without_owner_left_out": int((~owned).sum()),
+        "images_without_owner_left_out": num_unowned,
         "images_above_max_left_out": int(capped.sum()),
     }
-    if merge_small:
+    if rule.merge_small:
         notes["small_owners_merged"] = int((small & ~dropped).sum())
         notes["artificial_clients_possible"] = num_possible - int((~small).sum())
-    return Partition.from_clients(client_of_row, len(chosen), notes)
+    return replace(
+        Partition.from_clients(client_of_row, len(chosen), notes),
+        client_names=_client_names(population, owners, client_of_owner, len(chosen)),
+        warnings=_warnings(num_unowned, len(owned)),
+    )
 
 
 def natural(
@@ -114,6 +167,7 @@ def natural(
     min_images: Annotated[int, Field(ge=1)] = 1,
     max_images: Annotated[int, Field(ge=1)] | None = None,
     merge_small: bool = False,
+    no_owner: Literal["leave_out", "client"] = "leave_out",
 ) -> Partitioner:
     """The data set's own owners: one client per owner.
 
@@ -125,18 +179,20 @@ def natural(
         max_images: a larger client keeps a uniform random subset of this size.
         merge_small: merge small owners into artificial clients of ``min_images`` images or
             a little more instead of leaving them out.
+        no_owner: what becomes of images that belong to nobody: they are left out, counted and
+            warned of, or make one client together.
 
     Raises:
         InputError: when ``max_images < min_images``, or when the partitioner is asked for
-            more clients than there are eligible owners.
+            more clients than there are eligible owners, or images without any owner.
     """
     if max_images is not None and max_images < min_images:
         msg = f"Expected max_images of natural to be at least min_images ({min_images}), got {max_images}."
         raise InputError(msg)
 
+    rule = _Rule(min_images, max_images, merge_small, no_owner)
+
     def partition(population: Population, num_clients: int, rng: np.random.Generator) -> Partition:
-        return _split(
-            population, num_clients, rng, min_images=min_images, max_images=max_images, merge_small=merge_small
-        )
+        return _split(population, num_clients, rng, rule)
 
     return partition

@@ -51,7 +51,7 @@ def _count(assignment: Assignment, labels_per_client: int | tuple[int, int]) -> 
     if most > num_labels:
         msg = (
             f"Expected labels_per_client of label_subset to be at most the {num_labels} labels of the data set, "
-            f"got {most}."
+            f"got {most}. Lower it, or give regime='complete()' to keep every label."
         )
         raise InputError(msg)
     return whole(labels_per_client, assignment, "labels_per_client")

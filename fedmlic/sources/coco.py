@@ -7,24 +7,24 @@ unlisted category means; how annotations become label states, boxes and splits i
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from fedmlic.dataset import CROWD_ONLY, NO_OWNER, NOT_EXHAUSTIVE, Dataset, Flags, Objects, Table
-from fedmlic.errors import InputError, listing
+from fedmlic.errors import InputError
 from fedmlic.files import IMAGES, file_sha256, list_files, stamps_sha256
 from fedmlic.formats.coco_json import Category, Instances, read_categories, read_instances
 from fedmlic.images import Resize, decode
 from fedmlic.labels import ABSENT, PRESENT, UNKNOWN
+from fedmlic.problems import Problems
 from fedmlic.sources.groups import deal
 from fedmlic.sources.headers import read_headers
 from fedmlic.sources.label_names import choose_labels
-from fedmlic.sources.objects import agree_on_sizes, stored_objects
+from fedmlic.sources.objects import agree_on_sizes, outside_warnings, size_warnings, stored_objects
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -105,6 +105,8 @@ class Source:
         parts: the annotation files.
         group_of: the coarser label or group of a category, or blank.
         wanted: whether a category is a label.
+        fault_of: what is wrong with a category beyond COCO's rules, or blank.
+        partial: whether image records say which categories are absent and which not exhaustive.
         lists: further files that decide the content.
     """
 
@@ -114,6 +116,8 @@ class Source:
     parts: tuple[Part, ...]
     group_of: Callable[[Category], str] = lambda category: category.text("supercategory")
     wanted: Callable[[Category], bool] = lambda _: True
+    fault_of: Callable[[Category], str] = lambda _: ""
+    partial: bool = False
     lists: tuple[Path, ...] = ()
 
 
@@ -130,21 +134,42 @@ class _Rows(NamedTuple):
     report: dict[str, Any]
 
 
+def coco_problems(name: str) -> Problems:
+    """The collector of a data set in COCO's format."""
+    expected = f"Expected the annotations of data set {name} to describe existing images correctly"
+    return Problems(expected, complete=True)
+
+
 def coco_dataset(
-    source: Source, pixels: Pixels, protocol: Protocol, expected: Mapping[str, int] | None = None
+    source: Source,
+    pixels: Pixels,
+    protocol: Protocol,
+    expected: Mapping[str, int] | None = None,
+    problems: Problems | None = None,
 ) -> Dataset:
     """The data set of a source; annotation files are read when its table or an image is asked for.
 
+    Args:
+        source: where it is and what it means.
+        pixels: how images are stored.
+        protocol: what the user chose.
+        expected: published counts.
+        problems: what is wrong already. If there is anything, or with label names or categories,
+            all files that are there are read at once.
+
     Raises:
-        InputError: label names or categories are wrong.
+        InputError: everything that is wrong, all problems at once.
     """
-    categories = _categories(source)
-    wanted = [category for category in categories if source.wanted(category)]
-    places = choose_labels(protocol.label_names, [category.name for category in wanted], source.name)
-    columns = [wanted[place] for place in places]
-    names = tuple(protocol.label_names or [category.name for category in columns])
-    listed = {name: list_files(folder, suffixes=IMAGES) for name, folder in source.folders.items()}
+    problems = coco_problems(source.name) if problems is None else problems
+    listed = {name: list_files(folder, suffixes=IMAGES) for name, folder in source.folders.items() if folder.is_dir()}
     stats = {f"{folder}/{file}": stat for folder, files in listed.items() for file, stat in files.items()}
+    categories = _categories(source, problems)
+    columns = problems.attempt(_columns, source, protocol, categories) or list(categories)
+    if problems:
+        there = {name for name, folder in source.folders.items() if folder.exists()}
+        _read_parts(_Reader(source, protocol, categories, columns, there, set(stats), problems))
+        problems.finish()
+    names = tuple(protocol.label_names or [category.name for category in columns])
     rows = functools.cache(lambda: _read(source, protocol, categories, columns, set(stats)))
 
     def path(file: str) -> Path:
@@ -176,18 +201,34 @@ def coco_dataset(
     )
 
 
-def _categories(source: Source) -> tuple[Category, ...]:
-    """The categories, which all parts must share."""
-    first, *others = [read_categories(part.annotations) for part in source.parts]
-    for part, other in zip(source.parts[1:], others, strict=True):
-        if [category[:2] for category in other] != [category[:2] for category in first]:
-            ids = sorted({category[:2] for category in other} ^ {category[:2] for category in first})
-            msg = (
-                f"Expected {part.annotations} to describe the categories of {source.parts[0].annotations}, "
+def _categories(source: Source, problems: Problems) -> tuple[Category, ...]:
+    """The categories, which all parts must share; those of the first part that says them."""
+    known: dict[Path, tuple[Category, ...]] = {}
+    for file in (part.annotations for part in source.parts if part.annotations.exists()):
+        if (found := problems.attempt(read_categories, file)) is not None:
+            known[file] = found
+            faults = [(category, source.fault_of(category)) for category in found]
+            for category, fault in faults:
+                if fault:
+                    problems.add(f"{file.name}: category {category.id} ({category.name!r}): {fault}")
+    files = list(known)
+    for file in files[1:]:
+        if [category[:2] for category in known[file]] != [category[:2] for category in known[files[0]]]:
+            ids = sorted({category[:2] for category in known[file]} ^ {category[:2] for category in known[files[0]]})
+            problems.note(
+                f"Expected {file} to describe the categories of {files[0]}, "
                 f"got {len(ids)} others, first {ids[:4]}. Take both files from one release."
             )
-            raise InputError(msg)
-    return first
+    return known[files[0]] if files else ()
+
+
+def _columns(source: Source, protocol: Protocol, categories: tuple[Category, ...]) -> list[Category]:
+    """The categories that are labels, in order."""
+    if not categories:
+        return []
+    wanted = [category for category in categories if source.wanted(category)]
+    places = choose_labels(protocol.label_names, [category.name for category in wanted], source.name)
+    return [wanted[place] for place in places]
 
 
 class _Entries(NamedTuple):
@@ -214,8 +255,9 @@ class _Reader:
     protocol: Protocol
     categories: tuple[Category, ...]
     columns: list[Category]
+    folders: set[str]
     present_files: set[str]
-    problems: list[str] = field(default_factory=list)
+    problems: Problems
 
     def file(self, part: Part, named: str) -> str:
         """``folder/name`` of an image as it lies on disk, or blank."""
@@ -225,7 +267,8 @@ class _Reader:
         for candidate in (f"{folder}/{name}", f"{folder}/{name[-(ID_DIGITS + 4) :]}"):
             if candidate in self.present_files:
                 return candidate
-        self.problems.append(f"{folder}/{name}: no such image")
+        if folder in self.folders:
+            self.problems.add(f"{part.annotations.name}: {folder}/{name}: no such image")
         return ""
 
     def chosen(self, part: Part, found: Instances) -> Bools:
@@ -233,21 +276,22 @@ class _Reader:
         if part.only is None:
             return np.ones(len(found.image_ids), dtype=np.bool_)
         wanted = np.array(part.only, dtype=np.int64)
-        for number in np.setdiff1d(wanted, found.image_ids).tolist():
-            self.problems.append(f"{part.annotations.name}: image {number} of the list is not described")
+        for number in np.setdiff1d(wanted, found.image_ids).tolist() if found.whole else ():
+            self.problems.add(f"{part.annotations.name}: image {number} of the list is not described")
         return np.isin(found.image_ids, wanted)
 
     def columns_of(self, part: Part, found: Instances) -> Ints:
         """Column of every category of a file, or -1."""
-        if not found.problems and [c[:2] for c in found.categories] != [c[:2] for c in self.categories]:
-            self.problems.append(f"{part.annotations.name}: two lists of categories")
+        if not self.problems and [c[:2] for c in found.categories] != [c[:2] for c in self.categories]:
+            self.problems.add(f"{part.annotations.name}: it changed while it was read")
         place = {category.id: column for column, category in enumerate(self.columns)}
         return np.array([place.get(category.id, -1) for category in found.categories] or [-1], dtype=np.int64)
 
     def part(self, part: Part) -> _Rows:
         """Everything of one part, in table order."""
-        found = read_instances(part.annotations)
-        self.problems += [f"{part.annotations.name}: {problem}" for problem in found.problems]
+        found = read_instances(part.annotations, partial=self.source.partial)
+        for problem in found.problems:
+            self.problems.note(problem)
         column_of = self.columns_of(part, found)
         column = column_of[found.category]
         taken = self.chosen(part, found)
@@ -267,7 +311,7 @@ class _Reader:
             self.keys(found.negative, new_row, column_of),
             self.keys(found.not_exhaustive, new_row, column_of),
         )
-        labels, flags = self.states(entries, found.image_ids[order])
+        labels, flags = self.states(part, entries, found.image_ids[order])
         chosen = np.flatnonzero(counts)[labels.reshape(-1)[entries.annotated] == PRESENT]
         chosen = chosen[np.argsort(row[chosen], kind="stable")]
         objects = Objects(row[chosen], column[chosen].astype(np.int16), found.box[chosen], found.area[chosen])
@@ -286,7 +330,7 @@ class _Reader:
         known = (row >= 0) & (column >= 0)
         return row[known] * len(self.columns) + column[known]
 
-    def states(self, entries: _Entries, image_ids: Ints) -> tuple[NDArray[np.int8], Flags]:
+    def states(self, part: Part, entries: _Entries, image_ids: Ints) -> tuple[NDArray[np.int8], Flags]:
         """Labels and flags of the images of one part."""
         num_labels = len(self.columns)
         solid = np.unique(entries.annotated[~entries.crowd])
@@ -295,16 +339,14 @@ class _Reader:
         labels[entries.negative] = ABSENT
         labels[crowd] = {"present": PRESENT, "ignore": UNKNOWN, "absent": ABSENT}[self.protocol.crowd]
         labels[solid] = PRESENT
-        self.problems += [
-            f"image {image_ids[key // num_labels]}: {self.columns[key % num_labels].name!r} "
-            "is annotated and in neg_category_ids"
-            for key in np.intersect1d(entries.negative, entries.annotated).tolist()
-        ]
+        for key in np.intersect1d(entries.negative, entries.annotated).tolist():
+            image, label = image_ids[key // num_labels], self.columns[key % num_labels].name
+            self.problems.add(f"{part.annotations.name}: image {image}: {label!r} is annotated and in neg_category_ids")
         flagged = np.union1d(crowd, entries.not_exhaustive)
         bits = CROWD_ONLY * np.isin(flagged, crowd) + NOT_EXHAUSTIVE * np.isin(flagged, entries.not_exhaustive)
         row, label = np.divmod(flagged, num_labels)
         flags = Flags(row, label.astype(np.int16), bits.astype(np.uint8))
-        return labels.reshape(-1, num_labels), flags
+        return labels.reshape(len(image_ids), num_labels), flags
 
 
 def _order(image_ids: Ints, row_order: RowOrder, taken: Bools) -> Ints:
@@ -322,8 +364,10 @@ def _read(
     present_files: set[str],
 ) -> _Rows:
     """All parts one after another; ``InputError`` if anything is wrong with any."""
-    reader = _Reader(source, protocol, categories, columns, present_files)
-    parts = [reader.part(part) for part in source.parts]
+    problems = coco_problems(source.name)
+    reader = _Reader(source, protocol, categories, columns, set(source.folders), present_files, problems)
+    parts = _read_parts(reader)
+    problems.finish()
     starts = np.cumsum([0, *(len(part.ids) for part in parts)])
     rows = _Rows(
         np.concatenate([part.ids for part in parts]),
@@ -335,13 +379,24 @@ def _read(
         np.concatenate([part.sizes for part in parts]),
         {key: sum(part.report[key] for part in parts) for key in parts[0].report},
     )
-    reader.problems += _named_twice(rows)
-    if reader.problems:
-        expected = f"Expected the annotations of data set {source.name} to describe existing images correctly"
-        raise listing(expected, reader.problems)
     rows.report["nothing_known"] = int((rows.labels < 0).all(axis=1).sum())
     rows.report["unused_files"] = len(present_files - set(rows.files))
     return rows._replace(splits=_held_out(source, protocol, rows))
+
+
+def _read_parts(reader: _Reader) -> list[_Rows]:
+    """Every part that is there; what is wrong with them, each and together, is noted."""
+    there = [part for part in reader.source.parts if part.annotations.exists()]
+    parts = [reader.part(part) for part in there]
+    for what, names in (("image", [p.ids.tolist() for p in parts]), ("file", [p.files for p in parts])):
+        by: dict[Any, list[str]] = {}
+        for part, own in zip(there, names, strict=True):
+            for name in own:
+                by.setdefault(name, []).append(part.annotations.name)
+        for name in sorted(name for name, files in by.items() if len(files) > 1 and name != ""):
+            where = " and ".join(dict.fromkeys(by[name]))
+            reader.problems.add(f"{where}: {what} {name} is described {len(by[name])} times")
+    return parts
 
 
 def _joined(parts: list[Any], starts: Ints) -> list[NDArray[Any]]:
@@ -351,16 +406,6 @@ def _joined(parts: list[Any], starts: Ints) -> list[NDArray[Any]]:
         for part, start in zip(parts, starts[:-1], strict=True)
     ]
     return [np.concatenate(column) for column in zip(*arrays, strict=True)]
-
-
-def _named_twice(rows: _Rows) -> list[str]:
-    """Images and files that are in two parts or belong to two images."""
-    problems = []
-    kinds: list[tuple[str, list[Any]]] = [("image", rows.ids.tolist()), ("file", [file for file in rows.files if file])]
-    for what, names in kinds:
-        times = Counter(names)
-        problems += [f"{what} {name} is described {n} times" for name, n in sorted(times.items()) if n > 1]
-    return problems
 
 
 def _held_out(source: Source, protocol: Protocol, rows: _Rows) -> list[str]:
@@ -377,6 +422,7 @@ def _table(rows: _Rows, files: list[Path], pixels: Pixels, protocol: Protocol) -
     ids = [str(number) if protocol.row_order == "cole" else f"{number:0{digits}}" for number in rows.ids.tolist()]
     headers = read_headers(files)
     sizes, differing = agree_on_sizes(rows.sizes, headers.sizes, ids)
+    warnings = size_warnings(differing) + outside_warnings(rows.objects, sizes, ids)
     orientations = headers.orientations if pixels.upright else None
     objects = stored_objects(rows.objects, sizes, pixels.image_size, pixels.resize, orientations)
     return Table(
@@ -386,6 +432,6 @@ def _table(rows: _Rows, files: list[Path], pixels: Pixels, protocol: Protocol) -
         np.full(len(ids), NO_OWNER, dtype=np.int64),
         objects,
         [str(file) for file in files],
-        report={**rows.report, **headers.report, **differing},
+        report={**rows.report, **headers.report, **differing, "warnings": warnings},
         flags=rows.flags if len(rows.flags.row) else None,
     )

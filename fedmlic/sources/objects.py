@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,6 +48,31 @@ def agree_on_sizes(
     if len(other):
         report["other_proportions_first"] = [names[place] for place in other[:10].tolist()]
     return np.maximum(sizes, 1.0), report
+
+
+def size_warnings(differing: Mapping[str, object]) -> list[str]:
+    """A warning for what ``agree_on_sizes`` reports of files that are not the images they should be."""
+    names = differing.get("other_proportions_first")
+    if not isinstance(names, list):
+        return []
+    count = f"{differing['other_proportions']:,}"
+    return [f"images of other proportions than their annotation says: {count}, first {', '.join(names[:3])}"]
+
+
+def outside_warnings(objects: Objects, sizes: NDArray[np.float64], names: Sequence[str]) -> list[str]:
+    """A warning if objects lie wholly outside of their images; their labels stay.
+
+    Args:
+        objects: with boxes in source pixels.
+        sizes: ``[images, 2]``, width and height in source pixels.
+        names: of the images.
+    """
+    begin, end = objects.box[:, :2], objects.box[:, :2] + objects.box[:, 2:]
+    outside = ((begin >= sizes[objects.row].reshape(-1, 2)) | (end < 0)).any(axis=1)
+    if not outside.any():
+        return []
+    first = list(dict.fromkeys(names[row] for row in objects.row[outside].tolist()))[:3]
+    return [f"boxes wholly outside of their images: {int(outside.sum()):,}, first in {', '.join(first)}"]
 
 
 def turned_boxes(

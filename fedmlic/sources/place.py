@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedmlic.errors import InputError
+from fedmlic.problems import Problems
 
 
 def source_root(dataset: str, root: str, holds: str) -> Path:
@@ -46,7 +47,9 @@ def first_existing(root: Path, names: Sequence[str], what: str) -> Path:
     raise InputError(msg)
 
 
-def find_parts(root: str, tried: Sequence[str], parts: Sequence[Sequence[str]], name: str) -> list[Path]:
+def find_parts(
+    root: str, tried: Sequence[str], parts: Sequence[Sequence[str]], name: str, problems: Problems | None = None
+) -> list[Path]:
     """Where the parts of a download are, below the first of the folders ``tried`` that holds them all.
 
     Args:
@@ -54,12 +57,14 @@ def find_parts(root: str, tried: Sequence[str], parts: Sequence[Sequence[str]], 
         tried: paths below it, ``"."`` for itself.
         parts: paths below such a folder; each part may lie at any of several places.
         name: the data set, for the message.
+        problems: where to note what is missing, so that the rest can be read; raised otherwise.
 
     Returns:
-        A path for every part.
+        A path for every part; that of its first place where it is missing.
 
     Raises:
-        InputError: no folder holds them all; the message names everything that is missing.
+        InputError: no folder holds them all; the message names everything that is missing. There
+            is no such root, whether problems are noted or not.
     """
     base = Path(root).expanduser()
     found: dict[str, list[Path | None]] = {}
@@ -79,4 +84,7 @@ def find_parts(root: str, tried: Sequence[str], parts: Sequence[Sequence[str]], 
         + (f"{str(folder)!r} without {missing}; it holds {holds}. " if holds else f"{str(folder)!r}, no such folder. ")
         + "Give the folder of the unpacked download."
     )
-    raise InputError(msg)
+    if problems is None or not holds:
+        raise InputError(msg)
+    problems.note(msg)
+    return [path or folder / part[0] for part, path in zip(parts, found[best], strict=True)]

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fedmlic.dataset import DIFFICULT_ONLY, NO_OWNER, Dataset, Flags, Objects, Table
-from fedmlic.errors import listing, nearest
+from fedmlic.errors import InputError, nearest
 from fedmlic.files import stamps_of, stamps_sha256
 from fedmlic.formats.id_list import read_ids
 from fedmlic.formats.voc_class_list import ABSENT as NONE
@@ -25,11 +25,12 @@ from fedmlic.formats.voc_class_list import PRESENT as PLAIN
 from fedmlic.formats.voc_xml import Annotation, Thing, read_annotation
 from fedmlic.images import Resize, decode
 from fedmlic.labels import ABSENT, PRESENT, UNKNOWN
+from fedmlic.problems import Problems
 from fedmlic.seeds import text_keys
 from fedmlic.sources.groups import deal
 from fedmlic.sources.headers import read_headers
 from fedmlic.sources.label_names import choose_labels
-from fedmlic.sources.objects import agree_on_sizes, stored_objects
+from fedmlic.sources.objects import agree_on_sizes, outside_warnings, size_warnings, stored_objects
 from fedmlic.sources.place import find_parts
 
 VERSION = "1"
@@ -110,16 +111,22 @@ class Protocol:
     upright: bool
 
 
-def find_releases(root: str, releases: Mapping[str, Sequence[str]], name: str) -> dict[str, Path]:
+def voc_problems(name: str) -> Problems:
+    """The collector of a data set in VOC's format."""
+    return Problems(f"Expected the annotations of data set {name} to describe existing images correctly", complete=True)
+
+
+def find_releases(root: str, releases: Mapping[str, Sequence[str]], name: str, problems: Problems) -> dict[str, Path]:
     """The folder of each release, such as ``VOC2007``, with its image sets of those names.
 
     Args:
         root: folder that holds the releases, or ``VOCdevkit`` with them, or is the one release.
         releases: names of the image sets needed of each release.
         name: the data set, for the message.
+        problems: where to note what is not there.
 
     Raises:
-        InputError: something is not there.
+        InputError: there is no such root.
     """
     parts = [
         (f"{year}/{inside}",)
@@ -130,7 +137,7 @@ def find_releases(root: str, releases: Mapping[str, Sequence[str]], name: str) -
     place = Path(root).expanduser()
     if len(releases) == 1 and place.name in releases:
         tried.append("..")
-    first = find_parts(root, tried, parts, name)[0]
+    first = find_parts(root, tried, parts, name, problems)[0]
     devkit = first.parents[len(Path(parts[0][0]).parts) - 1]
     return {year: devkit / year for year in releases}
 
@@ -166,6 +173,7 @@ def voc_dataset(
     protocol: Protocol,
     expected: Mapping[str, int],
     groups: Mapping[str, str] = GROUPS,
+    problems: Problems | None = None,
 ) -> Dataset:
     """The data set of some lists; annotations are read when its table is asked for.
 
@@ -176,16 +184,27 @@ def voc_dataset(
         protocol: what the user chose.
         expected: published counts.
         groups: the group of each label.
+        problems: what is wrong already. If there is anything, or with label names or lists, all
+            that is there is read at once.
 
     Raises:
-        InputError: label names or lists are wrong.
+        InputError: everything that is wrong, all problems at once.
     """
-    columns = choose_labels(protocol.label_names, LABEL_NAMES, name)
+    problems = voc_problems(name) if problems is None else problems
+    columns = problems.attempt(choose_labels, protocol.label_names, LABEL_NAMES, name) or []
     names = tuple(protocol.label_names or LABEL_NAMES)
     images = sorted(
-        (_Image(part, image, folders[part.year]) for part in parts for image in read_ids(part.list)),
+        (
+            _Image(part, image, folders[part.year])
+            for part in parts
+            if part.list.exists()
+            for image in read_ids(part.list, problems)
+        ),
         key=lambda image: image.name,
     )
+    if problems:
+        _read_all(_Reader(columns, protocol.difficult, problems), images)
+        problems.finish()
     size, resize, channels = protocol.image_size, protocol.resize, protocol.channels
     return Dataset(
         name=name,
@@ -230,23 +249,32 @@ class _Reader:
 
     columns: list[int]
     difficult: Difficult
-    problems: list[str] = field(default_factory=list)
+    problems: Problems
     things: list[tuple[int, int, Thing]] = field(default_factory=list)
     flags: list[tuple[int, int]] = field(default_factory=list)
+    folders: dict[Path, bool] = field(default_factory=dict)
 
     def annotation(self, image: _Image) -> Annotation:
         """What an image's file says; missing files are problems."""
-        if not image.picture.is_file():
-            self.problems.append(f"{image.part.year}/JPEGImages/{image.name}.jpg: no such image")
+        if not image.picture.is_file() and self.is_there(image.picture.parent):
+            self.problems.add(f"{image.part.year}/JPEGImages/{image.name}.jpg: no such image")
         content = _content(image)
         if content is None:
-            self.problems.append(f"{image.part.year}/Annotations/{image.name}.xml: no such file")
+            if self.is_there(image.annotation.parent):
+                self.problems.add(f"{image.part.year}/Annotations/{image.name}.xml: no such file")
             return Annotation((), (0, 0), 0, [])
         found = read_annotation(content)
         unknown = sorted({thing.name for thing in found.things} - set(LABEL_NAMES))
         wrong = [*found.problems, *(f"label {name!r}. {nearest(name, LABEL_NAMES)}" for name in unknown)]
-        self.problems += [f"{image.part.year}/Annotations/{image.name}.xml: {what}" for what in wrong]
+        for what in wrong:
+            self.problems.add(f"{image.part.year}/Annotations/{image.name}.xml: {what}")
         return found
+
+    def is_there(self, folder: Path) -> bool:
+        """Whether a folder is there; one that is not was named once and for all."""
+        if folder not in self.folders:
+            self.folders[folder] = folder.exists()
+        return self.folders[folder]
 
     def states(self, row: int, things: Sequence[Thing]) -> list[int]:
         """One state per label of an image; keeps its flags and its objects that count."""
@@ -266,13 +294,10 @@ class _Reader:
 
 
 def _table(name: str, images: list[_Image], columns: list[int], protocol: Protocol) -> Table:
-    reader = _Reader(columns, protocol.difficult)
-    reader.problems += _leaks(images)
-    found = [reader.annotation(image) for image in images]
+    reader = _Reader(columns, protocol.difficult, voc_problems(name))
+    found = _read_all(reader, images)
+    reader.problems.finish()
     states = [reader.states(row, annotation.things) for row, annotation in enumerate(found)]
-    if reader.problems:
-        expected = f"Expected the annotations of data set {name} to describe existing images correctly"
-        raise listing(expected, reader.problems)
     ids = [image.name for image in images]
     files = [image.picture for image in images]
     headers = read_headers(files)
@@ -282,13 +307,15 @@ def _table(name: str, images: list[_Image], columns: list[int], protocol: Protoc
     differences = _class_file_differences(images, found)
     report["class_file_differences"] = len(differences)
     report["class_file_differences_first"] = differences[:10]
+    objects = _objects(reader)
+    report["warnings"] = size_warnings(differing) + outside_warnings(objects, sizes, ids)
     return Table(
         ids,
         _held_out(name, images, protocol),
         np.array(states, dtype=np.int8),
         np.full(len(images), NO_OWNER, dtype=np.int64),
         stored_objects(
-            _objects(reader),
+            objects,
             sizes,
             protocol.image_size,
             protocol.resize,
@@ -300,16 +327,23 @@ def _table(name: str, images: list[_Image], columns: list[int], protocol: Protoc
     )
 
 
+def _read_all(reader: _Reader, images: list[_Image]) -> list[Annotation]:
+    """The annotations of all images; what is wrong with them, each and together, is noted."""
+    for leak in _leaks(images):
+        reader.problems.add(leak)
+    return [reader.annotation(image) for image in images]
+
+
 def _leaks(images: list[_Image]) -> list[str]:
     """Images of two lists, and images of VOC 2007 in the lists of another year."""
     lists: dict[str, list[str]] = {}
     for image in images:
-        lists.setdefault(image.name, []).append(image.part.list.name)
-    problems = [f"{name}: in {' and '.join(named)}" for name, named in lists.items() if len(named) > 1]
+        lists.setdefault(image.name, []).append(str(image.part.list))
+    problems = [f"{' and '.join(named)}: {name} is in both" for name, named in lists.items() if len(named) > 1]
     if len({image.part.year for image in images}) > 1:
         # VOC 2012 keeps some pictures of 2007, under other names, for segmentation alone.
         problems += [
-            f"{image.name}: an image of 2007, whose test images it may be among"
+            f"{image.part.list}: {image.name} is an image of 2007, whose test images it may be among"
             for image in images
             if image.part.year != "VOC2007" and image.name.startswith("2007_")
         ]
@@ -327,7 +361,12 @@ def _class_file_differences(images: list[_Image], found: list[Annotation]) -> li
     for file in sorted({image.part.list for image in images}):
         for label in LABEL_NAMES:
             said = file.with_name(f"{label}_{file.name}")
-            for name, value in (read_class_file(said) if said.is_file() else {}).items():
+            try:
+                values = read_class_file(said) if said.is_file() else {}
+            except InputError as error:
+                differences.append(str(error))
+                continue
+            for name, value in values.items():
                 expected = means.get((file, name), {}).get(label, NONE)
                 if value != str(expected):
                     differences.append(f"{said.name}: {name} has {value or 'nothing'}, its annotation means {expected}")

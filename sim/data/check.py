@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import os
 from collections import Counter
@@ -18,10 +19,11 @@ from fedmlic import spec
 from fedmlic.corpus import num_cores
 from fedmlic.dataset import SPLITS, Dataset, Table
 from fedmlic.errors import InputError
+from fedmlic.formats.dicom import hounsfield
 from fedmlic.images import decode, read_header
 from fedmlic.labels import PRESENT, STATES
 from fedmlic.pixels import equal_images, hash_pixels
-from sim.data.prepare import Source, build_dataset, deviations, duplicate_warnings, row_blocks
+from sim.data.prepare import Source, build_dataset, deviations, duplicate_warnings, row_blocks, untrained_warnings
 
 if TYPE_CHECKING:
     from sim.data.prepare import Watch
@@ -132,7 +134,8 @@ def _look_at_rows(found: _Findings, dataset: Dataset, table: Table, watch: Watch
         try:
             return _Looked(header, hash_pixels(dataset.image(row)), "", missing=False)
         except InputError as error:
-            if file is not None and file.is_absolute() and not file.exists():
+            # Of a source that keeps images inside of other files, "FILE, row 3" is no file either.
+            if isinstance(error.__cause__, FileNotFoundError):
                 return _Looked(None, 0, f"{where}: no such file", missing=True)
             return _Looked(header, 0, f"{where}: {error}", missing=False)
 
@@ -146,9 +149,13 @@ def _look_at_rows(found: _Findings, dataset: Dataset, table: Table, watch: Watch
 def _look_at_files(found: _Findings, files: list[str], watch: Watch | None, workers: int | None) -> None:
     def look(place: int) -> _Looked:
         path = Path(files[place])
-        if path.suffix.lower() == ".dcm":
+        dicom = path.suffix.lower() == ".dcm"
+        if dicom and importlib.util.find_spec("pydicom") is None:
             return _Looked(None, 0, "", missing=False)
         try:
+            if dicom:
+                hounsfield(path, fix_intercept=False)
+                return _Looked(None, 0, "", missing=False)
             decode(path, 32, 3, "squash")
         except InputError as error:
             return _Looked(read_header(path), 0, f"{path}: {error}", missing=False)
@@ -199,11 +206,14 @@ def _compare(found: _Findings, dataset: Dataset, table: Table) -> None:
     """Counts of the table, beside the published ones."""
     tally = Counter(table.splits)
     splits = {split: tally[split] for split in SPLITS}
-    positives = np.zeros(table.labels.shape[1], dtype=np.int64)
+    of_split = np.array([SPLITS.index(split) for split in table.splits])
+    positives = np.zeros((len(SPLITS), table.labels.shape[1]), dtype=np.int64)
     totals = dict.fromkeys(STATES, 0)
     for rows in row_blocks(range(len(table.splits)), table.labels.shape[1]):
         block = table.labels[rows[0] : rows[-1] + 1]
-        positives += np.count_nonzero(block == PRESENT, axis=0)
+        for place in range(len(SPLITS)):
+            here = of_split[rows[0] : rows[-1] + 1] == place
+            positives[place] += np.count_nonzero(block[here] == PRESENT, axis=0)
         for name, state in STATES.items():
             totals[name] += int(np.count_nonzero(block == state))
     found.counts |= {
@@ -214,5 +224,8 @@ def _compare(found: _Findings, dataset: Dataset, table: Table) -> None:
         "splits": splits,
         "published": dict(dataset.expected),
     }
-    named = dict(zip(dataset.label_names, positives.tolist(), strict=True))
+    named = dict(zip(dataset.label_names, positives.sum(axis=0).tolist(), strict=True))
+    found.warnings += table.report.get("warnings", ())
     found.warnings += deviations(dataset.expected, splits, named)
+    if splits["train"]:
+        found.warnings += untrained_warnings(dataset.label_names, positives[0], positives[2])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
@@ -194,10 +194,12 @@ def corpus_summary(corpus: Corpus, expected: Mapping[str, int] | None = None) ->
     splits = {split: len(rows) for split, rows in corpus.splits.items()}
     positives = dict(zip(corpus.label_names, counts[:, 0].sum(axis=0).tolist(), strict=True))
     bad = report.get("bad_files", {"count": 0, "images": {}})
-    warnings = deviations(expected or {}, splits, positives)
-    if bad["count"]:
-        warnings.insert(0, f"{bad['count']:,} images could not be read and were left out")
-    warnings += duplicate_warnings(report.get("duplicates"))
+    warnings = [
+        *source_warnings(report),
+        *deviations(expected or {}, splits, positives),
+        # A server's own set may hold nothing to train on.
+        *(untrained_warnings(corpus.label_names, counts[0, 0], counts[2, 0]) if splits["train"] else []),
+    ]
     return {
         "corpus": str(corpus.path.absolute()),
         "dataset": f"corpus(path={str(corpus.path.absolute())!r})",
@@ -274,6 +276,42 @@ def duplicate_warnings(duplicates: Mapping[str, Any] | None) -> list[str]:
     across = duplicates["groups_across_splits"]
     more = f"; {across:,} of the groups span splits" if across else ""
     return [f"{duplicates['images']:,} images in {duplicates['groups']:,} groups have equal pixels{more}"]
+
+
+def source_warnings(report: Mapping[str, Any]) -> list[str]:
+    """What a corpus's report gives cause to warn of: images left out, the data set's own warnings, equal images."""
+    bad = report.get("bad_files", {"count": 0})["count"]
+    noun, was = ("image", "was") if bad == 1 else ("images", "were")
+    left_out = [f"{bad:,} {noun} could not be read and {was} left out"] if bad else []
+    return [*left_out, *report.get("warnings", ()), *duplicate_warnings(report.get("duplicates"))]
+
+
+def untrained_labels(
+    label_names: Sequence[str], trained: NDArray[np.integer[Any]], tested: NDArray[np.integer[Any]]
+) -> list[str]:
+    """Labels that no training image is known to have but some test image has.
+
+    Args:
+        label_names: in order.
+        trained: integers ``[labels]``, training images on which each is known to be present.
+        tested: integers ``[labels]``, the same on test images.
+    """
+    return [label_names[label] for label in np.flatnonzero((trained == 0) & (tested > 0)).tolist()]
+
+
+def untrained_warnings(
+    label_names: Sequence[str], trained: NDArray[np.integer[Any]], tested: NDArray[np.integer[Any]]
+) -> list[str]:
+    """One line that names ``untrained_labels``."""
+    found = untrained_labels(label_names, trained, tested)
+    if not found:
+        return []
+    shown = ", ".join(map(repr, found[:8])) + (", ..." if len(found) > 8 else "")
+    line = (
+        f"{len(found)} of {len(label_names)} labels are present on test images but on no training image as annotated: "
+        f"{shown}. No model can learn them, and they count in test mAP"
+    )
+    return [line]
 
 
 # Finding a corpus

@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fedmlic.statistics import Statistics, Tallies, summarise
+from sim.data.federation_warnings import examine
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from matplotlib.axes import Axes
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
@@ -56,7 +59,7 @@ INK, ACCENT, LIGHT = "#1f4e79", "#d1495b", "#9dbbd8"
 
 
 def describe(federation: Federation, out: Path | None = None, console: Console | None = None) -> dict[str, Any]:
-    """Report what a federation's partition and regime achieved.
+    """Report what a federation's partition and regime achieved; clients that are named owners bear their names.
 
     Args:
         federation: a built federation.
@@ -67,7 +70,7 @@ def describe(federation: Federation, out: Path | None = None, console: Console |
         console: where tables are printed; ``None`` prints nothing.
 
     Returns:
-        JSON values: ``federation`` (settings and the partition's notes), ``summary``,
+        JSON values: ``warnings`` (sentences), ``federation`` (settings and the partition's notes), ``summary``,
         ``labels``, ``clients`` (up to 1,000 of them), ``cells`` (per client and label: known,
         positives, wrong, budget and true positives, as ``[clients][labels]``; ``None`` above
         50,000 pairs), ``arrays`` (the files that hold the same in full) and ``files`` (paths
@@ -76,12 +79,25 @@ def describe(federation: Federation, out: Path | None = None, console: Console |
     Raises:
         InputError: on a device's own images, whose truth is unknown.
     """
-    tallies = federation.tallies()
+    tallies, found = federation.tallies(), examine(federation)
     statistics = summarise(tallies, federation.label_names)
-    settings = {name: value for name, value in federation.manifest.items() if name not in {"files", "label_names"}}
-    report = {"federation": settings, **statistics.to_json(MAX_CLIENTS), **_cells(federation, tallies), "files": []}
+    if federation.client_names:
+        statistics.clients.insert(1, "name", list(federation.client_names))
+    elsewhere = {"files", "label_names", "client_names", "warnings"}
+    settings = {name: value for name, value in federation.manifest.items() if name not in elsewhere}
+    report = {
+        "federation": settings,
+        "warnings": found.warnings,
+        "untrained_labels": found.untrained,
+        **statistics.to_json(MAX_CLIENTS),
+        **_cells(federation, tallies),
+        "files": [],
+    }
     if console is not None:
-        for table in [*_tables(settings, statistics), *_cell_tables(tallies, federation.label_names)]:
+        for table in [
+            *_tables(settings, statistics),
+            *_cell_tables(tallies, federation.label_names, federation.client_names),
+        ]:
             console.print(table)
     if out is not None:
         report["files"] = [str(path) for path in _write(out, federation, tallies, statistics, report)]
@@ -98,7 +114,9 @@ def _cells(federation: Federation, tallies: Tallies) -> dict[str, Any]:
     }
 
 
-def _write_cells(out: Path, tallies: Tallies, label_names: tuple[str, ...]) -> list[str]:
+def _write_cells(
+    out: Path, tallies: Tallies, label_names: tuple[str, ...], client_names: tuple[str, ...] = ()
+) -> list[str]:
     """``cells.csv``: a row per client and label, client after client."""
     import pandas as pd  # --json without --out needs no tables
 
@@ -107,6 +125,7 @@ def _write_cells(out: Path, tallies: Tallies, label_names: tuple[str, ...]) -> l
         return []
     columns = {
         "client": np.repeat(np.arange(num_clients), num_labels),
+        **({"name": np.repeat(np.array(client_names), num_labels)} if client_names else {}),
         "label": np.tile(np.array(label_names), num_clients),
         "images": np.repeat(tallies.images, num_labels),
         **{name: getattr(tallies, name).ravel() for name in CELLS},
@@ -121,15 +140,15 @@ def _write(
     out.mkdir(parents=True, exist_ok=True)
     title = "{partition}, {regime}, seed {seed}".format(**federation.manifest["identity"])
     title = f"{federation.corpus.name}: {title}"
-    names = federation.label_names
+    names, rows = federation.label_names, _rows(tallies, federation.client_names)
     figures = {
-        "sizes.png": _sizes_figure(tallies),
+        "sizes.png": _sizes_figure(tallies, federation.client_names),
         "skew.png": _skew_figure(statistics),
         "prevalence.png": _prevalence_figure(tallies, names),
-        "positives.png": _positives_figure(tallies, names),
-        "known.png": _known_figure(tallies, names),
-        "budget.png": _budget_figure(tallies, names),
-        **({"wrong.png": _wrong_figure(tallies, names)} if tallies.wrong.any() else {}),
+        "positives.png": _positives_figure(tallies, names, rows),
+        "known.png": _known_figure(tallies, names, rows),
+        "budget.png": _budget_figure(tallies, names, rows),
+        **({"wrong.png": _wrong_figure(tallies, names, rows)} if tallies.wrong.any() else {}),
     }
     for name, figure in figures.items():
         figure.suptitle(textwrap.fill(title, int(13 * figure.get_figwidth())), fontsize=9, color="0.4")
@@ -137,7 +156,7 @@ def _write(
     statistics.labels.to_csv(out / "labels.csv", index=False)
     statistics.clients.to_csv(out / "clients.csv", index=False)
     (out / "summary.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
-    cells = _write_cells(out, tallies, names)
+    cells = _write_cells(out, tallies, names, federation.client_names)
     return [out / name for name in (*figures, "labels.csv", "clients.csv", "summary.json", *cells)]
 
 
@@ -252,23 +271,34 @@ def _label_table(statistics: Statistics) -> Table:
     return table
 
 
-def _cell_tables(tallies: Tallies, label_names: tuple[str, ...]) -> list[Table]:
+def client_title(client: int, names: Sequence[str]) -> str:
+    """How a client is called: its number and, where it has one, its name.
+
+    >>> client_title(1, ["ward A", "ward B"]), client_title(1, [])
+    ('1 ward B', '1')
+    """
+    return f"{client} {names[client]}" if client < len(names) else str(client)
+
+
+def _cell_tables(tallies: Tallies, label_names: tuple[str, ...], client_names: Sequence[str] = ()) -> list[Table]:
     """Clients against labels, where both fit on a screen."""
     num_clients, num_labels = tallies.known.shape
     if num_clients > MAX_SINGLE or num_labels > MAX_COLUMNS:
         return []
+    from rich.markup import escape
     from rich.table import Table
 
-    title = "Per client and label: known positives of known entries (wrong ones)"
-    table = Table(title=title, title_justify="left")
-    table.add_column("client", justify="right")
+    heading = "Per client and label: known positives of known entries (wrong ones)"
+    table = Table(title=heading, title_justify="left")
+    table.add_column("client", justify="left" if client_names else "right", no_wrap=True, max_width=28)
     for name in ("images", "budget", *label_names):
-        table.add_column(name, justify="right")
+        table.add_column(escape(name), justify="right")
     budget = tallies.budget.sum(axis=1, dtype=np.int64)
     for client in range(num_clients):
         counts = zip(tallies.positives[client], tallies.known[client], tallies.wrong[client], strict=True)
         cells = ["-" if not known else f"{some}/{known}" + f" ({bad})" * bool(bad) for some, known, bad in counts]
-        table.add_row(str(client), f"{tallies.images[client]:,}", f"{budget[client]:,}", *cells)
+        title = escape(client_title(client, client_names))
+        table.add_row(title, f"{tallies.images[client]:,}", f"{budget[client]:,}", *cells)
     return [table]
 
 
@@ -302,12 +332,12 @@ class _Rows(NamedTuple):
         return out
 
 
-def _rows(tallies: Tallies) -> _Rows:
+def _rows(tallies: Tallies, client_names: Sequence[str] = ()) -> _Rows:
     """Each client a row, or groups of clients with the same characteristic label side by side."""
     num_clients = len(tallies.images)
     if num_clients <= MAX_SINGLE:
         every = np.arange(num_clients)
-        return _Rows(every, every, "client", [str(client) for client in every])
+        return _Rows(every, every, "client", [client_title(client, client_names) for client in every.tolist()])
     label, most = _characteristic(tallies)
     order = np.lexsort((-most, label))
     groups = min(MAX_GROUPS, num_clients)
@@ -383,11 +413,11 @@ def _plainly(value: float, place: object = None) -> str:
     return f"{value:,g}"
 
 
-def _positives_figure(tallies: Tallies, label_names: tuple[str, ...]) -> Figure:
+def _positives_figure(tallies: Tallies, label_names: tuple[str, ...], rows: _Rows | None = None) -> Figure:
+    rows = rows or _rows(tallies)
     from matplotlib.colors import LogNorm
     from matplotlib.ticker import LogLocator, NullLocator
 
-    rows = _rows(tallies)
     columns = _columns(tallies, label_names)
     values = rows.mean(tallies.positives)[:, columns.order]
     figure, (axis,) = _figure(*_map_size(rows, len(label_names)))
@@ -436,8 +466,9 @@ def _map_and_more(rows: _Rows, columns: _Columns, shown: _Map) -> tuple[Figure, 
     return figure, right
 
 
-def _known_figure(tallies: Tallies, label_names: tuple[str, ...]) -> Figure:
-    rows, num_labels = _rows(tallies), len(label_names)
+def _known_figure(tallies: Tallies, label_names: tuple[str, ...], rows: _Rows | None = None) -> Figure:
+    rows = rows or _rows(tallies)
+    num_labels = len(label_names)
     values = 100 * rows.mean(tallies.known, per=tallies.images)
     bar, title = "known entries (% of images)", "Which labels clients annotate"
     figure, right = _map_and_more(rows, _columns(tallies, label_names), _Map(values, "Blues", _top(values), bar, title))
@@ -499,8 +530,8 @@ def _counts(axis: Axes, values: NDArray[np.int64]) -> None:
     axis.yaxis.set_major_formatter(_plainly)
 
 
-def _budget_figure(tallies: Tallies, label_names: tuple[str, ...]) -> Figure:
-    rows = _rows(tallies)
+def _budget_figure(tallies: Tallies, label_names: tuple[str, ...], rows: _Rows | None = None) -> Figure:
+    rows = rows or _rows(tallies)
     values = rows.mean(tallies.budget, per=tallies.images)
     bar = "looks per image" if rows.names else "looks per image, mean of the row"
     shown = _Map(values, "Purples", max(1.0, float(values.max(initial=0))), bar, "Where the annotation budget went")
@@ -518,8 +549,9 @@ def _budget_figure(tallies: Tallies, label_names: tuple[str, ...]) -> Figure:
     return figure
 
 
-def _wrong_figure(tallies: Tallies, label_names: tuple[str, ...]) -> Figure:
-    rows, columns = _rows(tallies), _columns(tallies, label_names)
+def _wrong_figure(tallies: Tallies, label_names: tuple[str, ...], rows: _Rows | None = None) -> Figure:
+    rows = rows or _rows(tallies)
+    columns = _columns(tallies, label_names)
     known = rows.mean(tallies.known)
     values = np.ma.masked_where(known == 0, 100 * rows.mean(tallies.wrong) / np.where(known == 0, 1, known))
     bar, title = "wrong (% of known entries); grey: none known", "Where annotations are wrong"
@@ -562,7 +594,7 @@ def _skew_figure(statistics: Statistics) -> Figure:
     return figure
 
 
-def _sizes_figure(tallies: Tallies) -> Figure:
+def _sizes_figure(tallies: Tallies, client_names: Sequence[str] = ()) -> Figure:
     sizes = tallies.images
     figure, (axis,) = _figure(8, 4.5)
     if len(sizes) <= MAX_SINGLE:
@@ -570,7 +602,8 @@ def _sizes_figure(tallies: Tallies) -> Figure:
         axis.bar(range(len(sizes)), sizes[order], color=INK, label="training")
         held = tallies.holdout_images[order]
         axis.bar(range(len(sizes)), held, bottom=sizes[order], color=LIGHT, label="held out")
-        axis.set_xticks(range(len(sizes)), [str(client) for client in order])
+        titles = [client_title(client, client_names) for client in order.tolist()]
+        axis.set_xticks(range(len(sizes)), titles, rotation=90 if client_names else 0)
         axis.set_xlabel("client, largest first")
         axis.set_ylabel("images")
     else:

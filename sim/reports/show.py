@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from rich.table import Table
 
 from fedmlic.record import open_run, read_json
 from sim.console import number
+from sim.reports.describe import client_title
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,6 +56,7 @@ def summary(path: Path) -> dict[str, Any]:
         "best_round": rounds[-1]["best-round"] if rounds else None,
         "labels": labels,
         "failures": failures,
+        **folder.data(),
         "balance": _balance(rounds, slow),
         "result": read_json(path / "result.json") if complete else None,
     }
@@ -92,16 +94,20 @@ def show(found: Mapping[str, Any], console: Console) -> None:
         console.print(_curve(found["rounds"], found["best_round"]))
     if found["balance"]:
         told = found["balance"]
+        slowest = client_title(told["slowest_client"], found["client_names"])
         console.print(
-            f"hosts waited {told['idle_share']:.0%} of a round (median); client {told['slowest_client']} was the "
+            f"hosts waited {told['idle_share']:.0%} of a round (median); client {slowest} was the "
             f"slowest of {told['slowest_in_rounds']} rounds; the longest turn took {told['slowest_seconds']:.2f} s",
             highlight=False,
+            markup=False,
             soft_wrap=True,
         )
     for split, event in found["labels"].items():
-        console.print(_labels(split, event))
+        console.print(_labels(split, event, found["untrained_labels"]))
     if found["failures"]:
-        console.print(_failures(found["failures"]))
+        console.print(_failures(found["failures"], found["client_names"]))
+    for text in found["warnings"]:
+        console.print(f"warning: {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def _curve(rounds: list[dict[str, Any]], best: int | None) -> Table:
@@ -121,7 +127,7 @@ def _curve(rounds: list[dict[str, Any]], best: int | None) -> Table:
     return table
 
 
-def _labels(split: str, event: Mapping[str, Any]) -> Table:
+def _labels(split: str, event: Mapping[str, Any], untrained: Sequence[str] = ()) -> Table:
     table = Table(title=f"labels on {split}, round {event['round']}", title_justify="left")
     table.add_column("label")
     for title in ("AP", "precision", "recall", "F1", "present", "known"):
@@ -129,16 +135,20 @@ def _labels(split: str, event: Mapping[str, Any]) -> Table:
     columns = [event[name] for name in ("ap", "precision", "recall", "f1", "num_present", "num_known")]
     rows = list(zip(event["label"], *columns, strict=True))
     for label, *values in rows[: 4 * MAX_ROWS]:
-        table.add_row(escape(label), *[number(v) for v in values[:4]], *[str(v) for v in values[4:]])
+        mark = " *" if label in untrained else ""
+        table.add_row(escape(label) + mark, *[number(v) for v in values[:4]], *[str(v) for v in values[4:]])
+    captions = ["* present on no training image as annotated"] if untrained else []
     if len(rows) > 4 * MAX_ROWS:
-        table.caption = f"{len(rows) - 4 * MAX_ROWS} more labels in labels.parquet"
+        captions.append(f"{len(rows) - 4 * MAX_ROWS} more labels in labels.parquet")
+    table.caption = "; ".join(captions) or None
     return table
 
 
-def _failures(failures: list[dict[str, Any]]) -> Table:
+def _failures(failures: list[dict[str, Any]], client_names: Sequence[str] = ()) -> Table:
     table = Table(title=f"{len(failures)} failed turns", title_justify="left")
     for title in ("round", "client", "host", "reason"):
         table.add_column(title)
     for event in failures[-MAX_ROWS:]:
-        table.add_row(str(event["round"]), str(event["client"]), event["host"], escape(event["error"].splitlines()[0]))
+        client = escape(client_title(event["client"], client_names))
+        table.add_row(str(event["round"]), client, event["host"], escape(event["error"].splitlines()[0]))
     return table

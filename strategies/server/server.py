@@ -72,7 +72,8 @@ def build_server(
     check_experiment(experiment, runtime)
     prepare(runtime.threads)
     strategy: Strategy = spec.build("strategy", experiment.strategy)
-    corpus = open_corpus(spec.build("dataset", experiment.dataset), home_of(runtime), progress=progress)
+    dataset = spec.build("dataset", experiment.dataset)
+    corpus = open_corpus(dataset, home_of(runtime), progress=progress, **experiment.reading())
     device = choose_device(runtime.device)
     learner = build_learner(
         experiment,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 
 from fedmlic.errors import InputError
@@ -53,3 +55,17 @@ def test_flowers_configuration_is_plain_and_comes_back():
 
     assert all(isinstance(value, (bool, int, float, str)) for value in config.values())
     assert split_settings(config) == (Experiment(seed=5), Runtime(workers=3))
+
+
+def test_label_names_are_in_composed_letters():
+    whole, parts = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+
+    assert split_settings({"label-names": f"{parts}, dog"})[0].label_names == f"{whole}, dog"
+
+
+def test_what_happens_to_bad_files_is_no_part_of_the_identity_and_reaches_the_corpus():
+    plain, skipping = (split_settings(s)[0] for s in ({}, {"bad-files": "skip", "max-bad-fraction": 0.2}))
+
+    assert plain.identity() == skipping.identity()
+    assert plain.reading() == {"bad_files": "fail", "max_bad_fraction": 0.01}
+    assert skipping.reading() == {"bad_files": "skip", "max_bad_fraction": 0.2}

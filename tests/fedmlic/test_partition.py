@@ -1,5 +1,7 @@
 """Partitions against plain loops, hand examples and the Dirichlet distribution's moments."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -229,6 +231,31 @@ def test_natural_makes_one_client_per_owner_in_their_order():
 
     assert [partition.of(k).tolist() for k in range(4)] == [[5, 6], [0, 1, 2, 3], [11], [7, 8, 9]]
     assert partition.notes["images_without_owner_left_out"] == 2
+
+
+def test_clients_bear_the_names_of_their_owners():
+    population = replace(owned([1, 2, -1, 1, 0, 2, 2]), owner_names=("Ann", "Bob", "Cem", "Dan"))
+    rng = stream(0, "partition")
+
+    everyone = build("partition", "natural")(population, 0, rng)
+    merged = build("partition", "natural(min_images=3, merge_small=True)")(population, 0, rng)
+    with_nobody = build("partition", "natural(no_owner='client')")(population, 0, rng)
+
+    assert everyone.client_names == ["Ann", "Bob", "Cem"]
+    assert len(everyone.warnings) == 1
+    assert "1 of 7 training images have no owner" in everyone.warnings[0]
+    assert "no_owner='client'" in everyone.warnings[0]
+    assert merged.client_names == ["Cem", "(2 small owners)"]
+    assert with_nobody.client_names == ["Ann", "Bob", "Cem", "(no owner)"]
+    assert with_nobody.of(3).tolist() == [2]
+    assert with_nobody.notes["images_without_owner_left_out"] == 0
+    assert list(with_nobody.warnings) == []
+    assert list(build("partition", "natural")(owned(), 0, rng).client_names) == []
+
+
+def test_without_any_owner_it_says_what_to_do():
+    with pytest.raises(InputError, match=r"none of the 2 training images has an owner\. Say whose they are"):
+        split("natural(no_owner='client')", owned([-1, -1]), 0)
 
 
 def test_small_owners_are_dropped_and_counted():

@@ -1,12 +1,15 @@
 """Putting a run together on this machine."""
 
 import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 
 from clients.opening import open_host
 from fedmlic.errors import InputError
+from fedmlic.record import read_json
 from sim.engines.workers import num_workers
-from sim.run import describe_federation, run
+from sim.run import describe_federation, resume, run
 from sim.watch import Watch
 
 
@@ -18,6 +21,9 @@ class Notes(Watch):
 
     def building(self, what, done, total):
         self.heard.append(("building", what, done, total))
+
+    def warning(self, text):
+        self.heard.append(("warning", text))
 
     def started(self, folder, experiment, resumed_round):
         assert folder.path.exists()
@@ -45,6 +51,46 @@ def test_a_display_hears_of_everything_in_order(tiny, tmp_path):
     assert all(turn[3] == 4 for turn in turns)
     assert ("event", "round", 2) in notes.heard
     assert ("started", 2, 0) in notes.heard
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of 40 images of two owners with a table; one image is damaged, one label is in test only."""
+    root = tmp_path / "photos"
+    root.mkdir()
+    lines = ["path,labels,owner,split"]
+    for number in range(40):
+        pixels = np.random.default_rng(number).integers(0, 255, (24, 24, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(root / f"{number}.png")
+        label = "late" if number == 39 else "ab"[number % 2]
+        lines.append(f"{number}.png,{label},{('Nord', 'Süd')[number // 2 % 2]},{'test' if number > 31 else 'train'}")
+    (root / "5.png").write_bytes(b"no image")
+    (root / "labels.csv").write_text("\n".join(lines), encoding="utf-8")
+    return root
+
+
+def test_your_own_images_with_what_is_to_be_known_of_them(tiny, photos, tmp_path):
+    notes = Notes()
+    own = {"dataset": f"folder(root={str(photos)!r}, image_size=24)", "partition": "natural()", "num_clients": 0}
+    own |= {"cohort_size": 0, "num_rounds": 1, "regime": "complete()"}
+    with pytest.raises(InputError, match="bad-files=skip"):
+        run(*tiny(**own), tmp_path / "run")
+    with pytest.raises(InputError, match=r"at most 1\.00% of 40 images .*max-bad-fraction"):
+        run(*tiny(**own, bad_files="skip"), tmp_path / "run")
+
+    result = run(*tiny(**own, bad_files="skip", max_bad_fraction=0.1), tmp_path / "run", notes)
+
+    assert [entry[1] for entry in notes.heard if entry[0] == "warning"] == result["warnings"]
+    left_out, untrained = result["warnings"]
+    assert left_out == "1 image could not be read and was left out"
+    assert "1 of 3 labels are present on test images but on no training image as annotated: 'late'" in untrained
+    noted = read_json(tmp_path / "run" / "data.json")
+    assert noted == {"warnings": result["warnings"], "untrained_labels": ["late"], "client_names": ["Nord", "Süd"]}
+    assert resume(tmp_path / "run") == result
+    clients = pd.read_parquet(tmp_path / "run" / "clients.parquet")
+    assert dict(zip(clients["client"], clients["client-name"], strict=True)) == {0: "Nord", 1: "Süd"}
+    other = tiny(**own)[0].identity()
+    assert tiny(**own, bad_files="skip", max_bad_fraction=0.1)[0].identity() == other
 
 
 def test_a_watch_may_ignore_everything(tiny, tmp_path):

@@ -183,7 +183,7 @@ def test_a_patient_in_both_lists_and_other_faults_of_the_lists(root):
 def test_an_image_in_both_lists_and_a_missing_list(root):
     with (root / "test_list.txt").open("a") as file:
         file.write("\n90000001_001.png")
-    assert "'90000001_001.png' is listed in train_val_list.txt and again in test_list.txt" in problem(root)
+    assert "'90000001_001.png', which is listed in train_val_list.txt already" in problem(root)
     (root / "test_list.txt").unlink()
     assert "Expected the official list" in problem(root)
     assert len(made(root, split="patients").table().image_ids) == 7
@@ -316,7 +316,7 @@ def test_everything_wrong_is_told_at_once(root):
         "line 9: 'No Finding' beside findings",
         "line 10: finding 'Pleural Thickening'. Did you mean 'Pleural_Thickening'?",
         "line 11: no findings, where a healthy chest says 'No Finding'",
-        "line 12: patient 'P6', which is no number",
+        "line 12: 'P6' in column 'Patient ID', which may say a whole number from 1",
         "line 13: '90000001_000.png' again",
         "no image '90000005_000.png'",
         "BBox_List_2017.csv line 4: no image '90000009_000.png'",
@@ -340,6 +340,55 @@ def test_a_broken_table_is_explained(root, change, message):
     path.write_text(change(path.read_text()))
 
     assert message in problem(root)
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after", "message"),
+    [
+        ("Data_Entry_2017_v2020.csv", "Effusion|Mass", "Effusion,Mass", "line 5: 12 cells, where the header names 11"),
+        ("Data_Entry_2017_v2020.csv", "M,PA,3056,", "M,PA,", "line 4: 10 cells, where the header names 11"),
+        ("Data_Entry_2017_v2020.csv", "Effusion|Mass", "Effusion|Effusion", "finding 'Effusion' twice"),
+        ("Data_Entry_2017_v2020.csv", "Effusion|Mass", "Effusion|", "a blank finding"),
+        ("Data_Entry_2017_v2020.csv", "F,AP", "F,LL", "'LL' in column 'View Position'"),
+        ("Data_Entry_2017_v2020.csv", "88,F", "old,F", "'old' in column 'Patient Age'"),
+        ("Data_Entry_2017_v2020.csv", "88,F", "88,X", "'X' in column 'Patient Gender'"),
+        ("Data_Entry_2017_v2020.csv", ",90000002,", ",0,", "'0' in column 'Patient ID'"),
+        ("BBox_List_2017.csv", "50.0", "-50.0", "which has no area"),
+        ("BBox_List_2017.csv", "100.5", "2000", "whose corner is not in the 1024 pixels"),
+        ("BBox_List_2017.csv", "60.75", "nan", "which has no area"),
+        ("train_val_list.txt", "90000002_000.png", "90000002_000.png 1", "got line 3: '90000002_000.png 1'"),
+        ("train_val_list.txt", "90000002_000.png", "\udcff", "got byte 0xff on line 3"),
+    ],
+)
+def test_what_a_column_cannot_say(root, file, before, after, message):
+    text = (root / file).read_text()
+    assert before in text
+    (root / file).write_text(text.replace(before, after, 1), errors="surrogateescape")
+
+    assert message in problem(root)
+
+
+def test_impossible_ages_and_names_are_warnings(tmp_path):
+    rows = [row.replace(",90000002,61,", ",90000003,412Y,") for row in ROWS]
+    tree(tmp_path, rows)
+
+    assert made(tmp_path).table().report["warnings"] == [
+        "1 images of patients who are 120 years old or more",
+        "1 files begin with another patient's number than the table says; the table counts",
+    ]
+
+
+def test_faults_of_all_files_are_told_at_once(root):
+    (root / "Data_Entry_2017_v2020.csv").write_text("nothing\n")
+    (root / "train_val_list.txt").write_bytes(b"\xff")
+    (root / "test_list.txt").unlink()
+    (root / "BBox_List_2017.csv").write_text("\n".join([*BOXES, "90000003_000.png,Mass,a,1,1,1"]))
+
+    message = problem(root)
+
+    assert "got 9 problems" in message  # six columns and one of each other file
+    assert "BBox_List_2017.csv line 4: box" in message
+    assert "test_list.txt, got none" in message
 
 
 def test_no_folder_and_no_table(root, tmp_path_factory):

@@ -284,6 +284,47 @@ def test_everything_wrong_is_told_at_once(root):
     assert "got 7 problems" in message  # and the misplaced study 9 has no file
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("Frontal,PA,1.0", "Frontal,PA,,1.0", "line 2: 20 cells, where the header names 19"),
+        ("Frontal,PA,1.0", "Frontal,1.0", "line 2: 18 cells, where the header names 19"),
+        ("59,Lateral,", "59,Oblique,", "line 4: 'Oblique' in column 'Frontal/Lateral'"),
+        ("59,Lateral,", "59,Lateral,AP", "line 4: 'AP' in column 'AP/PA'"),
+        ("Frontal,LL", "Frontal,XX", "line 5: 'XX' in column 'AP/PA'"),
+        ("Frontal,LL", "Frontal,", "line 5: '' in column 'AP/PA'"),
+        ("Unknown,0", "Other,0", "line 5: 'Other' in column 'Sex'"),
+        (",30,", ",300,", "line 6: '300' in column 'Age'"),
+        (",30,", ",-3,", "line 6: '-3' in column 'Age'"),
+    ],
+)
+def test_what_a_column_cannot_say(root, before, after, message):
+    text = (root / "train.csv").read_text()
+    assert before in text
+    (root / "train.csv").write_text(text.replace(before, after, 1))
+
+    assert message in problem(root)
+
+
+def test_capital_letters_do_not_matter(root):
+    expected = made(root, owners="view").table()
+    text = (root / "train.csv").read_text()
+    (root / "train.csv").write_text(text.replace("Male,", "male,").replace(",Frontal,PA", ",frontal,pa"))
+
+    assert made(root, owners="view").table().owners.tolist() == expected.owners.tolist()
+    assert made(root, owners="sex").table().owner_names == ["Female", "Male", "Unknown"]
+
+
+def test_faults_of_all_files_are_told_at_once(root):
+    (root / "train.csv").write_text(HEADER + "\n")
+    (root / "valid.csv").write_bytes(b"\xff")
+
+    message = problem(root)
+
+    assert "train.csv to hold images below its header, got none" in message
+    assert "valid.csv to be text in UTF-8, got byte 0xff on line 1" in message
+
+
 def test_missing_images_can_be_left_out(root):
     shutil.rmtree(root / "train" / "patient90002")
 

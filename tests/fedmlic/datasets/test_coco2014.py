@@ -409,10 +409,38 @@ def test_all_faults_of_both_parts_at_once(root):
     assert lines[1:] == [
         "  instances_train2014.json: annotations[8]: image 77 is not described",
         "  instances_train2014.json: annotations[9]: category 12 is not described",
-        "  train2014/COCO_train2014_000000000030.jpg: no such image",
+        "  instances_train2014.json: train2014/COCO_train2014_000000000030.jpg: no such image",
         "  instances_val2014.json: image 42 appears 2 times",
-        "  val2014/COCO_val2014_000000000073.jpg: no such image",
+        "  instances_val2014.json: val2014/COCO_val2014_000000000073.jpg: no such image",
     ]
+
+
+def test_faults_of_all_stages_at_once(root):
+    """Missing parts, broken JSON, other categories and wrong options do not hide each other."""
+    file = root / "annotations" / "instances_train2014.json"
+    file.write_text(file.read_text()[:-20])
+    change(root, "val", lambda d: d["categories"][0].update(name=" "))
+    (root / "val2014" / "COCO_val2014_000000000073.jpg").unlink()
+    (root / "train2014").rename(root / "elsewhere")
+
+    with pytest.raises(InputError) as caught:
+        coco2014(root=str(root))
+
+    beginnings = [
+        "Expected root of data set coco2014 to hold",
+        f"Expected {file} to be JSON, got: ",
+        "instances_val2014.json: categories[0]: name ' ' is blank",
+        "instances_val2014.json: val2014/COCO_val2014_000000000073.jpg: no such image",
+    ]
+    assert len(caught.value.problems) == len(beginnings)
+    for line, beginning in zip(caught.value.problems, beginnings, strict=True):
+        assert line.startswith(beginning)
+
+
+def test_labels_that_a_file_does_not_say_are_not_absent(root):
+    change(root, "val", lambda d: d.pop("annotations"))
+
+    assert problem(root).splitlines()[1:] == ["  instances_val2014.json: the key 'annotations' is missing"]
 
 
 def test_many_faults_are_counted(root):
@@ -430,13 +458,17 @@ def test_an_image_of_both_parts_would_leak(root):
     change(root, "val", lambda d: d["images"][0].update(id=9))
     change(root, "val", lambda d: d["annotations"].pop(0))
 
-    assert problem(root).splitlines()[1:] == ["  image 9 is described 2 times"]
+    assert problem(root).splitlines()[1:] == [
+        "  instances_train2014.json and instances_val2014.json: image 9 is described 2 times"
+    ]
 
 
 def test_a_file_of_two_images_would_leak(root):
     change(root, "train", lambda d: d["images"][1].update(file_name=d["images"][0]["file_name"]))
 
-    assert problem(root).splitlines()[1:] == ["  file train2014/COCO_train2014_000000000009.jpg is described 2 times"]
+    assert problem(root).splitlines()[1:] == [
+        "  instances_train2014.json: file train2014/COCO_train2014_000000000009.jpg is described 2 times"
+    ]
 
 
 def test_a_path_cannot_leave_the_folders(root):
@@ -491,3 +523,13 @@ def test_no_training_image(root):
 def test_bad_parameters_are_refused(text, message):
     with pytest.raises(InputError, match=message):
         build("dataset", f"coco2014({text})")
+
+
+def test_what_cannot_be_but_hurts_no_label_is_a_warning(root):
+    change(root, "val", lambda d: d["annotations"][0].update(bbox=[900, 1, 3, 4]))
+    change(root, "val", lambda d: d["images"][1].update(width=480))
+
+    assert made(root).table().report["warnings"] == [
+        "images of other proportions than their annotation says: 1, first 000000000073",
+        "boxes wholly outside of their images: 1, first in 000000000042",
+    ]

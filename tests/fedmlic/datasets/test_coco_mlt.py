@@ -94,8 +94,9 @@ def test_the_list_is_part_of_the_identity(root):
 
 def test_wrong_lists(root):
     the_list(root).write_text("9\n4711\n30\n9.5\n")
-    with pytest.raises(InputError, match=r"'9\.5' is no number"):
+    with pytest.raises(InputError, match=r"img_id.pkl .* got line 4: '9\.5' is no whole number") as caught:
         made(root)
+    assert "instances_train2017.json: image 4711 of the list is not described" in caught.value.problems
     the_list(root).write_text("9\n4711\n30\n")
     with pytest.raises(InputError, match=r"instances_train2017\.json: image 4711 of the list is not described"):
         made(root).table()

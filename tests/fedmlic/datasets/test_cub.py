@@ -225,6 +225,30 @@ def test_missing_and_damaged_images(root, tmp_path_factory):
     assert "got no such file" in problem(root)
 
 
+def test_faults_of_all_files_are_told_at_once(root):
+    base = root / "CUB_200_2011"
+    for file, before, after in (
+        ("images.txt", "2 001", "x 001"),
+        ("train_test_split.txt", "3 0", "3 7"),
+        ("image_class_labels.txt", "4 2", "4 " + "9" * 5000),
+        ("attributes/image_attribute_labels.txt", "1 1 ", "1 99999999999999999999 "),
+    ):
+        text = (base / file).read_text()
+        assert before in text
+        (base / file).write_text(text.replace(before, after, 1))
+    (base / "classes.txt").write_bytes(b"\xff")
+    (base / "images" / IMAGES[6][0]).unlink()
+
+    with pytest.raises(InputError) as caught:
+        made(root)
+    message = "\n".join(caught.value.problems)
+
+    for line in ("images.txt to be a number from 1 and a text, each number once, got line 2", "image 3: 7",
+                 "image 4: 999", "classes.txt to be text in UTF-8", "begin with four whole numbers, got line 1",
+                 f"{IMAGES[6][0]}: no such file"):  # fmt: skip
+        assert line in message
+
+
 def test_published_places():
     assert len(set(CLASS_ATTRIBUTES)) == 112
     assert list(CLASS_ATTRIBUTES) == sorted(CLASS_ATTRIBUTES)

@@ -20,6 +20,7 @@ from fedmlic.datasets.flair import COARSE_COUNTS, FINE_COUNTS, SPLIT_COUNTS, fla
 from fedmlic.errors import InputError
 from fedmlic.formats import flair_parquet, json_list, tfrecord
 from fedmlic.images import decode
+from fedmlic.problems import Problems
 
 FIXTURE = runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "flair.py"))
 RECORDS = FIXTURE["records"]()
@@ -608,7 +609,11 @@ def test_examples_come_back(tmp_path_factory, numbers, content):
     path = tmp_path_factory.mktemp("tf") / "a.tfrecords"
     path.write_bytes(tfrecord_of({"x": content, "n": numbers}) * 2)
 
-    for example in tfrecord.read_examples(path):
+    problems = Problems("Expected all")
+    found = tfrecord.read_examples(path, problems)
+    assert list(found) == [0, 1]
+    assert not problems
+    for example in found.values():
         span = example.spans["x"]
         assert example.integers.get("n", []) == numbers
         assert path.read_bytes()[span.start : span.start + span.length] == content
@@ -661,3 +666,93 @@ def test_content_decodes_like_a_file(root):
     path = root / "small_images" / "14900000001.jpg"
 
     assert (decode(io.BytesIO(path.read_bytes()), 8, 3, "pad") == decode(path, 8, 3, "pad")).all()
+
+
+# Everything wrong at once
+
+
+def test_faults_of_all_files_are_told_at_once(root):
+    rewrite(root, lambda rows: [{**rows[0], "partition": "trian"}, {**rows[1], "labels": "animal"}, *rows[2:]])
+    (root / "label_relationship.txt").write_text(FIXTURE["PARENTS"].replace("soup ->", "soup >"))
+    (root / "small_images" / f"{RECORDS[2]['image_id']}.jpg").unlink()
+
+    message = problem(root)
+
+    for line in (
+        "label_relationship.txt to read 'fine -> coarse', got line 7: 'soup > food'",
+        "object 1: labels is 'animal', no list of texts",
+        "partition 'trian'. Did you mean 'train'?",
+        f"{RECORDS[2]['image_id']}.jpg: no such file",
+    ):
+        assert line in message
+
+
+@pytest.mark.parametrize("value", [None, [], {}, True, 1.0, -1, "0"])
+def test_label_indices_are_numbers(root, tmp_path_factory, value):
+    out = tmp_path_factory.mktemp("other")
+    write_tfrecords(root, out)
+    index = json.loads((out / "label_to_index.json").read_text())
+    index["labels"]["animal"] = value
+    (out / "label_to_index.json").write_text(json.dumps(index))
+
+    assert "to number 'labels' from 0 without gaps" in problem(out)
+
+
+def test_the_checksum_of_every_message_is_compared(root, tmp_path_factory):
+    out = tmp_path_factory.mktemp("other")
+    write_tfrecords(root, out)
+    path = min((out / "train").iterdir())
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    content[-100] ^= 1
+    path.write_bytes(content)
+
+    message = problem(out)
+
+    assert "record 0: its message has a wrong checksum" in message
+    assert "record 1: its message has a wrong checksum" in message
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 255, 256, 257, 5000])
+def test_checksums_are_those_of_a_plain_loop(length):
+    data = np.random.default_rng(length).bytes(length)
+
+    assert struct.pack("<I", tfrecord.masked_crc(data)) == masked(data)
+
+
+@pytest.mark.parametrize("name", ["b\0g", " ", "a\nb"])
+def test_label_names_are_words(root, name):
+    (root / "label_relationship.txt").unlink()
+    rewrite(root, lambda rows: [{**rows[0], "fine_grained_labels": [name]}, *rows[1:]])
+
+    assert f"Expected every fine label to be a word, got {name!r}" in problem(root, labels="fine")
+
+
+@pytest.mark.parametrize("column", ["image_id", "user_id", "labels"])
+def test_nothing_in_a_column_is_no_name(root, tmp_path_factory, column):
+    out = tmp_path_factory.mktemp("other")
+    write_parquet(root, out)
+    path = min((out / "data").iterdir())
+    table = pq.read_table(path)
+    values = [None, *table[column].to_pylist()[1:]]
+    place = table.column_names.index(column)
+    pq.write_table(table.set_column(place, column, pa.array(values, type=table[column].type)), path)
+
+    assert f"{path}, row 0: {column} is None" in problem(out)
+
+
+def test_damaged_bytes_in_parquet_are_no_missing_file(root, tmp_path_factory):
+    """As ``fedmlic data check`` says it."""
+    out = tmp_path_factory.mktemp("other")
+    write_parquet(root, out)
+    path = min((out / "data").iterdir())
+    table = pq.read_table(path)
+    images = table["image"].to_pylist()
+    images[0]["bytes"] = images[0]["bytes"][:300]
+    pq.write_table(table.set_column(0, "image", pa.array(images, type=table["image"].type)), path)
+    data = made(out)
+    row = data.table().sources.index(f"{path}, row 0")
+
+    with pytest.raises(InputError, match="undamaged image") as caught:
+        data.image(row)
+    assert not isinstance(caught.value.__cause__, FileNotFoundError)

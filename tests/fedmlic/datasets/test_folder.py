@@ -1,6 +1,7 @@
 import csv
 import os
 import shutil
+import unicodedata
 
 import numpy as np
 import pytest
@@ -176,6 +177,144 @@ def test_another_delimiter(root):
     assert "give the right delimiter" in problem(root, PLAIN.replace(",", "\t"))
 
 
+def test_composed_and_decomposed_letters_are_one_label_one_owner_and_one_file(root):
+    whole, parts = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    save(root / f"{parts}.png")
+    lines = [f"a.png,{whole},{parts},train", f"c.png,{parts};x,{whole},train", f"{whole}.png,x,,train"]
+
+    table = made(root, "\n".join(["path,labels,owner,split", *lines, ""])).table()
+
+    assert table.labels.tolist() == [[1, 0], [1, 1], [0, 1]]
+    assert table.owner_names == [whole]
+    assert table.image_ids[2] == f"{whole}.png"
+    assert table.sources[2] == str(root / f"{parts}.png")
+    wide = f"path,{parts},split\na.png,1,train\n"
+    assert made(root, wide, label_names=[whole]).label_names == (whole,)
+    assert "more than once" in problem(root, f"path,{parts},{whole},split\na.png,1,0,train\n")
+    twice = f"path,labels,split\n{whole}.png,x,train\n{parts}.png,x,train\n"
+    assert problem(root, twice).count("appears 2 times") == 2
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        (["Kreis", "kreis"], "'Kreis', 'kreis' differ only in case"),
+        (["hot dog;x", "hot_dog"], "'hot dog', 'hot_dog' differ only in"),
+        (['"a, b"', "a|b"], "'a, b' looks like several labels with ',' between them; separator=',' divides it"),
+        (["a;b", '"a, b"'], "'a, b' looks like several labels"),
+        (["a\0", "cat"], "holds a control character"),
+        (["nan", "cat"], "'nan' is how an empty cell is written"),
+        (["1;0;0", "0;0;1"], "got states such as ['1', '0', '0']. Make one column per label"),
+        (['"[1, 0]"', '"[0, 1]"'], "looks like several labels"),
+    ],
+)
+def test_labels_that_are_almost_certainly_mistakes_are_refused(root, cells, message):
+    text = "path,labels,split\n" + "".join(
+        f"{name},{cell},train\n" for name, cell in zip(("a.png", "c.png"), cells, strict=True)
+    )
+
+    assert message in problem(root, text)
+
+
+def test_names_that_are_listed_are_meant(root):
+    text = 'path,labels,split\na.png,A,train\nc.png,"a;A, a;nan",train\n'
+
+    assert states(made(root, text, label_names=["A", "a", "A, a", "nan"])) == [[1, 0, 0, 0], [0, 1, 1, 1]]
+    assert "3 problems" in problem(root, text)
+
+
+@pytest.mark.parametrize("name", ["", "Unnamed: 0"])
+def test_a_column_that_numbers_the_lines_is_no_label(root, name):
+    data = made(root, f"{name},path,cat,split\n0,a.png,1,train\n1,c.png,0,train\n")
+
+    assert data.label_names == ("cat",)
+    assert data.table().report["unused_columns"] == [name or "column 1 without a name"]
+    assert "not read" in data.table().report["warnings"][0]
+    assert "more than once or blank" in problem(root, f"{name},path,cat\n1,a.png,1\n1,c.png,0\n")
+
+
+def test_known_columns_in_other_letters_are_named(root):
+    message = problem(root, "path,Labels,SPLIT\na.png,cat,train\n")
+
+    assert "'Labels': Did you mean 'labels'?" in message
+    assert "'SPLIT': Did you mean 'split'?" in message
+
+
+def test_a_column_that_may_number_the_rows_has_to_be_meant(root):
+    text = "index,path,cat,split\n0,a.png,1,train\n1,c.png,0,train\n"
+
+    assert "'index': does it number the rows? label_names=[...] says" in problem(root, text)
+    assert made(root, text, label_names=["cat"]).label_names == ("cat",)
+    assert made(root, text, label_names=["index", "cat"]).label_names == ("index", "cat")
+
+
+def test_a_column_that_is_no_label_is_one_problem(root):
+    lines = [
+        f"{name},{age},1,train\n"
+        for name, age in zip(("a.png", "sub/b.png", "c.png", "d.png"), range(7, 11), strict=True)
+    ]
+
+    message = problem(root, "".join(["path,age,cat,split\n", *lines]))
+
+    assert "got 2 problems" in message
+    assert "line 3: and 3 more such cells in column 'age'. If it is no label, name those that are" in message
+
+
+def test_truth_values_are_states(root):
+    assert states(made(root, "path,cat,dog,split\na.png,True,FALSE,train\n")) == [[1, 0]]
+
+
+def test_problems_of_names_and_of_lines_come_together(root):
+    message = problem(root, "path,labels,split\na.png,Cat,train\nc.png,cat,dev\nnone.png,cat,train\n")
+
+    assert "'Cat', 'cat' differ only in case" in message
+    assert "line 3: split 'dev'" in message
+    assert "line 4: no image 'none.png'" in message
+
+
+@pytest.mark.parametrize(
+    ("start", "what"),
+    [
+        (b'[{"path": 1}]', "JSON"),
+        (b'\xef\xbb\xbf {"a": 1}', "JSON"),
+        (b"PK\x03\x04", "Excel"),
+        (b"\xff\xfep\0", "UTF-16"),
+    ],
+)
+def test_other_files_are_called_what_they_are(root, start, what):
+    message = problem(root, start)
+
+    assert "to be a CSV file in UTF-8, got" in message
+    assert what in message
+
+
+def test_a_cell_too_long_is_named_by_its_line(root):
+    message = problem(root, f"path,labels,split\na.png,x,train\nc.png,{'x' * 140000},train\n")
+
+    assert "line 3: a cell of more than 131,072 characters" in message
+
+
+def test_absolute_paths_into_the_folder(root, tmp_path_factory):
+    link = tmp_path_factory.mktemp("other") / "link"
+    link.symlink_to(root)
+    text = f"path,labels,split\n{root}/a.png,x,train\n{os.path.realpath(root)}/./sub/b.png,x,train\n"
+
+    assert made(root, text).table().image_ids == ["a.png", "sub/b.png"]
+    assert folder(root=str(link)).table().image_ids == ["a.png", "sub/b.png"]
+    assert "is not a path below the folder" in problem(root, f"path,labels\n{root.parent}/a.png,x\n")
+    assert "is not a path below the folder" in problem(root, f"path,labels\n{root}x/a.png,x\n")
+    assert problem(root, f"path,labels,split\n{root}/a.png,x,train\na.png,x,train\n").count("appears 2 times") == 2
+
+
+def test_missing_images_come_with_a_hint(root):
+    text = f"path,labels,split\nA.PNG,x,train\n{root.name}/c.png,x,train\n"
+
+    assert "no image 'A.PNG'. Did you mean 'a.png'?" in problem(root, text)
+    assert "no image 'c'. Did you mean 'c.png'?" in problem(root, "path,labels,split\nc,x,train\n")
+    assert "no image 'xxx" in problem(root, f"path,labels,split\n{'x' * 5000}.png,x,train\n")
+    assert f"no image '{root.name}/c.png'. Did you mean 'c.png'?" in problem(root, text)
+
+
 # Owners and splits
 
 
@@ -221,6 +360,25 @@ def test_random_splits_do_not_depend_on_the_order_of_lines(root):
     assert [first.splits.count(split) for split in ("train", "val", "test")] == [16, 2, 2]
     third = folder(root=str(root), seed=1).table()
     assert of != dict(zip(third.image_ids, third.splits, strict=True))
+
+
+def test_a_few_owners_are_all_in_every_split_unless_asked_otherwise(root):
+    text = "".join(["path,labels,owner\n", *many(root, 4, images_each=20)])
+
+    table = made(root, text).table()
+
+    for owner in range(4):
+        splits = [split for split, whose in zip(table.splits, table.owners.tolist(), strict=True) if whose == owner]
+        assert [splits.count(split) for split in ("train", "val", "test")] == [16, 2, 2]
+    assert "split_by='owner' keeps them whole" in table.report["warnings"][0]
+    assert "warnings" not in made(root, text, split_by="image").table().report
+    assert "or split_by='image'" in problem(root, text, split_by="owner")
+    whole = made(root, text, split_by="owner", val_fraction=0.25, test_fraction=0.25).table()
+    assert all(
+        len({s for s, o in zip(whole.splits, whole.owners.tolist(), strict=True) if o == owner}) == 1
+        for owner in range(4)
+    )
+    assert "of 4 owners have no training image" in whole.report["warnings"][0]
 
 
 def test_too_few_owners_for_all_splits(root):
@@ -302,8 +460,8 @@ def test_ten_problems_are_shown_and_all_are_counted(root):
         ("path,labels\na.png,x\nc.png\nd.png,x,y\n", "line 3: 1 cells\n  line 4: 3 cells"),
         ("path,split\na.png,train\n", "Expected different label names, at least one, got []"),
         ("path,labels\na.png,\n", "Expected different label names, at least one, got []"),
-        ('path,labels\n"a.png,x\n', "to be a CSV file in UTF-8, got: unexpected end of data"),
-        (b"path,labels\n\xff\xfe.png,x\n", "Save it again as 'CSV UTF-8'"),
+        ('path,labels\n"a.png,x\n', "line 2: a quotation mark that opens there and is not closed"),
+        (b"path,labels\n\xff\xfe.png,x\n", "got byte 0xff on line 2, which is none. Save it again as 'CSV UTF-8'"),
         ("path,cat\na.png,yes\n", "'yes' in column 'cat', which may say 1, 0, -1, -2, u or blank"),
     ],
 )

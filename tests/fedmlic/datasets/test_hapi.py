@@ -117,3 +117,18 @@ def test_pixels_and_what_counts_as_unchanged(root):
     assert made(root, seed=1).identity != first
     tree(root, truth={**TRUTH, "im1": ["dog"]})
     assert made(root).identity != first
+
+
+def test_faults_of_labels_and_images_are_told_at_once(root):
+    path = root / "tasks" / "mic" / "mir" / "labels.json"
+    entries = json.loads(path.read_text())
+    entries[0]["true_label"] = [None]
+    entries[1]["example_id"] = ""
+    path.write_text(json.dumps(entries))
+    (root / "pictures" / "im4.jpg").unlink()
+
+    with pytest.raises(InputError) as caught:
+        made(root)
+
+    for line in ("entry 0: true_label [None]", "entry 1: example_id ''", "no image 'im4'"):
+        assert any(line in problem for problem in caught.value.problems)

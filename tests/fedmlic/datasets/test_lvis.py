@@ -144,7 +144,9 @@ def test_expected_counts(root):
 def test_a_label_that_is_annotated_and_verified_absent(root):
     change(root, "train", lambda d: d["images"][0]["neg_category_ids"].append(2))
 
-    assert problem(root).splitlines()[1:] == ["  image 900001: 'air_conditioner' is annotated and in neg_category_ids"]
+    assert problem(root).splitlines()[1:] == [
+        "  lvis_v1_train.json: image 900001: 'air_conditioner' is annotated and in neg_category_ids"
+    ]
 
 
 def test_faults_of_both_files_at_once(root):
@@ -155,7 +157,27 @@ def test_faults_of_both_files_at_once(root):
     assert problem(root).splitlines()[1:] == [
         "  lvis_v1_train.json: images[2]: image 900003 has neither file_name nor coco_url",
         "  lvis_v1_train.json: image 900002: neg_category_ids names category 1204, which is not described",
-        "  val2017/000000900004.jpg: no such image",
+        "  lvis_v1_val.json: val2017/000000900004.jpg: no such image",
+    ]
+
+
+def test_every_category_has_a_known_frequency(root):
+    change(root, "val", lambda d: d["categories"][1].update(frequency="x"))
+    change(root, "train", lambda d: d["categories"][0].pop("frequency"))
+
+    assert problem(root).splitlines()[1:] == [
+        "  lvis_v1_train.json: category 1 ('aerosol_can'): frequency None is none of r, c, f",
+        "  lvis_v1_val.json: category 2 ('air_conditioner'): frequency 'x' is none of r, c, f",
+    ]
+
+
+def test_what_is_absent_must_be_said(root):
+    change(root, "train", lambda d: d["images"][1].pop("neg_category_ids"))
+    change(root, "val", lambda d: d.pop("annotations"))
+
+    assert problem(root).splitlines()[1:] == [
+        "  lvis_v1_train.json: images[1]: neg_category_ids of image 900002 is missing",
+        "  lvis_v1_val.json: the key 'annotations' is missing",
     ]
 
 

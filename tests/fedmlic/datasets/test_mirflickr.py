@@ -204,6 +204,22 @@ def test_a_truncated_image_is_named_when_the_corpus_is_built(root, tmp_path_fact
         open_corpus(made(root), home=tmp_path_factory.mktemp("home"))
 
 
+def test_faults_of_all_files_are_told_at_once(root):
+    (root / "annotations" / "sky.txt").write_text("2\nx\n" + "9" * 5000 + "\n")
+    (root / "annotations" / "water.txt").write_bytes(b"\xff")
+    (root / "mirflickr" / "im2.jpg").unlink()
+    (root / "mirflickr" / "meta" / "license" / "license4.txt").unlink()
+    (root / "mirflickr" / "meta" / "tags" / "tags7.txt").unlink()
+
+    with pytest.raises(InputError) as caught:
+        made(root, owners="photographer", min_tag_count=1)
+    message = "\n".join(caught.value.problems)
+
+    for line in ("sky.txt, line 2: 'x'", "sky.txt, line 3: '999", "water.txt to be text in UTF-8", "im2.jpg: no such",
+                 "license4.txt: no such", "tags7.txt: no such"):  # fmt: skip
+        assert line in message
+
+
 def test_an_empty_folder(tmp_path):
     assert "Expected the folder of images" in problem(tmp_path)
 

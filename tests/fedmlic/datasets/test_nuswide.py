@@ -108,7 +108,7 @@ def test_the_arrays_of_cole(root):
     np.save(root / "formatted_val_labels.npy", np.full((2, 81), 2))
     assert "with values [2]" in problem(root, protocol="cole")
     np.save(root / "formatted_val_images.npy", np.array([{}], dtype=object))
-    assert "Expected arrays formatted_val_images.npy" in problem(root, protocol="cole")
+    assert "formatted_val_images.npy, got: Object arrays cannot be loaded" in problem(root, protocol="cole")
 
 
 def test_nobody_owns_an_image_if_so_told(root):
@@ -197,6 +197,36 @@ def test_lists_that_contradict_each_other(root):
     assert "zoo/0005_9000000005.jpg is in neither" in found
     (lists / "TrainImagelist.txt").write_text(text + text)
     assert "actor/0001_9000000001.jpg appears 2 times" in problem(root)
+
+
+def test_the_list_of_concepts_is_the_81_of_the_data_set(root):
+    path = root / "ConceptsList" / "Concepts81.txt"
+    names = path.read_text().split()
+    path.write_text("\n".join([*names[:79], "zebbra", names[0]]))
+
+    message = problem(root)
+
+    assert "line 80: 'zebbra'. Did you mean 'zebra'?" in message
+    assert f"line 81: '{names[0]}', which stands there 2 times" in message
+    assert "got no line 'zebra'" in message
+
+
+def test_faults_of_all_files_are_told_at_once(root):
+    (root / "ImageList" / "TrainImagelist.txt").write_bytes(b"\xff")
+    (root / "Groundtruth" / "AllLabels" / "Labels_dog.txt").write_text("2\n")
+    (root / "Groundtruth" / "AllLabels" / "Labels_sky.txt").unlink()
+    with (root / "ImageList" / "Imagelist.txt").open("a") as file:
+        file.write("zoo\\0007_9000000007.jpg\n")
+
+    with pytest.raises(InputError) as caught:
+        made(root)
+    message = "\n".join(caught.value.problems)
+
+    assert "TrainImagelist.txt to be text in UTF-8, got byte 0xff on line 1" in message
+    assert "Labels_dog.txt: it holds more than single 0 and 1" in message
+    assert "Labels_cat.txt: 8 labels for 9 images" in message
+    assert "Labels_sky.txt: no such file" in message
+    assert "zoo/0007_9000000007.jpg appears 2 times" in message
 
 
 def test_missing_lists(root):

@@ -161,7 +161,7 @@ def test_some_classes(root):
     assert made(root, classes="boxable").label_ids == ("/m/07j7r", "/m/0jbk", "/m/0bt9lr")
     assert made(root, label_names=["Sky", "/m/07j7r"]).label_ids == ("/m/01bqvp", "/m/07j7r")
     assert "Did you mean 'Sky'?" in problem(root, label_names=["Skyy"])
-    assert "'/m/01bqvp' is named 2 times" in problem(root, label_names=["Sky", "/m/01bqvp"])
+    assert "'/m/01bqvp', which is named 2 times" in problem(root, label_names=["Sky", "/m/01bqvp"])
 
 
 def test_older_descriptions_have_no_header(root):
@@ -294,8 +294,8 @@ def test_wrong_lists(root):
     rewrite(root, change, "image_ids_and_rotation.csv")
     text = problem(root)
 
-    assert f"{A}: Subset 'dev'" in text
-    assert f"{B} is in the lists of images more than once" in text
+    assert "image_ids_and_rotation.csv, got row 2: Subset 'dev'. Known: test, train, val, validation." in text
+    assert f"Expected every image in image_ids_and_rotation.csv once, got {B} more than once" in text
     rewrite(root, lambda rows: rows[1].__setitem__(-1, "45.0"), "image_ids_and_rotation.csv")
     assert "Rotation '45.0'" in problem(root)
 
@@ -305,7 +305,7 @@ def test_an_image_in_two_splits(root):
         root, lambda rows: rows.append([A, "verification", "/m/07j7r", "1"]), "test-annotations-human-imagelabels.csv"
     )
 
-    assert f"{A} is in ['train', 'test']" in problem(root)
+    assert f"got {A} in train and test" in problem(root)
 
 
 def test_an_image_in_two_folders(root):
@@ -320,6 +320,51 @@ def test_missing_files(root, tmp_path_factory):
     assert "the names of the classes" in problem(tmp_path_factory.mktemp("empty"))
     (root / TRAIN).unlink()
     assert "Download the human-verified labels" in problem(root)
+
+
+def test_a_split_with_images_needs_its_labels(root):
+    (root / "validation-annotations-human-imagelabels.csv").unlink()
+
+    assert f"images in {root / 'validation'}. Download the human-verified labels of every split" in problem(root)
+    (root / "validation" / f"{D}.jpg").unlink()
+    assert D not in made(root, missing="drop").table().image_ids
+    (root / "train-annotations-machine-imagelabels.csv").unlink()
+    assert "Download what programs claim" in problem(root, machine="present", missing="drop")
+
+
+def test_a_label_file_without_rows_is_not_one_without_labels(root):
+    rewrite(root, lambda rows: rows[:1], "test-annotations-human-imagelabels.csv")
+
+    assert "test-annotations-human-imagelabels.csv, got no row" in problem(root)
+
+
+def test_faults_of_all_stages_at_once(root):
+    """Classes, options, labels, lists, hierarchy, folders and images do not hide each other."""
+    rewrite(root, lambda rows: rows.append(["/m/twice", "a\0b"]), "oidv6-class-descriptions.csv")
+    rewrite(root, lambda rows: rows.append([A, "verification", "/m/07j7r", "7"]))
+    rewrite(root, lambda rows: rows.append(["12", "verification", "/m/none", "1"]))
+    rewrite(root, lambda rows: rows[2].__setitem__(-1, "45"), "image_ids_and_rotation.csv")
+    (root / "test-annotations-human-imagelabels.csv").write_bytes(b"ImageID,Source,LabelName,Confidence\n\xff,a,b,1\n")
+    (root / "bbox_labels_600_hierarchy.json").write_text('{"LabelName": "/m/a", "Subcategory": [{"LabelName": 7}]}')
+    next(root.glob(f"*/{B}.jpg")).unlink()
+
+    with pytest.raises(InputError) as caught:
+        made(root, machine="ignore")
+
+    said = [
+        ("oidv6-class-descriptions.csv", r"line 9: ['/m/twice', 'a\x00b'] holds the control character"),
+        ("bbox_labels_600_hierarchy.json", "{'LabelName': 7}"),
+        (TRAIN, "row 10: Confidence '7'"),
+        (TRAIN, "row 11: ImageID '12'"),
+        (TRAIN, "row 11: LabelName '/m/none'"),
+        ("test-annotations-human-imagelabels.csv", "UTF8"),
+        ("image_ids_and_rotation.csv", "row 3: Rotation '45'"),
+        (f"{B}: no such file", ""),
+    ]
+    lines = list(caught.value.problems)
+    assert len(lines) == len(said)
+    for file, what in said:
+        assert any(file in line and what in line for line in lines), (file, what)
 
 
 def test_wrong_descriptions(root):

@@ -1,5 +1,6 @@
 import runpy
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from fedmlic.corpus import open_corpus
 from fedmlic.datasets.rsna_ich import rsna_ich
 from fedmlic.errors import InputError
 from fedmlic.formats import rsna_labels
+from fedmlic.problems import Problems
 from fedmlic.spec import build
 
 FIXTURE = runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "rsna_ich.py"))
@@ -78,9 +80,11 @@ def test_the_order_of_lines_does_not_matter(tmp_path_factory, states, seed):
     labels = {f"ID_{number:09x}": tuple(row) for number, row in enumerate(states)}
     (root / "t.csv").write_text("\n".join(["ID,Label", *lines(labels, seed)]))
 
-    told = rsna_labels.read(root / "t.csv")
+    problems = Problems("Expected all")
+    told = rsna_labels.read(root / "t.csv", problems)
 
-    assert told.problems == []
+    assert not problems
+
     assert dict(zip(told.image_ids, map(tuple, told.states[:, :5].tolist()), strict=True)) == labels
     assert told.states[:, 5].tolist() == [max(row) for row in states]
     assert told.repeated == 6
@@ -141,7 +145,7 @@ def test_everything_wrong_is_told_at_once(root):
         ("Image Index,epidural,intraparenchymal,intraventricular,subarachnoid,subdural\n", "got none"),
         ("ID,Label\nID,0\n", "entry 1: 'ID', which names no image and subtype"),
         ("ID,Target\nID_1_any,0\n", "to have the columns ID and Label"),
-        ("ID,Label\nID_1_any,0,7\n", "to be a table of ID and Label"),
+        ("ID,Label\nID_1_any,0,7\n", "to have one cell for each of 2 columns, got line 2: 3 cells"),
         ("Image Index,epidural\nID_1.png,0\n", "'intraparenchymal' 0 times"),
     ],
 )
@@ -208,8 +212,49 @@ def test_images_without_a_patient_are_told_at_once(root):
 
     message = problem(root)
 
-    assert "the DICOM headers to name the patient of every image, got 2 problems" in message
+    assert "stage_2_train to name the patient of every image, got 2 problems" in message
     assert "ID_f00000006: no patient" in message
+
+
+def test_warnings_of_pydicom_are_one(root):
+    """The published files name studies by ids that the standard does not allow."""
+    for place, image_id in enumerate(LABELS):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            slice_file(root / "stage_2_train" / f"{image_id}.dcm", noise(1), PATIENTS[image_id], f"ID_{place:x}")
+
+    (line,) = made(root).table().report["warnings"]
+
+    assert line.startswith("pydicom warned 10 times about headers of the images, first: Invalid value for VR UI")
+
+
+@pytest.mark.parametrize("tags", [{"RescaleIntercept": None}, {"RescaleSlope": None}, {"RescaleSlope": "0"}])
+def test_without_slope_and_intercept_there_are_no_hounsfield_units(root, tags):
+    slice_file(root / "stage_2_train" / "ID_f00000000.dcm", noise(1), "ID_a", **tags)
+    data = made(root)
+
+    with pytest.raises(InputError, match="turn stored values into Hounsfield units"):
+        data.image(data.table().image_ids.index("ID_f00000000"))
+
+
+def test_faults_of_all_files_are_told_at_once(root):
+    (root / "stage_2_train.csv").write_text((root / "stage_2_train.csv").read_text().replace("any,1", "any,1,0", 1))
+    slice_file(root / "stage_2_train" / "ID_f00000002.dcm", noise(1), "")
+    (root / "stage_2_train" / "ID_f00000003.dcm").unlink()
+
+    message = problem(root)
+    assert "3 cells, where the header names 2" in message
+    assert "ID_f00000002: no patient" in message
+    assert "no image 'ID_f00000003'" in message
+
+    message = problem(root, metadata="nothing.csv")
+    assert "3 cells, where the header names 2" in message
+    assert "Expected a table at" in message
+    assert "nothing.csv" in message
+
+
+def test_windows_are_finite(root):
+    assert "each wider than 0" in problem(root, windows=[(float("nan"), 1), (0, float("inf")), (0, 1)])
 
 
 def test_a_table_of_metadata_replaces_the_headers(root):
@@ -278,8 +323,8 @@ def test_the_derived_table_with_a_column_per_subtype(tmp_path):
         "\n".join([",".join(["Image Index", *KINDS[:5]]), *rows, contradiction, "ID_x.png,1,1,1,1,2"])
     )
     message = problem(tmp_path, images="png", csv="wide.csv", split_by="slice")
-    assert "wide.csv line 12: ID_f00000000 again with other labels" in message
-    assert "wide.csv line 13: 'ID_x.png' with ['1', '1', '1', '1', '2'], which should be 0 or 1" in message
+    assert "line 12: ID_f00000000 again with other labels" in message
+    assert "line 13: 'ID_x.png' with ['1', '1', '1', '1', '2'], which should be 0 or 1" in message
 
 
 def test_files_of_two_kinds_are_a_problem(root):

@@ -13,6 +13,7 @@ from fedmlic.errors import InputError
 from fedmlic.formats.visual_genome import normalise, read_aliases
 from fedmlic.images import decode
 from fedmlic.labels import PRESENT, UNKNOWN
+from fedmlic.problems import Problems
 
 FIXTURE = runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "visual_genome.py"))
 INDEX, TRAIN, TEST, SIZES, OBJECTS = (FIXTURE[name] for name in ("INDEX", "TRAIN", "TEST", "SIZES", "OBJECTS"))
@@ -108,7 +109,7 @@ def test_wrong_released_files(root):
     text = problem(root)
 
     assert "7.jpg: [500]" in text
-    assert "12.jpg: None" in text
+    assert "12.jpg: nothing" in text
     (root / "ssgrl" / "test_list_500.txt").write_text("7.jpg\n")
     assert "7.jpg appears 2 times" in problem(root)
     file.write_text("no")
@@ -206,9 +207,18 @@ def test_shuffled_files_give_the_same_rows(root):
     [
         ("objects.json", lambda o: o.append(o[0]), "image_id 1 appears again"),
         ("objects.json", lambda o: o[0].update(image_id="1"), "image_id '1' and objects are"),
+        ("objects.json", lambda o: o[0].update(image_id=10**30), "image_id 1000000000000000000000000000000 and"),
+        ("objects.json", lambda o: o[0].pop("objects"), "object 0: image_id 1 and objects are None"),
+        ("objects.json", lambda o: o.pop(0), "to list the objects of every image, got nothing of image 1."),
+        ("objects.json", lambda o: o[0]["objects"][0].update(w=-1), "object 0, object 0 of image 1"),
+        ("objects.json", lambda o: o[0]["objects"][0].update(x=10**400), "object 0, object 0 of image 1"),
+        ("objects.json", lambda o: o[0]["objects"][0].update(names=["a\0"]), r"a name of ['a\x00'] holds the control"),
+        ("image_data.json", lambda o: o[2].pop("coco_id"), "coco_id of image 12 is missing"),
+        ("image_data.json", lambda o: o[2].update(coco_id=True), "coco_id of image 12 is True"),
+        ("image_data.json", lambda o: o[2].update(width=True), "[12, True, 60]"),
         ("objects.json", lambda o: o[0]["objects"][1].pop("x"), "object 0, object 1 of image 1"),
         ("objects.json", lambda o: o[0]["objects"][0].update(names="man"), "object 0, object 0 of image 1"),
-        ("objects.json", lambda o: o[0].update(image_id=5), "got none of [5]"),
+        ("objects.json", lambda o: o[0].update(image_id=5), "objects.json, got nothing of image 5"),
         ("image_data.json", lambda o: o.append(o[0]), "image_id 1 appears again"),
         ("image_data.json", lambda o: o[2].update(width=0), "[12, 0, 60]"),
     ],
@@ -221,11 +231,49 @@ def test_wrong_objects(root, file, change, said):
     assert said in problem(root, labels="topk", k=2)
 
 
+@pytest.mark.parametrize("labels", ["topk", "vg500"])
+def test_faults_of_all_stages_at_once(root, labels):
+    """Lists, indices, names, objects, folders and images do not hide each other."""
+    with (root / "ssgrl" / "train_list_500.txt").open("a") as file:
+        file.write("a b.jpg\n")
+    (root / "ssgrl" / "vg_category_500_labels_index.json").write_text("[" * 100_000)
+    (root / "names.txt").write_text("one\none\n")
+    text = (root / "objects.json").read_text()
+    (root / "objects.json").write_text(text[:-9])
+    data = json.loads((root / "image_data.json").read_text())
+    data[0]["height"] = None
+    (root / "image_data.json").write_text(json.dumps(data))
+    (root / "object_alias.txt").write_bytes(b"a,\xff\n")
+    (root / "VG_100K_2" / "7.jpg").unlink()
+    options = {"split": "lists"} if labels == "topk" else {"label_names": "names.txt", "coco": "drop"}
+
+    with pytest.raises(InputError) as caught:
+        visual_genome(root=str(root), labels=labels, **options)
+
+    both = ["'a b.jpg' is not one word", "image_data.json to describe one image, got object 0", "7.jpg: no such file"]
+    only = {
+        "topk": ["objects.json to be a JSON list", "object_alias.txt to be a text file in UTF-8"],
+        "vg500": ["labels_index.json to be a JSON file", "names.txt to name 500", "got 2 names"],
+    }
+    lines = list(caught.value.problems)
+    for said in both + only[labels]:
+        assert any(said in line for line in lines), said
+
+
+def test_a_file_in_place_of_a_folder(root):
+    for name in ("VG_100K", "VG_100K_2"):
+        (root / name).rename(root / f"elsewhere {name}")
+        (root / name).write_text("a link that an archive of another system kept as text")
+
+    assert "2999001.jpg: no such file" in problem(root, labels="topk", k=2)
+
+
 def test_names_are_cleaned_and_aliases_resolved(tmp_path):
     (tmp_path / "alias.txt").write_text("man,guy,men\nguy,dude\nMan ,person\n")
 
     assert normalise(" A  b ,, C") == ["a b", "c"]
-    assert read_aliases(tmp_path / "alias.txt") == {
+    problems = Problems("Expected it")
+    assert read_aliases(tmp_path / "alias.txt", problems) == {
         "man": "man",
         "guy": "man",
         "men": "man",

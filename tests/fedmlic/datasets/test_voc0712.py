@@ -48,7 +48,7 @@ def test_an_image_of_2007_in_a_list_of_2012_would_leak(root):
     path = root / "VOCdevkit" / "VOC2012" / "ImageSets" / "Main" / "trainval.txt"
     path.write_text(path.read_text() + "2007_000027\n")
 
-    with pytest.raises(InputError, match="2007_000027: an image of 2007, whose test images it may be among"):
+    with pytest.raises(InputError, match="2007_000027 is an image of 2007, whose test images it may be among"):
         made(root).table()
 
 
@@ -56,7 +56,7 @@ def test_a_test_image_in_the_training_list_would_leak(root):
     path = root / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main" / "trainval.txt"
     path.write_text(path.read_text() + "000001\n")
 
-    with pytest.raises(InputError, match=r"000001: in trainval\.txt and test\.txt"):
+    with pytest.raises(InputError, match=r"trainval\.txt and .*test\.txt: 000001 is in both"):
         made(root).table()
 
 

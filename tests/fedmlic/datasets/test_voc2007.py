@@ -23,6 +23,42 @@ def of_images(data):
     return dict(zip(data.table().image_ids, data.table().splits, strict=True))
 
 
+def test_faults_of_all_stages_at_once(root):
+    """A list with a NUL byte, missing parts, a wrong option and broken annotations do not hide each other."""
+    release = root / "VOCdevkit" / "VOC2007"
+    main = release / "ImageSets" / "Main"
+    with (main / "trainval.txt").open("ab") as file:
+        file.write(b"0000\x0012\n../000001\n")
+    (main / "test.txt").unlink()
+    (release / "Annotations" / "000007.xml").write_bytes(b"<annotation>\0")
+    (release / "JPEGImages" / "000009.jpg").unlink()
+
+    with pytest.raises(InputError) as caught:
+        made(root, label_names=["dogg"])
+
+    text = "\n".join(caught.value.problems)
+    assert len(caught.value.problems) == 6
+    for said in (
+        "without VOC2007/ImageSets/Main/test.txt",
+        f"Expected {main / 'trainval.txt'} to hold one image id per line, each once, got line 4: ",
+        "got line 5: '../000001' is a path",
+        "got 'dogg': Did you mean 'dog'?",
+        "VOC2007/Annotations/000007.xml: no XML",
+        "VOC2007/JPEGImages/000009.jpg: no such image",
+    ):
+        assert said in text
+
+
+@pytest.mark.parametrize("part", ["Annotations", "JPEGImages"])
+def test_a_file_in_place_of_a_folder_is_not_a_folder_without_objects(root, part):
+    folder = root / "VOCdevkit" / "VOC2007" / part
+    folder.rename(root / "elsewhere")
+    folder.write_text("a link that an archive of another system kept as text")
+
+    with pytest.raises(InputError, match="got 5 problems"):
+        made(root).table()
+
+
 def test_trainval_trains_and_test_tests(root):
     expected = {"000005": "train", "000007": "train", "000009": "train", "000001": "test", "000002": "test"}
 

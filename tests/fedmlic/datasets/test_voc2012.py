@@ -242,7 +242,8 @@ def test_an_image_of_two_lists_would_leak(root):
     with place(root, "ImageSets", "Main", "val.txt").open("a") as file:
         file.write("2008_000900\n")
 
-    assert problem(root).splitlines()[1:] == ["  2008_000900: in train.txt and val.txt"]
+    main = root / "VOCdevkit" / "VOC2012" / "ImageSets" / "Main"
+    assert problem(root).splitlines()[1:] == [f"  {main / 'train.txt'} and {main / 'val.txt'}: 2008_000900 is in both"]
 
 
 def test_class_files_that_say_anything_else_are_reported(root):

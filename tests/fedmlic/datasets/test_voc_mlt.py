@@ -73,4 +73,4 @@ def test_wrong_lists(root):
         made(root).table()
 
     assert "VOC2012/Annotations/2008_999999.xml: no such file" in str(caught.value)
-    assert "2007_000027: an image of 2007" in str(caught.value)
+    assert "2007_000027 is an image of 2007" in str(caught.value)

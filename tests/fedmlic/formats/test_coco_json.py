@@ -121,12 +121,38 @@ def test_what_may_be_left_out(path):
 
 
 def test_images_without_annotations(path):
-    path.write_text(json.dumps({"images": [image(1)], "categories": CATEGORIES}))
-
-    found = read_instances(path)
+    found = read(path, [image(1)])
 
     assert found.problems == []
     assert (len(found.image_ids), len(found.row)) == (1, 0)
+
+
+@pytest.mark.parametrize("key", ["images", "annotations", "categories"])
+def test_what_says_the_labels_must_be_there_and_be_a_list(path, key):
+    read(path, [image(1)], [thing(1, 5)])
+    document = json.loads(path.read_text())
+
+    for value, problem in (
+        (None, f"{key} is a NoneType, not a list"),
+        (document[key][0], f"{key} is a dict, not a list"),
+        (7, f"{key} is a int, not a list"),
+    ):
+        path.write_text(json.dumps({**document, key: value}))
+        assert read_instances(path).problems == [f"a.json: {problem}"]
+    del document[key]
+    path.write_text(json.dumps(document))
+    assert read_instances(path).problems == [f"a.json: the key {key!r} is missing"]
+    path.write_text(json.dumps(document)[:-1] + f', "{key}": [], "{key}": []}}')
+    assert "is there twice" in read_instances(path).problems[0]
+
+
+def test_lvis_must_say_what_is_absent_and_not_exhaustive(path):
+    read(path, [image(1, neg_category_ids=[]), image(2, not_exhaustive_category_ids=None, neg_category_ids=[5])])
+
+    assert read_instances(path, partial=True).problems == [
+        "a.json: images[0]: not_exhaustive_category_ids of image 1 is missing",
+        "a.json: images[1]: not_exhaustive_category_ids of image 2 is None, not a list of whole numbers",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -138,13 +164,29 @@ def test_images_without_annotations(path):
         ([image(1 << 63)], [], "images[0]: id 9223372036854775808 is no whole number"),
         ([{"id": 1, "width": 3, "height": 4}], [], "images[0]: image 1 has neither file_name nor coco_url"),
         ([image(1, width="wide")], [], "images[0]: image 1 has size 'wide' x 8"),
+        ([image(1, width=0)], [], "images[0]: image 1 has size 0 x 8, not two numbers of pixels above 0"),
+        ([image(1, height=float("inf"))], [], "image 1 has size 10 x inf"),
+        ([image(1, width=None)], [], "image 1 has size None x 8"),
+        ([{"id": 1, "file_name": "a.jpg", "width": 3}], [], "image 1 has size 3 x nothing"),
+        ([image(None)], [], "images[0]: id None is no whole number"),
+        ([image("9" * 5000)], [], "is no whole number"),
+        ([image(1, file_name=None)], [], "file_name None of image 1 is null, no text"),
+        ([image(1, file_name="a\0.jpg")], [], "holds the control character"),
+        ([{"id": 1, "coco_url": 5}], [], "coco_url 5 of image 1 is 5, no text"),
+        ([image(1)], [thing(1, 5, (1, 2, True, 4))], "bbox [1, 2, True, 4] is not"),
+        (
+            [image(1)],
+            [{"image_id": 1, "category_id": 5, "bbox": [0, 0, 1e6, 1e6]}],
+            "area 1000000000000.0 is no number",
+        ),
+        ([image(1)], [thing(1, 5, iscrowd=True)], "iscrowd True and ignore 0 are not 0 or 1"),
         ([image(1, neg_category_ids=[77])], [], "image 1: neg_category_ids names category 77, which is not described"),
         (
             [image(1, neg_category_ids=5)],
             [],
             "images[0]: neg_category_ids of image 1 is 5, not a list of whole numbers",
         ),
-        ([image(1), 7], [], "images[1]: int instead of a record"),
+        ([image(1), 7], [], "images[1]: 7 instead of a record"),
         ([image(1)], [thing(2, 5)], "annotations[0]: image 2 is not described"),
         ([image(1)], [thing(1, 5), thing(1, 1)], "annotations[1]: category 1 is not described"),
         ([image(1)], [thing(None, 5)], "annotations[0]: image_id None and category_id 5 are no whole numbers"),
@@ -173,12 +215,12 @@ def test_all_problems_are_kept(path):
     )
 
     assert found.problems == [
-        "annotations[3]: bbox ['a', 1, 1, 1] is not x, y, width, height",
-        "categories[3]: id 8 and name '' are no number and name",
-        "category id 5 appears 2 times",
-        "image 1 appears 2 times",
-        "annotations[1]: image 2 is not described",
-        "annotations[2]: category 9 is not described",
+        "a.json: annotations[3]: bbox ['a', 1, 1, 1] is not x, y, width, height",
+        "a.json: categories[3]: name '' is blank",
+        "a.json: category id 5 appears 2 times",
+        "a.json: image 1 appears 2 times",
+        "a.json: annotations[1]: image 2 is not described",
+        "a.json: annotations[2]: category 9 is not described",
     ]
 
 
@@ -188,8 +230,9 @@ def test_a_file_that_breaks_off_is_one_problem_among_others(path):
 
     problems = read_instances(path).problems
 
-    assert any("to be JSON, got: " in problem for problem in problems)
-    assert "image 1 appears 2 times" in problems
+    assert len(problems) == 2  # the categories lie behind the break; nothing is said of those it has not seen
+    assert "to be JSON, got: " in problems[0]
+    assert problems[1] == "a.json: image 1 appears 2 times"
 
 
 @pytest.mark.parametrize("streamed", [0, 1 << 24])
@@ -206,8 +249,18 @@ def test_categories_are_found_without_reading_everything(path, monkeypatch, stre
 
 def test_wrong_categories_are_explained(path):
     read(path, [image(1)], [], [])
-    with pytest.raises(InputError, match=r"to describe its categories, got 1 problem\..*\n  no categories"):
+    with pytest.raises(InputError, match=r"to describe its categories, got 1 problem\..*\n  a\.json: no categories"):
         read_categories(path)
     read(path, [image(1)], [], [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}])
     with pytest.raises(InputError, match="category name 'a' appears 2 times"):
         read_categories(path)
+    read(path, [image(1)], [], [*CATEGORIES, CATEGORIES[0], {"id": 7, "name": "a\0b"}, {"id": None, "name": None}])
+    with pytest.raises(InputError) as caught:
+        read_categories(path)
+    assert caught.value.problems == (
+        r"a.json: categories[3]: name 'a\x00b' holds the control character '\x00'",
+        "a.json: categories[4]: id None is no whole number",
+        "a.json: categories[4]: name None is null, no text",
+        "a.json: category id 5 appears 2 times",
+        "a.json: category name 'cat' appears 2 times",
+    )

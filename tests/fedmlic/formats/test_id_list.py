@@ -3,7 +3,7 @@ import pickle
 import pytest
 
 from fedmlic.errors import InputError
-from fedmlic.formats.id_list import number_ids, read_ids
+from fedmlic.formats.id_list import read_id_numbers, read_ids
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_lists_from_other_systems_read_the_same(tmp_path, content):
 def test_text_named_pkl_is_read_and_a_pickle_is_refused(tmp_path):
     path = tmp_path / "img_id.pkl"
     path.write_text("900001\n900002\n")
-    assert number_ids(read_ids(path), path) == (900001, 900002)
+    assert read_id_numbers(path) == (900001, 900002)
 
     path.write_bytes(pickle.dumps([900001]))
     with pytest.raises(InputError, match="Pickles are not opened"):
@@ -39,7 +39,11 @@ def test_text_named_pkl_is_read_and_a_pickle_is_refused(tmp_path):
     [
         ("", "got 1 problem. Correct and start again:\n  no ids"),
         ("a\nb\na\n", "a stands 2 times"),
-        ("a\nb  1\nc -1\n", "got 2 problems. Correct and start again:\n  line 2: 'b  1'\n  line 3: 'c -1'"),
+        ("a\nb  1\nc -1\n", "line 2: 'b  1' is not one word\n  line 3: 'c -1' is not one word"),
+        ("a\nb\0\n", r"line 2: 'b\x00' is not one word"),
+        ("a\x1cb\n", r"line 1: 'a\x1cb' is not one word"),
+        ("a\n../../b\n", "line 2: '../../b' is a path, not the name of an image"),
+        ("a\n" + 300 * "b", "has 300 characters"),
     ],
 )
 def test_a_wrong_list_is_explained(tmp_path, text, message):
@@ -53,5 +57,14 @@ def test_a_wrong_list_is_explained(tmp_path, text, message):
 
 
 def test_numbers_only(tmp_path):
-    with pytest.raises(InputError, match="got 2 problems"):
-        number_ids(["1", "a", "-2"], tmp_path)
+    path = tmp_path / "a.txt"
+    path.write_text("1\na\n-2\n")
+
+    with pytest.raises(InputError) as caught:
+        read_id_numbers(path)
+
+    assert [line.partition(", got ")[2] for line in caught.value.problems] == [
+        "line 2: 'a' is no whole number",
+        "line 3: '-2' is no whole number",
+    ]
+    assert all(str(path) in line for line in caught.value.problems)

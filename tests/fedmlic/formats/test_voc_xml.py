@@ -61,10 +61,16 @@ def test_crlf_byte_order_mark_and_other_encodings():
     ("text", "problem"),
     [
         (f"<difficult>0</difficult>{BOX}", "object 1: no name"),
-        (f"<name> </name>{BOX}", "object 1: no name"),
-        ("<name>cow</name>", "object 1: xmin of its box is None, no number"),
-        (f"<name>cow</name>{BOX.replace('3', 'x', 1)}", "object 1: ymin of its box is 'x', no number"),
-        (f"<name>cow</name>{BOX.replace('3', 'nan', 1)}", "object 1: ymin of its box is 'nan', no number"),
+        (f"<name> </name>{BOX}", "object 1: its name is blank"),
+        (f"<name>cow</name><name>dog</name>{BOX}", "object 1: two names"),
+        (f"<name>c\x85w</name>{BOX}", r"object 1: its name holds the control character '\x85'"),
+        ("<name>cow</name>", "object 1: xmin of its box is None, no number of pixels"),
+        (
+            f"<name>cow</name>{BOX.replace('3', '1e300', 1)}",
+            "object 1: ymin of its box is '1e300', no number of pixels",
+        ),
+        (f"<name>cow</name>{BOX.replace('3', 'x', 1)}", "object 1: ymin of its box is 'x', no number of pixels"),
+        (f"<name>cow</name>{BOX.replace('3', 'nan', 1)}", "object 1: ymin of its box is 'nan', no number of pixels"),
         (
             f"<name>cow</name>{BOX.replace('2', '9', 1)}",
             "object 1: its box ends before it begins, from (9, 3) to (4, 6)",
@@ -76,6 +82,17 @@ def test_a_problem_is_named(text, problem):
     assert read(text).problems == [problem]
 
 
+@pytest.mark.parametrize(("width", "height"), [("0", "48"), ("64", "-1"), ("nan", "48"), ("64", ""), ("1e400", "9")])
+def test_a_size_is_stated_right_or_not_at_all(width, height):
+    found = read(size=f"<size><width>{width}</width><height>{height}</height></size>")
+
+    assert found.size == (0, 0)
+    assert found.problems == [f"its size is {width!r} x {height!r}, not two numbers of pixels above 0"]
+    assert read(size="<size><width>64</width></size>").problems == [
+        "its size is '64' x None, not two numbers of pixels above 0"
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
@@ -84,6 +101,7 @@ def test_a_problem_is_named(text, problem):
         (b'<?xml version="1.0" encoding="none"?><annotation/>', "no XML: unknown encoding"),
         (b"<html></html>", "<html> instead of <annotation>"),
         (b'<!DOCTYPE a [<!ENTITY b "c">]><annotation/>', "it declares a document type"),
+        ('<!DOCTYPE a [<!ENTITY b "c">]><annotation/>'.encode("utf-16"), "it declares a document type"),
     ],
 )
 def test_a_file_that_is_no_annotation(content, problem):

@@ -3,7 +3,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmlic.sources.groups import crossing, deal, first_of_each, number_groups
+from fedmlic.sources.groups import (
+    crossing,
+    deal,
+    deal_within,
+    first_of_each,
+    number_groups,
+    owner_warnings,
+    owners_whole,
+)
 
 names = st.lists(st.sampled_from(["a", "b", "c", "d", "e", "f"]), max_size=40)
 
@@ -58,3 +66,54 @@ def test_first_of_each_and_blank_names():
     with pytest.raises(ValueError, match="argument 2 is shorter"):
         crossing(["a", "b"], ["train"])
     assert number_groups([])[0].dtype == np.int64
+
+
+@given(
+    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=6),
+    nobody=st.integers(0, 9),
+    shares=st.tuples(st.floats(0, 0.5), st.floats(0, 0.5)),
+    seed=st.integers(0, 9),
+    data=st.data(),
+)
+def test_every_group_is_divided_and_keeps_a_training_image(sizes, nobody, shares, seed, data):
+    groups = np.repeat(np.arange(-1, len(sizes)), [nobody, *sizes])
+    ids = [f"i{place}" for place in range(len(groups))]
+    fractions = dict(zip(("val", "test"), shares, strict=True))
+    order = data.draw(st.permutations(range(len(ids))))
+
+    splits = deal_within(["train"] * len(ids), groups, ids, fractions, seed, "test")
+    again = deal_within(["train"] * len(ids), groups[order], [ids[i] for i in order], fractions, seed, "test")
+
+    assert again == [splits[i] for i in order]
+    assert set(range(len(sizes))) <= {g for g, s in zip(groups.tolist(), splits, strict=True) if s == "train"}
+    for split, share in fractions.items():
+        assert splits.count(split) <= share * len(ids) + 0.5 + 1e-9
+
+
+def test_sites_are_all_trained_and_tested_on():
+    groups = np.repeat(np.arange(5), 40)
+
+    splits = np.array(deal_within(["train"] * 200, groups, [f"{i:03}" for i in range(200)], {"test": 0.1}, 1, "x"))
+
+    assert [(splits[groups == group] == "test").sum() for group in range(5)] == [4] * 5
+    given_splits = ["train", "test", "val"]
+    assert deal_within(given_splits, np.zeros(3, int), list("abc"), {"val": 0.5}, 0, "x") == given_splits
+
+
+def test_few_owners_are_divided_and_many_are_kept_whole():
+    few, many = np.array([0, 1, -1]), np.arange(-1, 20)
+
+    assert [owners_whole("auto", owners) for owners in (few, many)] == [False, True]
+    assert [owners_whole(how, few) for how in ("owner", "image")] == [True, False]
+
+
+def test_what_is_to_be_known_of_owners():
+    owners = np.array([0, 0, 1, 2])
+    names = ["Ward A", "Ward B", "ward a"]
+
+    assert owner_warnings(names, owners, [], "auto") == ["owners 'Ward A', 'ward a' look alike and count as different"]
+    found = owner_warnings(names, owners, ["train", "train", "train", "test"], "auto")
+    assert "each of the 3 owners were divided" in found[1]
+    assert "1 of 3 owners have no training image after the random split: 'ward a'" in found[2]
+    assert owner_warnings(names[:2], owners[:3], ["train"] * 3, "image") == []
+    assert owner_warnings([], np.array([-1]), ["train"], "auto") == []

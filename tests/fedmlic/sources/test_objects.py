@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from fedmlic.dataset import Objects
-from fedmlic.sources.objects import agree_on_sizes, boxed_objects, stored_objects, turned_boxes
+from fedmlic.sources.objects import (
+    agree_on_sizes,
+    boxed_objects,
+    outside_warnings,
+    size_warnings,
+    stored_objects,
+    turned_boxes,
+)
 
 
 def one(box, area):
@@ -101,3 +108,28 @@ def test_boxes_alone_have_the_area_that_is_stored_of_them():
     assert found.box.tolist() == [[2, 2, 4, 2], [0, 0, 4, 4], [0, 0, 0, 2]]
     assert found.area.tolist() == [8, 16, 0]
     assert found.label.dtype == np.int16
+
+
+def test_boxes_outside_of_their_images_are_a_warning():
+    sizes = np.array([[10.0, 20.0], [5.0, 5.0]])
+    box = np.array([[9, 0, 5, 5], [10, 0, 1, 1], [0, 20, 1, 1], [-3, 0, 2, 1], [-3, 0, 4, 1], [0, 0, 0, 0]], np.float32)
+    outside = []
+
+    for row, one in enumerate(box):
+        objects = Objects(np.array([0]), np.zeros(1, np.int16), one[None], np.ones(1, np.float32))
+        if outside_warnings(objects, sizes, ["a", "b"]):
+            outside.append(row)
+
+    assert outside == [1, 2, 3]
+    every = Objects(np.array([0, 1, 1]), np.zeros(3, np.int16), box[:3], np.ones(3, np.float32))
+    assert outside_warnings(every, sizes, ["a", "b"]) == ["boxes wholly outside of their images: 2, first in b"]
+    assert outside_warnings(every.take(np.array([0])), sizes, ["a", "b"]) == []
+
+
+def test_other_proportions_are_a_warning():
+    said, stored = np.array([[10.0, 20.0], [5.0, 5.0]]), np.array([[20.0, 40.0], [5.0, 9.0]])
+
+    _, report = agree_on_sizes(said, stored, ["a", "b"])
+
+    assert size_warnings(report) == ["images of other proportions than their annotation says: 1, first b"]
+    assert size_warnings(agree_on_sizes(said, said, ["a", "b"])[1]) == []

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from fedmlic.errors import InputError
 from fedmlic.spec import build
 from sim.command import app, read_options
 from sim.data import prepare as module
+from sim.data.check import check_data
 from sim.reports import data_pictures, data_report
 from sim.reports import portrait as portraits
 
@@ -224,6 +226,21 @@ def test_bad_files_fail_all_at_once_and_can_be_left_out(fedmlic, photos):
     assert found(fedmlic(*arguments, "--bad-files", "skip", "--json")) == report
 
 
+def test_labels_that_only_test_images_have_are_warned_of(fedmlic, photos):
+    table = photos / "labels.csv"
+    lines = table.read_text().splitlines()
+    lines[4] = lines[4].replace(",dog,", ",late,").replace(",,", ",late,")
+    assert lines[4].endswith("late,o3,test"), lines[4]
+    table.write_text("\n".join(lines))
+    line = "warning: 1 of 4 labels are present on test images but on no training image as annotated: 'late'."
+
+    for command in ("import", "describe", "check"):
+        result = fedmlic(command, "folder", "--root", photos, "image-size=8", "--json")
+
+        assert line in result.stderr
+        assert any("'late'" in warning for warning in found(result)["warnings"])
+
+
 def test_more_bad_files_than_allowed_fail(fedmlic, photos):
     spoil(photos)
     result = fedmlic("import", "folder", "--root", photos, "image-size=16", "--bad-files", "skip")
@@ -324,6 +341,7 @@ def test_everything_wrong_with_the_images_is_listed(fedmlic, photos):
     plain = fedmlic("check", "folder", "--root", photos, "image-size=16")
     assert plain.exit_code == 1
     assert "2 problems:" in plain.stdout
+    assert "Exit" not in plain.stderr
 
 
 def test_wrong_tables_and_broken_images_are_listed_at_once(fedmlic, photos):
@@ -595,3 +613,26 @@ def test_many_labels_and_none_at_all_are_drawn(tmp_path, num_labels):
 
 def _pixels(row):
     return np.full((8, 8, 3), row * 2, np.uint8)
+
+
+def test_a_damaged_slice_is_found_where_the_table_is_wrong_too(tmp_path):
+    runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "rsna_ich.py"))["write"](tmp_path)
+    table = tmp_path / "stage_2_train.csv"
+    table.write_text(table.read_text().replace("any,1", "any,7", 1))
+    (tmp_path / "stage_2_train" / "ID_f00000000.dcm").write_bytes(b"no slice")
+
+    report = check_data(module.read_source("rsna_ich", tmp_path, {}))
+
+    assert report["num_undecodable"] == 1
+    assert any("label '7' on 1 lines" in problem for problem in report["problems"])
+    assert any("ID_f00000000.dcm: Expected an undamaged DICOM file" in problem for problem in report["problems"])
+
+
+def test_warnings_of_a_source_are_shown(tmp_path):
+    fixture = runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "chestxray14.py"))
+    fixture["tree"](tmp_path, [row.replace(",61,", ",412,") for row in fixture["ROWS"]])
+
+    assert (
+        "1 images of patients who are 120 years old or more"
+        in check_data(module.read_source("chestxray14", tmp_path, {"image_size": 16}))["warnings"]
+    )

@@ -298,3 +298,38 @@ def test_skew_numbers_of_every_client_are_drawn():
     statistics = module.summarise(tallies, tuple("abcd"))
     for axis, quantity in zip(module._skew_figure(statistics).axes, module.SKEWS, strict=True):
         assert sum(bar.get_height() for bar in axis.patches) == statistics.clients[quantity].notna().sum()
+
+
+def test_clients_that_are_owners_bear_their_names(tmp_path):
+    names = ["Nord", "Süd", "Ost [2]"]
+
+    def table():
+        labels = np.tile(np.array([[1, 0, 0, 0], [0, 1, 0, 0]], np.int8), (30, 1))
+        labels[-1] = [0, 0, 0, 1]
+        splits = ["train"] * 54 + ["test"] * 6
+        owners = np.arange(60) % 4 - 1
+        return Table([f"i{i}" for i in range(60)], splits, labels, owners, owner_names=names)
+
+    def image(row):
+        return np.full((2, 2, 1), row, np.uint8)
+
+    dataset = Dataset("tiny", "1", {}, NAMES, (2, 2, 1), table, image, own=True)
+    corpus = open_corpus(dataset, tmp_path)
+    settings = {"num_clients": 0, "seed": 1, "holdout_fraction": 0.0, "home": tmp_path}
+    built = build_federation(corpus, partition="natural()", regime="label_subset(labels=[['cat', 'dog']])", **settings)
+    console = Console(file=io.StringIO(), width=160)
+
+    report = describe(built, tmp_path / "out", console)
+
+    assert built.client_names == tuple(names)
+    assert [client["name"] for client in report["clients"]] == names
+    assert (tmp_path / "out" / "cells.csv").read_text().splitlines()[1].startswith("0,Nord,cat,")
+    assert "2 Ost [2]" in console.file.getvalue()
+    assert report["untrained_labels"] == ["bus"]
+    assert report["federation"]["notes"]["images_without_owner_left_out"] == 14
+    nobody, hidden, untrained = report["warnings"]
+    assert nobody.startswith("14 of 54 training images have no owner")
+    assert "hides 80 of 160 annotations of your own training images" in hidden
+    assert "1 of 4 labels are present on test images but on no training image" in untrained
+    whole = build_federation(corpus, partition="natural(no_owner='client')", regime="complete()", **settings)
+    assert describe(whole)["warnings"] == [untrained]

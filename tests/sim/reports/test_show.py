@@ -57,6 +57,23 @@ def test_a_run_that_has_not_begun(tiny, tmp_path):
     assert "interrupted or running" in printed(found)
 
 
+def test_names_of_clients_warnings_and_labels_that_nobody_trained(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    names = [f"ward [{place}]" for place in "ABCDEF"]
+    noted = {"warnings": ["something [odd]"], "untrained_labels": ["four"], "client_names": names}
+    (tmp_path / "run" / "data.json").write_text(json.dumps(noted))
+
+    found = summary(tmp_path / "run")
+
+    assert noted.items() <= found.items()
+    found["failures"] = [{"round": 1, "client": 2, "host": "h", "error": "broken"}]
+    text = printed(found, 160)
+    assert "warning: something [odd]" in text
+    assert text.count("four *") == 2
+    assert "2 ward [C]" in text
+    assert f"client {found['balance']['slowest_client']} ward [" in text
+
+
 def test_labels_and_reasons_with_brackets_are_shown_as_they_are(finished):
     found = summary(finished)
     found["labels"]["test"]["label"][0] = "[red]cat[/red]"

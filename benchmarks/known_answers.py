@@ -1,0 +1,166 @@
+"""Does FedMLIC reproduce a published table? Fashion-MNIST under label skew, four aggregation rules.
+
+The table is that of Flower's ``niid_bench`` baseline (its README): 10 clients, all in every round, 50 rounds of 10
+local epochs, batches of 64, SGD with momentum 0.9 and learning rate 0.01, a small network with 6 and 16 channels,
+accuracy on the test images, mean and standard deviation over three seeds. One-hot labels are multi-label data with one
+present label; the loss is cross-entropy over the labels, the accuracy that of the largest output.
+
+    uv run python benchmarks/known_answers.py --splits two-labels --seeds 3
+    uv run python benchmarks/known_answers.py --rounds 5 --seeds 1     # a look, not an answer
+
+Needs the files of Fashion-MNIST (``docs/datasets/fashion_mnist.md``). Every finished run is kept in ``--out``, and the
+same command goes on after an interruption. A cell of 50 rounds takes about half an hour on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from fedmlic.method import Method, Objective
+from fedmlic.training import classifier, trainer
+
+PUBLISHED = {
+    ("iid", "fedavg"): (89.23, 0.45),
+    ("iid", "scaffold"): (89.33, 0.27),
+    ("iid", "fedprox"): (89.42, 0.09),
+    ("iid", "fednova"): (89.36, 0.09),
+    ("dirichlet", "fedavg"): (88.09, 0.29),
+    ("dirichlet", "scaffold"): (88.44, 0.25),
+    ("dirichlet", "fedprox"): (88.15, 0.42),
+    ("dirichlet", "fednova"): (88.22, 0.12),
+    ("one-label", "fedavg"): (28.39, 17.09),
+    ("one-label", "scaffold"): (10.00, 0.00),
+    ("one-label", "fedprox"): (32.65, 6.68),
+    ("one-label", "fednova"): (16.86, 9.30),
+    ("two-labels", "fedavg"): (78.10, 2.51),
+    ("two-labels", "scaffold"): (33.80, 41.22),
+    ("two-labels", "fedprox"): (78.05, 0.99),
+    ("two-labels", "fednova"): (71.67, 2.34),
+    ("three-labels", "fedavg"): (82.43, 1.52),
+    ("three-labels", "scaffold"): (80.32, 5.03),
+    ("three-labels", "fedprox"): (82.99, 0.48),
+    ("three-labels", "fednova"): (81.97, 1.34),
+}
+"""Accuracy in percent, mean and standard deviation over three seeds, by split and rule."""
+
+PARTITIONS = {
+    "iid": "iid()",
+    "dirichlet": "dirichlet(alpha=0.5)",
+    "one-label": "pathological(labels_per_client=1)",
+    "two-labels": "pathological(labels_per_client=2)",
+    "three-labels": "pathological(labels_per_client=3)",
+}
+
+RULES = {"fedavg": "fedavg()", "scaffold": "scaffold()", "fedprox": "fedprox(mu=0.01)", "fednova": "fednova()"}
+
+
+def softmax_method() -> Method:
+    """A classifier of images with exactly one present label, trained by cross-entropy over the labels."""
+
+    def loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(network(images), labels.argmax(dim=1))
+
+    def predict(network: nn.Module, images: Tensor) -> Tensor:
+        probs: Tensor = network(images).softmax(dim=1)
+        return probs
+
+    objective = Objective(loss)
+    return classifier(lambda logits, labels: logits.sum() * labels.sum())._replace(
+        train=trainer(objective), predict=predict, objective=objective
+    )
+
+
+def settings(split: str, rule: str, seed: int, rounds: int) -> list[str]:
+    """One cell's run as arguments of ``fedmlic run``."""
+    return [
+        "dataset=fashion_mnist(val_fraction=0)",
+        f"partition={PARTITIONS[split]}",
+        "regime=complete()",
+        "model=lenet()",
+        "method=known_answers.softmax_method()",
+        f"strategy={RULES[rule]}",
+        "num-clients=10",
+        "cohort-size=0",
+        f"num-rounds={rounds}",
+        "local-epochs=10",
+        "batch-size=64",
+        "optimizer=sgd",
+        "momentum=0.9",
+        "learning-rate=0.01",
+        "clip-norm=0",
+        "holdout-fraction=0",
+        f"evaluate-every={rounds}",
+        f"seed={seed}",
+    ]
+
+
+def accuracy(run: Path) -> float:
+    """Share of test images, in percent, whose largest output is their label, of a run's last model."""
+    import numpy as np
+
+    from fedmlic.labels import PRESENT
+    from fedmlic.record import open_run
+    from strategies.server.server import build_server
+
+    folder = open_run(run)
+    server = build_server(*folder.settings())
+    tensors, _ = folder.load_checkpoint(folder.checkpoints()[-1])
+    layout = server.learner.resident.layout
+    server.learner.resident.load(layout.pack({name: tensors[f"model/{name}"] for name in layout.names}))
+    span = server.corpus.splits["test"]
+    rows = np.arange(span.start, span.stop)
+    scores = server.learner.predict(server.corpus.images, rows)
+    truth = (server.corpus.labels.take(rows) == PRESENT).argmax(axis=1)
+    return 100 * float((scores.argmax(axis=1) == truth).mean())
+
+
+def cell(out: Path, split: str, rule: str, seed: int, rounds: int) -> float:
+    """The accuracy of one run, played now unless it is there already."""
+    run, note = out / f"{split}-{rule}-{seed}", out / f"{split}-{rule}-{seed}.json"
+    if note.exists():
+        return float(json.loads(note.read_text())["accuracy"])
+    command = [sys.executable, "-m", "sim.command"]
+    start = (
+        ["resume", str(run)] if (run / "experiment.json").exists() else ["run", *settings(split, rule, seed, rounds)]
+    )
+    where = [] if start[0] == "resume" else ["--out", str(run)]
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    subprocess.run([*command, *start, *where], check=True, env={**os.environ, "PYTHONPATH": path})
+    found = accuracy(run)
+    note.write_text(json.dumps({"accuracy": found, "rounds": rounds}))
+    return found
+
+
+def main() -> None:
+    """Play the cells that are asked for and print them beside the published ones."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--splits", nargs="+", choices=list(PARTITIONS), default=["two-labels"])
+    parser.add_argument("--rules", nargs="+", choices=list(RULES), default=list(RULES))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--out", type=Path, default=Path("runs/known_answers"))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    for split in options.splits:
+        for rule in options.rules:
+            found = [cell(options.out, split, rule, seed, options.rounds) for seed in range(options.seeds)]
+            spread = statistics.stdev(found) if len(found) > 1 else 0.0
+            mean, deviation = PUBLISHED[split, rule]
+            print(
+                f"{split:14s}{rule:10s} here {statistics.mean(found):6.2f} +- {spread:5.2f}   "
+                f"published {mean:6.2f} +- {deviation:5.2f}   {[round(value, 2) for value in found]}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    main()

@@ -1,0 +1,67 @@
+"""What a user should hear of a federation before and after training, one sentence each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from fedmlic.labels import PRESENT, known
+from sim.data.prepare import row_blocks, source_warnings, untrained_labels, untrained_warnings
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fedmlic.corpus import LabelStore
+    from fedmlic.federation import Federation
+    from fedmlic.statistics import Tallies
+
+
+class Findings(NamedTuple):
+    """What was found out.
+
+    Attributes:
+        warnings: sentences for the user.
+        untrained: labels that no client knows a positive of, but test images have.
+    """
+
+    warnings: list[str]
+    untrained: list[str]
+
+
+def examine(federation: Federation) -> Findings:
+    """Look at a built federation: its source, its partition, its regime, its labels."""
+    corpus, tallies = federation.corpus, federation.tallies()
+    trained = tallies.positives.sum(axis=0, dtype=np.int64)
+    tested = _positives(corpus.labels, corpus.splits.get("test", range(0)))
+    names = federation.label_names
+    warnings = [
+        *source_warnings(corpus.manifest["report"]),
+        *federation.manifest.get("warnings", ()),
+        *(_hiding(federation, tallies) if corpus.own else []),
+        *untrained_warnings(names, trained, tested),
+    ]
+    return Findings(warnings, untrained_labels(names, trained, tested))
+
+
+def _positives(labels: LabelStore, rows: range) -> NDArray[np.int64]:
+    counts = np.zeros(labels.num_labels, dtype=np.int64)
+    for block in row_blocks(rows, labels.num_labels):
+        counts += np.count_nonzero(labels.take(block) == PRESENT, axis=0)
+    return counts
+
+
+def _hiding(federation: Federation, tallies: Tallies) -> list[str]:
+    """A regime at work on the user's own labels: how much of them it hides or changes."""
+    rows, labels = federation.training.rows, federation.corpus.labels
+    blocks = (np.asarray(rows[block]) for block in row_blocks(range(len(rows)), labels.num_labels))
+    native = sum(int(known(labels.take(block)).sum(dtype=np.int64)) for block in blocks)
+    hidden, wrong = native - int(tallies.known.sum(dtype=np.int64)), int(tallies.wrong.sum(dtype=np.int64))
+    what = [f"hides {hidden:,} of {native:,} annotations"] * (hidden > 0)
+    what += [f"changes {wrong:,} annotations"] * (wrong > 0)
+    if not what:
+        return []
+    regime = federation.manifest["identity"]["regime"]
+    return [
+        f"regime {regime} {' and '.join(what)} of your own training images. regime='complete()' keeps all as they are"
+    ]
