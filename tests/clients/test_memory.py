@@ -1,6 +1,5 @@
 """What clients keep: a replayed or resumed turn reads what it read first, and nothing that is needed goes."""
 
-import os
 from dataclasses import dataclass, field
 
 import pytest
@@ -231,7 +230,7 @@ def test_the_mark_of_a_shared_folder_is_found_and_a_new_one_replaces_it(tmp_path
     second = mark_shared(tmp_path / "memory")
 
     check_shared(tmp_path / "memory", second)
-    assert len(os.listdir(tmp_path / "memory")) == 1
+    assert len(list((tmp_path / "memory").iterdir())) == 1
     with pytest.raises(InputError, match="visible from all machines"):
         check_shared(tmp_path / "memory", first)
 

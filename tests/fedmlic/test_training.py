@@ -313,7 +313,7 @@ def spied():
     )
 
 
-def squares(network, images, labels):
+def distance(network, images, labels):
     return (network(images) - labels).square().mean()
 
 
@@ -323,7 +323,7 @@ def with_hooks(*hooks, **changes):
 
 def fitted(*hooks, **changes):
     held = spied()
-    trained = fit(held, shard(), with_hooks(*hooks, **changes), squares)
+    trained = fit(held, shard(), with_hooks(*hooks, **changes), distance)
     return held, trained
 
 
@@ -355,17 +355,17 @@ def test_a_term_and_a_gradient_are_those_of_a_plain_loop():
         return 0.3 * step.network.head.weight.square().sum()
 
     where = with_hooks(Hooks(term=term, gradient=double), Hooks(gradient=shift), **changes)
-    trained = fit(held, shard(), where, squares)
+    trained = fit(held, shard(), where, distance)
 
     losses = []
     alone.network.train()
     for images, labels in batches(shard(), where):
         alone.zero_grad()
-        loss = squares(alone.network, images, labels) + 0.3 * alone.network.head.weight.square().sum()
+        loss = distance(alone.network, images, labels) + 0.3 * alone.network.head.weight.square().sum()
         loss.backward()
         with torch.no_grad():
             for parameter in alone.parameters:
-                parameter -= 0.1 * (2 * parameter.grad + 0.01)
+                parameter.sub_(0.1 * (2 * parameter.grad + 0.01))
         losses.append(loss.item())
     torch.testing.assert_close(held.flat, alone.flat, rtol=1e-6, atol=1e-7)
     assert trained.loss == pytest.approx(sum(losses) / len(losses))
@@ -381,7 +381,7 @@ def test_gradients_are_changed_before_their_norm_is_limited():
     before = held.flat.clone()
     where = with_hooks(Hooks(gradient=blow_up), optimizer="sgd", learning_rate=0.1, clip_norm=1.0, local_steps=1)
     part = held.layout.only([name for name in held.layout.names if "running" not in name])
-    fit(held, shard(), where, squares)
+    fit(held, shard(), where, distance)
 
     moved = held.layout.gather(held.flat, part) - held.layout.gather(before, part)
     assert float(moved.norm()) == pytest.approx(0.1, rel=1e-4)
@@ -400,7 +400,7 @@ def test_features_are_those_of_the_methods_own_pass_and_carry_gradient():
         assert step.labels.dtype == torch.int8
         return 0.0 * step.features.sum()
 
-    trained = fit(held, shard(), with_hooks(Hooks(term=term)), squares)
+    trained = fit(held, shard(), with_hooks(Hooks(term=term)), distance)
 
     assert len(passes) == len(seen) == trained.num_steps == 3
     assert len(held.network.backbone._forward_hooks) == 1, "only the one of this test is left"
@@ -417,7 +417,7 @@ def test_stages_train_their_tensors_one_after_another():
         after.append({p for p in ("head.weight", "backbone.weight") if named(held, p).grad is not None})
         lengths.append(held.network.norm.training)
 
-    fit(held, shard(), with_hooks(Hooks(stages=[Stage(2, head), Stage(1, body)], gradient=note)), squares)
+    fit(held, shard(), with_hooks(Hooks(stages=[Stage(2, head), Stage(1, body)], gradient=note)), distance)
 
     assert after == [{"head.weight"}] * 6 + [{"backbone.weight"}] * 3
     assert lengths == [False] * 6 + [True] * 3
@@ -437,7 +437,7 @@ def test_a_stage_trains_no_more_than_the_stretch_allows():
     held.train_only(["head.weight", "head.bias"])
     stages = [Stage(1, frozenset({"backbone.weight"})), Stage(1, frozenset({"backbone.bias", "head.bias"}))]
 
-    trained = fit(held, shard(), with_hooks(Hooks(stages=stages)), squares)
+    trained = fit(held, shard(), with_hooks(Hooks(stages=stages)), distance)
 
     moved = {name for name, tensor in held.layout.unpack(held.flat).items() if not torch.equal(tensor, before[name])}
     assert moved == {"head.bias"}

@@ -1,5 +1,6 @@
 """Updates add exactly: against fractions, in any order and grouping, under adversarial numbers."""
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -428,7 +429,7 @@ def test_extras_add_to_the_same_bits_in_any_order_and_grouping(data, people):
     order = data.draw(st.permutations(range(len(people))))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(people)), max_size=3)))
     edges = [0, *cuts, len(people)]
-    groups = [with_extras(people, order[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    groups = [with_extras(people, order[a:b]) for a, b in itertools.pairwise(edges)]
     data.draw(st.randoms()).shuffle(groups)
 
     total = Update.zero(LAYOUT, groups[0].units)
