@@ -79,8 +79,7 @@ def test_it_builds_with_its_defaults(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_it_has_a_page_that_names_every_parameter(name):
     page = (ROOT / "docs" / "mods" / f"{name}.md").read_text(encoding="utf-8")
-    if name in CARRIED:  # the rule's page says it
-        assert f"../strategies/{CARRIED[name]}.md" in page
+    if f"../strategies/{CARRIED.get(name)}.md" in page:  # the rule's page says the rest
         page += (ROOT / "docs" / "strategies" / f"{CARRIED[name]}.md").read_text(encoding="utf-8")
 
     assert all(parameter in page for parameter in inspect.signature(factory("mods", name)).parameters)
