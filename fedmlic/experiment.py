@@ -60,7 +60,9 @@ class Experiment(BaseModel):
     num_clients: Count = Field(20, description="clients in the federation (0: as many as the partition finds)")
     num_rounds: Positive = Field(12, description="rounds")
     cohort_size: Count = Field(6, description="clients per round (0: all)")
-    cohort: Literal["uniform", "size"] = Field("uniform", description="sampling: uniform, or by number of images")
+    cohort: Literal["uniform", "size"] = Field(
+        "uniform", description="sampling: uniform, or by number of images (with weights by images, size counts twice)"
+    )
     local_epochs: Positive = Field(4, description="passes over a client's images per round")
     local_steps: Count = Field(0, description="optimiser steps per round instead of epochs (0: use epochs)")
     batch_size: Positive = Field(16, description="images per step")

@@ -238,7 +238,7 @@ def clip(
     max_names: Annotated[int, Field(ge=1)] = 20,
     renormalise: bool = False,
 ) -> Kind:
-    """Text features of a CLIP model through open_clip, each of length 1.
+    """Text features of a CLIP model through open_clip: of length 1, but for ``average``.
 
     Args:
         model: open_clip's name of the architecture. OpenAI's own weights need the
@@ -248,11 +248,13 @@ def clip(
         download: allow open_clip to fetch weights that are not in its cache.
         template: the prompt, with one ``{}`` for the name.
         join: ``plain``: the label's own name; ``concat``: its fine names, joined by commas in
-            one prompt; ``average``: the mean of the features of one prompt per fine name.
+            one prompt; ``average``: the mean of the features of one prompt per fine name, which
+            are not scaled to length 1, neither before nor after (as in the FedLGT code; states
+            are scaled there and here).
         fine_names: JSON file of label -> fine names, most frequent first.
         max_names: fine names that ``concat`` takes at most, from the first on; fewer if the
             prompt would be longer than the model's context.
-        renormalise: scale the means of ``average`` to length 1 again (the FedLGT code does not).
+        renormalise: scale the means of ``average`` to length 1 (the FedLGT code does not).
 
     Source: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language
     Supervision" (ICML); the template and joins are those of FedLGT (Liu et al. 2024, AAAI).
@@ -268,7 +270,8 @@ def clip(
         else:
             fine = _read_fine_names(fine_names) if fine_names else request.fine_names
             prompts, note = join_prompts(tower, request.names, fine, template, join, max_names)
-        rows = tower.encode([prompt for group in prompts for prompt in group])
+        as_they_are = join == "average" and not request.states
+        rows = tower.encode([prompt for group in prompts for prompt in group], scaled=not as_they_are)
         ends = np.cumsum([len(group) for group in prompts])
         means = np.stack([part.mean(axis=0) for part in np.split(rows, ends[:-1])])
         if renormalise:

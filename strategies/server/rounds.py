@@ -21,7 +21,7 @@ from fedmlic.errors import InputError
 from fedmlic.histograms import ScoreHistograms
 from fedmlic.method import stretch_of
 from fedmlic.metrics import spread
-from fedmlic.protocol import BY_IMAGES, CLIENTS_BEHIND, IMAGES_BEHIND, STATISTICS, Reply, Request, Turn
+from fedmlic.protocol import BY_IMAGES, CLIENTS_BEHIND, IMAGES_BEHIND, STATISTICS, HostInfo, Reply, Request, Turn
 from fedmlic.update import Update, units_for
 from strategies.server.balance import balance, hosts_of
 from strategies.server.cohort import Directory, sample_cohort
@@ -149,6 +149,7 @@ class Rounds:
         hosts = self._transport.hosts()
         directory = Directory(hosts)
         self._costs, self._num_hosts = Costs(directory), len(hosts)
+        self._write_versions(hosts)
         progress = self._count(start, directory)
         metrics: dict[str, float] = {}
         for number in range(start.round + 1, experiment.num_rounds + 1):
@@ -367,6 +368,11 @@ class Rounds:
                 **(evaluation.values if evaluation else {}),
             },
         )
+
+    def _write_versions(self, hosts: Sequence[HostInfo]) -> None:
+        """What hosts in environments of their own compute with; the server's is in environment.json."""
+        rows = [{"host": info.host, **info.versions} for info in hosts if info.versions]
+        self._record.add_events("versions", rows)
 
     def _write_turns(self, number: int, turns: list[Turn]) -> None:
         rows = [{"round": number, **written(turn)} for turn in sorted(turns, key=lambda turn: turn.client)]

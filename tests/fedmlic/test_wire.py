@@ -2,7 +2,9 @@
 
 import math
 import pickle
+import sys
 from dataclasses import replace
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -281,16 +283,20 @@ def test_what_is_not_exchanged_costs_nothing_once_it_is_there():
         assert wire.pack_model(evaluated, layout).rest is None
 
 
+VERSIONS = {"flwr": "1.42.0", "numpy": "2.4.6", "python": "3.11.7", "torch": "2.15.0+cu130"}
+
+
 @given(clients=CLIENTS, names=st.lists(TEXT, max_size=4), num_hosts=st.integers(0, 100))
 def test_introductions_survive_the_wire(clients, names, num_hosts):
     ids = np.array(clients, dtype=np.int64)
-    told = wire.Introduction(HostInfo("device-3", ids, ids + 7, tuple(names)), num_hosts, "abc")
+    told = wire.Introduction(HostInfo("device-3", ids, ids + 7, tuple(names), VERSIONS), num_hosts, "abc")
 
     got = wire.unpack_introduction(through(wire.pack_introduction(told)))
 
     assert got.info.clients.tolist() == clients
     assert got.info.sizes.tolist() == [client + 7 for client in clients]
     assert (got.info.host, got.info.label_names) == ("device-3", tuple(names))
+    assert got.info.versions == VERSIONS
     assert (got.num_hosts, got.code, got.simulated) == (num_hosts, "abc", num_hosts > 0)
 
 
@@ -371,6 +377,20 @@ def both(*changes):
     return change
 
 
+def introduction_records():
+    info = HostInfo("device-3", np.array([3]), np.array([30]), ("cat",), wire.versions())
+    return wire.pack_introduction(wire.Introduction(info, 0, "abc"))
+
+
+def test_the_versions_are_those_that_are_installed():
+    stated = wire.versions()
+
+    assert sorted(stated) == ["flwr", "numpy", "python", "torch"]
+    assert stated.pop("python") == sys.version.split()[0]
+    for name, version in stated.items():
+        assert version.split("+")[0] == metadata.version(name).split("+")[0]
+
+
 def array(values, dtype):
     values = np.asarray(values, dtype=dtype)
     return Array(values.dtype.str, values.shape, wire.RAW, values.tobytes())
@@ -436,6 +456,36 @@ BAD_REPLIES = {
     "a missing part of an update": (drop("update-0-extras"), "parts of reply"),
     "objects": (put("turns", "metric-turns", Array("|O", (1,), wire.RAW, bytes(8))), "<i8"),
 }
+
+
+def as_in_protocol_2(content):
+    content["introduction"]["version"] = 2
+    del content["versions"]
+
+
+BAD_INTRODUCTIONS = {
+    "the last protocol": (as_in_protocol_2, r"protocol version to be 3, got 2"),
+    "no protocol": (drop("introduction"), "introduction"),
+    "a missing part": (drop("versions"), "parts of introduction"),
+    "a missing version": (lambda content: content["versions"].pop("flwr"), "parts of versions"),
+    "a version of something else": (put("versions", "hostname", "anna"), "hostname"),
+    "a version that is a number": (put("versions", "flwr", 1.42), "1.42"),
+    "a version of two lines": (put("versions", "torch", "2.15.0\nINFO: all is well"), "version of torch"),
+    "a long version": (put("versions", "numpy", "9" * 100_000), "version of numpy"),
+    "clients without sizes": (put("hosted", "sizes", array([], np.int64)), "shape"),
+}
+
+
+@pytest.mark.parametrize(("change", "told"), BAD_INTRODUCTIONS.values(), ids=BAD_INTRODUCTIONS.keys())
+def test_wrong_introductions_are_refused(change, told):
+    content = introduction_records()
+    change(content)
+
+    with pytest.raises(wire.WireError, match=told) as caught:
+        wire.unpack_introduction(through(content))
+
+    assert len(str(caught.value)) < 500
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("change", "told"), BAD_REQUESTS.values(), ids=BAD_REQUESTS.keys())

@@ -569,7 +569,7 @@ def test_the_sheet_shows_every_sample_with_its_labels_and_boxes(corpus, truth):
         texts = [text.get_text() for text in axis.texts]
         present = np.flatnonzero(truth[row] == 1)
         for label in present:
-            assert texts.count(NAMES[label].replace("$", r"\$")) == 2  # at its box and below the image
+            assert texts.count(NAMES[label]) == 2  # at its box and below the image
         assert len(axis.patches) == len(present)
         assert corpus.image_ids[row] in axis.get_title()
         unknown = (truth[row] == -1).sum()

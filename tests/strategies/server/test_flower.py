@@ -1,10 +1,13 @@
 """The Flower transport against a grid in this process whose nodes fail in every way Flower knows."""
 
+import logging
 import pickle
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import flwr
 import pytest
 import torch
 from flwr.app import Context, Error, Message, RecordDict
@@ -14,6 +17,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from clients import app as client_app
 from clients.host import Host
+from fedmlic import wire
 from fedmlic.arrays import sha256
 from fedmlic.errors import InputError
 from fedmlic.experiment import flower_config
@@ -119,6 +123,17 @@ def silence(_):
 
 def garbage(message):
     return Message(RecordDict(), reply_to=message)
+
+
+def running(grid, **versions):
+    """A node that answers a query like any other, but runs on these versions."""
+
+    def answer(message):
+        reply = grid.answer(grid.nodes[message.metadata.dst_node_id], message)
+        reply.content["versions"].update(versions)
+        return reply
+
+    return answer
 
 
 @pytest.fixture(autouse=True)
@@ -399,6 +414,81 @@ def test_too_few_devices_are_told_with_reasons(devices):
 
     with pytest.raises(InputError, match=r"Expected 2 nodes within 2 s, got 1\. A node failed: InputError: .*nowhere"):
         transport.hosts()
+
+
+OTHER_MINOR = "1.7.3"
+REFUSAL = (
+    rf"Expected device-1 to run Flower {wire.minor(flwr.__version__)} as the server does \({flwr.__version__}\), "
+    rf"got {OTHER_MINOR}\. Install flwr=={flwr.__version__} there"
+)
+
+
+def test_a_device_with_another_minor_version_of_flower_does_not_count(devices):
+    grid, transport = devices(2)
+    grid.nodes[501].faults["query"] = [running(grid, flwr=OTHER_MINOR)]
+
+    with pytest.raises(InputError, match=rf"Expected 2 nodes within 2 s, got 1\. {REFUSAL}"):
+        transport.hosts()
+
+
+def test_a_simulation_under_another_minor_version_of_flower_ends_at_once(simulation):
+    grid, transport = simulation({}, {})
+    for node in grid.nodes.values():
+        node.faults["query"] = [running(grid, flwr=OTHER_MINOR)]
+
+    with pytest.raises(InputError, match=REFUSAL.replace("device", "node")):
+        transport.hosts()
+
+
+def test_others_go_on_without_a_device_of_another_minor_version(devices, caplog):
+    grid, transport = devices(2)
+    config = {**grid.nodes[500].config, "client": 2}
+    grid.nodes[502] = grid.nodes.pop(501)
+    grid.nodes[501] = Node({**config, "client": 1}, {"query": [running(grid, flwr=OTHER_MINOR)]})
+    grid.nodes[502].config["client"] = 2
+
+    with caplog.at_level(logging.WARNING, logger="fedmlic"):
+        request = ready(transport)
+    turns, update = gather(transport, request, [0, 2])
+
+    assert re.search(REFUSAL, caplog.text)
+    assert sorted(turns) == sorted(update.clients) == [0, 2]
+    assert grid.nodes[501].asked == ["query"]
+
+
+def test_a_device_that_comes_back_with_another_minor_version_stays_lost(devices, caplog):
+    grid, transport = devices(2)
+    request = ready(transport)
+    grid.nodes[9999] = grid.nodes.pop(501)
+    grid.nodes[9999].faults["query"] = [running(grid, flwr=OTHER_MINOR)]
+
+    with caplog.at_level(logging.WARNING, logger="fedmlic"):
+        turns, update = gather(transport, request, [0, 1])
+        gather(transport, request, [0, 1])
+
+    assert turns[1].error == "NodeFailed: device-1: it is not connected"
+    assert update.clients == [0]
+    assert len(re.findall(REFUSAL, caplog.text)) == 1
+
+
+def test_other_versions_are_warned_about_and_recorded(devices, tmp_path, caplog):
+    grid, _ = devices(2, num_rounds=1, num_clients=2)
+    patch = f"{wire.minor(flwr.__version__)}.99"
+    grid.nodes[501].faults["query"] = [running(grid, flwr=patch, torch="2.0.1")]
+    grid.run_config = {**grid.run_config, "out": str(tmp_path / "run")}
+
+    with caplog.at_level(logging.WARNING, logger="fedmlic"):
+        folder, _ = server_app.play(grid, grid.run_config)
+    told = [record.message for record in caplog.records if "versions" in record.message]
+
+    assert len(told) == 1
+    assert f"device-1 runs other versions than the server (in brackets): flwr {patch} ({flwr.__version__})" in told[0]
+    assert f"torch 2.0.1 ({torch.__version__})" in told[0]
+    assert "numpy" not in told[0]
+    assert [event for event in folder.events() if event["event"] == "versions"] == [
+        {"event": "versions", "host": "device-0", **wire.versions()},
+        {"event": "versions", "host": "device-1", **wire.versions(), "flwr": patch, "torch": "2.0.1"},
+    ]
 
 
 def test_two_devices_cannot_be_one_client(devices):
