@@ -128,7 +128,7 @@ BAD = {
     # unknown keys name the nearest
     ("num-round=3",): "Did you mean 'num-rounds'",
     ("metod=bce()",): "Did you mean 'method'",
-    ("xyzzy=1",): "Known: augmentation",
+    ("xyzzy=1",): "Known: allow-statistics, augmentation",
     # unknown names and arguments
     ("method=fedlgtt()",): "Did you mean 'fedlgt'",
     ("partition=dirichlett(alpha=1)",): "Did you mean 'dirichlet'",
