@@ -197,6 +197,7 @@ class Host:
         try:
             shards = [self._federation.shard(client) for client in clients]
             locals_ = [self._local(request, client) for client in clients]
+            self._learner.resident.load(request.flat)  # as mods find it when one client is trained after another
             for place, (shard, local) in enumerate(zip(shards, locals_, strict=True)):
                 locals_[place] = replace(local, hooks=self._hooks(request, shard, local))
             trained = together.fit(request.flat, shards, locals_)
@@ -206,7 +207,7 @@ class Host:
         for shard, local, (result, flat) in zip(shards, locals_, trained, strict=True):
             try:
                 turn = self._add(request, shard, flat, checked(result), local)
-            except (ValueError, FloatingPointError) as error:
+            except (Exception, SystemExit) as error:  # noqa: BLE001  (a mod of the client may fail in any way)
                 turn = _failure(error)
             turns.append(Turn(shard.client, self.name, started=started, **turn))  # type: ignore[arg-type]
         each = (time.perf_counter() - began) / sum(shard.num_images for shard in shards)
@@ -230,14 +231,19 @@ class Host:
     def _recall(self, request: Request, client: int) -> dict[str, Tensor]:
         """What the client kept of its last turn that counted; of an earlier stretch only its private tensors."""
         last = request.last.get(client, 0)
-        if last == 0 or not (self._private_tensors or any(mod.remembers for mod in self._mods(request))):
+        if last == 0 or not self._remembers(request):
             return {}
         found = self._place(request).recall(client, last)
         first = stretch_of(self._learner.method, request.round).first_round
         return {name: tensor for name, tensor in found.items() if last >= first or name.startswith(PRIVATE)}
 
+    def _remembers(self, request: Request) -> bool:
+        """Whether clients keep tensors from turn to turn."""
+        return self._private_tensors or any(mod.remembers for mod in self._mods(request))
+
     def _keep(self, request: Request, client: int, tensors: Mapping[str, Tensor]) -> None:
-        if tensors:
+        # Nothing is kept too: the server will say that this turn was the last that counted.
+        if tensors or self._remembers(request):
             last = request.last.get(client, 0)
             self._place(request).keep(client, request.round, tensors, last=last, needed=request.needed)
 

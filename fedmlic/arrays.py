@@ -325,6 +325,7 @@ class Resident:
         self._trained = chosen
         frozen = frozenset() if chosen is None else frozenset(self.trainable.names) - chosen
         self._frozen = frozen
+        self.zero_grad()  # of those that stop training, too
         for name, parameter in zip(self._names, self._every_parameter, strict=True):
             parameter.requires_grad_(name not in frozen)
         self.parameters = [

@@ -210,10 +210,16 @@ class Update:
         return total if total.dtype == torch.int64 else total * self.units.clients
 
     def merge(self, other: Update) -> None:
-        """Add ``other`` in place. Exactly associative and commutative."""
+        """Add ``other`` in place. Exactly associative and commutative.
+
+        Raises:
+            ValueError: the two are of different rounds, or an extra is of another shape or type in
+                one than in the other; this sum is then unchanged.
+        """
         if self.layout != other.layout or self.units != other.units:
             msg = f"Expected updates of one round to merge, got {self.units} and {other.units}."
             raise ValueError(msg)
+        add_extras(self.extras, other.extras)
         self.sums += other.sums
         self.weight += other.weight
         self.row_weights += other.row_weights
@@ -222,7 +228,6 @@ class Update:
         self.annotations += other.annotations
         for name, value in other.metrics.items():
             self.metrics[name] = self.metrics.get(name, 0.0) + value
-        add_extras(self.extras, other.extras)
 
     def mean(self, otherwise: Tensor) -> Tensor:
         """The weighted mean, float32 ``[layout.size]``.
@@ -279,16 +284,18 @@ def add_extras(sums: dict[str, Tensor], terms: Mapping[str, Tensor]) -> None:
     """Add named sums in place; exactly associative and commutative.
 
     Raises:
-        ValueError: two of one name have different shapes or types.
+        ValueError: two of one name have different shapes or types; the sums are then unchanged.
     """
     for name, term in terms.items():
-        if name not in sums:
-            sums[name] = term.clone()
-        elif sums[name].shape != term.shape or sums[name].dtype != term.dtype:
-            msg = f"Expected the sum {name} to have one shape, got {tuple(sums[name].shape)} and {tuple(term.shape)}."
+        if name in sums and (sums[name].shape != term.shape or sums[name].dtype != term.dtype):
+            here, there = (f"{each.dtype} {tuple(each.shape)}" for each in (sums[name], term))
+            msg = f"Expected the sum {name} to have one shape and type, got {here} and {there}."
             raise ValueError(msg)
-        else:
+    for name, term in terms.items():
+        if name in sums:
             sums[name] += term.to(sums[name].device)
+        else:
+            sums[name] = term.clone()
 
 
 def turn_metrics(loss: float, num_steps: int, own: Mapping[str, float]) -> dict[str, float]:

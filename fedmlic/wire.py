@@ -403,10 +403,10 @@ def _unpack_flat(
     model = _record(content, "model", ArrayRecord)
     _check_names("model", model, {"flat"})
     digest = _scalar(about, "rest", str)
+    part = request.layout(layout)  # names of another network are refused, whether or not all was sent
     if not digest:
         size = 0 if request.kind == "count" else layout.size
         return _tensor(_array(model, "flat", np.float32, (size,)))
-    part = request.layout(layout)
     others = _others(layout, part)
     sent = _record(content, "rest", ArrayRecord)
     if "flat" in sent:

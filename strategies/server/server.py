@@ -144,7 +144,8 @@ class FolderRecord:
             (SHARED, progress.state.shared),
             (COUNTED, progress.statistics),
         ):
-            tensors |= {prefix + name: tensor for name, tensor in held.items()}
+            # Copies, since safetensors refuses names that share memory.
+            tensors |= {prefix + name: tensor.clone() for name, tensor in held.items()}
         tensors[LAST] = torch.tensor(sorted(progress.last.items()), dtype=torch.int64).view(-1, 2)
         best = None if math.isinf(progress.best_value) else progress.best_value
         values = {

@@ -182,8 +182,8 @@ def test_a_failure_of_the_server_is_written_down(play, tmp_path, monkeypatch):
     from strategies import labelwise
 
     def broken(*, shared="annotations"):
-        def aggregate(state, updates):
-            del state
+        def aggregate(state, updates, here):
+            del state, here
             list(updates)
             message = "the server broke"
             raise ZeroDivisionError(message)
