@@ -433,6 +433,7 @@ def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE ...")],
     *,
     round_number: Annotated[Optional[int], typer.Option("--round", help="A kept round (default: the best).")] = None,  # noqa: UP045
+    client: Annotated[Optional[int], typer.Option(help="Whose model, where clients keep tensors of their own.")] = None,  # noqa: UP045
     json_output: Json = False,
 ) -> None:
     """Label images with a run's model (the best on validation).
@@ -444,7 +445,7 @@ def predict(
         from sim.predict import predict as label
 
         with _working(json_output=json_output):
-            found = label(path, images, round_number)
+            found = label(path, images, round_number, client)
         if json_output:
             _print_json(found)
             return

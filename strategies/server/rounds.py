@@ -310,7 +310,6 @@ class Rounds:
         """Have every client score the model on its held-out images, if any are held out; merge exactly."""
         if self._experiment.holdout_fraction == 0:
             return {}
-        clients = directory.clients.tolist()
         request = Request(
             kind="evaluate",
             round=progress.round,
@@ -319,25 +318,36 @@ class Rounds:
             last=self._last(progress, directory.clients.tolist()),
             run=self._run,
         )
-        costs = dict.fromkeys(clients, 1.0)
-        pooled: ScoreHistograms | None = None
         played: dict[int, Turn] = {}
-        for reply in self._transport.play(request, clients, costs):
-            played.update({turn.client: turn for turn in reply.turns})
-            if reply.evaluation:
-                part = ScoreHistograms.from_arrays(reply.evaluation)
-                pooled = part if pooled is None else pooled + part
+        seen, new = (
+            self._pooled(request, [c for c in directory.clients.tolist() if (c in progress.last) is took_part], played)
+            for took_part in (True, False)
+        )
+        pooled = new if seen is None else seen if new is None else seen + new
         turns = list(played.values())
         turns.sort(key=lambda turn: turn.client)  # a mean must not depend on who answered first
         found = across_clients([turn.metrics for turn in turns if turn.metrics], self._experiment.client_min_entries)
         values = {f"client/mAP/{name}": value for name, value in found.items()}
         if pooled is not None:
             values.update({f"client/{name}": value for name, value in pooled.metrics().items()})
+        if new is not None:
+            values.update({f"client/new/{name}": value for name, value in new.metrics().items()})
+        values["client/new/num-clients"] = float(sum(turn.client not in progress.last for turn in turns))
         failed = sum(bool(turn.error) for turn in turns)
         self._record.event(
             "clients-evaluated", {"round": progress.round, "num-clients": len(turns), "num-failed": failed, **values}
         )
         return values
+
+    def _pooled(self, request: Request, clients: list[int], played: dict[int, Turn]) -> ScoreHistograms | None:
+        """The scores of these clients' held-out images together; their turns are noted in ``played``."""
+        pooled: ScoreHistograms | None = None
+        for reply in self._transport.play(request, clients, dict.fromkeys(clients, 1.0)) if clients else ():
+            played.update({turn.client: turn for turn in reply.turns})
+            if reply.evaluation:
+                part = ScoreHistograms.from_arrays(reply.evaluation)
+                pooled = part if pooled is None else pooled + part
+        return pooled
 
     def _write_round(
         self,
