@@ -22,7 +22,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +33,7 @@ import numpy as np
 from fedmlic import code
 from fedmlic.dataset import NO_OWNER, SPLITS, Flags, Objects
 from fedmlic.errors import InputError, listing
-from fedmlic.files import file_sha256
+from fedmlic.files import file_sha256, locked, sync
 from fedmlic.labels import STATES
 from fedmlic.pixels import Drawn, Plan, equal_images, write_pixels
 from fedmlic.stores import (
@@ -245,28 +245,20 @@ def open_corpus(
     found = place.find(max_raw_gb, skip=skip)
     if found is not None and found.images.hashed:
         return _checked_partial(found, options)
-    from filelock import FileLock  # only builders need it
-
-    try:
-        place.base.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(place.base / f".{place.name}.lock")
-        lock.acquire()
-    except OSError as error:
-        if found is not None:
-            return _checked_partial(open_hashed(found, progress), options)
-        hint = "Set FEDMLIC_HOME to a folder of yours." if out is None else "Choose another folder."
-        msg = f"Expected {place.base} to be writable, got: {error}. {hint}"
-        raise InputError(msg) from error
-    try:
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(place.base, place.name))
+        except OSError as error:
+            if found is not None:
+                return _checked_partial(open_hashed(found, progress), options)
+            hint = "Set FEDMLIC_HOME to a folder of yours." if out is None else "Choose another folder."
+            msg = f"Expected {place.base} to be writable, got: {error}. {hint}"
+            raise InputError(msg) from error
         # Another process may have built it while this one waited.
         found = place.find(max_raw_gb, skip=skip)
-        return (
-            _build(dataset, place, options)
-            if found is None
-            else _checked_partial(open_hashed(found, progress), options)
-        )
-    finally:
-        lock.release()
+        if found is None:
+            return _build(dataset, place, options)
+        return _checked_partial(open_hashed(found, progress), options)
 
 
 def _open_built(dataset: Dataset, built: Path, out: Path | None) -> Corpus:
@@ -425,7 +417,7 @@ def _build(dataset: Dataset, place: _Place, options: _Options) -> Corpus:
         if place.out is not None and target.exists():
             target.rmdir()  # it was empty
         job.folder.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
     except InputError as error:
         if error.problems and options.keep_failed:
             error.add_note(KEPT)
@@ -617,10 +609,10 @@ def _write_manifest(job: _Job, key: str, report: Mapping[str, Any], left_out: in
         "files": {path.name: _describe(path) for path in sorted(folder.iterdir())},
     }
     for path in folder.iterdir():
-        _sync(path)
+        sync(path)
     _write_json(folder / "manifest.json", {**manifest, "sha256": seal(manifest)})
-    _sync(folder / "manifest.json")
-    _sync(folder)
+    sync(folder / "manifest.json")
+    sync(folder)
 
 
 def _describe(path: Path) -> dict[str, Any]:
@@ -629,17 +621,6 @@ def _describe(path: Path) -> dict[str, Any]:
         array = np.load(path, mmap_mode="r")
         about |= {"shape": list(array.shape), "dtype": str(array.dtype)}
     return about
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    if os.name == "nt" and path.is_dir():
-        return  # Windows cannot open a folder
-    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def load_corpus(path: Path) -> Corpus:
@@ -728,9 +709,9 @@ def _replacing(path: Path) -> Iterator[Path]:
     new = path.with_name(f".{path.name}.{os.getpid()}.new")  # others may write the same beside us
     try:
         yield new
-        _sync(new)
+        sync(new)
         new.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         new.unlink(missing_ok=True)
 

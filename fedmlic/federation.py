@@ -19,9 +19,9 @@ import hashlib
 import inspect
 import itertools
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,7 +33,7 @@ from fedmlic import corpus as corpora
 from fedmlic.corpus import LabelStore, open_labels, write_labels
 from fedmlic.dataset import Objects
 from fedmlic.errors import InputError, nearest
-from fedmlic.files import file_sha256
+from fedmlic.files import file_sha256, locked, sync
 from fedmlic.labels import PRESENT, STATES, UNCERTAIN, UNKNOWN, check_labels, known
 from fedmlic.partition import Partition, Partitioner, Population, ranks_within
 from fedmlic.regime import Assignment, Regime, looks_of, prepared
@@ -225,21 +225,15 @@ def build_federation(
     key = federation_key(plan.identity)
     if (base / key).exists():
         return open_federation(base / key, corpus)
-    from filelock import FileLock  # only builders need it
-
-    try:
-        base.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(base / f".{key}.lock")
-        lock.acquire()
-    except OSError as error:
-        msg = f"Expected {base} to be writable, got: {error}. Set FEDMLIC_HOME to a folder of yours."
-        raise InputError(msg) from error
-    try:
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(base, key))
+        except OSError as error:
+            msg = f"Expected {base} to be writable, got: {error}. Set FEDMLIC_HOME to a folder of yours."
+            raise InputError(msg) from error
         # Another process may have built it while this one waited.
         if not (base / key).exists():
             _build(corpus, plan, base / key)
-    finally:
-        lock.release()
     return open_federation(base / key, corpus)
 
 
@@ -498,7 +492,7 @@ def _write(
         for name, matrix in labels.items():
             _write_labels(part, name, matrix)
         for file in part.iterdir():
-            _sync(file)
+            sync(file)
         files = {
             file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in sorted(part.iterdir())
         }
@@ -506,10 +500,10 @@ def _write(
         manifest = json.loads(json.dumps({**manifest, "files": files}))
         text = json.dumps({**manifest, "sha256": seal(manifest)}, indent=1, ensure_ascii=False)
         (part / "manifest.json").write_text(text, encoding="utf-8")
-        _sync(part / "manifest.json")
-        _sync(part)
+        sync(part / "manifest.json")
+        sync(part)
         part.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -526,17 +520,6 @@ def _write_labels(folder: Path, name: str, labels: NDArray[np.int8]) -> None:
         write_labels(folder, stem, labels, num_labels, max_dense_labels=num_labels)
     else:
         write_labels(folder, stem, iter(blocks), num_labels)
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    if os.name == "nt" and path.is_dir():
-        return  # Windows cannot open a folder
-    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def open_federation(path: Path, corpus: Corpus) -> Federation:

@@ -39,6 +39,7 @@ from filelock import FileLock, Timeout
 
 from fedmlic.errors import InputError
 from fedmlic.experiment import Experiment, Runtime, split_settings
+from fedmlic.files import sync
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -188,7 +189,7 @@ class RunFolder:
         from safetensors.torch import save
 
         self.checkpoint_folder.mkdir(exist_ok=True)
-        _sync(self.events_path)
+        sync(self.events_path)
         data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
         stem = self.checkpoint_folder / f"round-{number:05d}"
         write_bytes(stem.with_suffix(".safetensors"), data)
@@ -421,14 +422,4 @@ def write_bytes(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    if not path.exists():
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(path.parent)
