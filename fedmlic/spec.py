@@ -242,6 +242,8 @@ def _explain(key: str, name: str, error: ValidationError) -> str:
     lines = []
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"])
-        got = "nothing" if item["type"].startswith("missing") else repr(item["input"])
-        lines.append(f"Expected {where} of {key} {name}: {item['msg'].lower()}, got {got}.")
+        if item["type"].startswith("missing"):
+            lines.append(f"Expected {where} of {key} {name} to be given, got nothing. Write {name}({where}=...).")
+        else:
+            lines.append(f"Expected {where} of {key} {name}: {item['msg'].lower()}, got {item['input']!r}.")
     return " ".join(lines)

@@ -141,7 +141,8 @@ def _read_csv(path: Path, delimiter: str) -> _Sheet:
     _check_encoding(path, content)
     numbered = list(lines(path, delimiter))
     if len(numbered) < 2:
-        msg = f"Expected {path} to hold a header and at least one image, got {len(numbered)} lines."
+        found = "a header alone" if numbered else "an empty file"
+        msg = f"Expected {path} to hold a header and at least one image, got {found}. Add one line per image."
         raise InputError(msg)
     header = [composed(name) for name in numbered[0][1]]
     wrong = [f"line {n}: {len(cells)} cells" for n, cells in numbered[1:] if len(cells) != len(header)]

@@ -454,9 +454,10 @@ def _form_of_integers(column: _Column, names: list[str] | None) -> str:
 
     Vectors have one length, one state per label. So lists of several lengths name labels, and so
     do lists with a number above 1, unless all have one length and repeat numbers, as counts would.
+    Empty lists tell nothing: among vectors they stand for images that nobody looked at.
     """
     lists = column.lists
-    widths = {len(row) for part in column.rows.values() for row in part if row is not None}
+    widths = {len(row) for part in column.rows.values() for row in part if row}
     numbers = {value for row in lists for value in row}
     widest = max(widths, default=0)
     repeats = any(len(set(row)) < len(row) for row in lists)
@@ -467,8 +468,8 @@ def _form_of_integers(column: _Column, names: list[str] | None) -> str:
     if unclear:
         which = "0 or 1" if numbers <= {0, 1} else f"of {sorted(numbers)[:8]}"
         what = (
-            f"up to {widest} numbers in each list that are {which}: a vector with one state per label, or a list of "
-            "the numbers of present labels"
+            f"up to {widest} number{'s' if widest > 1 else ''} in each list that are {which}: a vector with one state "
+            "per label, or a list of the numbers of present labels"
         )
         raise column.refused(what, "Give label_form='vector' or label_form='list'.")
     return "list"

@@ -255,12 +255,17 @@ def read_instances(path: Path, *, partial: bool = False) -> Instances:
     return _arrange(found)
 
 
+JSON_WORDS = {"dict": "an object", "str": "text", "int": "a number", "float": "a number", "bool": "true or false"}
+JSON_WORDS["NoneType"] = "null"
+"""JSON's own words for what is not an array, by the Python type that it is decoded to."""
+
+
 def _array_fault(key: str, kinds: dict[str, str], places: Counter[str]) -> str:
     """What is wrong with one of the three arrays as a whole; there may be no annotations in it."""
     if key not in kinds:
         return f"the key {key!r} is missing"
     if kinds[key] != "list":
-        return f"{key} is a {kinds[key]}, not a list"
+        return f"{key} is {JSON_WORDS[kinds[key]]}, not a list"
     return "" if places[key] or key == "annotations" else f"no {key}"
 
 

@@ -68,7 +68,11 @@ def fednova(*, weights: SharedWeight = "images") -> Mod:
 
 def refuses(experiment: Experiment) -> str:
     """The paper gives a_k for SGD with and without momentum."""
-    return "" if experiment.optimizer == "sgd" else f"fednova knows the steps of sgd, not of {experiment.optimizer}"
+    if experiment.optimizer == "sgd":
+        return ""
+    return (
+        f"fednova knows the steps of sgd, not of {experiment.optimizer}. Set optimizer=sgd and a learning-rate for it"
+    )
 
 
 def accumulated(num_steps: int, momentum: float) -> float:

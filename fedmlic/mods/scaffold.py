@@ -79,7 +79,9 @@ def scaffold(*, option: Literal[1, 2] = 2) -> Mod:
 
 def refuses(experiment: Experiment) -> str:
     """Option II and the correction itself are those of stochastic gradient descent."""
-    return "" if experiment.optimizer == "sgd" else f"scaffold corrects sgd, not {experiment.optimizer}"
+    if experiment.optimizer == "sgd":
+        return ""
+    return f"scaffold corrects sgd, not {experiment.optimizer}. Set optimizer=sgd and a learning-rate for it"
 
 
 def statistics_end(local: Local) -> int:

@@ -109,7 +109,7 @@ def check_names(names: Collection[str], where: str, *, divided: bool = True, sep
         separable: the option that divides cells, such as ``separator``; blank if there is none.
 
     Raises:
-        InputError: some look alike, are several labels in one, or stand for an empty cell.
+        InputError: some look alike, are several labels in one, are blank or stand for an empty cell.
     """
     problems = [
         f"{', '.join(map(repr, group))} differ only in case, spaces, hyphens or width: write one label one way"
@@ -121,6 +121,7 @@ def check_names(names: Collection[str], where: str, *, divided: bool = True, sep
     problems += [
         f"{name!r} is how an empty cell is written: leave the cell blank" for name in sorted(names) if _is_empty(name)
     ]
+    problems += [f"{name!r} is blank: leave it out" for name in sorted(names) if _is_blank(name)]
     problems += [f"{name!r} holds a control character" for name in sorted(names) if _has_control(name)]
     if problems:
         expected = f"Expected labels of {where} to be clear (label_names=[...] with all labels keeps them as they are)"
@@ -129,6 +130,11 @@ def check_names(names: Collection[str], where: str, *, divided: bool = True, sep
 
 def _has_control(name: str) -> bool:
     return any(unicodedata.category(letter) == "Cc" and letter not in SEPARATORS for letter in name)
+
+
+def _is_blank(name: str) -> bool:
+    """Whether nothing of the name can be seen."""
+    return all(letter.isspace() or unicodedata.category(letter) == "Cf" for letter in name)
 
 
 def _is_empty(name: str) -> bool:

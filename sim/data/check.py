@@ -23,7 +23,15 @@ from fedmlic.formats.dicom import hounsfield
 from fedmlic.images import decode, read_header
 from fedmlic.labels import PRESENT, STATES
 from fedmlic.pixels import equal_images, hash_pixels
-from sim.data.prepare import Source, build_dataset, deviations, duplicate_warnings, row_blocks, untrained_warnings
+from sim.data.prepare import (
+    Source,
+    blank_splits,
+    build_dataset,
+    deviations,
+    duplicate_warnings,
+    row_blocks,
+    untrained_warnings,
+)
 
 if TYPE_CHECKING:
     from sim.data.prepare import Watch
@@ -254,5 +262,6 @@ def _compare(found: _Findings, dataset: Dataset, table: Table) -> None:
     named = dict(zip(dataset.label_names, positives.sum(axis=0).tolist(), strict=True))
     found.warnings += table.report.get("warnings", ())
     found.warnings += deviations(dataset.expected, splits, named)
+    found.warnings += blank_splits(splits, dict(zip(SPLITS, positives.sum(axis=1).tolist(), strict=True)))
     if splits["train"]:
         found.warnings += untrained_warnings(dataset.label_names, positives[0], positives[2])

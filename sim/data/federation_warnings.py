@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from fedmlic.labels import PRESENT, known
-from sim.data.prepare import row_blocks, source_warnings, untrained_labels, untrained_warnings
+from sim.data.prepare import blank_splits, row_blocks, source_warnings, untrained_labels, untrained_warnings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,10 +35,13 @@ def examine(federation: Federation) -> Findings:
     trained = tallies.positives.sum(axis=0, dtype=np.int64)
     tested = _positives(corpus.labels, corpus.splits.get("test", range(0)))
     names = federation.label_names
+    held_out = {split: corpus.splits.get(split, range(0)) for split in ("val", "test")}
+    present = {split: int(_positives(corpus.labels, rows).sum()) for split, rows in held_out.items()}
     warnings = [
         *source_warnings(corpus.manifest["report"]),
         *federation.manifest.get("warnings", ()),
         *(_hiding(federation, tallies) if corpus.own else []),
+        *blank_splits({split: len(rows) for split, rows in held_out.items()}, present),
         *untrained_warnings(names, trained, tested),
     ]
     return Findings(warnings, untrained_labels(names, trained, tested))

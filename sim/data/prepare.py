@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 LINE_S = 5.0
 """Seconds between two lines of progress where there is no terminal."""
 
+MAX_COUNTS = 5
+"""Published counts of labels that are named one by one where they differ."""
+
 BLOCK_ENTRIES = 1 << 23
 """Entries of a label matrix that are counted at a time."""
 
@@ -196,6 +199,7 @@ def corpus_summary(corpus: Corpus, expected: Mapping[str, int] | None = None) ->
     warnings = [
         *source_warnings(report),
         *deviations(expected or {}, splits, positives),
+        *blank_splits(splits, dict(zip(SPLITS, counts[:, 0].sum(axis=1).tolist(), strict=True))),
         # A server's own set may hold nothing to train on.
         *(untrained_warnings(corpus.label_names, counts[0, 0], counts[2, 0]) if splits["train"] else []),
     ]
@@ -250,8 +254,10 @@ def row_blocks(rows: range, num_labels: int) -> Iterator[NDArray[np.int64]]:
 
 
 def deviations(expected: Mapping[str, int], splits: Mapping[str, int], positives: Mapping[str, int]) -> list[str]:
-    """One line per published count that differs; a subset is legitimate, so they are warnings."""
-    lines = []
+    """One line per published count that differs, a few for those of labels; a subset is legitimate, so they warn."""
+    lines: list[str] = []
+    differing: list[str] = []
+    unknown: list[str] = []
     for what, count in expected.items():
         kind, _, label = what.partition("/")
         if what in SPLITS:
@@ -259,13 +265,35 @@ def deviations(expected: Mapping[str, int], splits: Mapping[str, int], positives
         elif what == "labels":
             found, noun = len(positives), "labels"
         elif kind == "positives" and label in positives:
-            found, noun = positives[label], f"images with {label!r}"
+            if positives[label] != count:
+                differing.append(f"images with {label!r}: {positives[label]:,} here, {count:,} published")
+            continue
         else:
-            lines.append(f"published count {what!r} ({count:,}) cannot be compared")
+            unknown.append(f"published count {what!r} ({count:,}) cannot be compared")
             continue
         if found != count:
             lines.append(f"{noun}: {found:,} here, {count:,} published")
+    lines += differing[:MAX_COUNTS]
+    if len(differing) > MAX_COUNTS:
+        lines.append(f"images with a label: {len(differing) - MAX_COUNTS} more labels differ from the published counts")
+    lines += unknown if len(unknown) <= MAX_COUNTS else [f"{len(unknown)} published counts cannot be compared"]
     return lines
+
+
+def blank_splits(splits: Mapping[str, int], present: Mapping[str, int]) -> list[str]:
+    """One line per split with images on which no label at all is known to be present.
+
+    Args:
+        splits: images of each.
+        present: entries of each that say present.
+    """
+    return [
+        f"no label is present on any of the {count:,} {split} images as annotated: mAP is undefined there"
+        if split != "train"
+        else f"no label is present on any of the {count:,} train images as annotated: nothing can be learned from them"
+        for split, count in splits.items()
+        if count and not present[split]
+    ]
 
 
 def duplicate_warnings(duplicates: Mapping[str, Any] | None) -> list[str]:

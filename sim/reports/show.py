@@ -96,7 +96,7 @@ def show(found: Mapping[str, Any], console: Console) -> None:
     say(
         console,
         f"  {experiment['num_clients']} clients, {experiment['cohort_size'] or 'all'} a round, "
-        f"{experiment['num_rounds']} rounds, seed {experiment['seed']}",
+        f"{experiment['num_rounds']} round{'s' if experiment['num_rounds'] != 1 else ''}, seed {experiment['seed']}",
     )
     if found["rounds"]:
         console.print(_curve(found["rounds"], found["best_round"]))
@@ -135,12 +135,11 @@ def _curve(rounds: list[dict[str, Any]], best: int | None) -> Grid:
         cells = [number(event.get(key)) for key in columns.values()]
         rows.append([f"{event['round']}{mark}", *cells, str(event["num-failed"]), number(event["seconds"], 1)])
     heads = ("round", *columns, "failed", "seconds")
-    caption = "* best on validation"
+    notes = ["* best on validation"] if best is not None else []
     if own:
-        caption += f"; {', '.join(list(columns)[4:])}: the method's sums over a round's clients"
-    if len(own) > MAX_OWN:
-        caption += f" ({len(own) - MAX_OWN} more in rounds.parquet)"
-    return Grid("rounds", heads, rows, caption=caption, first="right")
+        more = f" ({len(own) - MAX_OWN} more in rounds.parquet)" if len(own) > MAX_OWN else ""
+        notes.append(f"{', '.join(list(columns)[4:])}: the method's sums over a round's clients{more}")
+    return Grid("rounds", heads, rows, caption="; ".join(notes), first="right")
 
 
 def _labels(split: str, event: Mapping[str, Any], untrained: Sequence[str] = ()) -> Grid:

@@ -58,7 +58,7 @@ def _conflicts(experiment: Experiment, runtime: Runtime, method: Method, strateg
     for text, mod in mods.items():
         reason = mod.refuses(experiment) if mod.refuses is not None else ""
         if reason:
-            yield f"Expected {text} to fit the experiment, got one that it does not work with: {reason}."
+            yield f"Expected the experiment to suit {text}, got another: {reason}."
         if mod.changes_steps and runtime.vectorize > 1:
             yield f"Expected vectorize to be 1, since {text} changes the steps of each client, got {runtime.vectorize}."
         if mod.changes_steps and any(objective is None for objective in _objectives(method)):

@@ -68,6 +68,7 @@ def test_what_is_no_call_is_refused_and_nothing_is_evaluated(text, words):
         ("partition", "dirichlet(alpha='many')", "Expected alpha of partition dirichlet"),
         ("partition", "dirichlet(alpha=0)", "greater than"),
         ("partition", "iid(alpha=1)", "takes none|Known"),
+        ("mods", "clip()", r"^Expected norm of mods clip to be given, got nothing. Write clip\(norm=...\).$"),
         ("method", "nowhere_at_all.foo()", "no module 'nowhere_at_all'"),
         ("method", "fedmlic.method.foo()", "define a factory 'foo'"),
         ("method", "os.system(command='true')", "keyword-only parameters"),

@@ -452,8 +452,8 @@ def test_ten_problems_are_shown_and_all_are_counted(root):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "got 0 lines"),
-        ("path,labels\n", "got 1 lines"),
+        ("", "got an empty file. Add one line per image."),
+        ("path,labels\n", "got a header alone. Add one line per image."),
         ("file,labels\na.png,x\n", "to have a column 'path', got ['file', 'labels']"),
         ("path,labels,labels\na.png,x,y\n", "got ['labels'] more than once or blank"),
         ("path,labels,\na.png,x,y\n", "got [''] more than once or blank"),

@@ -202,6 +202,8 @@ def test_two_labels_written_in_every_form(tmp_path, feature, values, options):
         (INT, [[0], [1]], {}, "Give label_form='vector' or label_form='list'"),
         (INT, [[0, 1], [0, 1]], {}, "a vector with one state per label"),
         (INT, [[1, -1], [0, 1]], {}, "a vector with one state per label"),
+        (INT, [[1, 0], []], {}, "up to 2 numbers in each list that are 0 or 1: a vector with one state"),
+        (INT, [[1], []], {}, "up to 1 number in each list"),
         (INT, [[2, 0, 0], [0, 1, 0]], {}, "a vector with one state per label"),
         (BOOL, [[True, False], [True, True]], {"label_form": "list"}, "booleans, which are states"),
         (FLOAT, [[0.9, 0.1], [0.3, 0.2]], {}, "'labels' .* numbers such as 0.9, which are neither states nor labels"),
@@ -212,6 +214,7 @@ def test_two_labels_written_in_every_form(tmp_path, feature, values, options):
         (SCALAR["class"], [[0, 1, 1], [1, 0, 0]], {"label_form": "vector"}, "to be states .* got 'cat', 'dog'"),
         (WORD, [["Kreis"], ["kreis"]], {}, "'Kreis', 'kreis' differ only in case"),
         (WORD, [["a", "b"], ["a, b"]], {}, "'a, b' looks like several labels"),
+        (WORD, [["a", ""], ["b"]], {}, "'' is blank: leave it out"),
         (library.ClassLabel(names=["Cat", "cat"]), [[0], [1]], {}, "'Cat', 'cat' differ only in case"),
     ],
 )

@@ -133,9 +133,11 @@ def test_what_says_the_labels_must_be_there_and_be_a_list(path, key):
     document = json.loads(path.read_text())
 
     for value, problem in (
-        (None, f"{key} is a NoneType, not a list"),
-        (document[key][0], f"{key} is a dict, not a list"),
-        (7, f"{key} is a int, not a list"),
+        (None, f"{key} is null, not a list"),
+        (document[key][0], f"{key} is an object, not a list"),
+        (7, f"{key} is a number, not a list"),
+        ("all", f"{key} is text, not a list"),
+        (True, f"{key} is true or false, not a list"),
     ):
         path.write_text(json.dumps({**document, key: value}))
         assert read_instances(path).problems == [f"a.json: {problem}"]

@@ -98,5 +98,8 @@ def test_unclear_names_are_refused_all_at_once():
     assert "'Kreis', 'kreis' differ only in case" in text
     assert "'a, b' looks like several labels with ',' between them; separator=',' divides it" in text
     assert "'NaN' is how an empty cell is written" in text
+    for blank in ("", " ", "\u200b", "\u3000\ufeff"):
+        with pytest.raises(InputError, match="is blank: leave it out"):
+            check_names([blank, "cat"], "labels.csv")
     check_names(COCO, "coco2017")
     check_names(VOC, "voc2012")

@@ -202,6 +202,36 @@ def test_published_counts_are_compared_softly_and_plug_ins_may_print(fedmlic, pl
     ]
 
 
+def test_many_differing_counts_of_labels_take_a_few_lines():
+    expected = {"train": 9, **{f"positives/{label}": 2 for label in "abcdefgh"}}
+    here = dict.fromkeys("abcdefg", 1)
+
+    lines = module.deviations(expected, {"train": 3}, here)
+
+    assert lines == [
+        "images in train: 3 here, 9 published",
+        *(f"images with {label!r}: 1 here, 2 published" for label in "abcde"),
+        "images with a label: 2 more labels differ from the published counts",
+        "published count 'positives/h' (2) cannot be compared",
+    ]
+    assert module.deviations(expected, {"train": 9}, {"x": 1}) == ["8 published counts cannot be compared"]
+
+
+def test_a_split_without_any_present_label_is_warned_of(fedmlic, photos):
+    table = photos / "labels.csv"
+    rows = [line.split(",") for line in table.read_text().splitlines()]
+    blank = [[path, "" if split == "test" else labels, owner, split] for path, labels, owner, split in rows]
+    table.write_text("\n".join(",".join(row) for row in blank) + "\n")
+    wanted = "no label is present on any of the 5 test images as annotated: mAP is undefined there"
+
+    for command in ("import", "check"):
+        report = found(fedmlic(command, "folder", "--root", photos, "image-size=16", "--json"))
+        assert wanted in report["warnings"], command
+    assert module.blank_splits({"train": 2, "val": 0, "test": 1}, {"train": 0, "val": 0, "test": 4}) == [
+        "no label is present on any of the 2 train images as annotated: nothing can be learned from them"
+    ]
+
+
 def spoil(photos):
     """Two images that cannot be decoded."""
     (photos / "img" / "03.png").write_bytes(b"")
