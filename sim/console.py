@@ -300,7 +300,8 @@ def results_table(result: Mapping[str, Any]) -> Grid:
         cells = [number(metrics.get(f"{side}/{name}")) for name in SHOWN]
         evaluable = metrics.get(f"{side}/num-evaluable", float("nan"))
         rows.append([title, *cells, number(metrics.get(f"{side}/prevalence")), number(evaluable, 0)])
-    title = f"after {result['rounds']} round{'s' if result['rounds'] != 1 else ''}, {duration(result['seconds'])}"
+    rounds = f"{result['rounds']} round{'s' if result['rounds'] != 1 else ''}"
+    title = f"after {rounds}, which took {duration(result['seconds'])}"
     return Grid(title, ("images", *SHOWN, "prevalence", "labels"), rows)
 
 

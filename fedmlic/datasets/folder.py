@@ -211,10 +211,10 @@ def _vocabulary(sheet: _Sheet, chosen: list[str] | None, separator: str) -> tupl
         found = sorted({label for labels in mentioned for label in labels})
     names = found if chosen is None else [composed(name) for name in chosen]
     if not names or len(set(names)) != len(names) or not all(names):
-        msg = (
-            f"Expected different label names, at least one, got {names}. "
-            f"Give {sheet.path.name} a column 'labels' or one column per label."
-        )
+        do = f"Give {sheet.path.name} a column 'labels' or one column per label."
+        if chosen is not None:
+            do = "Name every label in label_names once, and none that is blank."
+        msg = f"Expected different label names, at least one, got {names}. {do}"
         raise InputError(msg)
     _check_reserved(sheet, names if chosen is not None else [])
     missing = [name for name in names if name not in found] if sheet.wide else []

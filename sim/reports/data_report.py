@@ -12,7 +12,7 @@ import numpy as np
 
 from fedmlic.dataset import SPLITS
 from fedmlic.labels import ABSENT, PRESENT, STATES, UNCERTAIN, UNKNOWN
-from sim.console import Grid, TextTable, plain, say
+from sim.console import Grid, TextTable, cut, plain, say
 from sim.data.prepare import corpus_summary
 from sim.reports.portrait import FLAG_NAMES, measure
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 MAX_PAIRS = 50
 """Pairs of labels that the JSON names, from either end."""
+
+MAX_NAME = 24
+"""Most columns of a terminal that each name of a pair has."""
 
 MAX_NAMED = 40
 """Most labels that are named in a table."""
@@ -210,7 +213,8 @@ def _pair_table(pairs: Sequence[Mapping[str, Any]]) -> TextTable:
     for head in ("phi", "images with both"):
         table.add_column(head, justify="right")
     for pair in pairs:
-        table.add_row(" + ".join(pair["labels"]), f"{pair['phi']:.3f}", f"{pair['images_with_both']:,}")
+        names = " + ".join(cut(label, MAX_NAME) for label in pair["labels"])
+        table.add_row(names, f"{pair['phi']:.3f}", f"{pair['images_with_both']:,}")
     return table
 
 

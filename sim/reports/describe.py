@@ -234,8 +234,8 @@ QUANTITIES = {
     "js_true": "label skew (JS), truth",
     "js_known": "label skew (JS), known",
     "phi_distance": "co-occurrence skew (phi)",
-    "phi_frobenius": "co-occurrence skew (Frobenius)",
-    "empty_fraction": "images without a present label",
+    "phi_frobenius": "co-occurrence (Frobenius)",
+    "empty_fraction": "images without a label",
 }
 """Per-client quantities of a summary, as tables name them."""
 

@@ -110,7 +110,7 @@ def show(found: Mapping[str, Any], console: Console) -> None:
         say(
             console,
             f"hosts waited {balance['idle_share']:.0%} of a round (median); client {slowest} was the "
-            f"slowest of {balance['slowest_in_rounds']} rounds; the longest turn took "
+            f"slowest in {balance['slowest_in_rounds']} of {len(found['rounds'])} rounds; the longest turn took "
             f"{balance['slowest_seconds']:.2f} s",
         )
     for split, event in found["labels"].items():
@@ -134,7 +134,8 @@ def _curve(rounds: list[dict[str, Any]], best: int | None) -> Grid:
         mark = " *" if event["round"] == best else ""
         cells = [number(event.get(key)) for key in columns.values()]
         rows.append([f"{event['round']}{mark}", *cells, str(event["num-failed"]), number(event["seconds"], 1)])
-    heads = ("round", *columns, "failed", "seconds")
+    # Time is counted from the start of the run, as in the record.
+    heads = ("round", *columns, "failed", "total seconds")
     notes = ["* best on validation"] if best is not None else []
     if own:
         more = f" ({len(own) - MAX_OWN} more in rounds.parquet)" if len(own) > MAX_OWN else ""

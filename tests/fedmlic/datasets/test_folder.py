@@ -620,3 +620,9 @@ def test_a_folder_becomes_a_corpus(root, tmp_path_factory):
 
 def test_the_module_says_what_a_cell_may_say():
     assert set(module.WIDE_VALUES.values()) == {1, 0, -1, -2}
+
+
+@pytest.mark.parametrize("names", [["cat", ""], ["cat", "cat "], []])
+def test_label_names_are_different_and_not_blank(root, names):
+    with pytest.raises(InputError, match=r"Name every label in label_names once, and none that is blank"):
+        made(root, PLAIN, label_names=names)

@@ -99,6 +99,16 @@ def test_many_rounds_are_thinned_but_the_best_and_the_last_stay(finished):
     assert text.count("\n") < 70
 
 
+def test_notes_say_what_is_in_the_table(finished):
+    found = summary(finished)
+    found["balance"] = {"idle_share": 0.25, "slowest_client": 0, "slowest_in_rounds": 1, "slowest_seconds": 2.0}
+
+    assert f"slowest in 1 of {len(found['rounds'])} rounds" in printed(found, 200)
+    assert "* best on validation" in printed(found)
+    found["best_round"] = None
+    assert "best on validation" not in printed(found)
+
+
 def test_a_damaged_log_is_an_error(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / "events.jsonl").write_text("rubbish\n")
