@@ -129,7 +129,7 @@ def freeze(network: nn.Module, names: Container[str]) -> None:
     """
     for name, parameter in network.named_parameters():
         if name in names:
-            parameter.requires_grad_(requires_grad=False)
+            parameter.requires_grad_(False)
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             about = [*child.parameters()] or [*parent.parameters()]

@@ -92,6 +92,7 @@ class _Block(nn.Module):
         super().__init__()
         inside = inputs * expansion
         depthwise = _conv(inside, inside, kernel, stride, inside)
+        layers: dict[str, nn.Conv2d | int]  # a number stands for BatchNorm of so many channels
         if expansion == 1:
             layers = {"conv_dw": depthwise, "bn1": inside, "conv_pw": _conv(inside, outputs), "bn2": outputs}
         else:

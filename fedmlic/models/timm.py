@@ -129,7 +129,11 @@ def _feature_map(network: nn.Module, images: Tensor, out_index: int | None, *, n
     last, maps = intermediates(images, indices=1, norm=normed, output_fmt="NCHW")
     if not isinstance(last, Tensor) or last.ndim != 4:
         return cast(Tensor, maps[-1])
-    return last.permute(0, 3, 1, 2) if str(getattr(network, "output_fmt", "NCHW")).endswith("NHWC") else last
+    places = maps[-1].shape[2:]
+    channels_at_the_end = last.shape[1:3] == places != last.shape[2:]
+    if channels_at_the_end or str(getattr(network, "output_fmt", "")).endswith("NHWC"):
+        return last.permute(0, 3, 1, 2)
+    return last
 
 
 def timm(
@@ -215,11 +219,21 @@ def _load(
 
 @lru_cache(maxsize=64)
 def _facts(name: str, out_index: int | None, image_size: int) -> _Facts:
-    """Build the network without storage (torch's meta device), and follow which parameters reach the map."""
+    """Build the network, without storage where it can be, and follow which parameters reach the map."""
     _check_name(name)
+    with torch.inference_mode(mode=False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                return _examined(name, out_index, image_size)
+        except InputError:
+            raise
+        except FAILURES:  # some networks, in older versions of timm most, read numbers while they are built
+            return _examined_in_memory(name, out_index, image_size)
+
+
+def _examined_in_memory(name: str, out_index: int | None, image_size: int) -> _Facts:
     try:
-        with torch.device("meta"):
-            return _examined(name, out_index, image_size)
+        return _examined(name, out_index, image_size)
     except InputError:
         raise
     except FAILURES as error:
@@ -263,7 +277,7 @@ def _check_name(name: str) -> None:
     if importlib.util.find_spec("timm") is None:
         msg = "Expected the package timm to be installed for model timm, got none. Install fedmlic[pretrained]."
         raise InputError(msg)
-    from timm.models import get_arch_pretrained_cfgs, is_model, list_models, split_model_name_tag
+    from timm.models import is_model, list_models, split_model_name_tag
 
     # timm would fetch what "hf-hub:..." names.
     base, tag = split_model_name_tag(name)
@@ -273,7 +287,8 @@ def _check_name(name: str) -> None:
         hint = hint if hint.startswith("Did") else f"timm.list_models() gives all {len(known)}."
         msg = f"Expected name of model timm to be a network of timm, got {name!r}. {hint}"
         raise InputError(msg)
-    tags = [str(key).partition(".")[2] for key in get_arch_pretrained_cfgs(base)]
+    names = [each.partition(".") for each in list_models(f"{base}*", include_tags=True)] if tag else []
+    tags = [each[2] for each in names if each[0] == base]
     if tag and tag not in tags:
         msg = f"Expected {name!r} to end in a tag of timm's {base}, got {tag!r}. {nearest(tag, tags)}"
         raise InputError(msg)
@@ -317,7 +332,7 @@ def _unused(network: nn.Module, features: Tensor) -> Iterator[str]:
     """Names of parameters that ``features`` was made without."""
     names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
     tensors = [network.get_parameter(name) for name in names]
-    gradients = torch.autograd.grad(features.sum(), tensors, allow_unused=True)
+    gradients: tuple[Tensor | None, ...] = torch.autograd.grad(features.sum(), tensors, allow_unused=True)
     for name, gradient in zip(names, gradients, strict=True):
         if gradient is None:
             yield name

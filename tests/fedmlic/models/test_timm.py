@@ -10,6 +10,7 @@ from torch import nn
 from fedmlic import spec
 from fedmlic.errors import InputError
 from fedmlic.model import Backbone, FrozenBatchNorm2d
+from fedmlic.models import timm as module
 from fedmlic.models.timm import timm as factory
 
 library = pytest.importorskip("timm")
@@ -89,6 +90,9 @@ def test_features_are_those_that_timms_network_makes(name, tmp_path):
         places = whole[:, network.num_prefix_tokens :]
         side = int(places.shape[1] ** 0.5)
         whole = places.transpose(1, 2).reshape(2, -1, side, side)
+
+    if getattr(network, "output_fmt", "") == "NHWC":
+        whole = whole.permute(0, 3, 1, 2)
 
     assert features.shape[:2] == (2, backbone.num_features)
     assert_close_to_scale(features, whole)
@@ -318,3 +322,28 @@ def test_nothing_is_fetched(monkeypatch):
     monkeypatch.setattr("socket.create_connection", fetch)
 
     factory(name="test_resnet.r160_in1k").build(3)
+
+
+def test_a_network_that_cannot_be_built_without_storage_is_examined_in_memory(monkeypatch):
+    expected = module._facts("test_vit", None, 0)
+    create, devices = module._create, []
+
+    def reads_numbers(name, options):
+        network = create(name, options)
+        devices.append(next(network.parameters()).device.type)
+        next(network.parameters()).sum().item()
+        return network
+
+    monkeypatch.setattr(module, "_create", reads_numbers)
+    state = torch.get_rng_state()
+
+    assert module._facts.__wrapped__("test_vit", None, 0) == expected
+    assert devices == ["meta", "cpu", "cpu"]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_statistics_that_are_not_batch_norms_are_refused():
+    from timm.layers import EvoNorm2dB0
+
+    with pytest.raises(InputError, match="got a EvoNorm2dB0 at '1'"):
+        module._check_norms("x", nn.Sequential(nn.Identity(), EvoNorm2dB0(4)))
