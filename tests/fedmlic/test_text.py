@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from fedmlic import text
+from fedmlic import text as kinds
 from fedmlic.errors import InputError
 from fedmlic.seeds import stream
 from fedmlic.text import KINDS, LabelVectors, label_vectors, save_vectors, state_vectors
@@ -296,7 +296,7 @@ def test_a_kind_from_outside_is_named_by_a_dotted_name():
 
     assert isinstance(table, LabelVectors)
     assert set(KINDS) >= {"learned", "clip", "minilm", "glove", "shuffled"}
-    assert all(callable(getattr(text, kind)) for kind in KINDS)
+    assert all(callable(getattr(kinds, kind)) for kind in KINDS)
 
 
 def test_etf_is_the_short_name_of_simplex_etf():
