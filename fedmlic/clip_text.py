@@ -92,12 +92,12 @@ class Tower:
         length: int = self._tokenizer.context_length
         return len(self._tokenizer.encode(prompt)) + 2 <= length
 
-    def encode(self, prompts: list[str]) -> NDArray[np.float64]:
-        """Features of length 1, float64 ``[prompts, width]`` (computed in float32)."""
+    def encode(self, prompts: list[str], *, scaled: bool) -> NDArray[np.float64]:
+        """Features, float64 ``[prompts, width]`` (computed in float32); ``scaled``: each of length 1."""
         check_lengths(self, prompts, self._tokenizer.context_length)
         with torch.inference_mode():
             parts = [
-                self._model.encode_text(self._tokenizer(prompts[start : start + 256]), normalize=True)
+                self._model.encode_text(self._tokenizer(prompts[start : start + 256]), normalize=scaled)
                 for start in range(0, len(prompts), 256)
             ]
         return np.asarray(torch.cat(parts).double().numpy())

@@ -18,8 +18,9 @@ tell is decided in ``fedmlic.label_masking`` and ``fedmlic.methods.fedlgt``.
 
 Sources: Lanchantin et al. 2021, "General Multi-label Image Classification with
 Transformers" (CVPR); Liu et al. 2024, "Language-Guided Transformer for
-Federated Multi-Label Classification" (AAAI, arXiv 2312.07165), section 1.2 of
-``docs/methods/fedlgt.md``. Where the papers are silent this follows FedLGT's
+Federated Multi-Label Classification" (AAAI, arXiv 2312.07165);
+``docs/methods/fedlgt.md`` has the formulas. "Unknown" is the zero vector as in
+both papers; C-Tran's code has a fixed random vector there. Where the papers are silent this follows FedLGT's
 released code: no positional encoding, post-norm layers, a feed-forward part as
 wide as the tokens, uniform initial weights of plus or minus 1 / sqrt(inputs).
 """

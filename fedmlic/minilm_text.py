@@ -72,12 +72,17 @@ class MiniLM:
         """Whether the model reads the whole prompt (start and end tokens included)."""
         return len(self._tokenizer.ids(prompt)) <= MAX_TOKENS
 
-    def encode(self, prompts: list[str]) -> NDArray[np.float64]:
+    def encode(self, prompts: list[str], *, scaled: bool = True) -> NDArray[np.float64]:
         """Sentence vectors of length 1, float64 ``[prompts, width]``.
+
+        Args:
+            prompts: the texts.
+            scaled: makes no difference: the published model ends with the scaling.
 
         Raises:
             InputError: a prompt is too long, empty, or has words that the vocabulary cannot spell.
         """
+        del scaled
         check_lengths(self, prompts, MAX_TOKENS)
         self._check_words(prompts)
         # Tuples, since a run asks several times for the same texts, and reading the weights takes longest.

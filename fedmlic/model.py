@@ -19,7 +19,7 @@ import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -134,8 +134,11 @@ def group_norm(channels: int, num_groups: int) -> nn.GroupNorm:
     >>> group_norm(48, 32).num_groups
     24
     """
-    groups = max(g for g in range(1, min(num_groups, channels) + 1) if channels % g == 0)
-    return nn.GroupNorm(groups, channels)
+    return nn.GroupNorm(_num_groups(channels, num_groups), channels)
+
+
+def _num_groups(channels: int, limit: int) -> int:
+    return max(g for g in range(1, min(limit, channels) + 1) if channels % g == 0)
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -148,55 +151,143 @@ class FrozenBatchNorm2d(nn.Module):
     Args:
         num_features: channels.
         eps: added to the variance.
+        affine: whether there are a weight and a bias.
     """
 
-    weight: nn.Parameter
-    bias: nn.Parameter
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+    def __init__(self, num_features: int, eps: float = 1e-5, *, affine: bool = True) -> None:
         super().__init__()
         self.eps = eps
-        self.weight = nn.Parameter(torch.ones(num_features))
-        self.bias = nn.Parameter(torch.zeros(num_features))
+        self.weight = nn.Parameter(torch.ones(num_features)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Normalise ``[batch, features, height, width]``."""
+        """Normalise ``[batch, features, height, width]``; other axes after the second are as good."""
         return F.batch_norm(features, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
-def apply_bn_policy(network: nn.Module, policy: BatchNormPolicy, num_groups: int = 32) -> None:
-    """Replace every ``nn.BatchNorm2d`` below ``network`` in place, as ``policy`` says.
+class FrozenBatchNormAct2d(FrozenBatchNorm2d):
+    """``FrozenBatchNorm2d`` followed by ``drop`` and ``act``, as timm's ``BatchNormAct2d`` is BatchNorm with both."""
 
-    ``pooled`` leaves them; ``frozen`` takes over statistics, weight and bias; ``none`` puts
-    GroupNorm there, which takes over weight and bias only. Tensor names stay.
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Normalise ``[batch, features, height, width]``, drop, activate."""
+        activated: Tensor = self.act(self.drop(super().forward(features)))
+        return activated
+
+
+class GroupNormAct(nn.GroupNorm):
+    """GroupNorm followed by ``drop`` and ``act``."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Normalise ``[batch, features, height, width]``, drop, activate."""
+        activated: Tensor = self.act(self.drop(super().forward(features)))
+        return activated
+
+
+_PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_WITH_ACTIVATION = ("BatchNormAct2d", "SyncBatchNormAct")
+"""timm's classes, which end with ``drop`` and ``act``; timm need not be installed."""
+
+
+def apply_bn_policy(network: nn.Module, policy: BatchNormPolicy, num_groups: int = 32) -> None:
+    """Replace every BatchNorm layer below ``network`` in place, as ``policy`` says.
+
+    ``pooled`` leaves them; ``frozen`` takes over statistics, eps, weight and bias; ``none`` puts
+    GroupNorm there, which takes over weight and bias only. Both keep the drop and activation
+    layers of timm's ``BatchNormAct2d`` and which tensors train. Tensor names stay. A layer that
+    is used in two places stays one layer.
 
     Args:
         network: changed in place.
         policy: see the module's docstring.
         num_groups: upper limit of groups, for ``none``.
+
+    Raises:
+        InputError: a layer computes something else than torch's or timm's BatchNorm, or has no
+            statistics to freeze; nothing is changed then.
     """
     if policy == "pooled":
         return
-    for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.BatchNorm2d):
-                setattr(parent, name, _frozen(child) if policy == "frozen" else _grouped(child, num_groups))
+    places = [
+        (parent, name, child)
+        for parent in network.modules()
+        for name, child in parent._modules.items()  # noqa: SLF001  (named_children leaves out a layer's second place)
+        if isinstance(child, nn.modules.batchnorm._BatchNorm)  # noqa: SLF001
+    ]
+    paths = {id(module): path for path, module in network.named_modules()}
+    for _, _, child in places:
+        _check_replaceable(child, paths[id(child)], policy)
+    replaced: dict[int, nn.Module] = {}
+    for parent, name, child in places:
+        if id(child) not in replaced:
+            replaced[id(child)] = _frozen(child) if policy == "frozen" else _grouped(child, num_groups)
+        setattr(parent, name, replaced[id(child)])
 
 
-def _frozen(batch_norm: nn.BatchNorm2d) -> FrozenBatchNorm2d:
-    frozen = FrozenBatchNorm2d(batch_norm.num_features, batch_norm.eps)
-    frozen.load_state_dict({k: v for k, v in batch_norm.state_dict().items() if k != "num_batches_tracked"})
-    return frozen
+def _check_replaceable(layer: nn.modules.batchnorm._BatchNorm, path: str, policy: BatchNormPolicy) -> None:
+    kind = f"{type(layer).__module__}.{type(layer).__qualname__}"
+    lazy = isinstance(layer, nn.modules.lazy.LazyModuleMixin)
+    # A subclass with a forward of its own may do anything after (or instead of) the normalisation.
+    plain = any(type(layer).forward is known.forward for known in _PLAIN)
+    if lazy or not (plain or _has_activation(layer)):
+        msg = (
+            f"Expected BatchNorm layers to be torch's, or timm's with an activation, got {kind} at {path!r}, of which "
+            f"policy {policy!r} knows no equivalent. Replace that layer before, or use policy 'pooled'."
+        )
+        raise InputError(msg)
+    if policy == "frozen" and layer.running_mean is None:
+        msg = (
+            f"Expected BatchNorm layers to have running statistics that can be frozen, got {kind} without any at "
+            f"{path!r}. Use policy 'none'."
+        )
+        raise InputError(msg)
 
 
-def _grouped(batch_norm: nn.BatchNorm2d, num_groups: int) -> nn.GroupNorm:
-    grouped = group_norm(batch_norm.num_features, num_groups)
-    grouped.load_state_dict({k: v for k, v in batch_norm.state_dict().items() if k in {"weight", "bias"}})
-    return grouped
+def _has_activation(layer: nn.Module) -> bool:
+    kind = type(layer)
+    return kind.__name__ in _WITH_ACTIVATION and kind.__module__.split(".")[0] == "timm"
+
+
+def _frozen(layer: nn.modules.batchnorm._BatchNorm) -> FrozenBatchNorm2d:
+    kind = FrozenBatchNormAct2d if _has_activation(layer) else FrozenBatchNorm2d
+    return _take_over(layer, kind(layer.num_features, layer.eps, affine=layer.affine))
+
+
+def _grouped(layer: nn.modules.batchnorm._BatchNorm, num_groups: int) -> nn.GroupNorm:
+    kind = GroupNormAct if _has_activation(layer) else nn.GroupNorm
+    groups = _num_groups(layer.num_features, num_groups)
+    return _take_over(layer, kind(groups, layer.num_features, affine=layer.affine))
+
+
+_Norm = TypeVar("_Norm", bound=nn.Module)
+
+
+def _take_over(layer: nn.modules.batchnorm._BatchNorm, new: _Norm) -> _Norm:
+    """``new`` with those tensors and layers of ``layer`` that it has room for."""
+    if _has_activation(layer):
+        for part in ("drop", "act"):
+            new.add_module(part, getattr(layer, part, None) or nn.Identity())
+    tensors = layer.state_dict()
+    new.load_state_dict({name: tensors[name] for name in new.state_dict()})
+    for name, parameter in new.named_parameters():
+        parameter.requires_grad_(layer.get_parameter(name).requires_grad)
+    for tensor in layer.state_dict().values():
+        if tensor.is_floating_point():
+            new.to(device=tensor.device, dtype=tensor.dtype)
+            break
+    return new.train(layer.training)
 
 
 def check_weights_file(path: str) -> str:

@@ -26,8 +26,8 @@ class Encoder(Protocol):
     def fits(self, prompt: str) -> bool:
         """Whether it reads the whole prompt."""
 
-    def encode(self, prompts: list[str]) -> NDArray[np.float64]:
-        """Features of length 1, float64 ``[prompts, width]``."""
+    def encode(self, prompts: list[str], *, scaled: bool) -> NDArray[np.float64]:
+        """Features, float64 ``[prompts, width]``, of length 1 or as the model gives them."""
 
 
 class Prompts(NamedTuple):
@@ -36,10 +36,11 @@ class Prompts(NamedTuple):
     Attributes:
         template: the prompt, with one ``{}`` for the name.
         join: ``plain``: the label's own name; ``concat``: its fine names, joined by commas in
-            one prompt; ``average``: the mean of the features of one prompt per fine name.
+            one prompt; ``average``: the mean of the features of one prompt per fine name, which
+            are those that the model gives, not scaled.
         fine_names: JSON file of label -> fine names, most frequent first; or empty.
         max_names: fine names that ``concat`` takes at most.
-        renormalise: scale the means of ``average`` to length 1 again.
+        renormalise: scale the means of ``average`` to length 1.
     """
 
     template: str
@@ -73,7 +74,8 @@ class Prompts(NamedTuple):
         else:
             fine = _read_fine_names(self.fine_names) if self.fine_names else fine_names
             groups, note = join_prompts(encoder, names, fine, self)
-        rows = encoder.encode([prompt for group in groups for prompt in group])
+        as_they_are = self.join == "average" and not bare
+        rows = encoder.encode([prompt for group in groups for prompt in group], scaled=not as_they_are)
         ends = np.cumsum([len(group) for group in groups])
         means = np.stack([part.mean(axis=0) for part in np.split(rows, ends[:-1])])
         if self.renormalise:

