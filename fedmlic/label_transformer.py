@@ -36,9 +36,11 @@ from torch import Tensor, nn
 
 from fedmlic.errors import InputError
 from fedmlic.labels import UNKNOWN
-from fedmlic.text import LabelVectors, label_vectors, state_vectors
+from fedmlic.text import LabelVectors, alike, label_vectors, state_vectors
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -297,10 +299,15 @@ def build_label_transformer(
         positions: of image tokens.
         readout: per label, or shared by all.
         swap_states: give absent labels the positive vector and present ones the negative.
+
+    Raises:
+        InputError: arguments do not fit, or a shared read-out could not tell two labels apart.
     """
     backbone = task.model.build(task.image_shape[2])
     width = width or backbone.num_features
     labels = label_vectors(text, task.label_names, width, task.seed)
+    if readout == "shared":
+        _check_distinct(task.label_names, labels.vectors)
     states = state_vectors(text, width, task.seed)
     if swap_states:
         states = states._replace(vectors=states.vectors[[0, 2, 1]])
@@ -362,6 +369,16 @@ def _hold(module: nn.Module, name: str, vectors: NDArray[np.float32], *, learned
         module.register_parameter(name, nn.Parameter(values))
     else:
         module.register_buffer(name, values)
+
+
+def _check_distinct(names: Sequence[str], vectors: NDArray[np.float32]) -> None:
+    equal = alike(names, vectors)
+    if equal:
+        msg = (
+            f"Expected label vectors to differ with readout='shared', got equal ones for {', '.join(equal)}. "
+            "Rename or join these labels, or use readout='row'."
+        )
+        raise InputError(msg)
 
 
 def _check_width(width: int, num_heads: int, positions: Positions) -> None:

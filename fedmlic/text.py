@@ -131,6 +131,18 @@ def save_vectors(path: str, names: Sequence[str], vectors: NDArray[np.float32]) 
     save_file({name: np.ascontiguousarray(vector) for name, vector in zip(names, vectors, strict=True)}, path)
 
 
+def alike(names: Sequence[str], vectors: NDArray[np.floating[Any]]) -> list[str]:
+    """Groups of names whose vectors are equal, which a network without parameters per label cannot tell apart.
+
+    >>> alike(["cat", "dog", "Cat"], np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]))
+    ['cat = Cat']
+    """
+    same: dict[tuple[float, ...], list[str]] = {}
+    for name, vector in zip(names, vectors.tolist(), strict=True):
+        same.setdefault(tuple(vector), []).append(name)
+    return [" = ".join(group) for group in same.values() if len(group) > 1]
+
+
 def learned() -> Kind:
     """Trained and exchanged like any weight; starts uniform in +-1/sqrt(features)."""
 
@@ -315,7 +327,7 @@ def minilm(
     def make(request: Request) -> tuple[NDArray[np.float64], str]:
         encoder = MiniLM(path, keep_unknown=unknown == "keep")
         rows, note = prompts.features(encoder, request.names, request.fine_names, bare=request.states)
-        return rows, f"minilm ({encoder.source}), {note}{_alike(request.names, rows)}"
+        return rows, f"minilm ({encoder.source}), {note}{_alike_note(request.names, rows)}"
 
     return Kind(make)
 
@@ -335,7 +347,7 @@ def glove(*, path: str = "", unknown: Literal["error", "skip"] = "error") -> Kin
 
     def make(request: Request) -> tuple[NDArray[np.float64], str]:
         rows, note = mean_vectors(path, request.names, skip_unknown=unknown == "skip")
-        return rows, f"glove ({note}){_alike(request.names, rows)}"
+        return rows, f"glove ({note}){_alike_note(request.names, rows)}"
 
     return Kind(make)
 
@@ -419,12 +431,8 @@ def _derangement(count: int, seed: int) -> NDArray[np.intp]:
             return order
 
 
-def _alike(names: Sequence[str], rows: NDArray[np.float64]) -> str:
-    """A note that lists names with equal vectors, which a network without other parameters per label confuses."""
-    same: dict[bytes, list[str]] = {}
-    for name, row in zip(names, rows, strict=True):
-        same.setdefault(row.tobytes(), []).append(name)
-    groups = [" = ".join(group) for group in same.values() if len(group) > 1]
+def _alike_note(names: Sequence[str], rows: NDArray[np.float64]) -> str:
+    groups = alike(names, rows)
     return f"; equal vectors: {', '.join(groups)}" if groups else ""
 
 

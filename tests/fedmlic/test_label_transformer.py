@@ -1,5 +1,6 @@
 """The label transformer against torch's own encoder layer, and its parts by hand."""
 
+import json
 import math
 
 import numpy as np
@@ -10,8 +11,16 @@ from torch.nn import functional as F
 
 from fedmlic import label_transformer
 from fedmlic.errors import InputError
-from fedmlic.label_transformer import EncoderLayer, LabelTransformer, Readout, dropout, sine_positions
-from fedmlic.model import Backbone
+from fedmlic.label_transformer import (
+    EncoderLayer,
+    LabelTransformer,
+    Readout,
+    build_label_transformer,
+    dropout,
+    sine_positions,
+)
+from fedmlic.method import Task
+from fedmlic.model import Backbone, Model
 from fedmlic.text import LabelVectors
 
 
@@ -199,6 +208,68 @@ def test_other_labels_can_be_predicted_with_a_shared_read_out():
     assert ours(images).shape == (2, 1)
     ours.set_labels(LabelVectors(tokens, trainable=False, source="test"))
     torch.testing.assert_close(ours(images), before, rtol=0, atol=0)
+
+
+def share_right_of_new_labels(readout, *, meaningful):
+    """Trained on 16 labels; share of right answers on 4 that nobody annotated and, if it can, on 4 added afterwards.
+
+    An image is a point in space; a label is a direction, present where the point lies on its side. Its vector
+    is that direction, or another label's.
+    """
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    directions = rng.standard_normal((24, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    vectors = np.pad(directions if meaningful else rng.permutation(directions), ((0, 0), (0, 9))).astype(np.float32)
+    ours = LabelTransformer(
+        Patches(12),
+        LabelVectors(vectors[:20], trainable=False, source="test"),
+        LabelVectors(np.zeros((3, 12), np.float32), trainable=False, source="test"),
+        num_layers=1,
+        num_heads=2,
+        feedforward=32,
+        dropout=0.0,
+        readout=readout,
+    )
+    images = torch.randn(2000, 1, 4, 4)
+    present = images.flatten(1)[:, :3] @ torch.tensor(directions.T, dtype=torch.float32) > 0
+    optimiser = torch.optim.Adam(ours.parameters(), 1e-2)
+    for batch in torch.randint(0, 1500, (250, 64)):
+        optimiser.zero_grad()
+        known = ours(images[batch])[:, :16]
+        F.binary_cross_entropy_with_logits(known, present[batch, :16].float()).backward()
+        optimiser.step()
+
+    def right(labels):
+        with torch.no_grad():
+            return ((ours(images[1500:]) > 0)[:, -4:] == present[1500:, labels]).float().mean().item()
+
+    unannotated = right(slice(16, 20))
+    if readout == "row":
+        return unannotated
+    ours.set_labels(LabelVectors(vectors, trainable=False, source="test"))
+    return (unannotated + right(slice(20, 24))) / 2
+
+
+def test_a_shared_read_out_predicts_labels_that_nobody_annotated_from_their_vectors():
+    """And needs both: vectors that mean something, and one read-out for all."""
+    assert share_right_of_new_labels("shared", meaningful=True) > 0.85
+    assert share_right_of_new_labels("shared", meaningful=False) < 0.7
+    assert share_right_of_new_labels("row", meaningful=True) < 0.7
+
+
+def test_labels_that_a_shared_read_out_cannot_tell_apart_are_an_error(tmp_path):
+    table = {"cat": [1.0, 0.0, 0.0, 0.0], "Cat": [1.0, 0.0, 0.0, 0.0], "dog": [0.0, 1.0, 0.0, 0.0]}
+    table |= {"negative": [0.0] * 4, "positive": [0.0] * 4}
+    path = tmp_path / "vectors.json"
+    path.write_text(json.dumps(table))
+    task = Task(("cat", "dog", "Cat"), (8, 8, 1), Model(lambda _: Patches(4)), 0)
+    settings = {"layers": 1, "heads": 1, "width": None, "feedforward": None, "dropout": 0.0, "positions": "none"}
+
+    with pytest.raises(InputError, match="equal ones for cat = Cat"):
+        build_label_transformer(task, text=f"file(path={str(path)!r})", readout="shared", **settings)
+    network = build_label_transformer(task, text=f"file(path={str(path)!r})", readout="row", **settings)
+    assert network(torch.randn(1, 1, 8, 8)).shape == (1, 3)
 
 
 @pytest.mark.parametrize(
