@@ -27,10 +27,11 @@ _nodes: dict[str, Node] = {}
 
 @app.query()
 def query(message: Message, context: Context) -> Message:
-    """Say which clients this node can play."""
+    """Say which clients this node can play, and what it runs on."""
     try:
         here = node_of(context)
-        introduction = wire.Introduction(here.host.info(), here.num_hosts, wire.code_digest())
+        info = replace(here.host.info(), versions=wire.versions())
+        introduction = wire.Introduction(info, here.num_hosts, wire.code_digest())
         answer = wire.pack_introduction(introduction)
     except Exception as error:  # noqa: BLE001  (whatever it is, the server should hear of it)
         _log.exception("The query failed.")

@@ -22,11 +22,12 @@ from fedmlic.histograms import ScoreHistograms
 from fedmlic.labels import known
 from fedmlic.learner import build_network, check_at_once
 from fedmlic.method import Local, Trained, stretch_of
-from fedmlic.metrics import evaluate
+from fedmlic.metrics import client_metrics
 from fedmlic.mod import Payload
 from fedmlic.protocol import CLIENTS_BEHIND, IMAGES_BEHIND, HostInfo, Reply, Request, Turn
+from fedmlic.stores import DamagedError
 from fedmlic.training import checked
-from fedmlic.update import Update, units_for
+from fedmlic.update import Update, turn_metrics, units_for
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -123,7 +124,11 @@ class Host:
         """Play ``clients``; what they contribute is kept until ``collect``.
 
         Nothing a client does stops the host: an exception, an attempt to exit, a number that is
-        not finite or an exhausted memory becomes the turn's ``error``.
+        not finite or an exhausted memory becomes the turn's ``error``. Only data that are not
+        what was written stop it.
+
+        Raises:
+            DamagedError: an image or a label was changed on the disk.
         """
         if self._together is None or request.kind != "train":
             return [self._turn(request, client) for client in clients]
@@ -143,6 +148,8 @@ class Host:
         play = {"train": self._train, "evaluate": self._evaluate, "count": self._count}[request.kind]
         try:
             turn = play(request, client)
+        except DamagedError:
+            raise  # a client less in each round would be another result
         except (Exception, SystemExit) as error:  # noqa: BLE001  (a client may fail in any way; it is recorded)
             turn = _failure(error)
         return Turn(client, self.name, started=started, seconds=time.perf_counter() - began, **turn)  # type: ignore[arg-type]
@@ -190,6 +197,7 @@ class Host:
         try:
             shards = [self._federation.shard(client) for client in clients]
             locals_ = [self._local(request, client) for client in clients]
+            self._learner.resident.load(request.flat)  # as mods find it when one client is trained after another
             for place, (shard, local) in enumerate(zip(shards, locals_, strict=True)):
                 locals_[place] = replace(local, hooks=self._hooks(request, shard, local))
             trained = together.fit(request.flat, shards, locals_)
@@ -199,7 +207,7 @@ class Host:
         for shard, local, (result, flat) in zip(shards, locals_, trained, strict=True):
             try:
                 turn = self._add(request, shard, flat, checked(result), local)
-            except (ValueError, FloatingPointError) as error:
+            except (Exception, SystemExit) as error:  # noqa: BLE001  (a mod of the client may fail in any way)
                 turn = _failure(error)
             turns.append(Turn(shard.client, self.name, started=started, **turn))  # type: ignore[arg-type]
         each = (time.perf_counter() - began) / sum(shard.num_images for shard in shards)
@@ -223,14 +231,19 @@ class Host:
     def _recall(self, request: Request, client: int) -> dict[str, Tensor]:
         """What the client kept of its last turn that counted; of an earlier stretch only its private tensors."""
         last = request.last.get(client, 0)
-        if last == 0 or not (self._private_tensors or any(mod.remembers for mod in self._mods(request))):
+        if last == 0 or not self._remembers(request):
             return {}
         found = self._place(request).recall(client, last)
         first = stretch_of(self._learner.method, request.round).first_round
         return {name: tensor for name, tensor in found.items() if last >= first or name.startswith(PRIVATE)}
 
+    def _remembers(self, request: Request) -> bool:
+        """Whether clients keep tensors from turn to turn."""
+        return self._private_tensors or any(mod.remembers for mod in self._mods(request))
+
     def _keep(self, request: Request, client: int, tensors: Mapping[str, Tensor]) -> None:
-        if tensors:
+        # Nothing is kept too: the server will say that this turn was the last that counted.
+        if tensors or self._remembers(request):
             last = request.last.get(client, 0)
             self._place(request).keep(client, request.round, tensors, last=last, needed=request.needed)
 
@@ -280,7 +293,7 @@ class Host:
             weighting=request.weighting,
             num_images=shard.num_images,
             annotations=annotations,
-            metrics={"loss": trained.loss, "steps": float(trained.num_steps), **trained.metrics},
+            metrics=turn_metrics(trained.loss, trained.num_steps, trained.metrics),
             extras=extras,
         )
         if alone:
@@ -302,11 +315,10 @@ class Host:
         scores = self._learner.predict(shard.images, shard.holdout_rows)
         found = ScoreHistograms.of(scores, shard.holdout_labels)
         self._histograms = found if self._histograms is None else self._histograms + found
-        metrics = evaluate(scores, shard.holdout_labels, threshold=self._experiment.threshold)
         return {
             "num_images": len(shard.holdout_rows),
             "num_annotations": int(known(shard.holdout_labels).sum()),
-            "metrics": {"mAP": metrics.values["mAP"], "num-evaluable": float(metrics.num_evaluable)},
+            "metrics": client_metrics(scores, shard.holdout_labels, self._experiment.client_min_entries),
         }
 
     def _incoming_network(self, request: Request, client: int, memory: Mapping[str, Tensor]) -> nn.Module:

@@ -97,11 +97,15 @@ class FolderMemory:
         self, client: int, version: int, tensors: Mapping[str, Tensor], *, last: int = 0, needed: Iterable[int] = ()
     ) -> None:
         """Write one file, then delete those of this client that are no longer needed."""
+        import torch
         from safetensors.torch import save_file
 
         file = self._file(client, version)
         file.parent.mkdir(parents=True, exist_ok=True)
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        # Copies, since safetensors refuses names that share memory.
+        plain = {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+        }
         temporary = file.with_name(f".{uuid.uuid4().hex}.tmp")
         try:
             save_file(plain, temporary, metadata={"sha256": digest(plain)})

@@ -198,6 +198,7 @@ class Resident:
         parameters: the parameters that train now (``train_only``), in the vector's order; give
             them to an optimiser.
         memory_format: of the network's images.
+        batch_norm: whether a layer normalises by the batch that it gets.
     """
 
     def __init__(
@@ -247,6 +248,7 @@ class Resident:
         self._frozen: frozenset[str] = frozenset()
         self._still: list[nn.Module] = []
         self._modules = list(network.modules())
+        self.batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self._modules)  # noqa: SLF001
         self._links = [(*_place(network, name), module) for name, module in network.named_modules() if name]
         self._places = [_place(network, name) for name in everything.names]
         self._bind()
@@ -323,6 +325,7 @@ class Resident:
         self._trained = chosen
         frozen = frozenset() if chosen is None else frozenset(self.trainable.names) - chosen
         self._frozen = frozen
+        self.zero_grad()  # of those that stop training, too
         for name, parameter in zip(self._names, self._every_parameter, strict=True):
             parameter.requires_grad_(name not in frozen)
         self.parameters = [

@@ -22,6 +22,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,11 +30,26 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
+from fedmlic import code
 from fedmlic.dataset import NO_OWNER, SPLITS, Flags, Objects
 from fedmlic.errors import InputError, listing
+from fedmlic.files import file_sha256, locked, sync
 from fedmlic.labels import STATES
 from fedmlic.pixels import Drawn, Plan, equal_images, write_pixels
-from fedmlic.stores import Images, LabelStore, check_states, open_labels, write_labels
+from fedmlic.stores import (
+    IMAGE_HASHES,
+    PIXELS,
+    DamagedError,
+    Images,
+    LabelStore,
+    WrittenFiles,
+    check_seal,
+    check_states,
+    content_hash,
+    open_labels,
+    seal,
+    write_labels,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,7 +70,10 @@ LABEL_BLOCK_ENTRIES = 1 << 24
 """Entries of the label matrix that are brought into stored order at a time."""
 
 SMALL_BYTES = 1 << 22
-"""Files up to this size are hashed again whenever a corpus is opened."""
+"""Files up to this size are compared with their hash whenever a corpus is opened, larger ones when they are read."""
+
+BLOCK_IMAGES = 1024
+"""Images that are hashed at a time where a corpus has no hashes yet."""
 
 
 def home() -> Path:
@@ -107,6 +126,17 @@ class Corpus:
         """Images of all splits."""
         return self.images.shape[0]
 
+    @property
+    def content(self) -> str:
+        """Hash of what it holds: equal for equal pixels and labels, whatever code drew them."""
+        # Hashes of images came later; they say nothing more.
+        return code.digest({name: a["sha256"] for name, a in self.files.files.items() if name != IMAGE_HASHES})
+
+    @property
+    def files(self) -> WrittenFiles:
+        """The hashes of its files."""
+        return self.images.files
+
     def __getstate__(self) -> dict[str, Any]:
         """The fields without what was read through them; each process reads for itself."""
         return {name: self.__dict__[name] for name in ("path", "manifest", "labels", "images")}
@@ -119,16 +149,19 @@ class Corpus:
     @cached_property
     def owners(self) -> NDArray[np.int64]:
         """int64 ``[images]``, or ``NO_OWNER``."""
+        self.files.check("owners.npy")
         return cast("NDArray[np.int64]", np.load(self.path / "owners.npy"))
 
     @cached_property
     def owner_names(self) -> list[str]:
         """Names of owners 0, 1, ..., empty where they have none."""
+        self.files.check("owner_names.json")
         return cast("list[str]", _read_json(self.path / "owner_names.json"))
 
     @cached_property
     def image_ids(self) -> list[str]:
         """One unique text per image."""
+        self.files.check("image_ids.json")
         return cast("list[str]", _read_json(self.path / "image_ids.json"))
 
     @property
@@ -151,6 +184,7 @@ class Corpus:
         """What the source says of single entries beyond their state; ``row`` counts rows of this corpus."""
         if not (self.path / "flags.npz").exists():
             return None
+        self.files.check("flags.npz")
         with np.load(self.path / "flags.npz") as arrays:
             return Flags(arrays["row"], arrays["label"], arrays["bits"])
 
@@ -159,6 +193,7 @@ class Corpus:
         """Instances, where known; ``row`` counts rows of this corpus."""
         if not (self.path / "objects.npz").exists():
             return None
+        self.files.check("objects.npz")
         with np.load(self.path / "objects.npz") as arrays:
             return Objects(arrays["row"], arrays["label"], arrays["box"], arrays["area"])
 
@@ -202,30 +237,28 @@ def open_corpus(
             in the way, or no room for a new one.
     """
     if dataset.built is not None:
-        return _open_built(dataset, dataset.built, out)
+        return open_hashed(_open_built(dataset, dataset.built, out), progress)
     key = corpus_key(dataset.name, dataset.version, dataset.identity)
     skip = bad_files == "skip"
     options = _Options(progress, workers or num_cores(), max_raw_gb, max_bad_fraction if skip else 0.0, keep_failed)
     place = _Place(_base(home, dataset.name) if out is None else out.expanduser().absolute().parent, out, key)
     found = place.find(max_raw_gb, skip=skip)
-    if found is not None:
+    if found is not None and found.images.hashed:
         return _checked_partial(found, options)
-    from filelock import FileLock  # only builders need it
-
-    try:
-        place.base.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(place.base / f".{place.name}.lock")
-        lock.acquire()
-    except OSError as error:
-        hint = "Set FEDMLIC_HOME to a folder of yours." if out is None else "Choose another folder."
-        msg = f"Expected {place.base} to be writable, got: {error}. {hint}"
-        raise InputError(msg) from error
-    try:
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(place.base, place.name))
+        except OSError as error:
+            if found is not None:
+                return _checked_partial(open_hashed(found, progress), options)
+            hint = "Set FEDMLIC_HOME to a folder of yours." if out is None else "Choose another folder."
+            msg = f"Expected {place.base} to be writable, got: {error}. {hint}"
+            raise InputError(msg) from error
         # Another process may have built it while this one waited.
         found = place.find(max_raw_gb, skip=skip)
-        return _build(dataset, place, options) if found is None else _checked_partial(found, options)
-    finally:
-        lock.release()
+        if found is None:
+            return _build(dataset, place, options)
+        return _checked_partial(open_hashed(found, progress), options)
 
 
 def _open_built(dataset: Dataset, built: Path, out: Path | None) -> Corpus:
@@ -384,7 +417,7 @@ def _build(dataset: Dataset, place: _Place, options: _Options) -> Corpus:
         if place.out is not None and target.exists():
             target.rmdir()  # it was empty
         job.folder.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
     except InputError as error:
         if error.problems and options.keep_failed:
             error.add_note(KEPT)
@@ -572,41 +605,30 @@ def _write_manifest(job: _Job, key: str, report: Mapping[str, Any], left_out: in
         **({"label_ids": list(dataset.label_ids)} if dataset.label_ids else {}),
         **({"parents": list(dataset.parents)} if dataset.parents else {}),
         **({"own": True} if dataset.own else {}),
+        **({"code": dict(dataset.code)} if dataset.code else {}),
         "files": {path.name: _describe(path) for path in sorted(folder.iterdir())},
     }
     for path in folder.iterdir():
-        _sync(path)
-    _write_json(folder / "manifest.json", manifest)
-    _sync(folder / "manifest.json")
-    _sync(folder)
+        sync(path)
+    _write_json(folder / "manifest.json", {**manifest, "sha256": seal(manifest)})
+    sync(folder / "manifest.json")
+    sync(folder)
 
 
 def _describe(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    about: dict[str, Any] = {"bytes": path.stat().st_size, "sha256": digest}
+    about: dict[str, Any] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
     if path.suffix == ".npy":
         array = np.load(path, mmap_mode="r")
         about |= {"shape": list(array.shape), "dtype": str(array.dtype)}
     return about
 
 
-def _sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    if os.name == "nt" and path.is_dir():
-        return  # Windows cannot open a folder
-    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def load_corpus(path: Path) -> Corpus:
     """Open an existing corpus folder after checking it.
 
     Checked are the schema, every file's presence, size, shape and type, and the hash of
-    every file of at most 4 MiB (pixels of a large corpus are not read).
+    every file of at most 4 MiB. Larger files are compared with their hash when they are first
+    read, and images one by one (``fedmlic.stores``).
 
     Raises:
         InputError: it is missing, incomplete, damaged or something else.
@@ -618,20 +640,84 @@ def load_corpus(path: Path) -> Corpus:
     try:
         manifest = _read_json(path / "manifest.json")
         _check_manifest(manifest)
+        files = WrittenFiles(path, manifest["files"])
         for name, about in manifest["files"].items():
-            _check_file(path / name, about)
+            _check_file(path / name, about, files)
         num_images, storage = manifest["num_images"], manifest["image"]["storage"]
         height, width, channels = manifest["image"]["shape"]
-        images = Images(path, (num_images, height, width, channels), storage)
-        corpus = Corpus(path, manifest, open_labels(path, "labels"), images)
+        images = Images(path, (num_images, height, width, channels), storage, files)
+        corpus = Corpus(path, manifest, open_labels(path, "labels", files), images)
         _check_shapes(corpus)
+        if images.hashed:  # those of earlier versions have no seal either
+            check_seal(manifest)
+    except DamagedError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path, str(error) or type(error).__name__) from error
     return corpus
 
 
-def _damaged(path: Path, reason: str) -> InputError:
-    return InputError(
+def open_hashed(corpus: Corpus, progress: Progress | None = None) -> Corpus:
+    """The corpus with a hash of every image; one of an earlier version is compared as a whole, then gets them.
+
+    Raises:
+        DamagedError: it is not what was written.
+    """
+    if corpus.images.hashed:
+        return corpus
+    corpus.files.check(*corpus.files.files)
+    hashes = _image_hashes(corpus.path, corpus.manifest, progress)
+    try:
+        with _replacing(corpus.path / IMAGE_HASHES) as new, new.open("wb") as file:
+            np.save(file, hashes)
+        manifest = dict(corpus.manifest)
+        manifest["files"] = {**manifest["files"], IMAGE_HASHES: _describe(corpus.path / IMAGE_HASHES)}
+        with _replacing(corpus.path / "manifest.json") as new:
+            _write_json(new, {**manifest, "sha256": seal(manifest)})
+    except OSError:
+        return corpus  # a folder that is only for reading: it is compared as a whole each time
+    return load_corpus(corpus.path)
+
+
+def damaged_rows(path: Path) -> list[int]:
+    """Rows of a corpus folder whose stored pixels are not what was written."""
+    found = _image_hashes(path, _read_json(path / "manifest.json"))
+    return np.flatnonzero(found != np.load(path / IMAGE_HASHES)).tolist()
+
+
+def _image_hashes(path: Path, manifest: Mapping[str, Any], progress: Progress | None = None) -> NDArray[np.uint64]:
+    """``content_hash`` of every stored image."""
+    count, storage = manifest["num_images"], manifest["image"]["storage"]
+    hashes = np.zeros(count, dtype=np.uint64)
+    if storage == "jpeg":
+        blob: NDArray[np.uint8] = np.memmap(path / PIXELS["jpeg"], np.uint8, "r")
+        offsets = np.load(path / "images.offsets.npy")
+    else:
+        blob = np.load(path / PIXELS["raw"], mmap_mode="r").reshape(-1)
+        offsets = np.arange(count + 1) * (blob.size // count)
+    for start in range(0, count, BLOCK_IMAGES):
+        rows = range(start, min(start + BLOCK_IMAGES, count))
+        hashes[rows.start : rows.stop] = [content_hash(blob[offsets[row] : offsets[row + 1]].data) for row in rows]
+        if progress is not None:
+            progress(rows.stop, count)
+    return hashes
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary name for a block; what was written there replaces ``path`` if the block ends well."""
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")  # others may write the same beside us
+    try:
+        yield new
+        sync(new)
+        new.replace(path)
+        sync(path.parent)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _damaged(path: Path, reason: str) -> DamagedError:
+    return DamagedError(
         f"Expected {path} to be a complete corpus, got: {reason}. Delete that folder to have it built again."
     )
 
@@ -647,17 +733,13 @@ def _check_manifest(manifest: Mapping[str, Any]) -> None:
     check_states(manifest["states"])
 
 
-def _check_file(path: Path, about: Mapping[str, Any]) -> None:
+def _check_file(path: Path, about: Mapping[str, Any], files: WrittenFiles) -> None:
     size = path.stat().st_size
     if size != about["bytes"]:
         msg = f"{path.name} has {size} bytes where {about['bytes']} were written"
         raise ValueError(msg)
     if size <= SMALL_BYTES:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != about["sha256"]:
-            msg = f"{path.name} was changed after it was written"
-            raise ValueError(msg)
+        files.check(path.name)
     if path.suffix == ".npy":
         array = np.load(path, mmap_mode="r")
         if [list(array.shape), str(array.dtype)] != [about["shape"], about["dtype"]]:
@@ -668,7 +750,10 @@ def _check_file(path: Path, about: Mapping[str, Any]) -> None:
 def _check_shapes(corpus: Corpus) -> None:
     """What the manifest says of the whole must be what it says of the parts."""
     files, count = corpus.manifest["files"], corpus.num_images
-    expected: dict[str, list[int]] = {"owners.npy": [count]}
+    expected: dict[str, list[int]] = {
+        "owners.npy": [count],
+        **({IMAGE_HASHES: [count]} if corpus.images.hashed else {}),
+    }
     if corpus.images.storage == "raw":
         expected["images.u8.npy"] = list(corpus.images.shape)
     else:

@@ -8,12 +8,13 @@ memory-mapped files once; nothing else in the program reads a ``Dataset``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedmlic import code
 from fedmlic.errors import InputError
 from fedmlic.labels import check_labels
 
@@ -185,6 +186,8 @@ class Dataset:
         built: the corpus folder that this already is; it is opened as it is, never built.
         own: whether images and labels are the user's own rather than a public benchmark: a
             regime that hides some of their labels is warned of.
+        code: hash of each of this project's files that it is made by; kept with a corpus, so
+            that it can be told when they have changed. ``version`` is what decides.
     """
 
     name: str
@@ -201,3 +204,17 @@ class Dataset:
     expected: Mapping[str, int] = field(default_factory=dict)
     built: Path | None = None
     own: bool = False
+    code: Mapping[str, str] = field(default_factory=dict)
+
+    def by(self, *modules: str) -> Dataset:
+        """The same, made by these modules: the code of a plug-in is part of its identity.
+
+        An entry of this project has its ``version`` for that: editing a comment must not cost hours of decoding.
+        """
+        if self.built is not None:
+            return self
+        files = code.files_behind(*modules)
+        plugin = code.outside(files)
+        own = {name: value for name, value in files.items() if name not in plugin}
+        identity = {**self.identity, "code": code.digest(plugin)} if plugin else self.identity
+        return replace(self, identity=identity, code=own)

@@ -60,7 +60,9 @@ class Experiment(BaseModel):
     num_clients: Count = Field(20, description="clients in the federation (0: as many as the partition finds)")
     num_rounds: Positive = Field(12, description="rounds")
     cohort_size: Count = Field(6, description="clients per round (0: all)")
-    cohort: Literal["uniform", "size"] = Field("uniform", description="sampling: uniform, or by number of images")
+    cohort: Literal["uniform", "size"] = Field(
+        "uniform", description="sampling: uniform, or by number of images (with weights by images, size counts twice)"
+    )
     local_epochs: Positive = Field(4, description="passes over a client's images per round")
     local_steps: Count = Field(0, description="optimiser steps per round instead of epochs (0: use epochs)")
     batch_size: Positive = Field(16, description="images per step")
@@ -77,6 +79,9 @@ class Experiment(BaseModel):
     )
     evaluate_every: Positive = Field(1, description="rounds between evaluations on the server (the last always)")
     evaluate_clients_every: Count = Field(0, description="rounds between evaluations on all clients (0: at the end)")
+    client_min_entries: Positive = Field(
+        5, description="present and absent held-out images a label needs to count in a client's own mAP"
+    )
     threshold: Fraction = Field(0.5, description="probability above which a label counts as predicted")
     min_replies: Fraction = Field(0.5, description="share of the cohort that must succeed, else the run stops")
     allow_statistics: bool = Field(
@@ -141,8 +146,8 @@ class Experiment(BaseModel):
     def identity(self) -> str:
         """A hash of everything that decides the weights; two runs with equal identity may share them."""
         # Checkpoints name their corpus, so images left out show there.
-        neutral = {"evaluate_every", "evaluate_clients_every", "threshold", "bad_files", "max_bad_fraction"}
-        fields = self.model_dump(exclude=neutral)
+        neutral = {"evaluate_every", "evaluate_clients_every", "client_min_entries", "threshold"}
+        fields = self.model_dump(exclude={*neutral, "bad_files", "max_bad_fraction"})
         for name in LATER_FIELDS:
             if fields[name] == type(self).model_fields[name].default:
                 del fields[name]

@@ -19,19 +19,21 @@ import hashlib
 import inspect
 import itertools
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from fedmlic import code, spec
 from fedmlic import corpus as corpora
 from fedmlic.corpus import LabelStore, open_labels, write_labels
 from fedmlic.dataset import Objects
 from fedmlic.errors import InputError, nearest
+from fedmlic.files import file_sha256, locked, sync
 from fedmlic.labels import PRESENT, STATES, UNCERTAIN, UNKNOWN, check_labels, known
 from fedmlic.partition import Partition, Partitioner, Population, ranks_within
 from fedmlic.regime import Assignment, Regime, looks_of, prepared
@@ -39,6 +41,7 @@ from fedmlic.seeds import entry_uniforms, stream, text_keys
 from fedmlic.shard import OwnImages, Shard
 from fedmlic.spec import Spec, build, factory, parse
 from fedmlic.statistics import Tallies, tally
+from fedmlic.stores import DamagedError, WrittenFiles, check_seal, seal
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -46,8 +49,8 @@ if TYPE_CHECKING:
     from fedmlic.corpus import Corpus
 
 SCHEMA = "fedmlic-federation"
-SCHEMA_VERSION = 2
-"""Raised whenever equal settings would give another federation."""
+SCHEMA_VERSION = 3
+"""Raised whenever its files are written in another way."""
 
 TRAIN = "train"
 """The split that is dealt out. Clients never hold validation or test images."""
@@ -133,14 +136,25 @@ class Federation:
         """int64 ``[clients, labels]``: known annotations among the training images."""
         if self.path is None:
             return np.asarray(known(self.training.of(0)[1]).sum(axis=0, keepdims=True, dtype=np.int64))
-        return np.asarray(_load(self.path, "tallies.known"), dtype=np.int64)
+        return np.asarray(_load(self._files, "tallies.known"), dtype=np.int64)
 
     @functools.cached_property
     def positive_counts(self) -> NDArray[np.int64]:
         """int64 ``[clients, labels]``: annotations that say present among the training images."""
         if self.path is None:
             return np.asarray((self.training.of(0)[1] == PRESENT).sum(axis=0, keepdims=True, dtype=np.int64))
-        return np.asarray(_load(self.path, "tallies.positives"), dtype=np.int64)
+        return np.asarray(_load(self._files, "tallies.positives"), dtype=np.int64)
+
+    @functools.cached_property
+    def _files(self) -> WrittenFiles:
+        return WrittenFiles(self.path or Path(), self.manifest.get("files", {}))
+
+    @property
+    def content(self) -> str:
+        """Hash of what clients hold: equal for equal rows and labels, whatever code dealt them out; "" on a device."""
+        files = self.manifest.get("files", {})
+        held = {name: about["sha256"] for name, about in files.items() if not name.startswith("tallies.")}
+        return code.digest({**held, "corpus": self.corpus.content}) if files else ""
 
     def tallies(self) -> Tallies:
         """The counts behind the report on what was achieved.
@@ -151,7 +165,9 @@ class Federation:
         if self.path is None:
             msg = "Expected a built federation for the statistics, got a device's own images, whose truth is unknown."
             raise InputError(msg)
-        return Tallies(**{field.name: _widened(_load(self.path, f"tallies.{field.name}")) for field in fields(Tallies)})
+        return Tallies(
+            **{field.name: _widened(_load(self._files, f"tallies.{field.name}")) for field in fields(Tallies)}
+        )
 
     def shard(self, client: int) -> Shard:
         """What ``client`` holds.
@@ -209,21 +225,15 @@ def build_federation(
     key = federation_key(plan.identity)
     if (base / key).exists():
         return open_federation(base / key, corpus)
-    from filelock import FileLock  # only builders need it
-
-    try:
-        base.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(base / f".{key}.lock")
-        lock.acquire()
-    except OSError as error:
-        msg = f"Expected {base} to be writable, got: {error}. Set FEDMLIC_HOME to a folder of yours."
-        raise InputError(msg) from error
-    try:
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(base, key))
+        except OSError as error:
+            msg = f"Expected {base} to be writable, got: {error}. Set FEDMLIC_HOME to a folder of yours."
+            raise InputError(msg) from error
         # Another process may have built it while this one waited.
         if not (base / key).exists():
             _build(corpus, plan, base / key)
-    finally:
-        lock.release()
     return open_federation(base / key, corpus)
 
 
@@ -235,7 +245,7 @@ def _plan(corpus: Corpus, partition: str, regime: str, num_clients: int, seed: i
         "corpus": corpus.key,
         "partition": canonical("partition", partition),
         "regime": canonical("regime", regime),
-        "code": [_code_hash(_factory("partition", partition)), *_code_of_regime(regime)],
+        "code": code.digest(code.files_behind(__name__, *modules_behind(partition, regime))),
         "num_clients": num_clients,
         "seed": seed,
         "holdout_fraction": float(holdout_fraction),
@@ -272,28 +282,21 @@ def canonical(key: str, text: str) -> str:
     return str(Spec(spec.name, {n: float(v) if n in floats else v for n, v in arguments.items()}))
 
 
-def _code_of_regime(text: str) -> list[str]:
-    """Code hashes of a regime and of all regimes it is made of."""
+def modules_behind(partition: str, regime: str) -> list[str]:
+    """Modules of a partition, a regime and all regimes it is made of.
+
+    Whoever edits one must not get yesterday's labels. An edit counts once the edited module is imported, not before.
+    """
+    return [*spec.modules("partition", partition), *_modules_of_regime(regime)]
+
+
+def _modules_of_regime(text: str) -> list[str]:
     parts = build("regime", text).parts
-    return [_code_hash(_factory("regime", text)), *(code for part in parts for code in _code_of_regime(part))]
+    return [*spec.modules("regime", text), *(module for part in parts for module in _modules_of_regime(part))]
 
 
 def _factory(key: str, text: str) -> Callable[..., Any]:
     return factory(key, parse(text, key).name)
-
-
-@functools.cache
-def _code_hash(make: Callable[..., Any]) -> str:
-    """Hash of the file that defines an entry: an edited regime must not reuse labels that the old one made.
-
-    Cached per function, so an edit counts once the edited module is imported, not before.
-    """
-    try:
-        source = inspect.getsourcefile(make)
-        content = Path(source).read_bytes() if source else b""
-    except (OSError, TypeError):  # defined in an interactive session
-        content = b""
-    return hashlib.sha256(content).hexdigest()[:12]
 
 
 def federation_key(identity: Mapping[str, Any]) -> str:
@@ -489,14 +492,18 @@ def _write(
         for name, matrix in labels.items():
             _write_labels(part, name, matrix)
         for file in part.iterdir():
-            _sync(file)
-        files = {file.name: file.stat().st_size for file in sorted(part.iterdir())}
-        text = json.dumps({**manifest, "files": files}, indent=1, ensure_ascii=False)
+            sync(file)
+        files = {
+            file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in sorted(part.iterdir())
+        }
+        # As it will be read: a note's numbers may be a tuple's.
+        manifest = json.loads(json.dumps({**manifest, "files": files}))
+        text = json.dumps({**manifest, "sha256": seal(manifest)}, indent=1, ensure_ascii=False)
         (part / "manifest.json").write_text(text, encoding="utf-8")
-        _sync(part / "manifest.json")
-        _sync(part)
+        sync(part / "manifest.json")
+        sync(part)
         part.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -515,19 +522,10 @@ def _write_labels(folder: Path, name: str, labels: NDArray[np.int8]) -> None:
         write_labels(folder, stem, iter(blocks), num_labels)
 
 
-def _sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    if os.name == "nt" and path.is_dir():
-        return  # Windows cannot open a folder
-    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def open_federation(path: Path, corpus: Corpus) -> Federation:
     """Open an existing federation folder over the corpus that it was built from.
+
+    Every file is compared with its hash, the labels when this process first reads them.
 
     Raises:
         InputError: the folder is missing, incomplete or damaged, or of another corpus.
@@ -536,13 +534,16 @@ def open_federation(path: Path, corpus: Corpus) -> Federation:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         _check_manifest(path, manifest)
         num_clients = int(manifest["num_clients"])
-        training, holdout = (_open_holdings(path, name, num_clients) for name in ("train", "holdout"))
+        files = WrittenFiles(path, manifest["files"])
+        training, holdout = (_open_holdings(files, name, num_clients) for name in ("train", "holdout"))
+    except DamagedError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         msg = (
             f"Expected {path} to be a complete federation, got: {error or type(error).__name__}. "
             "Delete that folder to have it built again."
         )
-        raise InputError(msg) from error
+        raise DamagedError(msg) from error
     if manifest["corpus"]["key"] != corpus.key:
         msg = (
             f"Expected {path} to be opened with its corpus {manifest['corpus']['key']}, got {corpus.key}. "
@@ -560,16 +561,18 @@ def _check_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
     if federation_key(identity) != path.name:
         msg = f"its manifest describes federation {federation_key(identity)}"
         raise ValueError(msg)
-    for name, size in manifest["files"].items():
+    for name, about in manifest["files"].items():
         found = (path / name).stat().st_size
-        if found != size:
-            msg = f"{name} has {found} bytes where {size} were written"
+        if found != about["bytes"]:
+            msg = f"{name} has {found} bytes where {about['bytes']} were written"
             raise ValueError(msg)
+    check_seal(manifest)
 
 
-def _open_holdings(path: Path, name: str, num_clients: int) -> Holdings:
-    client_ptr, rows = _load(path, f"{name}.client_ptr"), _load(path, f"{name}.rows")
-    labels = open_labels(path, f"{name}.labels")
+def _open_holdings(files: WrittenFiles, name: str, num_clients: int) -> Holdings:
+    client_ptr, rows = _load(files, f"{name}.client_ptr"), _load(files, f"{name}.rows")
+    files.check(f"{name}.labels.json")
+    labels = open_labels(files.folder, f"{name}.labels", files)
     found = (len(client_ptr) - 1, len(rows), len(labels))
     expected = (num_clients, int(client_ptr[-1]), int(client_ptr[-1]))
     if found != expected:
@@ -578,8 +581,9 @@ def _open_holdings(path: Path, name: str, num_clients: int) -> Holdings:
     return Holdings(client_ptr, rows, labels)
 
 
-def _load(path: Path, name: str) -> NDArray[Any]:
-    mapped: NDArray[Any] = np.load(path / f"{name}.npy", mmap_mode="r")
+def _load(files: WrittenFiles, name: str) -> NDArray[Any]:
+    files.check(f"{name}.npy")
+    mapped: NDArray[Any] = np.load(files.folder / f"{name}.npy", mmap_mode="r")
     # Plain arrays over the map: slices of the subclass are slow to make by the thousand.
     return np.asarray(mapped)
 

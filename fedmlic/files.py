@@ -1,4 +1,4 @@
-"""Files of a download: listed, fingerprinted, and missing ones named together.
+"""Files and folders: listed, fingerprinted, synced, locked, and missing ones named together.
 
 Annotation files are identified by SHA-256, images by name, size and time of last change:
 reading every pixel at each start would take hours. Where the folder lies does not count.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from fedmlic.errors import listing
@@ -59,6 +60,31 @@ def find_files(folders: Iterable[Path], suffixes: tuple[str, ...]) -> tuple[dict
                 double.append(f"{name!r} lies in {found[name].parent} and in {folder}")
             found.setdefault(name, folder / name)
     return found, double
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk; nothing where there is none."""
+    if not path.exists() or (os.name == "nt" and path.is_dir()):
+        return  # Windows cannot open a folder
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def locked(base: Path, name: str) -> Iterator[None]:
+    """Hold the lock under which ``name`` is built in the folder ``base``, which is made; other processes wait.
+
+    Raises:
+        OSError: the folder cannot be made or written to.
+    """
+    from filelock import FileLock  # only builders need it
+
+    base.mkdir(parents=True, exist_ok=True)
+    with FileLock(base / f".{name}.lock"):
+        yield
 
 
 def stamps_of(files: Iterable[tuple[str, Path]]) -> dict[str, Stamp]:

@@ -97,7 +97,8 @@ class Trained(NamedTuple):
     Attributes:
         loss: mean training loss over the steps (0 without steps).
         num_steps: optimiser steps.
-        metrics: further sums to be added up over clients.
+        metrics: further sums by name, of magnitude 2^25 at most; they are added up over the
+            round's clients and recorded as ``method/NAME``. ``loss`` and ``steps`` are taken.
     """
 
     loss: float

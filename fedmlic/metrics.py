@@ -21,7 +21,7 @@ Federated evaluation adds ``fedmlic.counts.Counts`` and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
@@ -49,6 +49,9 @@ Interpolation = Literal["step", "voc07"]
 
 TOP: Final = 3
 """How many labels per image the ``@3`` metrics predict."""
+
+DEFAULT_MIN_ENTRIES: Final = 5
+"""Known present and known absent images that a label needs to count in a client's own mAP."""
 
 _BLOCK_ENTRIES = 1 << 21  # ranked at once, which bounds the temporary memory of all but O-AP
 
@@ -336,6 +339,90 @@ def _top_metrics(
         metrics = Counts.of_predicted(predicted, labels).metrics(empty_labels)
         result |= {name + suffix: metrics[name] for name in ("CP", "CR", "CF1", "OP", "OR", "OF1")}
     return result
+
+
+# --- Clients compared ---------------------------------------------------------------------
+
+
+def random_average_precision(num_present: NDArray[np.int64], num_known: NDArray[np.int64]) -> NDArray[np.float64]:
+    """float64 ``[labels]``: the expected average precision of a random order without ties.
+
+    With p present among n known entries it is (H_n + (n - H_n) (p - 1) / (n - 1)) / n, where
+    H_n = 1 + 1/2 + ... + 1/n: rank k holds a present entry with probability p / n, and then
+    (k - 1) (p - 1) / (n - 1) of those above it are expected to be present. It is larger than
+    the prevalence p / n, much larger where n is small.
+
+    Args:
+        num_present: p, 1 or more.
+        num_known: n, larger than p.
+
+    >>> random_average_precision(np.array([1]), np.array([2]))
+    array([0.75])
+    """
+    harmonic = np.cumsum(1 / np.arange(1, int(num_known.max(initial=1)) + 1))[num_known - 1]
+    above = (num_known - harmonic) * (num_present - 1) / (num_known - 1)
+    return np.asarray((harmonic + above) / num_known, dtype=np.float64)
+
+
+def client_metrics(
+    scores: NDArray[np.floating], labels: NDArray[np.int8], min_entries: int = DEFAULT_MIN_ENTRIES
+) -> dict[str, float]:
+    """One client's own mAP with what chance reaches on the same labels, for ``across_clients``.
+
+    A label counts only with ``min_entries`` known present and as many known absent images: on
+    two images any order has an average precision of 0.5 or 1.
+
+    Args:
+        scores: floating ``[images, labels]``, probabilities in [0, 1].
+        labels: int8 ``[images, labels]``; UNKNOWN and UNCERTAIN entries are left out.
+        min_entries: 1 or more.
+
+    Returns:
+        ``mAP``, ``prevalence`` (the mAP of a constant score) and ``chance`` (the expected mAP of
+        a random order), means over the labels that count, NaN without any; ``num-labels``, how
+        many these are.
+    """
+    scores = check_scores(scores, labels)
+    num_present, num_absent = (
+        np.asarray(np.sum(labels == state, axis=0), dtype=np.int64) for state in (PRESENT, ABSENT)
+    )
+    counted = (num_present >= max(min_entries, 1)) & (num_absent >= max(min_entries, 1))
+    if not counted.any():
+        return {"mAP": NAN, "prevalence": NAN, "chance": NAN, "num-labels": 0.0}
+    present, known_entries = num_present[counted], (num_present + num_absent)[counted]
+    return {
+        "mAP": float(_label_average_precisions(scores[:, counted], labels[:, counted], "step").mean()),
+        "prevalence": float((present / known_entries).mean()),
+        "chance": float(random_average_precision(present, known_entries).mean()),
+        "num-labels": float(counted.sum()),
+    }
+
+
+def across_clients(per_client: Sequence[Mapping[str, float]], min_entries: int) -> dict[str, float]:
+    """How clients' own mAP differs, over the clients with a label that counts.
+
+    Args:
+        per_client: ``client_metrics`` of every client that was evaluated, in a fixed order.
+        min_entries: what they were computed with.
+
+    Returns:
+        ``spread`` of mAP; ``prevalence`` and ``chance``, their means over the same clients;
+        ``num-pairs``, the pairs of client and label behind them; ``num-evaluated``, all clients;
+        ``min-entries``.
+    """
+    counted = [found for found in per_client if found["num-labels"] > 0]
+
+    def mean(name: str) -> float:
+        return float(np.mean([found[name] for found in counted])) if counted else NAN
+
+    return {
+        **spread([found["mAP"] for found in counted]),
+        "prevalence": mean("prevalence"),
+        "chance": mean("chance"),
+        "num-pairs": float(sum(found["num-labels"] for found in counted)),
+        "num-evaluated": float(len(per_client)),
+        "min-entries": float(min_entries),
+    }
 
 
 def spread(per_client: Sequence[float]) -> dict[str, float]:

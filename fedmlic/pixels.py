@@ -10,7 +10,6 @@ Rows that cannot be drawn are left out of the file and noted. At most ``workers 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
-from fedmlic.stores import encode_jpeg
+from fedmlic.stores import IMAGE_HASHES, PIXELS, content_hash, encode_jpeg
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -42,8 +41,8 @@ MAX_EXAMPLES = 20
 CHECKPOINT_S = 5.0
 """Least time between two entries of the journal, and most work that a kill can cost."""
 
-RECORD = np.dtype([("bytes", "<i8"), ("hash", "<u8")])
-"""What the journal keeps of each written image."""
+RECORD = np.dtype([("bytes", "<i8"), ("hash", "<u8"), ("stored", "<u8")])
+"""What the journal keeps of each written image: its length, and hashes of its pixels and of what is stored of them."""
 
 JOURNAL, RECORDS = "journal.json", "records.bin"
 
@@ -60,7 +59,8 @@ class Plan:
     """What is written where.
 
     Attributes:
-        folder: the corpus that receives ``images.u8.npy``, or ``images.blob`` and its offsets.
+        folder: the corpus that receives ``images.u8.npy``, or ``images.blob`` and its offsets,
+            and ``images.hashes.npy``.
         journal: a folder for the journal.
         shape: images, height, width, channels.
         storage: ``"raw"`` or ``"jpeg"``.
@@ -82,7 +82,7 @@ class Plan:
     @property
     def pixels(self) -> Path:
         """The file that grows."""
-        return self.folder / ("images.u8.npy" if self.storage == "raw" else "images.blob")
+        return self.folder / PIXELS[self.storage]
 
     @property
     def block(self) -> int:
@@ -134,7 +134,8 @@ def write_pixels(plan: Plan) -> Written:
 
 
 def _finish(plan: Plan, records: NDArray[np.void]) -> None:
-    """Say how many images there are, now that it is known."""
+    """Say how many images there are, now that it is known, and keep their hashes."""
+    np.save(plan.folder / IMAGE_HASHES, np.ascontiguousarray(records["stored"]).astype(np.uint64))
     if plan.storage == "raw":
         with plan.pixels.open("r+b") as file:
             file.write(plan.header(len(records)))
@@ -178,7 +179,9 @@ def _block(plan: Plan, start: int, stop: int) -> _Block:
     images = [image for place, image in enumerate(drawn.pixels) if place not in drawn.problems]
     records = np.empty(len(images), dtype=RECORD)
     records["hash"] = [hash_pixels(image) for image in images]
-    data = [image.tobytes() if plan.storage == "raw" else encode_jpeg(image) for image in images]
+    raw = plan.storage == "raw"
+    data = [image.tobytes() if raw else encode_jpeg(image) for image in images]
+    records["stored"] = records["hash"] if raw else [content_hash(content) for content in data]
     records["bytes"] = [len(content) for content in data]
     problems = tuple((start + place, text) for place, text in sorted(drawn.problems.items()))
     return _Block(stop - start, data, records, problems)
@@ -186,8 +189,7 @@ def _block(plan: Plan, start: int, stop: int) -> _Block:
 
 def hash_pixels(image: NDArray[np.uint8]) -> int:
     """64 bits: equal for equal pixels, and for others with a chance of 5e-20."""
-    digest = hashlib.sha256(np.ascontiguousarray(image).data).digest()
-    return int.from_bytes(digest[:8], "little")
+    return content_hash(np.ascontiguousarray(image).data)
 
 
 def equal_images(image_ids: list[str], splits: list[str], hashes: NDArray[np.uint64]) -> dict[str, Any]:
@@ -278,7 +280,7 @@ class _Files:
 def _write_journal(plan: Plan, state: _State) -> None:
     new = plan.journal / f"{JOURNAL}.new"
     with new.open("w", encoding="utf-8") as file:
-        json.dump({"maker": plan.maker, **state._asdict()}, file)
+        json.dump({"maker": plan.maker, "record": str(RECORD), **state._asdict()}, file)
         file.flush()
         os.fsync(file.fileno())
     new.replace(plan.journal / JOURNAL)
@@ -313,7 +315,7 @@ def _read_journal(plan: Plan) -> _State | None:
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return state if found["maker"] == plan.maker and long_enough else None
+    return state if found["maker"] == plan.maker and found.get("record") == str(RECORD) and long_enough else None
 
 
 def _without_mended(plan: Plan, state: _State) -> _State:

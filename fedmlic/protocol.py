@@ -33,12 +33,15 @@ class HostInfo:
         clients: int64 ``[clients]``, ids it can play, ascending.
         sizes: int64 ``[clients]``, their training images.
         label_names: its label space.
+        versions: of what it computes with, by name (``flwr``, ``python``, ...); empty where
+            the server's are used.
     """
 
     host: str
     clients: NDArray[np.int64]
     sizes: NDArray[np.int64]
     label_names: tuple[str, ...]
+    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 STATISTICS = "statistics/"

@@ -4,11 +4,13 @@
 
     RUN/experiment.json     the resolved settings and the identity of the experiment
         environment.json    versions and machine, no host names
-        data.json           warnings about the data, names of clients, labels that nobody was trained on
+        code.json           hash of every Python file that decides the result
+        data.json           hashes of the corpus and of what each client holds, warnings, names of clients
         events.jsonl        append-only; the source of every table
         checkpoints/        round-00012.safetensors, then round-00012.json, which makes it count
         frozen.safetensors  what the network needs besides the exchanged tensors
-        rounds.parquet clients.parquet labels.parquet   tables made from the events
+        rounds.parquet clients.parquet hosts.parquet labels.parquet evaluations.parquet
+                            tables made from the events; written now and then, and at any end
         tensorboard/        event files
         result.json         written when the run is complete
 
@@ -37,6 +39,7 @@ from filelock import FileLock, Timeout
 
 from fedmlic.errors import InputError
 from fedmlic.experiment import Experiment, Runtime, split_settings
+from fedmlic.files import sync
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,8 +47,14 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 PACKAGES = ("fedmlic", "flwr", "numpy", "pandas", "pydantic", "ray", "safetensors", "torch", "torchvision")
-TABLES = {"rounds": "round", "clients": "client", "hosts": "host", "labels": "labels"}
-"""Table name and the kind of event it is made of."""
+TABLES = {
+    "rounds": "round",
+    "clients": "client",
+    "hosts": "host",
+    "labels": "labels",
+    "evaluations": "clients-evaluated",
+}
+"""Table name and the kind of event it is made of; ``docs/record.md`` explains every column."""
 
 Listener = Callable[[str, Mapping[str, object]], None]
 
@@ -131,12 +140,13 @@ class RunFolder:
                     raise InputError(msg) from None
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """The ``rounds``, ``clients``, ``hosts`` and ``labels`` tables, made from the events.
+        """The tables of ``TABLES``, made from the events so far, also while the run goes on.
 
         In ``labels`` every row is one label of one split in one round. ``clients`` has a column
-        ``client-name`` where clients are owners that have names.
+        ``client-name`` where clients are owners that have names. Numbers that do not exist are
+        NaN; a client that succeeded has an empty ``error``.
         """
-        import pandas as pd  # a second of import that a run needs only at its end
+        import pandas as pd  # a second of import that a run does not need before its first tables
 
         rows: dict[str, list[dict[str, Any]]] = {kind: [] for kind in TABLES.values()}
         for event in self.events():
@@ -144,7 +154,12 @@ class RunFolder:
             if kind in rows:
                 rows[kind].append(event)
         tables = {name: pd.DataFrame(rows[kind]) for name, kind in TABLES.items()}
+        for table in tables.values():
+            for name in table.columns[table.isna().all()]:
+                table[name] = math.nan  # never None: the column is one of numbers
         names, clients = self.data()["client_names"], tables["clients"]
+        if len(clients):
+            clients["error"] = clients["error"].fillna("").astype(str) if "error" in clients else ""
         if names and len(clients):
             clients.insert(
                 list(clients.columns).index("client") + 1, "client-name", [names[c] for c in clients["client"]]
@@ -174,7 +189,7 @@ class RunFolder:
         from safetensors.torch import save
 
         self.checkpoint_folder.mkdir(exist_ok=True)
-        _sync(self.events_path)
+        sync(self.events_path)
         data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
         stem = self.checkpoint_folder / f"round-{number:05d}"
         write_bytes(stem.with_suffix(".safetensors"), data)
@@ -407,14 +422,4 @@ def write_bytes(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    if not path.exists():
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(path.parent)

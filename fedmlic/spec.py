@@ -162,6 +162,14 @@ def factory(key: str, name: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
+def modules(key: str, text: str) -> list[str]:
+    """Modules that define the factory that ``text`` names."""
+    name = parse(text, key).name
+    named = name.rpartition(".")[0] or f"{CATALOGUES[key]}.{name}"
+    # A factory may be defined in another module than the one it is asked for from.
+    return list(dict.fromkeys([named, getattr(inspect.unwrap(factory(key, name)), "__module__", named)]))
+
+
 def build(key: str, text: str) -> Any:  # noqa: ANN401  (the catalogue decides the type)
     """Call the factory that ``text`` names, with its arguments checked against its signature.
 
@@ -178,6 +186,8 @@ def build(key: str, text: str) -> Any:  # noqa: ANN401  (the catalogue decides t
     if type(found).__name__ != RESULTS.get(key, type(found).__name__):
         msg = f"Expected {key} {spec.name} to return a {RESULTS[key]}, got a {type(found).__name__}."
         raise InputError(msg)
+    if key == "dataset":
+        found = found.by(*modules(key, text))
     return found
 
 

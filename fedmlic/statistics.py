@@ -7,7 +7,11 @@ a summary that fits on a screen.
 
 Definitions, all over training images and, where "true", over the data set's own labels:
 
-- *cardinality* of a client: mean number of true present labels per image.
+- *native*: an entry is natively known if the data set's own labels say present or absent. Many
+  data sets leave entries open; nothing is said of these, so no share of positives runs over them.
+- *prevalence* of a label: its true positives over its natively known entries.
+- *cardinality* of a client: mean number of true present labels per image. Where entries are
+  natively unknown it is a lower bound of what is in the images.
 - *marginal* of a client: its positives per label, divided by their sum. Its
   Jensen-Shannon distance to the marginal of all clients together is the square
   root of the Jensen-Shannon divergence in bits (base 2), so 0 to 1; once over true
@@ -20,9 +24,10 @@ Definitions, all over training images and, where "true", over the data set's own
   at the client or overall are left out; so are all but the ``PHI_LABELS`` labels
   with the most positives. *phi Frobenius* is the Frobenius norm of phi_k - phi over the
   same pairs, each counted twice as in the matrix; it grows with their number, *phi pairs*.
-- *empty* images: without a true present label.
+- *empty* images: without a true present label, whatever is natively unknown of them.
 - *Gini* coefficient of client sizes: 0 where all are equal, near 1 where one client has all.
-- *wrong*: known entries that differ from the truth.
+- *checkable*: annotations of natively known entries; *wrong*: those of them that differ from the
+  truth. What an annotator wrote where the data set knows nothing is neither right nor wrong.
 - *budget*: how often an annotator looked at an entry (``fedmlic.regime``).
 
 Both phi numbers of a client are noisy where it holds few images: compare them with those
@@ -63,6 +68,10 @@ _CHUNK_ENTRIES = 1 << 24
 _FLOAT_ENTRIES = 1 << 21
 
 
+CELLS = ("known", "positives", "wrong", "budget", "true_positives", "true_known", "checkable")
+"""What is counted per client and label."""
+
+
 @dataclass(frozen=True)
 class Tallies:
     """Counts over training images, per client and per client and label.
@@ -77,7 +86,9 @@ class Tallies:
         empty_images: int64 ``[clients]``, images without a label that is present in truth.
         known: integers ``[clients, labels]``, entries that are annotations.
         positives: integers ``[clients, labels]``, annotations that say present.
-        wrong: integers ``[clients, labels]``, annotations that differ from the truth.
+        checkable: integers ``[clients, labels]``, annotations whose truth is natively known.
+        wrong: integers ``[clients, labels]``, annotations that differ from a natively known truth.
+        true_known: integers ``[clients, labels]``, natively known entries.
         true_positives: integers ``[clients, labels]``, entries that are present in truth.
         budget: integers ``[clients, labels]``, looks at entries; one at each that is not
             unknown, unless the regime counts otherwise.
@@ -91,7 +102,9 @@ class Tallies:
     empty_images: NDArray[np.int64]
     known: NDArray[np.integer[Any]]
     positives: NDArray[np.integer[Any]]
+    checkable: NDArray[np.integer[Any]]
     wrong: NDArray[np.integer[Any]]
+    true_known: NDArray[np.integer[Any]]
     true_positives: NDArray[np.integer[Any]]
     budget: NDArray[np.integer[Any]]
     phi_distance: NDArray[np.float64]
@@ -105,11 +118,11 @@ class Statistics:
 
     Attributes:
         clients: one row per client: images, holdout_images, annotations, known_fraction,
-            labels_annotated, positives, true_positives, wrong, budget, cardinality,
-            empty_fraction, js_true, js_known, phi_distance, phi_frobenius, phi_pairs.
-        labels: one row per label: true_positives, prevalence, annotations, known_fraction,
-            positives, wrong, budget, clients_annotating, share of clients with zero positives
-            (true and known).
+            labels_annotated, positives, true_known, true_positives, checkable, wrong, budget,
+            cardinality, empty_fraction, js_true, js_known, phi_distance, phi_frobenius, phi_pairs.
+        labels: one row per label: true_known, true_positives, prevalence, annotations,
+            known_fraction, positives, checkable, wrong, budget, clients_annotating, share of
+            clients with zero positives (true and known).
         summary: counts and quantiles; JSON values only.
     """
 
@@ -152,10 +165,7 @@ def tally(
     num_clients, num_labels = len(client_ptr) - 1, truth.shape[1]
     sizes = np.diff(client_ptr)
     narrow = np.promote_types(np.min_scalar_type(int(sizes.max(initial=0))), np.int8)
-    counts: dict[str, NDArray[Any]] = {
-        name: np.zeros((num_clients, num_labels), dtype=narrow)
-        for name in ("known", "positives", "wrong", "true_positives", "budget")
-    }
+    counts: dict[str, NDArray[Any]] = {name: np.zeros((num_clients, num_labels), dtype=narrow) for name in CELLS}
     empty_images = np.zeros(num_clients, dtype=np.int64)
     for clients in _chunks(client_ptr, num_labels):
         images = slice(client_ptr[clients.start], client_ptr[clients.stop])
@@ -181,9 +191,12 @@ def _chunks(client_ptr: NDArray[np.int64], num_labels: int) -> Iterator[slice]:
 
 def _masks(truth: NDArray[np.int8], observed: NDArray[np.int8]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     """What is counted, one bool ``[images, labels]`` at a time."""
-    is_known = known(observed)
+    is_known, native = known(observed), known(truth)
+    checkable = is_known & native
     yield "known", is_known
-    yield "wrong", is_known & (observed != truth)
+    yield "checkable", checkable
+    yield "wrong", checkable & (observed != truth)
+    yield "true_known", native
     yield "positives", observed == PRESENT
     yield "true_positives", truth == PRESENT
     yield "budget", observed != UNKNOWN
@@ -356,7 +369,9 @@ def _client_table(tallies: Tallies) -> pd.DataFrame:
             "known_fraction": annotations / np.maximum(images * num_labels, 1),
             "labels_annotated": (tallies.known > 0).sum(axis=1),
             "positives": tallies.positives.sum(axis=1, dtype=np.int64),
+            "true_known": tallies.true_known.sum(axis=1, dtype=np.int64),
             "true_positives": true_positives,
+            "checkable": tallies.checkable.sum(axis=1, dtype=np.int64),
             "wrong": tallies.wrong.sum(axis=1, dtype=np.int64),
             "budget": tallies.budget.sum(axis=1, dtype=np.int64),
             "cardinality": true_positives / images,
@@ -370,20 +385,30 @@ def _client_table(tallies: Tallies) -> pd.DataFrame:
     )
 
 
+def share_of(part: NDArray[np.integer[Any]], whole: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
+    """``part / whole``, NaN for 0/0: a share of nothing does not exist."""
+    out = np.full(np.broadcast_shapes(part.shape, whole.shape), np.nan)
+    np.divide(part, whole, out=out, where=whole > 0)
+    return out
+
+
 def _label_table(tallies: Tallies, label_names: Sequence[str]) -> pd.DataFrame:
     import pandas as pd
 
     num_images = int(tallies.images.sum())
     true_positives = tallies.true_positives.sum(axis=0, dtype=np.int64)
+    true_known = tallies.true_known.sum(axis=0, dtype=np.int64)
     annotations = tallies.known.sum(axis=0, dtype=np.int64)
     return pd.DataFrame(
         {
             "label": list(label_names),
+            "true_known": true_known,
             "true_positives": true_positives,
-            "prevalence": true_positives / num_images,
+            "prevalence": share_of(true_positives, true_known),
             "annotations": annotations,
             "known_fraction": annotations / num_images,
             "positives": tallies.positives.sum(axis=0, dtype=np.int64),
+            "checkable": tallies.checkable.sum(axis=0, dtype=np.int64),
             "wrong": tallies.wrong.sum(axis=0, dtype=np.int64),
             "budget": tallies.budget.sum(axis=0, dtype=np.int64),
             "clients_annotating": (tallies.known > 0).sum(axis=0),
@@ -396,7 +421,8 @@ def _label_table(tallies: Tallies, label_names: Sequence[str]) -> pd.DataFrame:
 def _summary(tallies: Tallies, clients: pd.DataFrame) -> dict[str, Any]:
     num_clients, num_labels = tallies.known.shape
     num_images, annotations = int(tallies.images.sum()), int(clients["annotations"].sum())
-    wrong = int(clients["wrong"].sum())
+    wrong, checkable = int(clients["wrong"].sum()), int(clients["checkable"].sum())
+    true_known, true_positives = int(clients["true_known"].sum()), int(clients["true_positives"].sum())
     per_client = (
         "images",
         "annotations",
@@ -416,9 +442,12 @@ def _summary(tallies: Tallies, clients: pd.DataFrame) -> dict[str, Any]:
         "num_annotations": annotations,
         "known_fraction": annotations / max(num_images * num_labels, 1),
         "num_positives": int(clients["positives"].sum()),
-        "num_true_positives": int(clients["true_positives"].sum()),
+        "num_true_known": true_known,
+        "num_true_positives": true_positives,
+        "prevalence": true_positives / true_known if true_known else None,
+        "num_checkable": checkable,
         "num_wrong": wrong,
-        "wrong_fraction": wrong / max(annotations, 1),
+        "wrong_fraction": wrong / max(checkable, 1),
         "empty_fraction": int(tallies.empty_images.sum()) / max(num_images, 1),
         "size_gini": gini(tallies.images),
         "pairwise_js_true": pairwise_js(tallies.true_positives),

@@ -6,6 +6,7 @@ maps the files itself, so nothing large travels to a worker.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from io import BytesIO
 from pathlib import Path
@@ -14,22 +15,92 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from fedmlic.errors import InputError
+from fedmlic.files import file_sha256
 from fedmlic.labels import STATES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
 MAX_DENSE_LABELS = 256
 """Label matrices with more columns than this are stored as CSR."""
 
+DENSE, COMPRESSED = ("i8",), ("indptr", "indices", "values")
+"""Parts that a label matrix is stored in."""
+
 JPEG_QUALITY = 95
 """Quality of stored images where the raw pixels would exceed the budget."""
 
 
+PIXELS = {"raw": "images.u8.npy", "jpeg": "images.blob"}
+"""File of the pixels of each kind of storage."""
+
+IMAGE_HASHES = "images.hashes.npy"
+"""File of ``content_hash`` of every stored image: uint64 ``[images]``."""
+
+
+class DamagedError(InputError):
+    """Stored data are not what was written; a run that goes on with them would come to another result."""
+
+
+def content_hash(data: bytes | memoryview) -> int:
+    """64 bits of SHA-256: equal for equal bytes, and for others with a chance of 5e-20."""
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "little")
+
+
+class WrittenFiles:
+    """What a folder's files were when they were written; each is compared once per process, before it is read.
+
+    Args:
+        folder: where they lie.
+        files: by name, ``bytes`` and ``sha256``; files that are not named are not compared.
+    """
+
+    def __init__(self, folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+        self.folder = folder
+        self.files = files
+        self._good: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what this process has compared: another one looks for itself."""
+        return {**self.__dict__, "_good": set()}
+
+    def check(self, *names: str) -> None:
+        """Compare files with their hashes.
+
+        Raises:
+            DamagedError: one is not what was written.
+        """
+        for name in names:
+            if name in self._good or name not in self.files:
+                continue
+            if file_sha256(self.folder / name) != self.files[name]["sha256"]:
+                raise damaged(self.folder, f"{name} was changed after it was written")
+            self._good.add(name)
+
+
+def damaged(folder: Path, reason: str) -> DamagedError:
+    """The error of a folder whose files are not what was written."""
+    return DamagedError(
+        f"Expected {folder} to hold what was written there, got: {reason}. Delete that folder to have it built again."
+    )
+
+
+def seal(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of what a manifest says, besides its own hash."""
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+def check_seal(manifest: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` if a manifest is not what was written."""
+    if manifest.get("sha256") != seal(manifest):
+        raise ValueError("manifest.json was changed after it was written")
+
+
 class Images:
-    """Stored images, opened when first read.
+    """Stored images, opened when first read; each is compared with its hash when this process first reads it.
 
     Pickling carries the path, never the pixels: each process maps the file itself.
 
@@ -37,43 +108,75 @@ class Images:
         folder: a corpus folder.
         shape: images, height, width, channels.
         storage: ``"raw"`` or ``"jpeg"``.
+        files: the hashes of the folder's files.
     """
 
-    def __init__(self, folder: Path, shape: tuple[int, int, int, int], storage: str) -> None:
+    def __init__(
+        self, folder: Path, shape: tuple[int, int, int, int], storage: str, files: WrittenFiles | None = None
+    ) -> None:
         self.folder = folder
         self.shape = shape
         self.storage = storage
+        self.files = files or WrittenFiles(folder, {})
         self._pixels: NDArray[np.uint8] | None = None
         self._offsets: NDArray[np.int64] | None = None
+        self._hashes: NDArray[np.uint64] | None = None
+        self._compared: NDArray[np.bool_] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the open maps."""
-        return {**self.__dict__, "_pixels": None, "_offsets": None}
+        """Everything but the open maps and what this process has compared."""
+        return {**self.__dict__, "_pixels": None, "_offsets": None, "_hashes": None, "_compared": None}
+
+    @property
+    def hashed(self) -> bool:
+        """Whether the corpus holds a hash of every image; those of earlier versions did not."""
+        return IMAGE_HASHES in self.files.files
 
     def __len__(self) -> int:
         """How many images there are."""
         return self.shape[0]
 
     def take(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """uint8 ``[rows, height, width, channels]``: a contiguous copy, in the order asked."""
+        """uint8 ``[rows, height, width, channels]``: a contiguous copy, in the order asked.
+
+        Raises:
+            DamagedError: an image is not what was written.
+        """
         if self.storage == "raw":
             return self._take_raw(np.asarray(rows, dtype=np.int64))
         return self._take_jpeg(np.asarray(rows, dtype=np.int64))
 
     def _take_raw(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         if self._pixels is None:
-            self._pixels = np.load(self.folder / "images.u8.npy", mmap_mode="r")
+            self._pixels = np.load(self.folder / PIXELS["raw"], mmap_mode="r")
         # The copy is an ordinary array: a subclass that remembers the map would be pickled whole.
-        return np.asarray(self._pixels)[rows]
+        out = np.asarray(self._pixels)[rows]
+        self._compare(rows, lambda place: out[place].data)
+        return out
+
+    def _compare(self, rows: NDArray[np.int64], content: Callable[[int], bytes | memoryview]) -> None:
+        """Compare the images of ``rows`` that this process has not compared yet; ``content`` gives their bytes."""
+        if not self.hashed:
+            return
+        if self._hashes is None or self._compared is None:
+            self.files.check(IMAGE_HASHES)
+            self._hashes, self._compared = np.load(self.folder / IMAGE_HASHES), np.zeros(len(self), dtype=np.bool_)
+        new = np.flatnonzero(~self._compared[rows])
+        for place, expected in zip(new.tolist(), self._hashes[rows[new]].tolist(), strict=True):
+            if content_hash(content(place)) != expected:
+                raise damaged(self.folder, f"the image in row {rows[place]} was changed after it was written")
+        self._compared[rows[new]] = True
 
     def _take_jpeg(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         if self._pixels is None:
-            self._pixels = np.memmap(self.folder / "images.blob", dtype=np.uint8, mode="r")
+            self._pixels = np.memmap(self.folder / PIXELS["jpeg"], dtype=np.uint8, mode="r")
         if self._offsets is None:
+            self.files.check("images.offsets.npy")
             self._offsets = np.load(self.folder / "images.offsets.npy")
         out = np.empty((len(rows), *self.shape[1:]), dtype=np.uint8)
         for place, row in enumerate(rows.tolist()):
             data = self._pixels[self._offsets[row] : self._offsets[row + 1]].tobytes()
+            self._compare(rows[place : place + 1], lambda _, data=data: data)  # type: ignore[misc]
             out[place] = _decode_jpeg(data).reshape(self.shape[1:])
         return out
 
@@ -103,13 +206,17 @@ class LabelStore:
         stem: beginning of its file names.
         shape: images, labels.
         fill: the state that is not stored, or ``None`` for a dense matrix.
+        files: the hashes of the folder's files; they are compared before labels are first taken.
     """
 
-    def __init__(self, folder: Path, stem: str, shape: tuple[int, int], fill: int | None) -> None:
+    def __init__(
+        self, folder: Path, stem: str, shape: tuple[int, int], fill: int | None, files: WrittenFiles | None = None
+    ) -> None:
         self.folder = folder
         self.stem = stem
         self.shape = shape
         self.fill = fill
+        self.files = files or WrittenFiles(folder, {})
         self._arrays: dict[str, NDArray[Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -126,8 +233,13 @@ class LabelStore:
         return self.shape[1]
 
     def take(self, rows: NDArray[np.int64]) -> NDArray[np.int8]:
-        """int8 ``[rows, labels]``: a contiguous copy, in the order asked."""
+        """int8 ``[rows, labels]``: a contiguous copy, in the order asked.
+
+        Raises:
+            DamagedError: the labels are not what was written.
+        """
         rows = np.asarray(rows, dtype=np.int64)
+        self.files.check(*(f"{self.stem}.{part}.npy" for part in (DENSE if self.fill is None else COMPRESSED)))
         if self.fill is None:
             return cast("NDArray[np.int8]", self._array("i8")[rows])
         indptr = self._array("indptr")
@@ -207,8 +319,13 @@ def _compress(blocks: Iterator[NDArray[np.int8]], num_labels: int) -> tuple[int,
     return fill or 0, arrays
 
 
-def open_labels(folder: Path, stem: str) -> LabelStore:
+def open_labels(folder: Path, stem: str, files: WrittenFiles | None = None) -> LabelStore:
     """Open what ``write_labels`` wrote.
+
+    Args:
+        folder: where it lies.
+        stem: beginning of its file names.
+        files: the hashes of the folder's files.
 
     Raises:
         InputError: files are missing or disagree with each other.
@@ -216,7 +333,7 @@ def open_labels(folder: Path, stem: str) -> LabelStore:
     try:
         about = json.loads((folder / f"{stem}.json").read_text(encoding="utf-8"))
         num_images, num_labels = about["shape"]
-        store = LabelStore(folder, stem, (num_images, num_labels), about["fill"])
+        store = LabelStore(folder, stem, (num_images, num_labels), about["fill"], files)
         check_states(about["states"])
         _check_label_arrays(store)
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -84,8 +84,12 @@ def fit(resident: Resident, shard: Shard, local: Local, loss: Loss | Objective) 
     Returns:
         The mean loss over steps and the number of steps.
 
+    Where BatchNorm uses the statistics of the batch, a last batch of a single image joins the
+    batch before it: one image has no spread.
+
     Raises:
         FloatingPointError: the loss became NaN or infinite.
+        InputError: BatchNorm met a batch with one value per channel all the same.
     """
     objective = loss if isinstance(loss, Objective) else Objective(loss)
     if objective.needs_annotations and not shard.annotations.any():
@@ -102,9 +106,10 @@ def fit(resident: Resident, shard: Shard, local: Local, loss: Loss | Objective) 
         for epochs in stages(resident, local):
             network = resident.training_network()
             step = make_optimiser(resident.parameters, settings, local.round)
-            for images, labels, numbers in _batches(shard, local, resident.memory_format, order, views, epochs):
+            plan = _Plan(order, views, epochs, join_last=resident.batch_norm)
+            for images, labels, numbers in _batches(shard, local, resident.memory_format, plan):
                 resident.zero_grad()
-                with precision_of(settings, device):
+                with precision_of(settings, device), _batch_norm_explained(local, len(images), shard.num_images):
                     given = inputs.of(images, labels, numbers)
                     observed = labels.to(device, non_blocking=True)
                     value = objective.loss(network, images, observed, *given)
@@ -202,6 +207,22 @@ def captured_features(network: nn.Module, *, wanted: bool) -> Iterator[Callable[
         handle.remove()
 
 
+@contextmanager
+def _batch_norm_explained(local: Local, num_batch: int, num_images: int) -> Iterator[None]:
+    """Torch's complaint about BatchNorm over a single value per channel, in words that say what to change."""
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("Expected more than 1 value per channel when training"):
+            raise
+        msg = (
+            f"Expected batches of client {local.client} to give BatchNorm more than one value per channel, got "
+            f"{num_batch} of its {num_images} images and a feature map of one place. Use a batch-size of 2 or more and "
+            "clients of 2 images or more, larger images, or a norm that needs no batch (norm='group' or 'frozen')."
+        )
+        raise InputError(msg) from error
+
+
 def checked(trained: Trained) -> Trained:
     """``trained`` if its loss is a number.
 
@@ -223,58 +244,76 @@ def batches(shard: Shard, local: Local) -> Iterator[tuple[Tensor, Tensor]]:
         float32 images ``[batch, channels, height, width]`` and int8 labels ``[batch, labels]``.
     """
     views = None if local.experiment.augmentation == "none" else local.torch_rng("augmentation")
-    order = local.rng("order")
-    for images, labels, _ in _batches(shard, local, torch.contiguous_format, order, views, 0):
+    plan = _Plan(local.rng("order"), views)
+    for images, labels, _ in _batches(shard, local, torch.contiguous_format, plan):
         yield images, labels.to(local.device)
 
 
 def _batches(
-    shard: Shard,
-    local: Local,
-    memory_format: torch.memory_format,
-    order: np.random.Generator,
-    views: torch.Generator | None,
-    epochs: int,
+    shard: Shard, local: Local, memory_format: torch.memory_format, plan: _Plan
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Images on the client's device, where the shard lies whole; labels and which images these are on the CPU."""
     kind = local.experiment.augmentation
     everything = to_device(shard.images.take(shard.rows), local.device)
     observed = torch.from_numpy(np.ascontiguousarray(shard.labels))
-    for chosen in _steps(shard.num_images, local.experiment, order, epochs):
+    for chosen in _steps(shard.num_images, local.experiment, plan):
         # index_select copies whole images, where brackets would copy byte by byte.
         stored = everything.index_select(0, to_device(chosen, local.device))
         images = to_float(stored, local.device, memory_format)
-        if views is not None:
-            images = augment(images, kind, views)
+        if plan.views is not None:
+            images = augment(images, kind, plan.views)
         numbers = torch.from_numpy(chosen)
         yield images, observed.index_select(0, numbers), numbers
 
 
-def steps(num_images: int, local: Local) -> Iterator[NDArray[np.int64]]:
-    """Which of its images a client uses in every step of its turn."""
-    return _steps(num_images, local.experiment, local.rng("order"), 0)
+class _Plan(NamedTuple):
+    """How a client goes through its images.
+
+    Attributes:
+        order: the stream of their order.
+        views: the stream of augmentation, None where there is none.
+        epochs: passes, or 0 for the experiment's epochs or steps.
+        join_last: an epoch's last batch joins the one before it if it would be a single image
+            and ``batch-size`` is larger than 1.
+    """
+
+    order: np.random.Generator
+    views: torch.Generator | None = None
+    epochs: int = 0
+    join_last: bool = False
 
 
-def _steps(
-    num_images: int, settings: Experiment, rng: np.random.Generator, num_epochs: int
-) -> Iterator[NDArray[np.int64]]:
-    """Image numbers of every step, for so many epochs, or (0) as many epochs or steps as the experiment says."""
-    if num_epochs:
-        return _epochs(num_images, settings.batch_size, rng, range(num_epochs))
+def steps(num_images: int, local: Local, *, join_last: bool = False) -> Iterator[NDArray[np.int64]]:
+    """Which of its images a client uses in every step of its turn.
+
+    Args:
+        num_images: how many it has.
+        local: whose turn it is.
+        join_last: an epoch's last batch joins the one before it if it would be a single image
+            and ``batch-size`` is larger than 1.
+    """
+    return _steps(num_images, local.experiment, _Plan(local.rng("order"), join_last=join_last))
+
+
+def _steps(num_images: int, settings: Experiment, plan: _Plan) -> Iterator[NDArray[np.int64]]:
+    """Image numbers of every step."""
+    if plan.epochs:
+        return _epochs(num_images, settings.batch_size, plan, range(plan.epochs))
     epochs = itertools.count() if settings.local_steps else range(settings.local_epochs)
-    return itertools.islice(_epochs(num_images, settings.batch_size, rng, epochs), settings.local_steps or None)
+    return itertools.islice(_epochs(num_images, settings.batch_size, plan, epochs), settings.local_steps or None)
 
 
-def _epochs(
-    num_images: int, batch_size: int, rng: np.random.Generator, epochs: Iterable[int]
-) -> Iterator[NDArray[np.int64]]:
+def _epochs(num_images: int, size: int, plan: _Plan, epochs: Iterable[int]) -> Iterator[NDArray[np.int64]]:
     """Image numbers of every batch of whole epochs."""
     if num_images == 0:
         return
+    starts = list(range(0, num_images, size))
+    if plan.join_last and size > 1 and len(starts) > 1 and num_images % size == 1:
+        starts.pop()
     for _ in epochs:
-        order = rng.permutation(num_images)
-        for start in range(0, num_images, batch_size):
-            yield order[start : start + batch_size]
+        order = plan.order.permutation(num_images)
+        for start, stop in zip(starts, [*starts[1:], num_images], strict=True):
+            yield order[start:stop]
 
 
 def trainer(objective: Objective) -> Callable[[Resident, Shard, Local], Trained]:

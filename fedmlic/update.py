@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from fedmlic.arrays import Layout
+from fedmlic.errors import InputError
 
 QUANTUM_BITS = 36
 LIMIT = 2.0**15
@@ -41,6 +42,8 @@ METRIC_LIMIT = 2.0**25
 """Largest magnitude of a metric; sums of 256 such are exact."""
 COUNT_LIMIT = 2**40
 """Largest magnitude of an integer that one client adds to a sum."""
+TURN_METRICS = ("loss", "steps")
+"""Metrics of every turn; a method's have other names."""
 _ROUNDER = 1.5 * 2.0 ** (52 - QUANTUM_BITS)
 _BLOCK = 1 << 18
 
@@ -207,10 +210,16 @@ class Update:
         return total if total.dtype == torch.int64 else total * self.units.clients
 
     def merge(self, other: Update) -> None:
-        """Add ``other`` in place. Exactly associative and commutative."""
+        """Add ``other`` in place. Exactly associative and commutative.
+
+        Raises:
+            ValueError: the two are of different rounds, or an extra is of another shape or type in
+                one than in the other; this sum is then unchanged.
+        """
         if self.layout != other.layout or self.units != other.units:
             msg = f"Expected updates of one round to merge, got {self.units} and {other.units}."
             raise ValueError(msg)
+        add_extras(self.extras, other.extras)
         self.sums += other.sums
         self.weight += other.weight
         self.row_weights += other.row_weights
@@ -219,7 +228,6 @@ class Update:
         self.annotations += other.annotations
         for name, value in other.metrics.items():
             self.metrics[name] = self.metrics.get(name, 0.0) + value
-        add_extras(self.extras, other.extras)
 
     def mean(self, otherwise: Tensor) -> Tensor:
         """The weighted mean, float32 ``[layout.size]``.
@@ -276,16 +284,42 @@ def add_extras(sums: dict[str, Tensor], terms: Mapping[str, Tensor]) -> None:
     """Add named sums in place; exactly associative and commutative.
 
     Raises:
-        ValueError: two of one name have different shapes or types.
+        ValueError: two of one name have different shapes or types; the sums are then unchanged.
     """
     for name, term in terms.items():
-        if name not in sums:
-            sums[name] = term.clone()
-        elif sums[name].shape != term.shape or sums[name].dtype != term.dtype:
-            msg = f"Expected the sum {name} to have one shape, got {tuple(sums[name].shape)} and {tuple(term.shape)}."
+        if name in sums and (sums[name].shape != term.shape or sums[name].dtype != term.dtype):
+            here, there = (f"{each.dtype} {tuple(each.shape)}" for each in (sums[name], term))
+            msg = f"Expected the sum {name} to have one shape and type, got {here} and {there}."
             raise ValueError(msg)
-        else:
+    for name, term in terms.items():
+        if name in sums:
             sums[name] += term.to(sums[name].device)
+        else:
+            sums[name] = term.clone()
+
+
+def turn_metrics(loss: float, num_steps: int, own: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of one client's turn: ``loss``, ``steps`` and those of its method.
+
+    Raises:
+        InputError: the method uses one of these two names, or something that is no number.
+    """
+    turn = {"loss": loss, "steps": float(num_steps)}
+    for name, value in own.items():
+        if name in turn:
+            msg = f"Expected metrics of a method to have names of their own, got {name!r}. Give it another name."
+            raise InputError(msg)
+        try:
+            turn[name] = float(value)
+        except (TypeError, ValueError, RuntimeError):
+            msg = f"Expected the metric {name} of a method to be a number, got {type(value).__name__}. Use float()."
+            raise InputError(msg) from None
+    return turn
+
+
+def method_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Of an update's metrics, those that the method added."""
+    return {name: value for name, value in metrics.items() if name not in TURN_METRICS}
 
 
 def check_finite(layout: Layout, flat: Tensor, metrics: Mapping[str, float]) -> None:

@@ -10,7 +10,9 @@ a part that is missing, unknown, of another type or of another shape is a
 below ever leaves a device.
 
 Both sides also say which code they run (``code_digest``), because Flower can run
-old client code in silence when its service was started beside another copy.
+old client code in silence when its service was started beside another copy, and on
+which versions of Flower, Python, torch and NumPy (``versions``), because Flower lets
+a node of another version take part.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ import importlib.util
 import json
 import math
 import os
+import platform
+import re
 import traceback
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,10 +32,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Protocol, TypeVar, get_args
 
+import flwr
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
+from fedmlic import code
 from fedmlic.errors import InputError
 from fedmlic.protocol import HostInfo, Kind, Reply, Request, Turn
 from fedmlic.update import RowWeight, SharedWeight, Units, Update, Weighting
@@ -57,6 +63,8 @@ STALE_HINT: Final = (
     "Flower imports packages from the folder in which its SuperLink was started: stop it and start it from a folder "
     "without fedmlic, clients, strategies or sim in it."
 )
+
+_VERSION_TEXT = re.compile(r"[0-9A-Za-z.+!_-]{1,64}")
 
 MOST_DIMENSIONS: Final = 8
 """Of an array in a message."""
@@ -113,13 +121,29 @@ class Introduction:
 @cache
 def code_digest() -> str:
     """Hash of the Python files of ``PACKAGES`` as this process finds them."""
-    digest = hashlib.sha256()
+    files: dict[str, str] = {}
     for name in PACKAGES:
-        folder = package_folder(name)
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(f"{name}/{path.relative_to(folder).as_posix()}\n".encode())
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()[:16]
+        files |= code.package_files(name, package_folder(name))
+    return code.digest(files)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what this process computes with; that of torch also says for which accelerator it was built."""
+    return {
+        "flwr": flwr.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+    }
+
+
+def minor(version: str) -> str:
+    """The part of a version that decides whether two Flowers work together.
+
+    >>> minor("1.42.0")
+    '1.42'
+    """
+    return ".".join(version.split(".")[:2])
 
 
 def package_folder(name: str) -> Path:
@@ -189,7 +213,8 @@ def pack_introduction(introduction: Introduction) -> RecordDict:
             "label-names": list(info.label_names),
         }
     )
-    return RecordDict({"introduction": about, "hosted": _arrays({"clients": info.clients, "sizes": info.sizes})})
+    hosted = _arrays({"clients": info.clients, "sizes": info.sizes})
+    return RecordDict({"introduction": about, "hosted": hosted, "versions": ConfigRecord(dict(info.versions))})
 
 
 def unpack_introduction(content: RecordDict) -> Introduction:
@@ -200,16 +225,25 @@ def unpack_introduction(content: RecordDict) -> Introduction:
         WireError: it does not follow the protocol.
     """
     _raise_failure(content)
-    _check_names("introduction", content, {"introduction", "hosted"})
+    _check_version(content, "introduction")
+    _check_names("introduction", content, {"introduction", "hosted", "versions"})
     about = _fields(content, "introduction", {"version", "code", "num-hosts", "host", "label-names"})
-    _check_version(about)
     hosted = _record(content, "hosted", ArrayRecord)
     _check_names("hosted clients", hosted, {"clients", "sizes"})
     clients = _array(hosted, "clients", np.int64, (None,))
     sizes = _array(hosted, "sizes", np.int64, clients.shape)
     names = tuple(_texts(about, "label-names"))
-    info = HostInfo(_scalar(about, "host", str), clients, sizes, names)
+    info = HostInfo(_scalar(about, "host", str), clients, sizes, names, _unpack_versions(content))
     return Introduction(info, _scalar(about, "num-hosts", int), _scalar(about, "code", str))
+
+
+def _unpack_versions(content: RecordDict) -> dict[str, str]:
+    found = _fields(content, "versions", set(versions()))
+    stated = {name: _scalar(found, name, str) for name in sorted(found)}
+    for name, version in stated.items():
+        if not _VERSION_TEXT.fullmatch(version):
+            _fail(f"the version of {name}", "to be that of a package", repr(version)[:80])
+    return stated
 
 
 # --- Requests --------------------------------------------------------------------------
@@ -323,9 +357,9 @@ def unpack_request(content: RecordDict, layout: Layout, rest: Rest | None = None
         WireError: it does not follow the protocol, or it is for another network.
         RestMissingError: it leaves out tensors that this node does not have.
     """
+    _check_version(content, "request")
     _check_names("request", content, {"request", "played", "model", "shared", "rest"})
     about = _fields(content, "request", _REQUEST)
-    _check_version(about)
     _check_layout(about, layout)
     tensors = None if _scalar(about, "all-tensors", bool) else tuple(_texts(about, "tensors"))
     mods = tuple(_texts(about, "mods"))
@@ -369,10 +403,10 @@ def _unpack_flat(
     model = _record(content, "model", ArrayRecord)
     _check_names("model", model, {"flat"})
     digest = _scalar(about, "rest", str)
+    part = request.layout(layout)  # names of another network are refused, whether or not all was sent
     if not digest:
         size = 0 if request.kind == "count" else layout.size
         return _tensor(_array(model, "flat", np.float32, (size,)))
-    part = request.layout(layout)
     others = _others(layout, part)
     sent = _record(content, "rest", ArrayRecord)
     if "flat" in sent:
@@ -420,8 +454,8 @@ def unpack_reply(content: RecordDict, layout: Layout) -> Reply:
         WireError: it does not follow the protocol, or it is for another network.
     """
     _raise_failure(content)
+    _check_version(content, "reply")
     about = _fields(content, "reply", {"version", "layout", "num-updates"})
-    _check_version(about)
     _check_layout(about, layout)
     num_updates = _scalar(about, "num-updates", int)
     if num_updates > len(content):
@@ -658,9 +692,11 @@ def _units(fields: Mapping[str, object]) -> Units:
     return Units(*values)
 
 
-def _check_version(fields: Mapping[str, object]) -> None:
-    if fields["version"] != VERSION:
-        _fail("the protocol version", f"to be {VERSION}", fields["version"])
+def _check_version(content: RecordDict, name: str) -> None:
+    """Before anything else is looked at: records of another version have other parts and fields."""
+    found: Mapping[str, object] = _record(content, name, ConfigRecord)
+    if found.get("version") != VERSION:
+        _fail("the protocol version", f"to be {VERSION}", repr(found.get("version"))[:80])
 
 
 def _check_layout(fields: Mapping[str, object], layout: Layout) -> None:

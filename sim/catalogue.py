@@ -7,11 +7,16 @@ broken plug-in cannot break the list.
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib.util
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from fedmlic import spec
+from fedmlic.errors import InputError
 from fedmlic.experiment import Experiment, Runtime
 
 
@@ -22,11 +27,15 @@ class Entry(NamedTuple):
         name: its config value.
         summary: the first line of its docstring.
         arguments: keyword and default, as text; no default means it must be given.
+        meanings: keyword and what its docstring says of it.
+        page: path of its page below the project's folder; empty if it has none there.
     """
 
     name: str
     summary: str
     arguments: dict[str, str | None]
+    meanings: Mapping[str, str] = MappingProxyType({})
+    page: str = ""
 
     @property
     def call(self) -> str:
@@ -34,12 +43,25 @@ class Entry(NamedTuple):
         parts = [name if default is None else f"{name}={default}" for name, default in self.arguments.items()]
         return f"{self.name}({', '.join(parts)})"
 
+    def to_json(self) -> dict[str, object]:
+        """All of it as JSON values."""
+        return {**self._asdict(), "meanings": dict(self.meanings)}
+
 
 def catalogue(key: str) -> list[Entry]:
     """All entries of the catalogue behind the config key ``key``."""
     package = importlib.util.find_spec(spec.CATALOGUES[key])
     folder = Path(str(package.origin)).parent if package and package.origin else Path()
-    return [_read(folder / f"{name}.py") for name in spec.entries(key)]
+    return [_read(folder / f"{name}.py")._replace(page=_page(key, name)) for name in spec.entries(key)]
+
+
+PROJECT = Path(__file__).parents[1]
+
+
+def _page(key: str, name: str) -> str:
+    """Where a checkout has the entry's page; an installed package has no pages."""
+    path = Path("docs", spec.CATALOGUES[key].rpartition(".")[2], f"{name}.md")
+    return path.as_posix() if (PROJECT / path).is_file() else ""
 
 
 def everything() -> dict[str, list[Entry]]:
@@ -57,6 +79,37 @@ def settings() -> dict[str, tuple[object, str]]:
     }
 
 
+def key_of(name: str) -> str:
+    """The config key of the catalogue ``name`` (``method`` or ``methods``); empty if there is none."""
+    return next((key for key in (name, name.removesuffix("s")) if key in spec.CATALOGUES), "")
+
+
+def find(
+    name: str, every: Mapping[str, list[Entry]], others: Mapping[str, tuple[object, str]]
+) -> tuple[dict[str, list[Entry]], dict[str, tuple[object, str]]]:
+    """The entries and settings of a name.
+
+    Args:
+        name: of an entry or a setting; dashes or underscores.
+        every: all catalogues.
+        others: all settings that are no catalogues.
+
+    Raises:
+        InputError: there is nothing of that name; the nearest is named.
+    """
+    wanted = name.partition("(")[0].strip().lower().replace("-", "_")
+    entries = {key: [entry for entry in found if entry.name == wanted] for key, found in every.items()}
+    found = {key: matches for key, matches in entries.items() if matches}
+    settings = {key: value for key, value in others.items() if key.replace("-", "_") == wanted}
+    if not found and not settings:
+        names = [*every, *others, *(entry.name for found in every.values() for entry in found)]
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"Did you mean {close[0]!r}?" if close else f"Catalogues: {', '.join(every)}."
+        msg = f"Expected a catalogue, an entry or a setting, got {name!r}. {hint}"
+        raise InputError(msg)
+    return found, settings
+
+
 def _read(path: Path) -> Entry:
     name = path.stem
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -65,5 +118,13 @@ def _read(path: Path) -> Entry:
             text = ast.get_docstring(node) or ast.get_docstring(tree) or ""
             defaults = [None if d is None else ast.unparse(d) for d in node.args.kw_defaults]
             arguments = {a.arg: d for a, d in zip(node.args.kwonlyargs, defaults, strict=True)}
-            return Entry(name, " ".join(text.split("\n\n")[0].split()), arguments)
+            return Entry(name, " ".join(text.split("\n\n")[0].split()), arguments, _meanings(text))
     return Entry(name, f"(defines no factory {name})", {})
+
+
+def _meanings(docstring: str) -> dict[str, str]:
+    """What the section ``Args`` of a docstring says of each argument."""
+    _, _, section = docstring.partition("\nArgs:\n")
+    section = re.split(r"\n(?=\S)", section, maxsplit=1)[0]
+    found = re.findall(r"^    (\w+): (.*(?:\n(?: {5,}.*)?)*)", section, re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in found}

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shlex
 import signal
 import sys
 import tomllib
-from collections.abc import Iterator
+import typing
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Optional
 
-import typer
+try:
+    import typer
 
-from fedmlic.errors import InputError, nearest
+    from fedmlic.errors import InputError, nearest
+except KeyboardInterrupt:  # before there is anything that could say more
+    sys.stderr.write("Interrupted. Nothing was written.\n")
+    raise SystemExit(130) from None
+
+if TYPE_CHECKING:
+    from fedmlic.record import RunFolder
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
@@ -33,34 +43,64 @@ app.add_typer(data, name="data")
 RECIPES = Path(__file__).parent / "recipes"
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+# What arguments mean is said in the text of their commands: click 8.5 drops the help of typer's arguments.
 Settings = Annotated[
     Optional[list[str]],  # noqa: UP045  (typer reads the annotation)
-    typer.Argument(metavar="[RECIPE] [KEY=VALUE ...]", help="A recipe (name or TOML file) and settings to change."),
+    typer.Argument(metavar="[RECIPE] [KEY=VALUE ...]"),
 ]
 Out = Annotated[Optional[Path], typer.Option(help="Folder to write into (default runs/DATE-TIME).")]  # noqa: UP045
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A data set of 'fedmlic list dataset'.")]
+Pictures = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help="Folder for pictures and tables (default: nothing is written)."),
+]
+Name = Annotated[str, typer.Argument(metavar="NAME")]
 Root = Annotated[Optional[Path], typer.Option(help="Folder that holds the download.")]  # noqa: UP045
 Options = Annotated[
     Optional[list[str]],  # noqa: UP045
-    typer.Argument(metavar="[KEY=VALUE ...]", help="Parameters of the data set, e.g. image-size=64."),
+    typer.Argument(metavar="[KEY=VALUE ...]"),
 ]
 Workers = Annotated[Optional[int], typer.Option(min=1, help="Threads (default: one per core, up to 8).")]  # noqa: UP045
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN")]
 
 EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+
+MAX_PREDICTED = 10
+"""Labels of an image that ``predict`` prints, unless more are present."""
 
 
 def main() -> None:
     """Entry point of the ``fedmlic`` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # also what typer prints must not fail for want of a letter
+            stream.reconfigure(errors="backslashreplace")
     # Last, so that a plug-in beside you is found and an installed package is never shadowed.
     sys.path.append(str(Path.cwd()))
     app()
 
 
+def _print_version(wanted: bool) -> None:  # noqa: FBT001  (typer's callback)
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"fedmlic {version('fedmlic')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    del version
+
+
 def read_settings(arguments: list[str]) -> dict[str, Any]:
     """Recipe first (if the first argument has no ``=``), then ``key=value`` pairs over it.
 
-    Values are read as TOML where that works (numbers, booleans, quoted text), else as text.
+    Values are read as TOML where that works (numbers, booleans, quoted text), else as text; for a
+    setting that is text, ``2026`` and ``true`` are text as well.
     """
     settings: dict[str, Any] = {}
     for position, argument in enumerate(arguments):
@@ -71,7 +111,8 @@ def read_settings(arguments: list[str]) -> dict[str, Any]:
                 raise InputError(msg)
             settings.update(read_recipe(argument))
         else:
-            settings[key.strip().replace("_", "-")] = _value(value)
+            name = key.strip().replace("_", "-")
+            settings[name] = _value(value, _setting_type(name))
     return settings
 
 
@@ -90,41 +131,96 @@ def read_recipe(name: str) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         msg = f"Expected {path} to be TOML, got an error: {error}."
         raise InputError(msg) from None
-    return {key.replace("_", "-"): value for key, value in found.items()}
+    named = {key.replace("_", "-"): value for key, value in found.items()}
+    return {key: _as_declared(value, _toml_text(value), _setting_type(key)) for key, value in named.items()}
 
 
-def _value(text: str) -> Any:  # noqa: ANN401  (TOML is any)
+def _value(text: str, declared: Any = Any) -> Any:  # noqa: ANN401  (TOML is any)
+    """What a person typed for a value of the declared type."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        found = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+    return _as_declared(found, text, declared)
 
 
-def read_options(arguments: list[str] | None) -> dict[str, Any]:
-    """``key=value`` pairs of a data set; values as those of settings."""
+def _as_declared(value: Any, text: str, declared: Any) -> Any:  # noqa: ANN401
+    """``text`` where the declared type takes that and not the ``value`` that TOML reads in it."""
+    if isinstance(value, str) or _accepts(declared, value) or not _accepts(declared, text):
+        return value
+    return text
+
+
+def _accepts(declared: Any, value: object) -> bool:  # noqa: ANN401  (a type as annotations have it)
+    from pydantic import PydanticUserError, TypeAdapter, ValidationError
+
+    try:
+        TypeAdapter(declared).validate_python(value)
+    except ValidationError:
+        return False
+    except PydanticUserError:  # a type that pydantic does not know
+        return True
+    return True
+
+
+def _toml_text(value: Any) -> str:  # noqa: ANN401
+    """A value of a TOML file as it is written there."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value.isoformat()) if hasattr(value, "isoformat") else str(value)
+
+
+def _setting_type(key: str) -> Any:  # noqa: ANN401
+    """The declared type of a setting; any type where there is no such setting."""
+    from fedmlic.experiment import Experiment, Runtime
+
+    found = {**Experiment.model_fields, **Runtime.model_fields}.get(key.replace("-", "_"))
+    return found.annotation if found is not None else Any
+
+
+def _parameter_types(name: str) -> dict[str, Any]:
+    """The declared types of a data set's parameters; none where there is no such data set."""
+    from fedmlic import spec
+
+    try:
+        return typing.get_type_hints(spec.factory("dataset", spec.parse(name).name), include_extras=True)
+    except (InputError, NameError, TypeError):  # the error of building it says more
+        return {}
+
+
+def read_options(arguments: list[str] | None, types: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """``key=value`` pairs of a data set; values as those of settings.
+
+    Args:
+        arguments: as they were typed.
+        types: declared types by parameter.
+    """
     options: dict[str, Any] = {}
     for argument in arguments or []:
         key, equals, value = argument.partition("=")
         if not equals or not key.strip():
             msg = f"Expected options as key=value, got {argument!r}. Quote values that contain spaces."
             raise InputError(msg)
-        options[key] = _value(value)
+        options[key] = _value(value, (types or {}).get(key.strip().replace("-", "_"), Any))
     return options
 
 
-RESUME_HINT = "The last checkpoint is kept; 'fedmlic resume RUN' goes on."
+NOTHING_HINT = "Nothing was written."
+BUILD_HINT = "What was decoded is kept; the same command goes on."
 
 
 @contextmanager
-def _errors(kept: str = RESUME_HINT) -> Iterator[None]:
+def _errors(kept: str = NOTHING_HINT) -> Iterator[None]:
     """Turn exceptions into messages on stderr and exit codes."""
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
     except InputError as error:
         _fail(str(error), EXIT_INPUT)
-    except KeyboardInterrupt:
-        _fail(f"Interrupted. {kept}", EXIT_INTERRUPTED)
+    except typer.Exit:
+        raise  # it is a RuntimeError
+    except KeyboardInterrupt as interrupt:
+        _fail(f"Interrupted. {str(interrupt) or kept}", EXIT_INTERRUPTED)
     except (RuntimeError, OSError) as error:
         # RunFailedError, worker deaths, a full disk: the cause is in the text, the rest in the event log.
         if os.environ.get("FEDMLIC_TRACEBACK"):
@@ -140,9 +236,9 @@ def _terminate(signum: int, frame: object) -> NoReturn:
 
 
 def _fail(text: str, code: int) -> NoReturn:
-    from rich.console import Console
+    from sim.console import open_console, say
 
-    Console(stderr=True).print(text, style="red", highlight=False, markup=False, soft_wrap=True)
+    say(open_console(stderr=True), text, "red")
     raise typer.Exit(code)
 
 
@@ -168,7 +264,11 @@ def run(
     ray_address: Annotated[Optional[str], typer.Option(help="A running Ray cluster, host:port or auto.")] = None,  # noqa: UP045
     json_output: Json = False,
 ) -> None:
-    """Run an experiment: build the data if it is not there, train, evaluate, record."""
+    """Run an experiment: build the data if it is not there, train, evaluate, record.
+
+    RECIPE is the name of a shipped recipe or a TOML file. KEY=VALUE sets what 'fedmlic list' names, and wins over the
+    recipe: method="bce()" num-rounds=5.
+    """
     with _errors():
         from fedmlic.experiment import split_settings
 
@@ -194,11 +294,14 @@ def resume(
     path: RunPath,
     *,
     engine: Annotated[Optional[str], typer.Option(help="auto, processes, ray, inprocess or flower.")] = None,  # noqa: UP045
-    workers: Annotated[Optional[int], typer.Option(help="Worker processes.")] = None,  # noqa: UP045
+    workers: Annotated[Optional[int], typer.Option(help="Worker processes (0: one per core).")] = None,  # noqa: UP045
     ray_address: Annotated[Optional[str], typer.Option(help="A running Ray cluster, host:port or auto.")] = None,  # noqa: UP045
     json_output: Json = False,
 ) -> None:
-    """Go on with an interrupted run, to the same final weights."""
+    """Go on with an interrupted run, to the same final weights.
+
+    RUN is the run's folder. Of the settings only where it is computed can be changed.
+    """
     with _errors():
         changes = {"engine": engine, "workers": workers, "ray-address": ray_address}
         kept = {key: value for key, value in changes.items() if value is not None}
@@ -208,47 +311,65 @@ def resume(
 
 
 def _run(experiment: Any, runtime: Any, folder: Path | None, resume_from: dict[str, Any] | None) -> dict[str, Any]:  # noqa: ANN401
-    from rich.console import Console
-
+    from fedmlic.record import open_run
     from sim import run as engine
-    from sim.console import Display
+    from sim.console import Display, open_console
 
-    with Display(Console(stderr=True)) as display:
-        if folder is not None and resume_from is not None:
-            return engine.resume(folder, display, resume_from)
-        return engine.run(experiment, runtime, folder, display)
+    with Display(open_console(stderr=True)) as display:
+        try:
+            if folder is not None and resume_from is not None:
+                return engine.resume(folder, display, resume_from)
+            return engine.run(experiment, runtime, folder, display)
+        except KeyboardInterrupt:
+            begun = display.folder or (open_run(folder) if folder and resume_from is not None else None)
+            raise KeyboardInterrupt(_standing(begun)) from None
+
+
+def _standing(folder: RunFolder | None) -> str:
+    """What an interrupted run leaves behind, and how to go on."""
+    if folder is None:
+        return "There is no run folder yet. What was built of the data is kept; the same command starts again."
+    path = folder.path.absolute()
+    if (path / "result.json").exists():
+        return f"The run is complete: {path}"
+    again = f"fedmlic resume {shlex.quote(str(path))}"
+    numbers = folder.checkpoints()
+    if not numbers:
+        return f"There is no checkpoint yet; the settings are kept in {path}. Start it again with: {again}"
+    total = folder.settings()[0].num_rounds
+    return f"The last checkpoint is kept: round {numbers[-1]} of {total}, in {path}. Go on with: {again}"
 
 
 def _finish(result: dict[str, Any], *, json_output: bool) -> None:
     if json_output:
         _print_json(result)
         return
-    from rich.console import Console
+    from sim.console import open_console, results_table, say, spread_line
 
-    from sim.console import results_table, spread_line
-
-    console = Console()
+    console = open_console()
     console.print(results_table(result))
     line = spread_line(result["metrics"])
     if line:
-        console.print(line, highlight=False)
-    console.print(f"run folder: {result['run']}", highlight=False, markup=False, soft_wrap=True)
+        say(console, line)
+    say(console, f"run folder: {result['run']}")
 
 
 @app.command()
-def describe(settings: Settings = None, *, out: Out = None, json_output: Json = False) -> None:
-    """Show who holds which images and labels, before anything is trained."""
-    with _errors():
-        from rich.console import Console
+def describe(settings: Settings = None, *, out: Pictures = None, json_output: Json = False) -> None:
+    """Show who holds which images and labels, before anything is trained.
 
+    RECIPE and KEY=VALUE are those of 'fedmlic run'. The federation is built if it is not there.
+    """
+    with _errors(BUILD_HINT):
         from fedmlic.experiment import split_settings
-        from sim.reports.describe import describe as tell
+        from sim.console import open_console
+        from sim.reports.describe import describe as report
         from sim.run import describe_federation
 
         experiment, runtime = split_settings(read_settings(settings or []))
         with _working(json_output=json_output):
             federation = describe_federation(experiment, runtime)
-            found = tell(federation, out, None if json_output else Console())
+            found = report(federation, out, None if json_output else open_console())
         _warn(found["warnings"])
         if json_output:
             _print_json(found)
@@ -256,93 +377,85 @@ def describe(settings: Settings = None, *, out: Out = None, json_output: Json = 
 
 @app.command("list")
 def list_entries(
-    catalogue: Annotated[Optional[str], typer.Argument(help="Only this one, e.g. method.")] = None,  # noqa: UP045
+    name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(metavar="[NAME]"),
+    ] = None,
     *,
     json_output: Json = False,
 ) -> None:
-    """List data sets, partitions, regimes, models, methods and strategies."""
+    """List data sets, partitions, regimes, models, methods, strategies and settings, or show one of them.
+
+    NAME is a catalogue (method), an entry (fedlgt: its arguments, defaults and page) or a setting (seed).
+    """
     with _errors():
-        from rich.console import Console
-        from rich.markup import escape
-        from rich.table import Table
+        from sim import catalogue
+        from sim.console import open_console
+        from sim.reports import entries as shown
 
-        from sim.catalogue import everything, settings
-
-        found = everything()
-        if catalogue is not None:
-            key = catalogue.removesuffix("s") if catalogue not in found else catalogue
-            if key not in found:
-                msg = f"Expected a catalogue, got {catalogue!r}. {nearest(catalogue, found)}"
-                raise InputError(msg)
-            found = {key: found[key]}
-        if json_output:
-            _print_json({key: [entry._asdict() for entry in entries] for key, entries in found.items()})
+        every, settings = catalogue.everything(), catalogue.settings()
+        key = catalogue.key_of(name or "")
+        if name is None or key:
+            found, others = ({key: every[key]}, {}) if key else (every, settings)
+            show_found = shown.show_catalogues
+        else:
+            found, others = catalogue.find(name, every, settings)
+            show_found = shown.show_entries
+        if not json_output:
+            show_found(open_console(), found, others)
             return
-        console = Console()
-        for key, entries in found.items():
-            table = Table(title=key, title_justify="left", box=None, pad_edge=False, show_header=False)
-            table.add_column("name", style="bold", no_wrap=True)
-            table.add_column("summary")
-            for entry in entries:
-                table.add_row(entry.name, escape(entry.summary))
-                if entry.arguments:
-                    table.add_row("", f"[dim]{escape(entry.call)}[/]")
-            console.print(table)
-            console.print()
-        if catalogue is None:
-            table = Table(title="other settings (key=value)", title_justify="left", box=None, pad_edge=False)
-            for title in ("key", "default", "what it is"):
-                table.add_column(title)
-            for key, (default, about) in settings().items():
-                table.add_row(key, escape(str(default)), escape(about))
-            console.print(table)
+        rows: dict[str, Any] = {key: [entry.to_json() for entry in entries] for key, entries in found.items()}
+        if name is not None:
+            rows |= {key: {"default": default, "about": about} for key, (default, about) in others.items()}
+        _print_json(rows)
 
 
 @app.command()
 def show(path: RunPath, *, json_output: Json = False) -> None:
-    """Show a run: its settings, curve, labels and failures."""
-    with _errors():
-        from rich.console import Console
+    """Show a run: its settings, curve, labels and failures.
 
+    RUN is the run's folder; the run may still be under way.
+    """
+    with _errors():
+        from sim.console import open_console
         from sim.reports import show as reader
 
         found = reader.summary(path)
         if json_output:
             _print_json(found)
         else:
-            reader.show(found, Console())
+            reader.show(found, open_console())
 
 
 @app.command()
 def predict(
     path: RunPath,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE ...", help="Image files.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE ...")],
     *,
     round_number: Annotated[Optional[int], typer.Option("--round", help="A kept round (default: the best).")] = None,  # noqa: UP045
+    client: Annotated[Optional[int], typer.Option(help="Whose model, where clients keep tensors of their own.")] = None,  # noqa: UP045
     json_output: Json = False,
 ) -> None:
-    """Label images with a run's model (the best on validation)."""
-    with _errors():
-        from rich.console import Console
-        from rich.markup import escape
+    """Label images with a run's model (the best on validation).
 
+    RUN is the run's folder, IMAGE an image file. A filled mark stands before labels at or above the run's threshold.
+    """
+    with _errors():
+        from sim.console import open_console, plain, say
         from sim.predict import predict as label
 
         with _working(json_output=json_output):
-            found = label(path, images, round_number)
+            found = label(path, images, round_number, client)
         if json_output:
             _print_json(found)
             return
-        console = Console()
+        console = open_console()
+        present, absent = "*-" if console.options.ascii_only else "●○"
         for entry in found["images"]:
-            console.print(f"[bold]{escape(entry['image'])}[/]", highlight=False, soft_wrap=True)
-            for item in entry["labels"][:10]:
-                mark = "●" if item["probability"] >= found["threshold"] else "○"
-                line = f"  {mark} {item['probability']:.3f}  {item['label']}"
-                console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-BUILD_HINT = "What was decoded is kept; the same command goes on."
+            console.print(plain(entry["image"], "bold"), soft_wrap=True)
+            for item in entry["labels"][: max(MAX_PREDICTED, len(entry["present"]))]:
+                mark = present if item["probability"] >= found["threshold"] else absent
+                say(console, f"  {mark} {item['probability']:.3f}  {item['label']}")
 
 
 @data.command("import")
@@ -361,22 +474,24 @@ def import_data(
     ] = 0.01,
     json_output: Json = False,
 ) -> None:
-    """Build a data set's corpus; the same command goes on with one that was interrupted."""
-    with _errors(BUILD_HINT):
-        from rich.console import Console
+    """Build a data set's corpus; the same command goes on with one that was interrupted.
 
+    NAME is a data set of 'fedmlic list dataset', KEY=VALUE one of its parameters: image-size=64.
+    """
+    with _errors(BUILD_HINT):
+        from sim.console import open_console
         from sim.data import prepare as tools
         from sim.reports.data_report import print_summary
 
-        source = tools.read_source(name, root, read_options(options))
-        errors = Console(stderr=True)
+        source = tools.read_source(name, root, read_options(options, _parameter_types(name)))
+        errors = open_console(stderr=True)
         with _working(json_output=json_output), tools.Counting(errors, f"building {source.spec.name}") as watch:
             found = tools.import_data(source, watch, out, workers, bad_files, max_bad_fraction)
         _warn(found["warnings"])
         if json_output:
             _print_json(found)
         else:
-            print_summary(found, Console())
+            print_summary(found, open_console())
 
 
 @data.command("check")
@@ -388,22 +503,25 @@ def check_data(
     workers: Workers = None,
     json_output: Json = False,
 ) -> None:
-    """Verify a download without building it: exit code 0 if it is fine, 1 if not, 2 for a wrong command."""
-    with _errors("Nothing was written."):
-        from rich.console import Console
+    """Verify a download without building it: exit code 0 if it is fine, 1 if not, 2 for a wrong command.
 
+    NAME is a data set of 'fedmlic list dataset', KEY=VALUE one of its parameters: image-size=64.
+    """
+    with _errors():
+        from sim.console import open_console
         from sim.data import prepare as tools
         from sim.data.check import check_data as check
         from sim.reports.data_report import print_check
 
-        source = tools.read_source(name, root, read_options(options))
-        with _working(json_output=json_output), tools.Counting(Console(stderr=True), f"checking {name}") as watch:
+        source = tools.read_source(name, root, read_options(options, _parameter_types(name)))
+        errors = open_console(stderr=True)
+        with _working(json_output=json_output), tools.Counting(errors, f"checking {source.spec.name}") as watch:
             found = check(source, watch, workers)
         _warn(found["warnings"])
         if json_output:
             _print_json(found)
         else:
-            print_check(found, Console())
+            print_check(found, open_console())
     # Outside, where it is not taken for an error of the program.
     if not found["ok"]:
         raise typer.Exit(EXIT_FAILED)
@@ -411,35 +529,83 @@ def check_data(
 
 @data.command("describe")
 def describe_data(
-    name: Annotated[str, typer.Argument(metavar="CORPUS|NAME", help="A corpus folder, or a data set.")],
+    name: Annotated[str, typer.Argument(metavar="CORPUS|NAME")],
     options: Options = None,
     *,
     root: Root = None,
-    out: Annotated[Optional[Path], typer.Option(help="Folder for pictures and tables.")] = None,  # noqa: UP045
+    out: Pictures = None,
     workers: Workers = None,
     json_output: Json = False,
 ) -> None:
-    """Show counts, co-occurrence, owners and sample images of a corpus (built first if it is not there)."""
-    with _errors(BUILD_HINT):
-        from rich.console import Console
+    """Show counts, co-occurrence, owners and sample images of a corpus (built first if it is not there).
 
+    CORPUS is a corpus folder, NAME a data set of 'fedmlic list dataset', KEY=VALUE one of its parameters.
+    """
+    with _errors(BUILD_HINT):
+        from sim.console import open_console
         from sim.data import prepare as tools
         from sim.reports.data_report import describe_corpus
 
+        parameters = read_options(options, _parameter_types(name))
         with _working(json_output=json_output):
-            corpus = tools.find_corpus(name, root, read_options(options), workers, Console(stderr=True))
-            found = describe_corpus(corpus, out, None if json_output else Console())
+            corpus = tools.find_corpus(name, root, parameters, workers, open_console(stderr=True))
+            found = describe_corpus(corpus, out, None if json_output else open_console())
         _warn(found["warnings"])
         if json_output:
             _print_json(found)
 
 
-def _warn(warnings: list[str]) -> None:
+@data.command("verify")
+def verify_data(
+    name: Annotated[str, typer.Argument(metavar="FOLDER|NAME", help="A corpus or federation folder, or a data set.")],
+    options: Options = None,
+    *,
+    root: Root = None,
+    workers: Workers = None,
+    json_output: Json = False,
+) -> None:
+    """Compare a corpus or federation with what was written: exit code 0 if it is the same, 1 if not."""
+    with _errors("Nothing was changed."):
+        from rich.console import Console
+
+        from sim.data import prepare as tools
+        from sim.data.verify import verify
+
+        console = Console(stderr=True)
+        with _working(json_output=json_output):
+            folder = Path(name).expanduser()
+            if root is not None or not (folder / "manifest.json").is_file():
+                folder = tools.find_corpus(name, root, read_options(options), workers, console).path
+            with tools.Counting(console, f"verifying {folder.name}", "MB") as watch:
+                found = verify(folder, watch, workers)
+        if json_output:
+            _print_json(found)
+        else:
+            _print_verified(found)
+        if not found["ok"]:
+            raise typer.Exit(EXIT_FAILED)
+
+
+def _print_verified(found: dict[str, Any]) -> None:
     from rich.console import Console
 
+    console = Console()
+    lines = [f"{found['folder']}: {found['files']} files, {found['bytes'] / 1e6:,.1f} MB in {found['seconds']:.1f} s"]
+    lines += found["problems"] or ["every byte is what was written"]
+    lines += [f"damaged image: {image}" for image in found["damaged_images"]]
+    if found["hashes_added"]:
+        lines.append("a hash of every image was added; an earlier version had built this corpus without")
+    if not found["ok"]:
+        lines.append("Delete that folder to have it built again, or restore it from a copy.")
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _warn(warnings: list[str]) -> None:
+    from sim.console import open_console, say
+
     for warning in warnings:
-        text = f"warning: {warning}"
-        Console(stderr=True).print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        say(open_console(stderr=True), f"warning: {warning}", "yellow")
 
 
 if __name__ == "__main__":

@@ -1,21 +1,32 @@
 """What a person sees: progress on stderr, tables on stdout.
 
-On a terminal progress is a live line; otherwise one plain line per round.
+On a terminal progress is a live line below the evaluated rounds; otherwise one plain line per round.
+
+Names of labels, files and data sets, and messages that quote them, are never markup: they reach
+the terminal through ``plain``, ``TextTable`` and ``Grid``, in consoles of ``open_console``.
 """
 
 from __future__ import annotations
 
+import io
+import sys
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from sim.watch import Watch
 
 if TYPE_CHECKING:
+    from rich.console import ConsoleOptions
+
     from fedmlic.experiment import Experiment
     from fedmlic.protocol import Turn
     from fedmlic.record import RunFolder
@@ -29,6 +40,147 @@ def number(value: object, digits: int = 3) -> str:
     if isinstance(value, (int, float)) and value == value:  # noqa: PLR0124  (NaN)
         return f"{value:.{digits}f}"
     return "-"
+
+
+def open_console(*, stderr: bool = False) -> Console:
+    """The console of a standard stream: text is not markup, and what the encoding lacks is written as an escape."""
+    stream = sys.stderr if stderr else sys.stdout
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+def visible(text: str) -> str:
+    r"""The text with control characters, which a terminal would obey, as escapes; line ends stay.
+
+    >>> visible("\x1b[31mred"), visible("dog [red]")
+    ('\\x1b[31mred', 'dog [red]')
+    """
+    return "".join(c if c == "\n" or unicodedata.category(c) != "Cc" else ascii(c)[1:-1] for c in text)
+
+
+def plain(text: object, style: str = "") -> Text:
+    """Text from data or a person as it is: no markup."""
+    return Text(visible(str(text)), style)
+
+
+def say(console: Console, text: object, style: str = "") -> None:
+    """Print a line as it is; the terminal, not the console, breaks it."""
+    console.print(plain(text, style), soft_wrap=True)
+
+
+def cut(text: str, width: int) -> str:
+    """At most ``width`` columns of a terminal: both ends are kept, names often differ in the last letters.
+
+    >>> cut("Enlarged Cardiomediastinum", 15)
+    'Enlarg...tinum'
+    """
+    if cell_len(text) <= width:
+        return text
+    keep = max(width - 3, 2)
+    return f"{set_cell_size(text, keep - keep // 2).rstrip()}...{set_cell_size(text[::-1], keep // 2)[::-1].lstrip()}"
+
+
+class TextTable(Table):
+    """A table whose titles and cells are shown as they are."""
+
+    def __init__(self, title: str = "", *heads: str, **options: Any) -> None:  # noqa: ANN401  (those of Table)
+        named = plain(title, "table.title") if title else None
+        super().__init__(title=named, title_justify="left", caption_justify="left", **options)
+        for head in heads:
+            self.add_column(plain(head), overflow="fold")
+
+    def add_row(self, *cells: Any, **options: Any) -> None:  # noqa: ANN401  (those of Table)
+        """Add cells; text is never markup."""
+        super().add_row(*(plain(cell) if isinstance(cell, str) else cell for cell in cells), **options)
+
+
+HEAD_WIDTH = 32
+"""Most columns of a terminal that a head has before it is cut."""
+
+WORD_WIDTH = 12
+"""Above this, a word of a head is broken."""
+
+
+@dataclass
+class Grid:
+    """Rows of numbers under heads, as a table that fits the terminal.
+
+    Where it does not fit, it goes on below with its first column repeated.
+
+    Attributes:
+        title: above the table.
+        heads: one per column.
+        rows: cells; the first of a row is its name.
+        caption: below the table.
+        first: how the first column is aligned, ``"left"`` or ``"right"``.
+    """
+
+    title: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+    first: Literal["left", "right"] = "left"
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        """One table, or several that fit."""
+        del console
+        most = max(16, options.max_width // 3)
+        rows = [[cut(_line(row[0]), most), *row[1:]] for row in self.rows]
+        heads = [cut(_line(head), HEAD_WIDTH) for head in self.heads]
+        cells = [max((cell_len(row[place]) for row in rows), default=1) for place in range(len(heads))]
+        wide = [max(cell, cell_len(head)) for cell, head in zip(cells, heads, strict=True)]
+        if _table_width(wide) <= options.max_width:
+            yield self._table(heads, rows, range(len(heads)), wide)
+            return
+        words = [max((min(cell_len(word), WORD_WIDTH) for word in head.split()), default=1) for head in heads]
+        narrow = [max(cell, word) for cell, word in zip(cells, words, strict=True)]
+        for columns in _parts(narrow, options.max_width):
+            yield self._table(heads, rows, columns, narrow)
+
+    def _table(
+        self, heads: Sequence[str], rows: Sequence[Sequence[str]], columns: Sequence[int], widths: Sequence[int]
+    ) -> Table:
+        begins, ends = 1 in columns or len(heads) == 1, columns[-1] == len(heads) - 1
+        table = TextTable(self.title if begins else f"{self.title} (continued)")
+        table.caption = plain(self.caption, "table.caption") if self.caption and ends else None
+        for place in columns:
+            table.add_column(
+                plain(heads[place]), justify="right" if place else self.first, width=widths[place], overflow="fold"
+            )
+        for row in rows:
+            table.add_row(*(row[place] for place in columns))
+        return table
+
+
+def _line(text: str) -> str:
+    return visible(text).replace("\n", " ")
+
+
+def _table_width(widths: Sequence[int]) -> int:
+    return sum(width + 3 for width in widths) + 1
+
+
+def _parts(widths: Sequence[int], most: int) -> list[list[int]]:
+    """The first column with as many others as fit, again and again until all have been shown."""
+    parts = [[0]]
+    for place in range(1, len(widths)):
+        if len(parts[-1]) > 1 and _table_width([widths[column] for column in [*parts[-1], place]]) > most:
+            parts.append([0])
+        parts[-1].append(place)
+    return parts
+
+
+def progress_bars(console: Console, *, transient: bool = False) -> Progress:
+    """Live lines: what is done, a bar, how many of how many, a note (field ``note``), time elapsed."""
+    columns = (
+        TextColumn("{task.description}", style="bold", markup=False),
+        BarColumn(bar_width=16),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        TimeElapsedColumn(),
+    )
+    return Progress(*columns, console=console, transient=transient)
 
 
 def duration(seconds: float) -> str:
@@ -46,9 +198,13 @@ class Display(Watch):
 
     Args:
         console: of stderr.
+
+    Attributes:
+        folder: of the run, once it exists.
     """
 
     def __init__(self, console: Console) -> None:
+        self.folder: RunFolder | None = None
         self._console = console
         self._bars: Progress | None = None
         self._num_rounds = 0
@@ -60,14 +216,7 @@ class Display(Watch):
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
-            columns = (
-                TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
-                TimeElapsedColumn(),
-            )
-            self._bars = Progress(*columns, console=self._console)
+            self._bars = progress_bars(self._console)
             self._bars.start()
             self._rounds_task = self._bars.add_task("starting", total=None, note="")
             self._clients_task = self._bars.add_task("clients", total=None, note="", visible=False)
@@ -83,7 +232,7 @@ class Display(Watch):
             self._bars.update(self._rounds_task, description=f"building {what}", completed=done, total=total)
         elif done == total or time.monotonic() - self._last_built > 5:
             self._last_built = time.monotonic()
-            self._console.print(f"building {what}: {done}/{total}", highlight=False, markup=False)
+            say(self._console, f"building {what}: {done}/{total}")
 
     def warning(self, text: str) -> None:
         """Show what a person should know of the data."""
@@ -91,17 +240,18 @@ class Display(Watch):
 
     def started(self, folder: RunFolder, experiment: Experiment, resumed_round: int) -> None:
         """Show what is run and where it is recorded."""
+        self.folder = folder
         self._num_rounds, self._resumed_round = experiment.num_rounds, resumed_round
         self._started = time.monotonic()
         sentence = (
             f"{experiment.dataset} split by {experiment.partition}, annotated under {experiment.regime}, "
             f"trained by {experiment.method}, merged by {experiment.strategy}"
         )
-        self._console.print(sentence, style="dim", highlight=False, markup=False, soft_wrap=True)
+        say(self._console, sentence, "dim")
         where = f"run folder: {folder.path}"
         if resumed_round:
             where += f" (resumed after round {resumed_round})"
-        self._console.print(where, highlight=False, markup=False, soft_wrap=True)
+        say(self._console, where)
         if self._bars is not None:
             self._bars.update(
                 self._rounds_task, description="rounds", completed=resumed_round, total=experiment.num_rounds
@@ -114,51 +264,63 @@ class Display(Watch):
         self._done.add(turn.client)
         if turn.error:
             reason = turn.error.splitlines()[0]
-            line = f"round {round_number}: client {turn.client} failed: {reason}"
-            self._console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
+            say(self._console, f"round {round_number}: client {turn.client} failed: {reason}", "yellow")
         if self._bars is not None:
             self._bars.update(self._clients_task, completed=len(self._done), total=total, visible=True)
 
     def event(self, kind: str, values: Mapping[str, object]) -> None:
-        """Show a finished round."""
+        """Show a finished round, or a warning."""
+        if kind == "warning":
+            text = f"warning: {values['text']}"
+            self._console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
         if kind != "round":
             return
         done = int(str(values["round"]))
         elapsed = time.monotonic() - self._started
         left = elapsed / max(done - self._resumed_round, 1) * (self._num_rounds - done)
-        quality = f"mAP {number(values.get('server/mAP'))}" if "server/mAP" in values else ""
-        note = f"loss {number(values['loss'])}  {quality}  ETA {duration(left)}"
-        if self._bars is not None:
-            self._bars.update(self._rounds_task, completed=done, note=note)
-        else:
+        evaluated = "server/mAP" in values
+        note = f"loss {number(values['loss'])}" + f"  mAP {number(values.get('server/mAP'))}" * evaluated
+        estimate = f"ETA {duration(left)}"
+        if self._bars is None or evaluated:
             failed = f", {values['num-failed']} failed" if values["num-failed"] else ""
             line = f"round {done}/{self._num_rounds}  clients {values['num-clients']}{failed}  {note}"
-            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+            say(self._console, line if self._bars is not None else f"{line}  {estimate}")
+        if self._bars is not None:
+            self._bars.update(self._rounds_task, completed=done, note=estimate)
 
 
-def results_table(result: Mapping[str, Any]) -> Table:
+def results_table(result: Mapping[str, Any]) -> Grid:
     """The closing table of a run."""
     metrics: Mapping[str, float] = result["metrics"]
-    table = Table(title=f"after {result['rounds']} rounds, {duration(result['seconds'])}", title_justify="left")
-    table.add_column("images")
-    for name in SHOWN:
-        table.add_column(name, justify="right")
-    table.add_column("prevalence", justify="right")
-    table.add_column("labels", justify="right")
-    sides = {"test (server)": "server", "validation (server)": "server/val", "held out (clients, pooled)": "client"}
+    rows = []
+    sides = {"test (server)": "server", "validation (server)": "server/val", "held out (clients)": "client"}
     for title, side in sides.items():
         if f"{side}/mAP" not in metrics:
             continue
         cells = [number(metrics.get(f"{side}/{name}")) for name in SHOWN]
         evaluable = metrics.get(f"{side}/num-evaluable", float("nan"))
-        table.add_row(title, *cells, number(metrics.get(f"{side}/prevalence")), number(evaluable, 0))
-    return table
+        rows.append([title, *cells, number(metrics.get(f"{side}/prevalence")), number(evaluable, 0)])
+    title = f"after {result['rounds']} rounds, {duration(result['seconds'])}"
+    return Grid(title, ("images", *SHOWN, "prevalence", "labels"), rows)
 
 
 def spread_line(metrics: Mapping[str, float]) -> str:
     """One line on how clients differ."""
     if "client/mAP/mean" not in metrics:
         return ""
-    mean, std, worst = (number(metrics.get(f"client/mAP/{name}")) for name in ("mean", "std", "worst"))
-    count = number(metrics.get("client/mAP/num-clients"), 0)
-    return f"mAP per client: mean {mean}, standard deviation {std}, worst {worst} ({count} clients)"
+    found = {name: metrics.get(f"client/mAP/{name}") for name in ("mean", "std", "worst", "prevalence", "chance")}
+    count, total, pairs, entries = (
+        number(metrics.get(f"client/mAP/{name}"), 0)
+        for name in ("num-clients", "num-evaluated", "num-pairs", "min-entries")
+    )
+    if entries == "-":  # of a run before there was such a rule
+        entries, total = "1", count
+    rule = f"labels count with at least {entries} present and {entries} absent held-out images of a client"
+    if count == "0":
+        return f"mAP per client: none of {total} clients has a label that counts ({rule})"
+    mean, std, worst, prevalence, chance = (number(value) for value in found.values())
+    return (
+        f"mAP per client: mean {mean}, standard deviation {std}, worst {worst} over {count} of {total} clients; "
+        f"by chance: {prevalence} for a constant score, {chance} for a random order "
+        f"({rule}: {pairs} pairs of client and label)"
+    )

@@ -110,13 +110,27 @@ def _play(
 
 
 def _noted(folder: RunFolder, federation: Federation, found: Findings) -> RunFolder:
-    """The folder, in which ``data.json`` says what is to be known of the data and how clients are called."""
+    """The folder, in which ``data.json`` says what its clients hold; one that goes on must have the same.
+
+    Raises:
+        InputError: code of the partition or regime that was edited since deals out other images or labels.
+    """
+    path = folder.path / "data.json"
+    before = read_json(path).get("federation") if path.exists() and folder.checkpoints() else None
+    if before not in {None, federation.content}:
+        msg = (
+            f"Expected the images and labels that {folder.path} was started with, got others: the code of the "
+            "partition or regime was edited since. Restore it, or start a new run."
+        )
+        raise InputError(msg)
     about = {
+        "corpus": federation.corpus.content,
+        "federation": federation.content,
         "warnings": found.warnings,
         "untrained_labels": found.untrained,
         "client_names": list(federation.client_names),
     }
-    write_json(folder.path / "data.json", about)
+    write_json(path, about)
     return folder
 
 

@@ -124,6 +124,8 @@ def _show(kind: str, values: Mapping[str, object]) -> None:
         names = ("round", "num-clients", "num-failed", "loss", "server/mAP", "seconds")
         shown = (f"{name} {_short(values[name])}" for name in names if name in values)
         _say(", ".join(shown))
+    elif kind == "warning":
+        _say(f"warning: {values['text']}")
 
 
 def _short(value: object) -> str:

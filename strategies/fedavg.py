@@ -15,7 +15,7 @@ def fedavg(*, weights: SharedWeight = "images") -> Strategy:
 
     Args:
         weights: ``images`` (n_k, as in the paper), ``annotations`` (known label entries) or
-            ``uniform``. When clients are sampled by size, use ``uniform``: size would
-            otherwise count twice.
+            ``uniform``. When clients are sampled by size (``cohort="size"``), use ``uniform``:
+            with ``images``, size counts twice.
     """
     return Strategy(weighted_mean, weighting=Weighting(shared=weights))

@@ -27,6 +27,7 @@ TINY = {
     "batch-size": 16,
     "learning-rate": 3e-3,
     "holdout-fraction": 0.2,
+    "client-min-entries": 1,
     "engine": "inprocess",
     "device": "cpu",
 }

@@ -5,10 +5,10 @@ Three ideas, in the paper's order:
 1. *Universal label embedding*: label and state vectors come from text (or any table
    made the same way everywhere), are frozen, and are not exchanged
    (``fedmlic.label_transformer``, ``fedmlic.text``).
-2. *Label-mask training*: a random part of an image's annotations is told to the
-   network, the rest is predicted (``fedmlic.label_masking``).
+2. *Label-mask training*: a random part of an image's annotations is revealed to
+   the network, the rest is predicted (``fedmlic.label_masking``).
 3. *Client-aware masking* (``guide``): labels about which the round's incoming global
-   model is unsure are not told, so that they are predicted and trained.
+   model is unsure are not revealed, so that they are predicted and trained.
 
 The server averages as it likes; the paper's strategy is ``fedavg``.
 
@@ -45,7 +45,7 @@ def guide(states: Tensor, probs: Tensor, threshold: float, band: float) -> Tenso
 
     Args:
         states: int8 ``[batch, labels]``, revealed annotations and UNKNOWN.
-        probs: float32 ``[batch, labels]``, the incoming global model's, told nothing.
+        probs: float32 ``[batch, labels]``, the incoming global model's, with all states unknown.
         threshold: tau, the probability of greatest doubt.
         band: epsilon, half the width of the band around it.
 
@@ -73,7 +73,7 @@ def guided_images(states: Tensor, masking: Literal["batch", "first_image"]) -> T
 
 
 class GlobalModel:
-    """What the round's incoming global model says of a client's images, told nothing.
+    """What the round's incoming global model predicts for a client's images, all states unknown.
 
     It does not change during a turn, so where images are not augmented each is asked about once.
 
@@ -87,7 +87,7 @@ class GlobalModel:
         self._said: dict[int, Tensor] = {}
 
     def probs(self, images: Tensor, numbers: Sequence[int]) -> Tensor:
-        """Probabilities ``[batch, labels]`` of float32 ``images``; ``numbers`` tell which of the client's they are."""
+        """Probabilities ``[batch, labels]`` of float32 ``images``; ``numbers``: which of the client's they are."""
         if self._augmented:
             self._said.clear()
         places = [place for place, number in enumerate(numbers) if number not in self._said]
@@ -108,6 +108,7 @@ def fedlgt(
     feedforward: Annotated[int, Field(ge=1)] | None = None,
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
     positions: Literal["none", "sine"] = "none",
+    readout: Literal["row", "shared"] = "row",
     known_fraction_max: Annotated[float, Field(ge=0, lt=1)] = 0.75,
     guidance: bool = True,
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.5,
@@ -126,11 +127,12 @@ def fedlgt(
         width: of the tokens (None: the backbone's features, 512 for the paper's ResNet-18).
         feedforward: hidden units of an encoder layer (None: the width).
         dropout: probability.
-        positions: what image tokens are told of their place.
+        positions: what is added to image tokens for their place (the released code's sine option fails).
+        readout: a weight vector and bias per label (``row``), or one for all labels (``shared``).
         known_fraction_max: largest share of an image's annotations that is revealed.
         guidance: whether the global model hides revealed labels (CA-MLE).
-        threshold: tau, the probability of greatest doubt.
-        band: epsilon, half the width of the band of doubt.
+        threshold: tau, the middle of the band in which the global model counts as unsure.
+        band: epsilon, half the width of that band.
         masking: guide every image, or the first of each batch only (released code).
         states: absent labels get the negative and present ones the positive vector, or the
             other way round (released code).
@@ -150,6 +152,7 @@ def fedlgt(
             feedforward=feedforward,
             dropout=dropout,
             positions=positions,
+            readout=readout,
             swap_states=states == "swapped",
         )
 

@@ -28,7 +28,24 @@ from sim.data.prepare import Source, build_dataset, deviations, duplicate_warnin
 if TYPE_CHECKING:
     from sim.data.prepare import Watch
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".dcm"})
+IMAGE_SUFFIXES = frozenset(
+    {
+        ".avif",
+        ".bmp",
+        ".dcm",
+        ".gif",
+        ".heic",
+        ".jp2",
+        ".jpeg",
+        ".jpg",
+        ".pgm",
+        ".png",
+        ".ppm",
+        ".tif",
+        ".tiff",
+        ".webp",
+    }
+)
 """Ends of file names that are counted as images when a download holds more than the data set uses."""
 
 LOOK_IMAGES = 64
@@ -130,14 +147,15 @@ def _look_at_rows(found: _Findings, dataset: Dataset, table: Table, watch: Watch
     def look(row: int) -> _Looked:
         file = Path(table.sources[row]) if table.sources else None
         where = str(file) if file is not None else table.image_ids[row]
-        header = read_header(file) if file is not None and file.is_file() else None
+        header = None
         try:
+            header = read_header(file) if file is not None and file.is_file() else None
             return _Looked(header, hash_pixels(dataset.image(row)), "", missing=False)
-        except InputError as error:
+        except Exception as error:  # noqa: BLE001  (one file that a decoder trips over must not hide the others)
             # Of a source that keeps images inside of other files, "FILE, row 3" is no file either.
             if isinstance(error.__cause__, FileNotFoundError):
                 return _Looked(None, 0, f"{where}: no such file", missing=True)
-            return _Looked(header, 0, f"{where}: {error}", missing=False)
+            return _Looked(header, 0, _problem(where, error), missing=False)
 
     good = _look_at_all(found, look, len(table.image_ids), watch, workers)
     ids, splits = ([values[row] for row in good] for values in (table.image_ids, table.splits))
@@ -146,20 +164,29 @@ def _look_at_rows(found: _Findings, dataset: Dataset, table: Table, watch: Watch
     found.warnings += duplicate_warnings(duplicates)
 
 
+def _problem(where: str, error: Exception) -> str:
+    """One line that begins with the file's name."""
+    text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+    text = " ".join(text.split())
+    return text if text.startswith(where) else f"{where}: {text}"
+
+
 def _look_at_files(found: _Findings, files: list[str], watch: Watch | None, workers: int | None) -> None:
     def look(place: int) -> _Looked:
         path = Path(files[place])
         dicom = path.suffix.lower() == ".dcm"
         if dicom and importlib.util.find_spec("pydicom") is None:
             return _Looked(None, 0, "", missing=False)
+        header = None
         try:
             if dicom:
                 hounsfield(path, fix_intercept=False)
                 return _Looked(None, 0, "", missing=False)
+            header = read_header(path)
             decode(path, 32, 3, "squash")
-        except InputError as error:
-            return _Looked(read_header(path), 0, f"{path}: {error}", missing=False)
-        return _Looked(read_header(path), 0, "", missing=False)
+        except Exception as error:  # noqa: BLE001  (as above)
+            return _Looked(header, 0, _problem(str(path), error), missing=False)
+        return _Looked(header, 0, "", missing=False)
 
     _look_at_all(found, look, len(files), watch, workers)
 

@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fedmlic import spec
 from fedmlic.corpus import Corpus, load_corpus, open_corpus
 from fedmlic.dataset import SPLITS, Dataset
 from fedmlic.errors import InputError
 from fedmlic.labels import ABSENT, PRESENT, STATES, UNCERTAIN, UNKNOWN
-from sim.console import duration
+from sim.console import duration, progress_bars, say
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.console import Console
+    from rich.progress import Progress
 
     from fedmlic.stores import LabelStore
 
@@ -105,11 +105,13 @@ class Counting:
     Args:
         console: of stderr.
         what: beginning of the line, such as ``"building coco2014"``.
+        unit: what is counted.
     """
 
-    def __init__(self, console: Console, what: str) -> None:
+    def __init__(self, console: Console, what: str, unit: str = "images") -> None:
         self._console = console
         self._what = what
+        self._unit = unit
         self._bar: Progress | None = None
         self._started: tuple[float, int] | None = None
         self._said_s = 0.0
@@ -117,14 +119,7 @@ class Counting:
     def __enter__(self) -> Self:
         self._began_s = time.monotonic()
         if self._console.is_terminal:
-            columns = (
-                TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
-                TimeElapsedColumn(),
-            )
-            self._bar = Progress(*columns, console=self._console, transient=True)
+            self._bar = progress_bars(self._console, transient=True)
             self._bar.start()
             self._task = self._bar.add_task(self._what, total=None, note="reading tables")
         return self
@@ -140,13 +135,17 @@ class Counting:
             # The first call tells of one block, or of all that an earlier build has left.
             self._started = (now, done)
         seconds, images = now - self._started[0], done - self._started[1]
-        note = f"{images / seconds:,.0f} images/s, {duration((total - done) * seconds / images)} left" if images else ""
+        note = (
+            f"{images / seconds:,.0f} {self._unit}/s, {duration((total - done) * seconds / images)} left"
+            if images
+            else ""
+        )
         if self._bar is not None:
             self._bar.update(self._task, completed=done, total=total, note=note)
         elif done == total or now - self._said_s > LINE_S:
             self._said_s = now
             text = f"{self._what}: {done:,}/{total:,}" + (f" ({note})" if note and done < total else "")
-            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+            say(self._console, text)
 
 
 # Import

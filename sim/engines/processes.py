@@ -16,19 +16,22 @@ import contextlib
 import importlib.util
 import itertools
 import multiprocessing
+import multiprocessing.util
 import os
 import shutil
 import signal
 import sys
+import tempfile
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from multiprocessing import connection, forkserver
+from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedmlic import spec
 from fedmlic.errors import InputError
+from sim.engines.sockets import socket_folder
 from sim.engines.workers import Worker, WorkerDiedError
 
 if TYPE_CHECKING:
@@ -279,8 +282,38 @@ def context_of_processes(imports: Sequence[str] = ()) -> ForkServerContext | Spa
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*PRELOADED, *imports])
-    forkserver.ensure_running()
+    _shorten_sockets()
+    with _without_interrupts():
+        forkserver.ensure_running()
     return context
+
+
+SOCKET_ROOM = len("/pymp-12345678/listener-12345678")
+"""Bytes of the sockets that ``multiprocessing`` makes below the folder for temporary files."""
+
+
+def _shorten_sockets() -> None:
+    """Have ``multiprocessing`` make its sockets where their paths are short enough.
+
+    It asks ``tempfile`` for a folder once and keeps to that; workers are told.
+    """
+    before = tempfile.tempdir
+    tempfile.tempdir = socket_folder(SOCKET_ROOM)
+    try:
+        multiprocessing.util.get_temp_dir()
+    finally:
+        tempfile.tempdir = before
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes started meanwhile are never interrupted by Ctrl-C; ours is, a moment later."""
+    resource_tracker.ensure_running()  # it would let interrupts through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

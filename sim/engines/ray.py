@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fedmlic.errors import InputError
+from sim.engines.sockets import socket_folder
 from sim.engines.workers import Place, Worker, WorkerDiedError
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "0",
 }
 
+
+SOCKET_ROOM = len("/ray/session_2026-01-31_23-59-59_123456_12345678/sockets/plasma_store")
+"""Bytes of the longest socket that Ray makes below the folder for temporary files."""
 
 CONNECT_S = 10.0
 """How long a cluster may take to accept a connection."""
@@ -190,7 +194,8 @@ def start_ray(num_workers: int, runtime: Runtime) -> Any:  # noqa: ANN401  (the 
             )
             raise InputError(msg) from error
     else:
-        ray.init(address="local", num_cpus=num_workers, include_dashboard=False, **quiet)
+        place = f"{socket_folder(SOCKET_ROOM, os.environ.get('RAY_TMPDIR', ''))}/ray"
+        ray.init(address="local", num_cpus=num_workers, include_dashboard=False, _temp_dir=place, **quiet)
     found = ray.cluster_resources()
     there = {"processors": found.get("CPU", 0.0), "GPUs": found.get("GPU", 0.0)}
     wanted = {"processors": float(num_workers), "GPUs": runtime.gpus_per_worker * num_workers}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +10,8 @@ import numpy as np
 from fedmlic.dataset import SPLITS
 from fedmlic.labels import PRESENT, UNCERTAIN, UNKNOWN
 from fedmlic.seeds import stream
+from sim.console import visible
+from sim.reports.figures import ACCENT, INK, LIGHT, count_axis, new_figure, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +31,6 @@ SHEET_COLUMNS, SHEET_ROWS = 6, 4
 SAMPLE_POOL = 5000
 """Images that the sheet's are chosen from."""
 
-INK, ACCENT, LIGHT = "#1f4e79", "#d1495b", "#9dbbd8"
 SPLIT_COLOURS = dict(zip(SPLITS, (INK, LIGHT, ACCENT), strict=True))
 
 
@@ -45,36 +45,21 @@ def draw(corpus: Corpus, portrait: Portrait) -> dict[str, Figure]:
     return figures
 
 
-def _name(text: str, width: int = 28) -> str:
-    """A label's name as matplotlib draws it: not too long, and no dollar begins a formula."""
-    return textwrap.shorten(text, width, placeholder="...").replace("$", r"\$") or text[:width].replace("$", r"\$")
-
-
-def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    from matplotlib.figure import Figure  # no pyplot: it keeps global state
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False)[0]
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure, list(axes)
-
-
 def _labels_figure(corpus: Corpus, portrait: Portrait) -> Figure:
     """How frequent each label is, and how many an image has."""
     positives = portrait.counts[:, 0]
     order = np.argsort(-positives.sum(axis=0), kind="stable")
     few = len(order) <= MAX_NAMED
-    figure, (left, right) = _figure(13, max(4.5, 1.2 + 0.2 * len(order)) if few else 5, 2)
+    figure, (left, right) = new_figure(13, max(4.5, 1.2 + 0.2 * len(order)) if few else 5, 2)
     if few:
-        _named_bars(left, positives[:, order], [_name(corpus.label_names[label]) for label in order])
+        _named_bars(left, positives[:, order], [shorten(corpus.label_names[label]) for label in order])
     else:
         _rank_curves(left, positives[:, order])
     _cardinality_bars(right, portrait.cardinality)
     handles, names = left.get_legend_handles_labels()
     figure.legend(handles, names, frameon=False, loc="outside lower center", ncols=len(names), markerscale=3)
     figure.suptitle(
-        f"{_name(corpus.name)}: {corpus.num_images:,} images, {len(order):,} labels", fontsize=10, color="0.4"
+        f"{shorten(corpus.name)}: {corpus.num_images:,} images, {len(order):,} labels", fontsize=10, color="0.4"
     )
     return figure
 
@@ -98,7 +83,7 @@ def _rank_curves(axis: Axes, positives: NDArray[np.int64]) -> None:
             shown = np.where(counts > 0, counts, np.nan)
             axis.plot(ranks, shown, ".", markersize=3, color=SPLIT_COLOURS[split], label=split)
     axis.set_yscale("log")
-    axis.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    count_axis(axis.yaxis, log=True)
     axis.set_xlabel(f"{len(ranks):,} labels, most frequent of all splits first")
     axis.set_ylabel("images with the label")
     without = int((positives.sum(axis=0) == 0).sum())
@@ -106,8 +91,6 @@ def _rank_curves(axis: Axes, positives: NDArray[np.int64]) -> None:
 
 
 def _cardinality_bars(axis: Axes, counts: NDArray[np.int64]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     total = counts.sum(axis=0)
     last = int(np.flatnonzero(total)[-1]) if total.any() else 0
     # A few images with very many labels must not squeeze the rest into a corner.
@@ -123,7 +106,8 @@ def _cardinality_bars(axis: Axes, counts: NDArray[np.int64]) -> None:
     axis.axvline(mean, color="0.3", linestyle="--", linewidth=1)
     axis.set_xlabel(f"present labels of an image{more}")
     axis.set_ylabel("images")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    count_axis(axis.xaxis, log=False)
+    count_axis(axis.yaxis, log=False)
     axis.set_title(f"Labels per image (mean {mean:.2f})")
 
 
@@ -144,9 +128,9 @@ def _pairs_figure(corpus: Corpus, portrait: Portrait) -> Figure:
     chosen = portrait.pairs.labels[:MAX_NAMED]
     phi = portrait.pairs.phi[: len(chosen), : len(chosen)]
     order = chain(phi)
-    phi, names = phi[np.ix_(order, order)], [_name(corpus.label_names[chosen[place]], 20) for place in order]
+    phi, names = phi[np.ix_(order, order)], [shorten(corpus.label_names[chosen[place]], 20) for place in order]
     side = min(11.0, 4.0 + 0.2 * len(names))
-    figure, (axis,) = _figure(side + 1.2, side)
+    figure, (axis,) = new_figure(side + 1.2, side)
     limit = max(float(np.nanmax(np.abs(phi))) if np.isfinite(phi).any() else 0.0, 0.05)
     axis.set_facecolor("0.85")
     drawn = axis.imshow(np.ma.masked_invalid(phi), cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
@@ -172,14 +156,15 @@ def _write_cells(axis: Axes, phi: NDArray[np.float64], limit: float) -> None:
 
 def _owners_figure(sizes: NDArray[np.int64]) -> Figure:
     """Owner sizes, and how much the largest of them hold."""
-    figure, (left, right) = _figure(12, 4.5, 2)
+    figure, (left, right) = new_figure(12, 4.5, 2)
     wide = sizes.max() > 20 * sizes.min()
     spaced = np.geomspace if wide else np.linspace
     edges = np.unique(np.round(spaced(sizes.min(), sizes.max() + 1, min(41, int(np.ptp(sizes)) + 2)))) - 0.5
     left.hist(sizes, bins=edges.tolist(), color=INK)
     if wide:
         left.set_xscale("log")
-        left.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    count_axis(left.xaxis, log=wide)
+    count_axis(left.yaxis, log=False)
     middle = float(np.median(sizes))
     left.axvline(middle, color=ACCENT, linestyle="--", label=f"median {middle:,.0f}")
     left.set_xlabel("images of an owner")
@@ -262,7 +247,7 @@ def _draw_sample(axis: Axes, corpus: Corpus, row: int, image: NDArray[np.uint8])
     image_id = corpus.image_ids[row]
     short = image_id if len(image_id) <= 22 else f"...{image_id[-19:]}"
     title = "  ".join(part for part in (split, short, whose[:12]) if part)
-    axis.set_title(title.replace("$", r"\$"), fontsize=6.5, color="0.45", pad=3)
+    axis.set_title(visible(title), fontsize=6.5, color="0.45", pad=3)
 
 
 def _draw_boxes(axis: Axes, corpus: Corpus, row: int, colour_of: Mapping[int, str]) -> None:
@@ -279,7 +264,7 @@ def _draw_boxes(axis: Axes, corpus: Corpus, row: int, colour_of: Mapping[int, st
         colour = colour_of.get(label, "0.5")
         axis.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor=colour, linewidth=1.2))
         box = {"facecolor": colour, "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
-        name = _name(corpus.label_names[label], 14)
+        name = shorten(corpus.label_names[label], 14)
         axis.text(x, y, name, fontsize=4.5, color="white", va="bottom", clip_on=True, bbox=box)
 
 
@@ -287,8 +272,8 @@ def _chips(corpus: Corpus, states: NDArray[np.int8], colour_of: Mapping[int, str
     """Present labels with their colours, uncertain ones in grey, and a remark on the rest."""
     names = corpus.label_names
     present, uncertain = (np.flatnonzero(states == state).tolist() for state in (PRESENT, UNCERTAIN))
-    chips = [(_name(names[label], 20), colour_of.get(label, "0.5")) for label in present]
-    chips += [(f"{_name(names[label], 18)}?", "0.6") for label in uncertain]
+    chips = [(shorten(names[label], 20), colour_of.get(label, "0.5")) for label in present]
+    chips += [(f"{shorten(names[label], 18)}?", "0.6") for label in uncertain]
     unknown = int((states == UNKNOWN).sum())
     return chips, f"{unknown:,} unknown" if unknown else ("" if chips else "nothing present")
 
@@ -302,7 +287,7 @@ CHIP_LINES = 4
 
 def _chip_width(text: str) -> float:
     """About how wide a chip is, as a share of the image's width."""
-    return 0.023 * len(text.replace(r"\$", "$")) + 0.05
+    return 0.023 * len(text) + 0.05
 
 
 def _fill_lines(chips: list[tuple[str, str]], rest: str) -> list[list[tuple[str, str]]]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from fedmlic.dataset import SPLITS
 from fedmlic.labels import ABSENT, PRESENT, STATES, UNCERTAIN, UNKNOWN
+from sim.console import Grid, TextTable, plain, say
 from sim.data.prepare import corpus_summary
 from sim.reports.portrait import FLAG_NAMES, measure
 
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from rich.console import Console
-    from rich.table import Table
+    from rich.console import Console, RenderableType
 
     from fedmlic.corpus import Corpus
     from sim.reports.portrait import Pairs, Portrait
@@ -144,37 +144,31 @@ def _owner_report(corpus: Corpus, sizes: NDArray[np.int64]) -> dict[str, Any]:
 # Tables
 
 
-def _table(title: str, *columns: str) -> Table:
-    from rich.table import Table  # --json needs no tables
-
-    table = Table(title=title or None, title_justify="left")
-    for place, column in enumerate(columns):
-        table.add_column(column, justify="right" if place else "left")
-    return table
-
-
-def _tables(report: Mapping[str, Any]) -> list[Table | str]:
-    shown: list[Table | str] = [_overview(report), _split_table(report), _label_table(report)]
+def _tables(report: Mapping[str, Any]) -> list[RenderableType]:
+    shown: list[RenderableType] = [_overview(report), _split_table(report), _label_table(report)]
     hidden = len(report["labels"]) - MAX_NAMED
     if hidden > 0:
-        shown.append(f"... and {hidden:,} labels with fewer positives (--out writes all to labels.csv)")
+        shown.append(plain(f"... and {hidden:,} labels with fewer positives (--out writes all to labels.csv)"))
     if report["pairs"]:
         shown.append(_pair_table(report["pairs"][:10]))
     return shown
 
 
-def _overview(report: Mapping[str, Any]) -> Table:
-    table = _table("Corpus", "", "")
-    table.show_header = False
+def _overview(report: Mapping[str, Any]) -> TextTable:
+    table = TextTable("Corpus", "", "", show_header=False)
     owners, cardinality = report["owners"], report["cardinality"]
+    is_open = any(counts["unknown"] + counts["uncertain"] for counts in report["states"].values())
+    present = "labels known to be present" if is_open else "labels"  # of an open entry nothing is known
     rows = {
         "data set": f"{report['name']} (version {report['version']})",
         "licence": report["licence"],
         "folder": report["corpus"],
         "images": f"{report['num_images']:,}, {' x '.join(map(str, report['image_shape']))}, {report['storage']}",
         "labels": f"{report['num_labels']:,}",
-        "labels per image": f"mean {cardinality['mean']:.2f}, at most {cardinality['max']}",
-        "images without positives": f"{cardinality['without_positives']:,}",
+        f"{present} per image": f"mean {cardinality['mean']:.2f}, at most {cardinality['max']}",
+        "images without a label known to be present"
+        if is_open
+        else "images without positives": f"{cardinality['without_positives']:,}",
         "objects": f"{report['num_objects']:,}",
         "owners": f"{owners['owners']:,}",
     }
@@ -188,47 +182,43 @@ def _overview(report: Mapping[str, Any]) -> Table:
     return table
 
 
-def _split_table(report: Mapping[str, Any]) -> Table:
-    table = _table("Per split", "split", "images", *STATES)
-    for split, images in report["splits"].items():
-        table.add_row(split, f"{images:,}", *(f"{count:,}" for count in report["states"][split].values()))
-    return table
+def _split_table(report: Mapping[str, Any]) -> Grid:
+    rows = [
+        [split, f"{images:,}", *(f"{count:,}" for count in report["states"][split].values())]
+        for split, images in report["splits"].items()
+    ]
+    return Grid("Per split", ("split", "images", *STATES), rows)
 
 
-def _label_table(report: Mapping[str, Any]) -> Table:
-    rows = report["labels"]
-    flags = [name for name in FLAG_NAMES if any(row.get(name) for row in rows)]
-    columns = ["positives", *(split for split in SPLITS), "prevalence", "unknown", "uncertain"]
-    table = _table("Per label", "label", *columns, *(name.replace("_", " ") for name in flags))
-    chosen = rows if len(rows) <= MAX_NAMED else sorted(rows, key=lambda row: -row["positives"])[:MAX_NAMED]
+def _label_table(report: Mapping[str, Any]) -> Grid:
+    every = report["labels"]
+    flags = [name for name in FLAG_NAMES if any(row.get(name) for row in every)]
+    heads = ["positives", *SPLITS, "prevalence", "unknown", "uncertain", *(name.replace("_", " ") for name in flags)]
+    chosen = every if len(every) <= MAX_NAMED else sorted(every, key=lambda row: -row["positives"])[:MAX_NAMED]
+    rows = []
     for row in chosen:
         counts = [row["positives"], *(row[f"positives_{split}"] for split in SPLITS)]
         prevalence = "-" if row["prevalence"] is None else f"{row['prevalence']:.1%}"
         others = [row["unknown"], row["uncertain"], *(row[name] for name in flags)]
         cells = (*(f"{count:,}" for count in counts), prevalence, *(f"{count:,}" for count in others))
-        table.add_row(_plain(row["label"]), *cells)
-    return table
+        rows.append([row["label"], *cells])
+    return Grid("Per label", ("label", *heads), rows)
 
 
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
-
-
-def _pair_table(pairs: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table("Labels that occur together", "pair", "phi", "images with both")
+def _pair_table(pairs: Sequence[Mapping[str, Any]]) -> TextTable:
+    table = TextTable("Labels that occur together", "pair")
+    for head in ("phi", "images with both"):
+        table.add_column(head, justify="right")
     for pair in pairs:
-        table.add_row(_plain(" + ".join(pair["labels"])), f"{pair['phi']:.3f}", f"{pair['images_with_both']:,}")
+        table.add_row(" + ".join(pair["labels"]), f"{pair['phi']:.3f}", f"{pair['images_with_both']:,}")
     return table
 
 
 def print_summary(found: Mapping[str, Any], console: Console) -> None:
     """What ``fedmlic data import`` built."""
     title = f"{found['name']}: {found['num_images']:,} images, {found['num_labels']:,} labels"
-    console.print(title, style="bold", highlight=False, markup=False)
-    table = _table("", "", "")
-    table.show_header = False
+    say(console, title, "bold")
+    table = TextTable("", "", "", show_header=False)
     for split, images in found["splits"].items():
         table.add_row(split, f"{images:,} images")
     for state in STATES:
@@ -237,15 +227,14 @@ def print_summary(found: Mapping[str, Any], console: Console) -> None:
         if found[key]:
             table.add_row(name, f"{found[key]:,}")
     console.print(table)
-    console.print(f"corpus: {found['corpus']}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f'dataset = "{found["dataset"]}"', highlight=False, markup=False, soft_wrap=True)
+    say(console, f"corpus: {found['corpus']}")
+    say(console, f'dataset = "{found["dataset"]}"')
 
 
 def print_check(found: Mapping[str, Any], console: Console) -> None:
     """What ``fedmlic data check`` found, up to ten problems."""
     names = ("num_images", "num_labels", "num_owners", "num_missing", "num_undecodable", "extra_files")
-    table = _table("Checked", "", "")
-    table.show_header = False
+    table = TextTable("Checked", "", "", show_header=False)
     for name in names:
         if name in found:
             table.add_row(name.removeprefix("num_").replace("_", " "), f"{found[name]:,}")
@@ -255,14 +244,14 @@ def print_check(found: Mapping[str, Any], console: Console) -> None:
     table.add_row("turned by EXIF", f"{found['exif_turned']:,}")
     console.print(table)
     if found["ok"]:
-        console.print("no problem found", style="green", highlight=False)
+        say(console, "no problem found", "green")
         return
     count = found["num_problems"]
-    console.print(f"{count:,} problem{'s' if count != 1 else ''}:", style="red", highlight=False)
+    say(console, f"{count:,} problem{'s' if count != 1 else ''}:", "red")
     for problem in found["problems"][:10]:
-        console.print(f"  {problem}", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"  {problem}")
     if count > 10:
-        console.print(f"  ... and {count - 10:,} more (--json has all)", highlight=False)
+        say(console, f"  ... and {count - 10:,} more (--json has all)")
 
 
 # Files
@@ -272,11 +261,13 @@ def _write(out: Path, corpus: Corpus, portrait: Portrait, report: dict[str, Any]
     import pandas as pd
 
     from sim.reports.data_pictures import draw
+    from sim.reports.figures import drawing
 
     out.mkdir(parents=True, exist_ok=True)
-    figures = draw(corpus, portrait)
-    for name, figure in figures.items():
-        figure.savefig(out / name, dpi=150)
+    with drawing():
+        figures = draw(corpus, portrait)
+        for name, figure in figures.items():
+            figure.savefig(out / name, dpi=150)
     pd.DataFrame(report["labels"]).to_csv(out / "labels.csv", index=False)
     pairs = [{"first": p["labels"][0], "second": p["labels"][1], **p} for p in report["pairs"] + report["avoiding"]]
     columns = ["first", "second", "phi", "images_with_both"]

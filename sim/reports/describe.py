@@ -13,8 +13,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fedmlic.statistics import Statistics, Tallies, summarise
+from fedmlic.statistics import CELLS, Statistics, Tallies, share_of, summarise
+from sim.console import Grid, TextTable, plain, visible
 from sim.data.federation_warnings import examine
+from sim.reports.figures import (
+    ACCENT,
+    INK,
+    LIGHT,
+    count_axis,
+    drawing,
+    name_columns,
+    names_height,
+    new_figure,
+    plainly,
+    shorten,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,8 +37,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
     from numpy.typing import NDArray
-    from rich.console import Console
-    from rich.table import Table
+    from rich.console import Console, RenderableType
 
     from fedmlic.federation import Federation
 
@@ -47,15 +59,10 @@ MAX_CELLS = 1_000_000
 MAX_JSON_CELLS = 50_000
 """Most pairs of client and label in JSON."""
 
-CELLS = ("known", "positives", "wrong", "budget", "true_positives")
-"""What is counted per client and label."""
-
 MAX_COLUMNS = 16
 """Most labels that a table has columns for."""
 
 _CHUNK_ENTRIES = 1 << 22
-
-INK, ACCENT, LIGHT = "#1f4e79", "#d1495b", "#9dbbd8"
 
 
 def describe(federation: Federation, out: Path | None = None, console: Console | None = None) -> dict[str, Any]:
@@ -71,10 +78,9 @@ def describe(federation: Federation, out: Path | None = None, console: Console |
 
     Returns:
         JSON values: ``warnings`` (sentences), ``federation`` (settings and the partition's notes), ``summary``,
-        ``labels``, ``clients`` (up to 1,000 of them), ``cells`` (per client and label: known,
-        positives, wrong, budget and true positives, as ``[clients][labels]``; ``None`` above
-        50,000 pairs), ``arrays`` (the files that hold the same in full) and ``files`` (paths
-        written).
+        ``labels``, ``clients`` (up to 1,000 of them), ``cells`` (per client and label what
+        ``fedmlic.statistics.CELLS`` names, as ``[clients][labels]``; ``None`` above 50,000
+        pairs), ``arrays`` (the files that hold the same in full) and ``files`` (paths written).
 
     Raises:
         InputError: on a device's own images, whose truth is unknown.
@@ -94,11 +100,9 @@ def describe(federation: Federation, out: Path | None = None, console: Console |
         "files": [],
     }
     if console is not None:
-        for table in [
-            *_tables(settings, statistics),
-            *_cell_tables(tallies, federation.label_names, federation.client_names),
-        ]:
-            console.print(table)
+        cells = _cell_tables(tallies, federation.label_names, federation.client_names)
+        for shown in [*_tables(settings, statistics), *cells]:
+            console.print(shown)
     if out is not None:
         report["files"] = [str(path) for path in _write(out, federation, tallies, statistics, report)]
     return report
@@ -139,20 +143,21 @@ def _write(
 ) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     title = "{partition}, {regime}, seed {seed}".format(**federation.manifest["identity"])
-    title = f"{federation.corpus.name}: {title}"
+    title = visible(f"{federation.corpus.name}: {title}")
     names, rows = federation.label_names, _rows(tallies, federation.client_names)
-    figures = {
-        "sizes.png": _sizes_figure(tallies, federation.client_names),
-        "skew.png": _skew_figure(statistics),
-        "prevalence.png": _prevalence_figure(tallies, names),
-        "positives.png": _positives_figure(tallies, names, rows),
-        "known.png": _known_figure(tallies, names, rows),
-        "budget.png": _budget_figure(tallies, names, rows),
-        **({"wrong.png": _wrong_figure(tallies, names, rows)} if tallies.wrong.any() else {}),
-    }
-    for name, figure in figures.items():
-        figure.suptitle(textwrap.fill(title, int(13 * figure.get_figwidth())), fontsize=9, color="0.4")
-        figure.savefig(out / name, dpi=150)
+    with drawing():
+        figures = {
+            "sizes.png": _sizes_figure(tallies, federation.client_names),
+            "skew.png": _skew_figure(statistics),
+            "prevalence.png": _prevalence_figure(tallies, names),
+            "positives.png": _positives_figure(tallies, names, rows),
+            "known.png": _known_figure(tallies, names, rows),
+            "budget.png": _budget_figure(tallies, names, rows),
+            **({"wrong.png": _wrong_figure(tallies, names, rows)} if tallies.wrong.any() else {}),
+        }
+        for name, figure in figures.items():
+            figure.suptitle(textwrap.fill(title, int(13 * figure.get_figwidth())), fontsize=9, color="0.4")
+            figure.savefig(out / name, dpi=150)
     statistics.labels.to_csv(out / "labels.csv", index=False)
     statistics.clients.to_csv(out / "clients.csv", index=False)
     (out / "summary.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -163,16 +168,15 @@ def _write(
 # Tables
 
 
-def _tables(settings: dict[str, Any], statistics: Statistics) -> list[Table | str]:
+def _tables(settings: dict[str, Any], statistics: Statistics) -> list[RenderableType]:
     hidden = len(statistics.labels) - MAX_NAMED
-    more = [f"... and {hidden:,} labels with fewer positives (labels.csv has all)"] if hidden > 0 else []
+    remark = f"... and {hidden:,} labels with fewer positives (--out writes all to labels.csv)"
+    more = [plain(remark)] if hidden > 0 else []
     return [_overview(settings, statistics.summary), _client_table(statistics), _label_table(statistics), *more]
 
 
-def _overview(settings: dict[str, Any], summary: dict[str, Any]) -> Table:
-    from rich.table import Table  # --json needs no tables
-
-    table = Table(title="Federation", show_header=False, title_justify="left")
+def _overview(settings: dict[str, Any], summary: dict[str, Any]) -> TextTable:
+    table = TextTable("Federation", "", "", show_header=False)
     identity = settings["identity"]
     rows = {
         "data set": settings["corpus"]["name"],
@@ -184,9 +188,8 @@ def _overview(settings: dict[str, Any], summary: dict[str, Any]) -> Table:
         "held-out images": f"{summary['num_holdout_images']:,}",
         "images left out": f"{settings['images_left_out']:,}",
         "annotations": f"{summary['num_annotations']:,} ({summary['known_fraction']:.1%} of all entries)",
-        "positives known": f"{summary['num_positives']:,} of {summary['num_true_positives']:,}",
-        "wrong annotations": f"{summary['num_wrong']:,} ({summary['wrong_fraction']:.2%} of annotations)",
-        "images without a label": f"{summary['empty_fraction']:.1%}",
+        "annotations that say present": f"{summary['num_positives']:,}",
+        **_truth_rows(summary),
         "size skew (Gini)": f"{summary['size_gini']:.3f}",
         "label skew between clients (JS)": _number(summary["pairwise_js_true"]["mean"]),
         "annotation budget": f"{summary['budget']:,} looks ({summary['budget'] / summary['num_images']:.3g} per image)",
@@ -199,6 +202,26 @@ def _overview(settings: dict[str, Any], summary: dict[str, Any]) -> Table:
     return table
 
 
+def _truth_rows(summary: dict[str, Any]) -> dict[str, str]:
+    """What the data set's own labels say; where these leave entries open, that too."""
+    entries = summary["num_images"] * summary["num_labels"]
+    known, checkable = summary["num_true_known"], summary["num_checkable"]
+    everything = known == entries
+    of_known = "all entries" if everything else "the entries that the data set knows"
+    prevalence = "-" if summary["prevalence"] is None else f"{summary['prevalence']:.1%}"
+    rows = {
+        "present in the data set's labels": f"{summary['num_true_positives']:,} ({prevalence} of {of_known})",
+        "wrong annotations": f"{summary['num_wrong']:,} ({summary['wrong_fraction']:.2%} of "
+        + ("annotations)" if checkable == summary["num_annotations"] else f"{checkable:,} that can be checked)"),
+        "images without a label" if everything else "images without a label known to be present": (
+            f"{summary['empty_fraction']:.1%}"
+        ),
+    }
+    if not everything:
+        rows = {"entries that the data set knows": f"{known:,} ({known / max(entries, 1):.1%} of all)", **rows}
+    return rows
+
+
 QUANTITIES = {
     "images": "training images",
     "annotations": "annotations",
@@ -207,28 +230,26 @@ QUANTITIES = {
     "positives": "known positives",
     "wrong": "wrong annotations",
     "budget": "annotation budget (looks)",
-    "cardinality": "labels per image",
+    "cardinality": "present labels per image",
     "js_true": "label skew (JS), truth",
     "js_known": "label skew (JS), known",
     "phi_distance": "co-occurrence skew (phi)",
     "phi_frobenius": "co-occurrence skew (Frobenius)",
-    "empty_fraction": "images without a label",
+    "empty_fraction": "images without a present label",
 }
 """Per-client quantities of a summary, as tables name them."""
 
 
-def _client_table(statistics: Statistics) -> Table:
-    from rich.table import Table
-
-    table = Table(title="Per client", title_justify="left")
+def _client_table(statistics: Statistics) -> Grid:
     columns = ("min", "p05", "median", "mean", "p95", "max")
-    table.add_column("")
-    for name in (*columns, "undefined"):
-        table.add_column(name, justify="right")
+    rows, undefined = [], []
     for quantity, name in QUANTITIES.items():
         found = statistics.summary["clients"][quantity]
-        table.add_row(name, *(_number(found[column]) for column in columns), str(found["undefined"]))
-    return table
+        rows.append([name, *(_number(found[column]) for column in columns)])
+        if found["undefined"]:
+            undefined.append(f"{name} at {found['undefined']:,}")
+    caption = f"undefined at some clients: {'; '.join(undefined)}" if undefined else ""
+    return Grid("Per client", ("", *columns), rows, caption)
 
 
 def _number(value: float | None) -> str:
@@ -237,38 +258,35 @@ def _number(value: float | None) -> str:
     return f"{value:,.0f}" if value == round(value) or value >= 1000 else f"{value:.3g}"
 
 
-def _label_table(statistics: Statistics) -> Table:
-    from rich.table import Table
-
-    table = Table(title="Per label", title_justify="left", caption_justify="left")
-    table.add_column("label")
+def _label_table(statistics: Statistics) -> Grid:
     heads = (
-        "positives",
-        "prevalence",
-        "known",
-        "known positives",
+        "label",
+        "present in truth",
+        "% of known in truth",
+        "annotated",
+        "annotated present",
         "wrong",
         "budget",
         "clients annotating",
         "clients without positives",
     )
-    for name in heads:
-        table.add_column(name, justify="right")
     labels = statistics.labels
     shown = labels if len(labels) <= MAX_NAMED else labels.nlargest(MAX_NAMED, "true_positives")
-    for row in shown.to_dict("records"):
-        table.add_row(
+    rows = [
+        [
             str(row["label"]),
             f"{row['true_positives']:,}",
-            f"{row['prevalence']:.1%}",
+            "-" if np.isnan(row["prevalence"]) else f"{row['prevalence']:.1%}",
             f"{row['known_fraction']:.1%}",
             f"{row['positives']:,}",
             f"{row['wrong']:,}",
             f"{row['budget']:,}",
             f"{row['clients_annotating']:,}",
             f"{row['zero_true_positives_fraction']:.1%}",
-        )
-    return table
+        ]
+        for row in shown.to_dict("records")
+    ]
+    return Grid("Per label", heads, rows)
 
 
 def client_title(client: int, names: Sequence[str]) -> str:
@@ -280,26 +298,21 @@ def client_title(client: int, names: Sequence[str]) -> str:
     return f"{client} {names[client]}" if client < len(names) else str(client)
 
 
-def _cell_tables(tallies: Tallies, label_names: tuple[str, ...], client_names: Sequence[str] = ()) -> list[Table]:
-    """Clients against labels, where both fit on a screen."""
+def _cell_tables(tallies: Tallies, label_names: tuple[str, ...], client_names: Sequence[str] = ()) -> list[Grid]:
+    """Clients against labels, where there are few of both."""
     num_clients, num_labels = tallies.known.shape
     if num_clients > MAX_SINGLE or num_labels > MAX_COLUMNS:
         return []
-    from rich.markup import escape
-    from rich.table import Table
-
-    heading = "Per client and label: known positives of known entries (wrong ones)"
-    table = Table(title=heading, title_justify="left")
-    table.add_column("client", justify="left" if client_names else "right", no_wrap=True, max_width=28)
-    for name in ("images", "budget", *label_names):
-        table.add_column(escape(name), justify="right")
+    title = "Per client and label: known positives of known entries (wrong ones)"
     budget = tallies.budget.sum(axis=1, dtype=np.int64)
+    rows = []
     for client in range(num_clients):
         counts = zip(tallies.positives[client], tallies.known[client], tallies.wrong[client], strict=True)
         cells = ["-" if not known else f"{some}/{known}" + f" ({bad})" * bool(bad) for some, known, bad in counts]
-        title = escape(client_title(client, client_names))
-        table.add_row(title, f"{tallies.images[client]:,}", f"{budget[client]:,}", *cells)
-    return [table]
+        name = client_title(client, client_names)
+        rows.append([name, f"{tallies.images[client]:,}", f"{budget[client]:,}", *cells])
+    heads = ("client", "images", "budget", *label_names)
+    return [Grid(title, heads, rows, first="left" if client_names else "right")]
 
 
 # Pictures
@@ -349,12 +362,13 @@ def _rows(tallies: Tallies, client_names: Sequence[str] = ()) -> _Rows:
 def _characteristic(tallies: Tallies) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Per client: the label that is commonest there compared to overall, and by how much."""
     num_clients, num_labels = tallies.true_positives.shape
-    overall = tallies.true_positives.sum(axis=0, dtype=np.int64) / tallies.images.sum()
+    sums = (counts.sum(axis=0, dtype=np.int64) for counts in (tallies.true_positives, tallies.true_known))
+    overall = np.nan_to_num(share_of(*sums))
     label, most = np.zeros(num_clients, dtype=np.int64), np.zeros(num_clients)
     step = max(1, _CHUNK_ENTRIES // max(1, num_labels))
     for start in range(0, num_clients if num_labels else 0, step):
         here = slice(start, start + step)
-        excess = tallies.true_positives[here] / tallies.images[here, None] - overall
+        excess = np.nan_to_num(share_of(tallies.true_positives[here], tallies.true_known[here]) - overall)
         label[here], most[here] = excess.argmax(axis=1), excess.max(axis=1)
     return label, most
 
@@ -381,36 +395,21 @@ def _columns(tallies: Tallies, names: tuple[str, ...]) -> _Columns:
     return _Columns(order, [], f"{len(names):,} labels, most frequent first")
 
 
-def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    from matplotlib.figure import Figure  # no pyplot: it keeps global state
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False)[0]
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure, list(axes)
-
-
 def _heat_map(axis: Axes, values: NDArray[np.float64], rows: _Rows, columns: _Columns, style: _Style) -> AxesImage:
     drawn = axis.imshow(values, aspect="auto", interpolation="nearest", cmap=style.colours, norm=style.norm)
     names = columns.names
     axis.set_xlabel(columns.caption)
     axis.set_ylabel(rows.caption)
     axis.set_yticks(range(len(rows.names)), rows.names)
-    axis.set_xticks(range(len(names)), names, rotation=90 if len(names) > 10 else 45, ha="center")
+    name_columns(axis, names)
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)
     return drawn
 
 
-def _map_size(rows: _Rows, num_labels: int) -> tuple[float, float]:
-    return min(12.0, 4.0 + 0.3 * num_labels), min(9.0, 3.0 + 0.22 * len(rows.starts))
-
-
-def _plainly(value: float, place: object = None) -> str:
-    """A tick's number as people write it: 20, not 2 x 10^1."""
-    del place
-    return f"{value:,g}"
+def _map_size(rows: _Rows, columns: _Columns) -> tuple[float, float]:
+    height = min(9.0, 3.0 + 0.22 * len(rows.starts)) + names_height(columns.names)
+    return min(12.0, 4.0 + 0.3 * len(columns.order)), height
 
 
 def _positives_figure(tallies: Tallies, label_names: tuple[str, ...], rows: _Rows | None = None) -> Figure:
@@ -420,7 +419,7 @@ def _positives_figure(tallies: Tallies, label_names: tuple[str, ...], rows: _Row
 
     columns = _columns(tallies, label_names)
     values = rows.mean(tallies.positives)[:, columns.order]
-    figure, (axis,) = _figure(*_map_size(rows, len(label_names)))
+    figure, (axis,) = new_figure(*_map_size(rows, columns))
     positive = values[values > 0]
     low, high = (float(positive.min()), float(positive.max())) if len(positive) else (1.0, 1.0)
     style = _Style("viridis", LogNorm(low, max(high, low * 1.5)))
@@ -428,7 +427,7 @@ def _positives_figure(tallies: Tallies, label_names: tuple[str, ...], rows: _Row
     drawn = _heat_map(axis, np.ma.masked_equal(values, 0), rows, columns, style)
     each = "images" if rows.names else "images per client, mean of the row"
     label = f"known positives ({each}); grey: none"
-    bar = figure.colorbar(drawn, ax=axis, label=label, ticks=LogLocator(subs=(1, 2, 5)), format=_plainly)
+    bar = figure.colorbar(drawn, ax=axis, label=label, ticks=LogLocator(subs=(1, 2, 5)), format=plainly)
     bar.ax.yaxis.set_minor_locator(NullLocator())
     axis.set_title("Which labels clients know to be present")
     return figure
@@ -456,8 +455,8 @@ def _map_and_more(rows: _Rows, columns: _Columns, shown: _Map) -> tuple[Figure, 
     """A heat map and an empty axis to its right."""
     from matplotlib.colors import Normalize
 
-    width, height = _map_size(rows, len(columns.order))
-    figure, (left, right) = _figure(width + 4.5, height, 2)
+    width, height = _map_size(rows, columns)
+    figure, (left, right) = new_figure(width + 4.5, height, 2)
     left.set_facecolor("0.92")
     style = _Style(shown.colours, Normalize(0, shown.top))
     drawn = _heat_map(left, shown.cells[:, columns.order], rows, columns, style)
@@ -502,7 +501,7 @@ def _known_shares(axis: Axes, shares: NDArray[np.float64], wrong: NDArray[np.flo
         if wrong.any():
             axis.hist(wrong, bins=bins, color=ACCENT, alpha=0.7, label=WRONG)
         axis.set_ylabel("clients")
-        axis.yaxis.set_major_formatter(_plainly)
+        count_axis(axis.yaxis, log=False)
     axis.set_title(f"How much clients annotate (mean {shares.mean():.3g} %)")
     if wrong.any():
         axis.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.06), ncols=2)
@@ -518,6 +517,8 @@ def _bars(axis: Axes, values: NDArray[Any], rows: _Rows) -> None:
 
 def _counts(axis: Axes, values: NDArray[np.int64]) -> None:
     """How many clients have which whole number, on a log scale where the numbers differ much."""
+    from matplotlib.ticker import NullFormatter
+
     low, high = int(values.min()), int(values.max())
     edges = _size_bins(values)
     axis.hist(values, bins=edges.tolist(), color=INK, edgecolor="white", linewidth=0.5)
@@ -525,9 +526,12 @@ def _counts(axis: Axes, values: NDArray[np.int64]) -> None:
         # Zero has its place on the scale, left of one.
         axis.set_xscale("symlog" if low == 0 else "log", **({"linthresh": 1.0} if low == 0 else {}))
         axis.set_xlim(edges[0], edges[-1])
-        axis.xaxis.set_major_formatter(_plainly)
+        axis.xaxis.set_major_formatter(plainly)
+        axis.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        count_axis(axis.xaxis, log=False)
     axis.set_ylabel("clients")
-    axis.yaxis.set_major_formatter(_plainly)
+    count_axis(axis.yaxis, log=False)
 
 
 def _budget_figure(tallies: Tallies, label_names: tuple[str, ...], rows: _Rows | None = None) -> Figure:
@@ -540,7 +544,7 @@ def _budget_figure(tallies: Tallies, label_names: tuple[str, ...], rows: _Rows |
     right.set_xlabel("looks of a client")
     if rows.names:
         _bars(right, spent, rows)
-        right.xaxis.set_major_formatter(_plainly)
+        right.xaxis.set_major_formatter(plainly)
     else:
         _counts(right, spent)
         right.axvline(float(np.median(spent)), color=ACCENT, linestyle="--", label=f"median {np.median(spent):,.0f}")
@@ -552,19 +556,27 @@ def _budget_figure(tallies: Tallies, label_names: tuple[str, ...], rows: _Rows |
 def _wrong_figure(tallies: Tallies, label_names: tuple[str, ...], rows: _Rows | None = None) -> Figure:
     rows = rows or _rows(tallies)
     columns = _columns(tallies, label_names)
-    known = rows.mean(tallies.known)
-    values = np.ma.masked_where(known == 0, 100 * rows.mean(tallies.wrong) / np.where(known == 0, 1, known))
-    bar, title = "wrong (% of known entries); grey: none known", "Where annotations are wrong"
+    checkable = rows.mean(tallies.checkable)
+    shares = 100 * rows.mean(tallies.wrong) / np.where(checkable == 0, 1, checkable)
+    values = np.ma.masked_where(checkable == 0, shares)
+    what = _checked(tallies)
+    bar, title = f"wrong (% of {what}); grey: none", "Where annotations are wrong"
     figure, right = _map_and_more(rows, columns, _Map(values, "Reds", _top(values.filled(0)), bar, title))
-    totals = np.maximum(tallies.known.sum(axis=0, dtype=np.int64), 1)
+    totals = np.maximum(tallies.checkable.sum(axis=0, dtype=np.int64), 1)
     shares = 100 * tallies.wrong.sum(axis=0, dtype=np.int64) / totals
     shown = np.argsort(-shares, kind="stable")[:MAX_NAMED]
     right.barh(range(len(shown)), shares[shown], color=ACCENT)
-    right.set_yticks(range(len(shown)), [label_names[label] for label in shown])
+    right.set_yticks(range(len(shown)), [shorten(label_names[label]) for label in shown])
     right.set_ylim(len(shown) - 0.5, -0.5)
-    right.set_xlabel("wrong (% of the label's known entries)")
+    right.set_xlabel(f"wrong (% of the label's {what})")
     right.set_title("Labels, most wrong first")
     return figure
+
+
+def _checked(tallies: Tallies) -> str:
+    """What a share of wrong annotations runs over."""
+    everything = int(tallies.checkable.sum(dtype=np.int64)) == int(tallies.known.sum(dtype=np.int64))
+    return "annotations" if everything else "annotations that the data set can check"
 
 
 SKEWS = {
@@ -576,14 +588,14 @@ SKEWS = {
 
 
 def _skew_figure(statistics: Statistics) -> Figure:
-    figure, axes = _figure(12, 4.5, len(SKEWS))
+    figure, axes = new_figure(12, 4.5, len(SKEWS))
     for axis, (quantity, name) in zip(axes, SKEWS.items(), strict=True):
         values = statistics.clients[quantity].to_numpy()
         defined = values[~np.isnan(values)]
         axis.hist(defined, bins=np.linspace(0, max(1.0, defined.max(initial=0)), 41).tolist(), color=INK)
         axis.set_xlabel(name)
         axis.set_ylabel("clients")
-        axis.yaxis.set_major_formatter(_plainly)
+        count_axis(axis.yaxis, log=False)
         if len(defined):
             axis.axvline(float(np.median(defined)), color=ACCENT, linestyle="--")
             title = f"median {np.median(defined):.3g}"
@@ -596,21 +608,22 @@ def _skew_figure(statistics: Statistics) -> Figure:
 
 def _sizes_figure(tallies: Tallies, client_names: Sequence[str] = ()) -> Figure:
     sizes = tallies.images
-    figure, (axis,) = _figure(8, 4.5)
-    if len(sizes) <= MAX_SINGLE:
+    single = len(sizes) <= MAX_SINGLE
+    figure, (axis,) = new_figure(max(8.0, 2.0 + 0.25 * len(sizes)) if single else 8.0, 4.5)
+    if single:
         order = np.argsort(-sizes, kind="stable")
         axis.bar(range(len(sizes)), sizes[order], color=INK, label="training")
         held = tallies.holdout_images[order]
         axis.bar(range(len(sizes)), held, bottom=sizes[order], color=LIGHT, label="held out")
-        titles = [client_title(client, client_names) for client in order.tolist()]
-        axis.set_xticks(range(len(sizes)), titles, rotation=90 if client_names else 0)
+        titles = [shorten(visible(client_title(client, client_names))) for client in order.tolist()]
+        axis.set_xticks(range(len(sizes)), titles, rotation=90 if client_names else 0, fontsize=8)
         axis.set_xlabel("client, largest first")
         axis.set_ylabel("images")
     else:
         _counts(axis, sizes)
         axis.set_xlabel("training images of a client")
     middle = float(np.median(sizes))
-    line = axis.axhline if len(sizes) <= MAX_SINGLE else axis.axvline
+    line = axis.axhline if single else axis.axvline
     line(middle, color=ACCENT, linestyle="--", label=f"median {middle:,.0f} training images")
     axis.legend(frameon=False)
     spread = f"{sizes.min():,} to {sizes.max():,} each"
@@ -630,22 +643,33 @@ def _size_bins(sizes: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.unique(edges) - 0.5
 
 
+def _quantiles(shares: NDArray[np.float64], levels: tuple[float, ...]) -> NDArray[np.float64]:
+    """float64 ``[levels, labels]``: quantiles over the clients that have a share, NaN without any."""
+    columns = [column[~np.isnan(column)] for column in shares.T]
+    return np.array([np.quantile(c, levels) if len(c) else np.full(len(levels), np.nan) for c in columns]).T.reshape(
+        len(levels), len(columns)
+    )
+
+
 def _prevalence_figure(tallies: Tallies, label_names: tuple[str, ...]) -> Figure:
     overall = tallies.true_positives.sum(axis=0, dtype=np.int64)
     shown = np.argsort(-overall, kind="stable")[:MAX_NAMED]
-    share = 100 * tallies.true_positives[:, shown] / tallies.images[:, None]
-    whole = 100 * overall[shown] / tallies.images.sum()
+    share = 100 * share_of(tallies.true_positives[:, shown], tallies.true_known[:, shown])
+    whole = 100 * share_of(overall[shown], tallies.true_known[:, shown].sum(axis=0, dtype=np.int64))
+    complete = int(tallies.true_known.sum(dtype=np.int64)) == int(tallies.images.sum()) * tallies.known.shape[1]
     places = np.arange(len(shown))
-    figure, (axis,) = _figure(min(12.0, 8.5 + 0.1 * len(shown)), 5)
-    low, first, middle, third, high = np.quantile(share, [0.05, 0.25, 0.5, 0.75, 0.95], axis=0)
+    names = [label_names[label] for label in shown]
+    figure, (axis,) = new_figure(min(12.0, 8.5 + 0.1 * len(shown)), 5 + names_height(names))
+    low, first, middle, third, high = _quantiles(share, (0.05, 0.25, 0.5, 0.75, 0.95))
     axis.vlines(places, low, high, color=LIGHT, linewidth=2, label="5 % to 95 % of clients")
     axis.vlines(places, first, third, color=INK, linewidth=6, label="middle half of clients")
     dots: dict[str, Any] = {"markeredgecolor": INK, "markersize": 4, "clip_on": False, "zorder": 3}
     axis.plot(places, middle, "o", color="white", label="median client", **dots)
     axis.plot(places, whole, "_", color=ACCENT, markersize=14, markeredgewidth=2.5, label="all clients together")
-    axis.set_xticks(places, [label_names[label] for label in shown], rotation=90 if len(shown) > 10 else 45)
+    name_columns(axis, names)
     axis.set_xlabel("label, most frequent first")
-    axis.set_ylabel("training images with the label, in truth (%)")
+    of = "of training images" if complete else "of the training images of which the data set knows"
+    axis.set_ylabel(f"with the label in the data set (%\n{of})")
     axis.set_ylim(bottom=0)
     figure.legend(frameon=False, loc="outside lower center", ncols=4)
     some = f" (the {len(shown)} most frequent of {len(label_names):,})" if len(shown) < len(label_names) else ""

@@ -8,17 +8,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-from rich.table import Table
-
 from fedmlic.record import open_run, read_json
-from sim.console import number
+from sim.console import Grid, TextTable, cut, number, plain, say, spread_line
 from sim.reports.describe import client_title
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 MAX_ROWS = 15
+MAX_OWN = 4
+"""Most metrics of the method in the table of rounds."""
+
+METHOD = "method/"
+
+MAX_REASON = 300
+"""Most letters of a reason that a table shows."""
 
 
 def summary(path: Path) -> dict[str, Any]:
@@ -31,6 +35,7 @@ def summary(path: Path) -> dict[str, Any]:
     experiment, runtime = folder.settings()
     rounds, labels, failures = [], {}, []
     slow: Counter[int] = Counter()
+    evaluated: dict[str, Any] = {}
     ended: dict[str, Any] = {}
     for event in folder.events():
         kind = event.pop("event")
@@ -39,6 +44,8 @@ def summary(path: Path) -> dict[str, Any]:
             slow[event.get("slowest-client", -1)] += 1
         elif kind == "labels":
             labels[event["split"]] = event
+        elif kind == "clients-evaluated":
+            evaluated = event
         elif kind == "client" and event.get("error"):
             failures.append(event)
         elif kind == "failed":
@@ -54,6 +61,7 @@ def summary(path: Path) -> dict[str, Any]:
         "rounds": rounds,
         "checkpoint": checkpoints[-1] if checkpoints else None,
         "best_round": rounds[-1]["best-round"] if rounds else None,
+        "clients_evaluated": evaluated,
         "labels": labels,
         "failures": failures,
         **folder.data(),
@@ -81,74 +89,77 @@ def show(found: Mapping[str, Any], console: Console) -> None:
     """Print ``summary`` as tables."""
     experiment = found["experiment"]
     names = ("dataset", "partition", "regime", "model", "method", "strategy")
-    head = f"[bold]{escape(found['run'])}[/]  {found['status']} {escape(found['reason'])}"
-    console.print(head, soft_wrap=True, highlight=False)
+    console.print(plain(found["run"], "bold"), soft_wrap=True)
+    say(console, f"  {found['status']} {found['reason']}")
     for name in names:
-        console.print(f"  {name:<10} {experiment[name]}", highlight=False, markup=False, soft_wrap=True)
-    console.print(
+        say(console, f"  {name:<10} {experiment[name]}")
+    say(
+        console,
         f"  {experiment['num_clients']} clients, {experiment['cohort_size'] or 'all'} a round, "
         f"{experiment['num_rounds']} rounds, seed {experiment['seed']}",
-        highlight=False,
     )
     if found["rounds"]:
         console.print(_curve(found["rounds"], found["best_round"]))
+    line = spread_line(found["clients_evaluated"])
+    if line:
+        text = f"after round {found['clients_evaluated']['round']}: {line}"
+        say(console, text)
     if found["balance"]:
-        told = found["balance"]
-        slowest = client_title(told["slowest_client"], found["client_names"])
-        console.print(
-            f"hosts waited {told['idle_share']:.0%} of a round (median); client {slowest} was the "
-            f"slowest of {told['slowest_in_rounds']} rounds; the longest turn took {told['slowest_seconds']:.2f} s",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
+        balance = found["balance"]
+        slowest = client_title(balance["slowest_client"], found["client_names"])
+        say(
+            console,
+            f"hosts waited {balance['idle_share']:.0%} of a round (median); client {slowest} was the "
+            f"slowest of {balance['slowest_in_rounds']} rounds; the longest turn took "
+            f"{balance['slowest_seconds']:.2f} s",
         )
     for split, event in found["labels"].items():
         console.print(_labels(split, event, found["untrained_labels"]))
     if found["failures"]:
         console.print(_failures(found["failures"], found["client_names"]))
     for text in found["warnings"]:
-        console.print(f"warning: {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"warning: {text}", "yellow")
 
 
-def _curve(rounds: list[dict[str, Any]], best: int | None) -> Table:
+def _curve(rounds: list[dict[str, Any]], best: int | None) -> Grid:
     columns = {"loss": "loss", "test mAP": "server/mAP", "val mAP": "server/val/mAP", "test CF1": "server/CF1"}
-    table = Table(title="rounds", title_justify="left")
-    for title in ("round", *columns, "failed", "seconds"):
-        table.add_column(title, justify="right")
+    own = sorted({key for event in rounds for key in event if key.startswith(METHOD)})
+    columns |= {key.removeprefix(METHOD): key for key in own[:MAX_OWN]}
     step = max(1, -(-len(rounds) // MAX_ROWS))
     shown = [event for i, event in enumerate(rounds) if i % step == step - 1 or event["round"] == best]
     if rounds[-1] not in shown:
         shown.append(rounds[-1])
+    rows = []
     for event in shown:
         mark = " *" if event["round"] == best else ""
         cells = [number(event.get(key)) for key in columns.values()]
-        table.add_row(f"{event['round']}{mark}", *cells, str(event["num-failed"]), number(event["seconds"], 1))
-    table.caption = "* best on validation"
-    return table
+        rows.append([f"{event['round']}{mark}", *cells, str(event["num-failed"]), number(event["seconds"], 1)])
+    heads = ("round", *columns, "failed", "seconds")
+    caption = "* best on validation"
+    if own:
+        caption += f"; {', '.join(list(columns)[4:])}: the method's sums over a round's clients"
+    if len(own) > MAX_OWN:
+        caption += f" ({len(own) - MAX_OWN} more in rounds.parquet)"
+    return Grid("rounds", heads, rows, caption=caption, first="right")
 
 
-def _labels(split: str, event: Mapping[str, Any], untrained: Sequence[str] = ()) -> Table:
-    table = Table(title=f"labels on {split}, round {event['round']}", title_justify="left")
-    table.add_column("label")
-    for title in ("AP", "precision", "recall", "F1", "present", "known"):
-        table.add_column(title, justify="right")
+def _labels(split: str, event: Mapping[str, Any], untrained: Sequence[str] = ()) -> Grid:
+    heads = ("label", "AP", "precision", "recall", "F1", "present", "known")
     columns = [event[name] for name in ("ap", "precision", "recall", "f1", "num_present", "num_known")]
-    rows = list(zip(event["label"], *columns, strict=True))
-    for label, *values in rows[: 4 * MAX_ROWS]:
-        mark = " *" if label in untrained else ""
-        table.add_row(escape(label) + mark, *[number(v) for v in values[:4]], *[str(v) for v in values[4:]])
+    every = list(zip(event["label"], *columns, strict=True))
+    rows = [
+        [label + " *" * (label in untrained), *[number(v) for v in values[:4]], *[str(v) for v in values[4:]]]
+        for label, *values in every[: 4 * MAX_ROWS]
+    ]
     captions = ["* present on no training image as annotated"] if untrained else []
-    if len(rows) > 4 * MAX_ROWS:
-        captions.append(f"{len(rows) - 4 * MAX_ROWS} more labels in labels.parquet")
-    table.caption = "; ".join(captions) or None
-    return table
+    if len(every) > len(rows):
+        captions.append(f"{len(every) - len(rows)} more labels in labels.parquet")
+    return Grid(f"labels on {split}, round {event['round']}", heads, rows, "; ".join(captions))
 
 
-def _failures(failures: list[dict[str, Any]], client_names: Sequence[str] = ()) -> Table:
-    table = Table(title=f"{len(failures)} failed turns", title_justify="left")
-    for title in ("round", "client", "host", "reason"):
-        table.add_column(title)
+def _failures(failures: list[dict[str, Any]], client_names: Sequence[str] = ()) -> TextTable:
+    table = TextTable(f"{len(failures)} failed turns", "round", "client", "host", "reason")
     for event in failures[-MAX_ROWS:]:
-        client = escape(client_title(event["client"], client_names))
-        table.add_row(str(event["round"]), client, event["host"], escape(event["error"].splitlines()[0]))
+        reason = cut(event["error"].splitlines()[0], MAX_REASON)
+        table.add_row(str(event["round"]), client_title(event["client"], client_names), event["host"], reason)
     return table

@@ -5,11 +5,16 @@ decide everything and Flower's random node ids nothing. A simulated node can pla
 any client, so clients are dealt by cost, and what a node could not answer is dealt
 once more to the nodes that could. A device is one client: if it is silent, that
 client has failed this round and is asked again in the next. Every wait is bounded.
+
+Flower lets nodes of any version take part; here one of another minor version is set
+aside with a warning. Other differences between a node's versions and the server's are
+warned about, and every node's versions are in the record.
 """
 
 from __future__ import annotations
 
 import gc
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -43,6 +48,8 @@ GRACE_S: Final = 10.0
 
 PULL_AT_ONCE: Final = 8
 """Replies fetched together: bounds the memory in which finished updates wait."""
+
+_log = logging.getLogger("fedmlic")
 
 Answer = tuple[str, RecordDict | str]
 """Whom a message went to, and the content of the reply or the reason why there is none."""
@@ -144,8 +151,9 @@ class FlowerTransport:
         Asked again, it repeats what it knows.
 
         Raises:
-            InputError: too few within ``node-timeout``, two devices that claim one client,
-                nodes that run other code, or bad input that a simulated node found.
+            InputError: too few within ``node-timeout`` (nodes of another minor version of Flower
+                do not count), two devices that claim one client, nodes that run other code, or
+                bad input that a simulated node found.
         """
         if not self._infos:
             self._introduce()
@@ -271,6 +279,7 @@ class FlowerTransport:
                 f"{reasons} Start SuperNodes, raise node-timeout, or lower min-hosts and cohort-size."
             )
             raise InputError(msg)
+        _warn(problems)
         for node, who in found.items():
             self._welcome(node, who)
         self._simulated = any(who.simulated for who in found.values())
@@ -310,13 +319,19 @@ class FlowerTransport:
             problems.append(f"A node failed: {answer}. {wire.STALE_HINT}")
             return
         try:
-            found[node] = wire.unpack_introduction(answer)
+            who = wire.unpack_introduction(answer)
         except wire.RemoteError as error:
             if error.simulated:
                 raise (InputError(error.text) if error.kind == InputError.__name__ else error) from None
             problems.append(f"A node failed: {error}")
         except wire.WireError as error:
             problems.append(f"A node does not follow the protocol: {error}")
+        else:
+            refusal = _refusal(who)
+            if refusal:
+                problems.append(refusal)
+            else:
+                found[node] = who
 
     def _are_enough(self, found: Mapping[int, wire.Introduction]) -> bool:
         return len(found) >= self._needed(found)
@@ -333,6 +348,7 @@ class FlowerTransport:
             msg = f"Expected every device to be another client, got two {name}. Give each SuperNode its own client=."
             raise InputError(msg)
         self._nodes[name], self._infos[name] = node, who.info
+        _warn([text] if (text := _difference(who.info)) else [])
 
     def _find_returned(self) -> None:
         """A device that came back under another node id takes its place again."""
@@ -341,17 +357,46 @@ class FlowerTransport:
         missing = {name for name, node in self._nodes.items() if node not in present}
         if not missing or not present - known - self._strangers:
             return
-        found, _ = self._query(lambda _: True, skip=known | self._strangers)
+        found, problems = self._query(lambda _: True, skip=known | self._strangers)
+        _warn(problems)
         for node, who in found.items():
             if who.info.host in missing and who.code == wire.code_digest():
                 self._nodes[who.info.host] = node
         self._strangers |= present - set(self._nodes.values())
 
 
+def _refusal(who: wire.Introduction) -> str:
+    """Why a node cannot take part, or nothing."""
+    own, other = wire.versions()["flwr"], who.info.versions["flwr"]
+    if wire.minor(own) == wire.minor(other):
+        return ""
+    return (
+        f"Expected {who.info.host} to run Flower {wire.minor(own)} as the server does ({own}), got {other}. "
+        f"Install flwr=={own} there and start the node again."
+    )
+
+
+def _difference(info: HostInfo) -> str:
+    """What a node computes with in other versions than the server, or nothing."""
+    own = wire.versions()
+    others = [f"{name} {version} ({own[name]})" for name, version in info.versions.items() if version != own[name]]
+    if not others:
+        return ""
+    return (
+        f"{info.host} runs other versions than the server (in brackets): {', '.join(others)}. The run goes on; "
+        "its last digits may depend on them."
+    )
+
+
+def _warn(problems: Iterable[str]) -> None:
+    for problem in problems:
+        _log.warning("%s", problem)
+
+
 def replace_dead_actors() -> int:
     """Put new Ray actors in the place of dead ones, if Flower's simulation runs in this process.
 
-    Flower 1.41 hands a dead actor back to its pool, which gives it out first ever after,
+    Flower (1.41 and 1.42) hands a dead actor back to its pool, which gives it out first ever after,
     and has no way to ask for another. Call it while no message is under way.
 
     Returns:

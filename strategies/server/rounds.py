@@ -20,9 +20,9 @@ from fedmlic.arrays import sha256
 from fedmlic.errors import InputError
 from fedmlic.histograms import ScoreHistograms
 from fedmlic.method import stretch_of
-from fedmlic.metrics import spread
-from fedmlic.protocol import BY_IMAGES, CLIENTS_BEHIND, IMAGES_BEHIND, STATISTICS, Reply, Request, Turn
-from fedmlic.update import Update, units_for
+from fedmlic.metrics import across_clients
+from fedmlic.protocol import BY_IMAGES, CLIENTS_BEHIND, IMAGES_BEHIND, STATISTICS, HostInfo, Reply, Request, Turn
+from fedmlic.update import Update, method_metrics, units_for
 from strategies.server.balance import balance, hosts_of
 from strategies.server.cohort import Directory, sample_cohort
 from strategies.server.costs import Costs
@@ -149,6 +149,7 @@ class Rounds:
         hosts = self._transport.hosts()
         directory = Directory(hosts)
         self._costs, self._num_hosts = Costs(directory), len(hosts)
+        self._write_versions(hosts)
         progress = self._count(start, directory)
         metrics: dict[str, float] = {}
         for number in range(start.round + 1, experiment.num_rounds + 1):
@@ -231,7 +232,9 @@ class Rounds:
         part = request.layout(self._layout)
         here = Round(number, len(directory.clients), len(cohort), part, experiment.seed, before.statistics)
         inner = replace(before.state, flat=self._layout.gather(before.state.flat, part), metrics={})
-        state = self._strategy.aggregate(inner, self._updates(number, replies, played, len(cohort)), here)
+        sums: dict[str, float] = {}
+        updates = self._updates(number, replies, played, len(cohort))
+        state = self._strategy.aggregate(inner, _noted(updates, sums), here)
         state = replace(state, flat=self._layout.scatter(state.flat, part, before.state.flat))
         turns = list(played.values())
         self._require_enough(number, turns, len(cohort))
@@ -250,7 +253,7 @@ class Rounds:
         if self._personal and personal:
             progress = _with_best(progress, personal, "client/mAP")
         progress = replace(progress, seconds=before.seconds + time.perf_counter() - started)
-        self._write_round(progress, turns, evaluation, train_seconds)
+        self._write_round(progress, turns, evaluation, train_seconds, sums)
         self._record.checkpoint(progress)
         return progress, dict(evaluation.values) if evaluation else {}
 
@@ -307,7 +310,6 @@ class Rounds:
         """Have every client score the model on its held-out images, if any are held out; merge exactly."""
         if self._experiment.holdout_fraction == 0:
             return {}
-        clients = directory.clients.tolist()
         request = Request(
             kind="evaluate",
             round=progress.round,
@@ -316,28 +318,44 @@ class Rounds:
             last=self._last(progress, directory.clients.tolist()),
             run=self._run,
         )
-        costs = dict.fromkeys(clients, 1.0)
-        pooled: ScoreHistograms | None = None
         played: dict[int, Turn] = {}
-        for reply in self._transport.play(request, clients, costs):
-            played.update({turn.client: turn for turn in reply.turns})
-            if reply.evaluation:
-                part = ScoreHistograms.from_arrays(reply.evaluation)
-                pooled = part if pooled is None else pooled + part
+        seen, new = (
+            self._pooled(request, [c for c in directory.clients.tolist() if (c in progress.last) is took_part], played)
+            for took_part in (True, False)
+        )
+        pooled = new if seen is None else seen if new is None else seen + new
         turns = list(played.values())
         turns.sort(key=lambda turn: turn.client)  # a mean must not depend on who answered first
-        scores = [float(turn.metrics["mAP"]) for turn in turns if "mAP" in turn.metrics]
-        values = {f"client/mAP/{name}": value for name, value in spread(scores).items()}
+        found = across_clients([turn.metrics for turn in turns if turn.metrics], self._experiment.client_min_entries)
+        values = {f"client/mAP/{name}": value for name, value in found.items()}
         if pooled is not None:
             values.update({f"client/{name}": value for name, value in pooled.metrics().items()})
+        if new is not None:
+            values.update({f"client/new/{name}": value for name, value in new.metrics().items()})
+        values["client/new/num-clients"] = float(sum(turn.client not in progress.last for turn in turns))
         failed = sum(bool(turn.error) for turn in turns)
         self._record.event(
             "clients-evaluated", {"round": progress.round, "num-clients": len(turns), "num-failed": failed, **values}
         )
         return values
 
+    def _pooled(self, request: Request, clients: list[int], played: dict[int, Turn]) -> ScoreHistograms | None:
+        """The scores of these clients' held-out images together; their turns are noted in ``played``."""
+        pooled: ScoreHistograms | None = None
+        for reply in self._transport.play(request, clients, dict.fromkeys(clients, 1.0)) if clients else ():
+            played.update({turn.client: turn for turn in reply.turns})
+            if reply.evaluation:
+                part = ScoreHistograms.from_arrays(reply.evaluation)
+                pooled = part if pooled is None else pooled + part
+        return pooled
+
     def _write_round(
-        self, progress: Progress, turns: list[Turn], evaluation: Evaluation | None, train_seconds: float
+        self,
+        progress: Progress,
+        turns: list[Turn],
+        evaluation: Evaluation | None,
+        train_seconds: float,
+        sums: Mapping[str, float],
     ) -> None:
         self._write_turns(progress.round, turns)
         rows = [{"round": progress.round, **row} for row in hosts_of(turns, train_seconds)]
@@ -361,12 +379,18 @@ class Rounds:
                 "loss": sum(turn.loss for turn in good) / max(len(good), 1),
                 "bytes-down": sum(turn.bytes_down for turn in good),
                 "bytes-up": sum(turn.bytes_up for turn in good),
-                **{f"strategy/{name}": value for name, value in progress.state.metrics.items()},
+                **{f"method/{name}": sums[name] for name in sorted(sums)},
+                **{f"strategy/{name}": value for name, value in sorted(progress.state.metrics.items())},
                 "best-round": progress.best_round,
                 **balance(turns, train_seconds, min(self._num_hosts, len(turns))),
                 **(evaluation.values if evaluation else {}),
             },
         )
+
+    def _write_versions(self, hosts: Sequence[HostInfo]) -> None:
+        """What hosts in environments of their own compute with; the server's is in environment.json."""
+        rows = [{"host": info.host, **info.versions} for info in hosts if info.versions]
+        self._record.add_events("versions", rows)
 
     def _write_turns(self, number: int, turns: list[Turn]) -> None:
         rows = [{"round": number, **written(turn)} for turn in sorted(turns, key=lambda turn: turn.client)]
@@ -419,6 +443,14 @@ def withheld(total: Update, experiment: Experiment) -> tuple[dict[str, Tensor], 
         about = {"name": name, "shape": list(counted[name].shape), "num-withheld": few}
         events.append({**about, "num-clients": len(total.clients), **shown})
     return counted, events
+
+
+def _noted(updates: Iterable[Update], sums: dict[str, float]) -> Iterator[Update]:
+    """Pass updates on and add up what the method counted; the terms are such that their order does not show."""
+    for update in updates:
+        for name, value in method_metrics(update.metrics).items():
+            sums[name] = sums.get(name, 0.0) + value
+        yield update
 
 
 def _ignore(round_number: int, turn: Turn, total: int) -> None:

@@ -1,29 +1,32 @@
 """Put the server together: everything but the transport, for every engine.
 
-``fedmlic run`` (in process and on Ray) and Flower's ServerApp call the same two
-functions, so that there is one way a run starts, resumes and ends.
+``fedmlic run`` (in process, with worker processes, on Ray) and Flower's ServerApp call the same
+two functions, so that there is one way a run starts, resumes and ends.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from fedmlic import spec
-from fedmlic.corpus import Corpus, open_corpus
+from fedmlic import code, spec
+from fedmlic.corpus import Corpus, load_corpus, open_corpus
 from fedmlic.errors import InputError
 from fedmlic.evaluation import Evaluator
 from fedmlic.experiment import home_of
+from fedmlic.federation import modules_behind
 from fedmlic.learner import Learner, build_learner, choose_device, label_space
 from fedmlic.process import prepare
-from fedmlic.record import RunFolder, write_bytes, write_json
+from fedmlic.record import RunFolder, read_json, write_bytes, write_json
 from fedmlic.tensorboard import curves
 from strategies.server.check import check_experiment, mods_of
 from strategies.server.rounds import Outcome, Progress, Rounds
@@ -32,6 +35,7 @@ from strategies.strategy import State, Strategy
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fedmlic.dataset import Dataset
     from fedmlic.experiment import Experiment, Runtime
     from fedmlic.protocol import Turn
     from strategies.server.transport import Transport
@@ -43,6 +47,12 @@ COUNTED = "statistics/"
 LAST = "last-turns"
 """Begin the names of a checkpoint's tensors; the last is int64 ``[clients, 2]``: client, round of its last turn."""
 
+TABLES_EVERY_S = 30.0
+"""Seconds between two writings of the tables while rounds are played."""
+
+TABLES_SHARE = 0.05
+"""Largest share of the time that goes into writing the tables: they are made anew from all events."""
+
 
 @dataclass(frozen=True)
 class Server:
@@ -53,6 +63,8 @@ class Server:
     corpus: Corpus
     learner: Learner
     strategy: Strategy
+    warnings: tuple[str, ...] = ()
+    """What the record and whoever watches should know of the data."""
 
     @property
     def remembers(self) -> bool:
@@ -72,7 +84,7 @@ def build_server(
     check_experiment(experiment, runtime)
     prepare(runtime.threads)
     strategy: Strategy = spec.build("strategy", experiment.strategy)
-    dataset = spec.build("dataset", experiment.dataset)
+    dataset: Dataset = spec.build("dataset", experiment.dataset)
     corpus = open_corpus(dataset, home_of(runtime), progress=progress, **experiment.reading())
     device = choose_device(runtime.device)
     learner = build_learner(
@@ -82,7 +94,19 @@ def build_server(
         device,
         channels_last=runtime.channels_last,
     )
-    return Server(experiment, runtime, corpus, learner, strategy)
+    return Server(experiment, runtime, corpus, learner, strategy, _about_data(dataset, corpus))
+
+
+def _about_data(dataset: Dataset, corpus: Corpus) -> tuple[str, ...]:
+    """A line if code of this project that drew the corpus was edited since."""
+    change = code.compare(corpus.manifest.get("code", dataset.code), dataset.code)
+    if not change:
+        return ()
+    text = (
+        f"{corpus.path} was built by other code of data set {corpus.name} ({change}). If that draws other images or "
+        "labels, delete the folder to have it built again."
+    )
+    return (text,)
 
 
 class FolderRecord:
@@ -98,6 +122,7 @@ class FolderRecord:
         self._writer = ThreadPoolExecutor(1, "record")
         self._error: BaseException | None = None
         self._checkpoint: Future[None] | None = None
+        self._tables_due = time.monotonic() + TABLES_EVERY_S
 
     def event(self, kind: str, values: Mapping[str, object]) -> None:
         """Append one event."""
@@ -119,7 +144,8 @@ class FolderRecord:
             (SHARED, progress.state.shared),
             (COUNTED, progress.statistics),
         ):
-            tensors |= {prefix + name: tensor for name, tensor in held.items()}
+            # Copies, since safetensors refuses names that share memory.
+            tensors |= {prefix + name: tensor.clone() for name, tensor in held.items()}
         tensors[LAST] = torch.tensor(sorted(progress.last.items()), dtype=torch.int64).view(-1, 2)
         best = None if math.isinf(progress.best_value) else progress.best_value
         values = {
@@ -132,6 +158,7 @@ class FolderRecord:
         def write() -> None:
             self._folder.save_checkpoint(progress.round, tensors, values)
             self._folder.prune_checkpoints(self._server.runtime.keep_checkpoints, progress.best_round)
+            self._tables_when_due()
 
         self._checkpoint = self._later(write)
 
@@ -145,6 +172,13 @@ class FolderRecord:
         """Wait until everything is on the disk; raises what went wrong."""
         self._writer.submit(lambda: None).result()
         self._raise()
+
+    def _tables_when_due(self) -> None:
+        started = time.monotonic()
+        if started >= self._tables_due:
+            self._folder.write_tables()
+            ended = time.monotonic()
+            self._tables_due = ended + max(TABLES_EVERY_S, (ended - started) / TABLES_SHARE)
 
     def _later(self, write: Callable[[], None]) -> Future[None]:
         self._raise()
@@ -177,7 +211,7 @@ def start_of(folder: RunFolder, server: Server) -> Progress:
         _write_frozen(folder, server)
         return Progress(0, State(flat))
     tensors, values = folder.load_checkpoint(numbers[-1])
-    if values["corpus"] != server.corpus.key:
+    if values["corpus"] != server.corpus.key and not _same_content(values["corpus"], server.corpus):
         msg = (
             f"Expected the images and labels that {folder.path} was started with (corpus {values['corpus']}), "
             f"got others (corpus {server.corpus.key}). Restore them, or start a new run."
@@ -201,6 +235,15 @@ def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
+def _same_content(key: str, corpus: Corpus) -> bool:
+    """Whether the corpus ``key`` holds the same: an edited plug-in may draw what it drew before."""
+    folder = corpus.path.parent / Path(key).name
+    try:
+        return folder.is_dir() and load_corpus(folder).content == corpus.content
+    except InputError:
+        return False
+
+
 def _write_frozen(folder: RunFolder, server: Server) -> None:
     """Keep what is frozen in the network, so that prediction needs no weight file of the past."""
     from safetensors.torch import save
@@ -213,16 +256,45 @@ def _write_frozen(folder: RunFolder, server: Server) -> None:
     write_bytes(folder.path / "frozen.safetensors", save(state, metadata=about))
 
 
+def code_of(experiment: Experiment) -> dict[str, str]:
+    """Hash of every Python file that decides the result: this project's and those of plug-ins."""
+    others = [key for key in spec.CATALOGUES if key not in {"partition", "regime"}]
+    named = [(key, str(each)) for key in others for each in spec.parse_all(getattr(experiment, key), key)]
+    modules = [module for key, text in named for module in spec.modules(key, text)]
+    modules += modules_behind(experiment.partition, experiment.regime)
+    return {**code.own_files(), **code.outside(code.files_behind(*modules))}
+
+
+def note_code(folder: RunFolder, experiment: Experiment, *, resumed: bool) -> list[str]:
+    """Keep the code of a new run as ``code.json``; for one that goes on, a line if its code has changed."""
+    files, path = code_of(experiment), folder.path / "code.json"
+    if not resumed:
+        write_json(path, {"digest": code.digest(files), "files": files})
+        return []
+    if not path.exists():
+        return ["the code that this run was started with is not known: it was not recorded then"]
+    change = code.compare(read_json(path)["files"], files)
+    if not change:
+        return []
+    text = (
+        f"this run was started with other code ({change}). Rounds from here on are those of the code as it is now; "
+        "the result may not be that of a run that was never interrupted."
+    )
+    return [text]
+
+
 def serve(
     server: Server,
     transport: Transport,
     folder: RunFolder,
     on_turn: Callable[[int, Turn, int], None] | None = None,
 ) -> Outcome:
-    """Play the rounds that are left, and write result.json and the tables at the end."""
+    """Play the rounds that are left; write the tables meanwhile and at any end, and result.json when all is done."""
     start = start_of(folder, server)
     with curves(folder):
         folder.event("start", {"round": start.round, "num-rounds": server.experiment.num_rounds})
+        for text in (*server.warnings, *note_code(folder, server.experiment, resumed=start.round > 0)):
+            folder.event("warning", {"text": text})
         record = FolderRecord(folder, server)
         rounds = Rounds(
             server.experiment,
@@ -242,6 +314,8 @@ def serve(
                 record.settle()
             if isinstance(error, Exception):
                 folder.event("failed", {"reason": f"{type(error).__name__}: {error}"})
+            with suppress(Exception):
+                folder.write_tables()
             raise
         folder.event("end", {"round": outcome.progress.round, "weights-sha256": outcome.weights_sha256})
     folder.write_tables()

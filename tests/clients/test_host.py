@@ -1,18 +1,21 @@
 """A host plays clients: each alone, all added up, no failure spreads."""
 
 import gc
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from clients.host import Host
+from clients.memory import FolderMemory
 from clients.opening import open_federation
 from fedmlic.federation import local_federation
 from fedmlic.histograms import ScoreHistograms
-from fedmlic.labels import known
+from fedmlic.labels import PRESENT, known
 from fedmlic.learner import build_learner
 from fedmlic.protocol import Request
+from fedmlic.stores import DamagedError, Images, damaged
 from fedmlic.update import Weighting, units_for
 from strategies.server.server import build_server
 
@@ -84,7 +87,7 @@ FAILURES = {
     "recursion": "RecursionError: ",
     "nothing": "AttributeError: ",
     "metric": "ValueError: Expected the metric loss to be finite",
-    "text": "TypeError: ",
+    "text": "InputError: Expected the metric extra of a method to be a number, got str",
 }
 
 
@@ -330,3 +333,146 @@ def test_the_learner_is_the_same_in_every_process(tiny):
     second = build_learner(experiment, ("a", "b"), (24, 24, 3))
 
     assert torch.equal(first.resident.flat, second.resident.flat)
+
+
+def test_data_that_are_not_what_was_written_stop_the_host(host, monkeypatch):
+    """A failed client in each round would be another result, and nobody may look at the log."""
+    host = host()
+
+    def take(self, rows):
+        raise damaged(self.folder, f"the image in row {rows[0]} was changed")
+
+    monkeypatch.setattr(Images, "take", take)
+
+    for kind in ("train", "evaluate"):
+        with pytest.raises(DamagedError, match="the image in row"):
+            host.play(request_for(host, kind), [0])
+
+
+# --- mods, memory and counts -----------------------------------------------------------------
+
+KEEPS = """
+import torch
+from fedmlic.mod import Hooks, Mod
+
+
+def keeps(*, every: int = 1, how: str = "none", client: int = -1):
+    def begin(resident, shard, local):
+        seen = {name: tensor.clone() for name, tensor in local.memory.items()}
+        if every > 1:
+            local.memory.clear()
+        if local.round % every == 0:
+            local.memory["rounds"] = torch.cat([seen.get("rounds", torch.zeros(0)), torch.tensor([float(local.round)])])
+
+        def extras(change, trained):
+            if shard.client == client and how == "raise":
+                raise KeyError("no sum")
+            if shard.client == client and how == "nan":
+                return {"sum": torch.tensor(float("nan"))}
+            if shard.client == client and how == "shape":
+                return {"sum": torch.zeros(2)}
+            return {"sum": torch.tensor(1.0), "start": (resident.flat - local.start).abs().sum().view(1) * 0}
+
+        return Hooks(extras=extras)
+
+    return Mod(begin, remembers=True)
+"""
+
+
+@pytest.fixture
+def keeping(tiny, plug, tmp_path):
+    """A function: a host whose clients keep tensors, and where they keep them."""
+    plug("keeps", KEEPS)
+
+    def make(mods="keeps.keeps()", vectorize=1, **changes):
+        experiment, runtime = tiny(mods=mods, **changes)
+        server = build_server(experiment, runtime)
+        place = FolderMemory(tmp_path / "memory")
+        federation = open_federation(experiment, runtime, server.corpus)
+        made = Host("test", experiment, federation, server.learner, vectorize=vectorize, memory=lambda _: place)
+        return made, place
+
+    return make
+
+
+def test_a_turn_reads_what_the_last_turn_that_counted_kept(keeping):
+    made, place = keeping()
+    made.play(request_for(made, number=1), [0, 2])
+    made.play(replace(request_for(made, number=2), last={0: 1, 2: 1}), [0])
+    made.play(replace(request_for(made, number=3), last={0: 1, 2: 1}), [0, 2])  # round 2 of client 0 did not count
+
+    assert place.recall(0, 3)["rounds"].tolist() == [1, 3]
+    assert place.recall(2, 3)["rounds"].tolist() == [1, 3]
+    assert place.versions(0) == [1, 3]
+
+
+def test_a_client_that_keeps_nothing_in_a_turn_can_play_the_next(keeping):
+    made, place = keeping("keeps.keeps(every=2)")
+    for number in (1, 2, 3, 4):
+        last = {0: number - 1} if number > 1 else {}
+        reply = made.play(replace(request_for(made, number=number), last=last), [0])
+        assert reply.turns[0].error == ""
+
+    assert place.recall(0, 3) == {}
+    assert place.recall(0, 4)["rounds"].tolist() == [4]
+
+
+@pytest.mark.parametrize("how", ["raise", "nan", "shape"])
+@pytest.mark.parametrize("vectorize", [1, 3])
+def test_a_mod_that_fails_is_one_failed_turn(keeping, how, vectorize):
+    made, _ = keeping(f"keeps.keeps(how='{how}', client=1)", vectorize)
+    without, _ = keeping("keeps.keeps()", vectorize)
+
+    reply = made.play(request_for(made), [0, 1, 2])
+    expected = without.play(request_for(without), [0, 2])
+
+    assert [bool(turn.error) for turn in reply.turns] == [False, True, False]
+    assert sorted(reply.updates[0].clients) == [0, 2]
+    assert reply.updates[0].extra_sum("sum") == 2
+    torch.testing.assert_close(reply.updates[0].sums, expected.updates[0].sums, rtol=0, atol=1e-4)
+
+
+def test_trained_at_once_clients_keep_and_send_what_they_do_one_by_one(keeping):
+    made, place = keeping(vectorize=3)
+    made.play(request_for(made, number=1), [0, 1, 2])
+    reply = made.play(replace(request_for(made, number=2), last={0: 1, 1: 1, 2: 1}), [0, 1, 2])
+
+    assert [turn.error for turn in reply.turns] == ["", "", ""]
+    assert all(place.recall(client, 2)["rounds"].tolist() == [1, 2] for client in (0, 1, 2))
+    assert reply.updates[0].extra_sum("sum") == 3
+
+
+def test_memory_that_is_gone_is_a_failed_turn_that_names_the_file(keeping):
+    made, _ = keeping()
+    reply = made.play(replace(request_for(made, number=5), last={0: 4}), [0, 1])
+
+    assert "Expected client 0 to have kept its tensors of round 4" in reply.turns[0].error
+    assert reply.turns[1].error == ""
+
+
+def test_without_a_place_for_memory_the_turn_says_so(tiny, plug):
+    plug("keeps", KEEPS)
+    experiment, runtime = tiny(mods="keeps.keeps()")
+    server = build_server(experiment, runtime)
+    made = Host("test", experiment, open_federation(experiment, runtime, server.corpus), server.learner)
+
+    assert "Give this host one" in made.play(request_for(made), [0]).turns[0].error
+
+
+def test_counts_tell_how_many_stand_behind_each_number(host):
+    made = host(mods="label_report()", allow_statistics=True)
+    request = replace(request_for(made), kind="count", round=0)
+
+    reply = made.play(request, [0, 1, 4])
+
+    update = reply.updates[0]
+    names = {name for name in update.extras if "#" not in name}
+    assert names
+    shards = [made._federation.shard(client) for client in (0, 1, 4)]
+    present = np.array([(shard.labels == PRESENT).sum(0) for shard in shards])
+    sizes = np.array([shard.num_images for shard in shards])
+    assert update.extra_sum("labels/present").tolist() == present.sum(0).tolist()
+    assert update.extra_sum("labels/present#clients").tolist() == (present > 0).sum(0).tolist()
+    assert update.extra_sum("labels/present#images").tolist() == ((present > 0) * sizes[:, None]).sum(0).tolist()
+    assert [turn.error for turn in reply.turns] == ["", "", ""]
+    assert update.layout.size == 0

@@ -63,13 +63,17 @@ def context(node_config, config, run_id=1):
     return Context(run_id=run_id, node_id=99, node_config=node_config, state=RecordDict(), run_config=config)
 
 
+def start_of(seat):
+    return seat.host._learner.resident.flat.clone()
+
+
 def request_to(seat, clients, **changes):
     layout = seat.host.layout
-    flat = seat.learner.resident.flat.clone()
+    flat = start_of(seat)
     request = Request(
         **{"kind": "train", "round": 1, "flat": flat, "units": units_for(Request.weighting, [500], 9)} | changes
     )
-    return wire.pack_request(request, clients, layout, wire.pack_model(request.flat))
+    return wire.pack_request(request, clients, layout, wire.pack_model(request, layout))
 
 
 def ask(seat, where, clients, **changes):
@@ -130,7 +134,7 @@ def test_a_device_does_not_follow_the_servers_paths(device, deployed, tmp_path):
 
     seat = source.open_node(config, {**device, "home": str(home)})
 
-    assert seat.learner.device == torch.device("cpu")
+    assert seat.host.device == torch.device("cpu")
     assert (home / "corpora").is_dir()
 
 
@@ -153,7 +157,7 @@ def test_a_message_gets_the_same_update_as_a_direct_call(run_config):
     where = context(NODE, run_config())
     seat = app.node_of(where)
     direct = source.open_node(run_config(), NODE).host
-    request = Request("train", 1, seat.learner.resident.flat.clone(), units_for(Request.weighting, [500], 9))
+    request = Request("train", 1, start_of(seat), units_for(Request.weighting, [500], 9))
     expected = direct.play(request, [3, 1])
 
     reply = ask(seat, where, [3, 1])
@@ -175,7 +179,7 @@ def test_evaluation_is_counted(run_config):
     reply = ask(app.node_of(where), where, [0, 5], kind="evaluate")
 
     assert [turn.client for turn in reply.turns] == [0, 5]
-    assert set(reply.turns[0].metrics) == {"mAP", "num-evaluable"}
+    assert set(reply.turns[0].metrics) == {"mAP", "chance", "prevalence", "num-labels"}
     assert reply.evaluation
     assert not reply.updates
 
@@ -183,7 +187,7 @@ def test_evaluation_is_counted(run_config):
 def test_a_broken_off_message_leaves_nothing_behind(run_config):
     where = context(NODE, run_config())
     seat = app.node_of(where)
-    start = seat.learner.resident.flat.clone()
+    start = start_of(seat)
     clean = ask(seat, where, [2], flat=start).updates[0]
     seat.host.turns(Request("train", 1, start, units_for(Request.weighting, [500], 9)), [0])  # and nobody collects
 
@@ -228,6 +232,6 @@ def test_a_device_that_cannot_open_its_images_says_so_in_one_line(device, deploy
 def test_messages_of_another_protocol_are_answered(run_config):
     where = context(NODE, run_config())
     with pytest.raises(wire.RemoteError, match="WireError") as caught:
-        wire.unpack_reply(app.answer_to(RecordDict(), where), app.node_of(where).learner.resident.layout)
+        wire.unpack_reply(app.answer_to(RecordDict(), where), app.node_of(where).host.layout)
 
     assert caught.value.simulated

@@ -3,20 +3,29 @@
 import ast
 import inspect
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from fedmlic.arrays import Layout
+from clients.host import passed_on
+from fedmlic.arrays import Layout, Resident
+from fedmlic.experiment import Experiment
+from fedmlic.method import Local, Trained
 from fedmlic.spec import build, entries, factory
 from fedmlic.update import Update, Weighting, units_for
-from strategies.strategy import State, Strategy
+from strategies.strategy import Round, State, Strategy
 
 NAMES = entries("strategy")
 VARIANTS = [*NAMES, "fedavg(weights='uniform')", "fedavg(weights='annotations')", "labelwise(shared='images')"]
 every_strategy = pytest.mark.parametrize("name", VARIANTS)
+CORRECTED = {"feddyn"}
+"""Rules whose next model is a mean and a correction."""
+
+every_mean = pytest.mark.parametrize("name", [name for name in VARIANTS if name.partition("(")[0] not in CORRECTED])
 NUM_LABELS = 3
 LAYOUT = Layout(
     ("mean", "var", "w", "head", "bias"),
@@ -26,6 +35,7 @@ LAYOUT = Layout(
     (("mean", "var"),),
 )
 SIZES = (10, 200, 3, 57)
+HERE = Round(1, len(SIZES), len(SIZES), LAYOUT)
 
 
 def start(seed=0):
@@ -44,6 +54,40 @@ def known(client):
     return torch.tensor([[4, 10, 0], [100, 0, 0], [0, 0, 0], [57, 1, 0]])[client]
 
 
+class Net(nn.Module):
+    """A network of ``LAYOUT``, for the mods that a rule brings along."""
+
+    def __init__(self):
+        super().__init__()
+        for name, shape in zip(LAYOUT.names, LAYOUT.shapes, strict=True):
+            if name in {"mean", "var"}:
+                self.register_buffer(name, torch.zeros(shape))
+            else:
+                self.register_parameter(name, nn.Parameter(torch.zeros(shape)))
+
+
+def sent_by(strategy, client, flat):
+    """What a client that trained to ``flat`` sends under the rule's own mods: its tensors and further sums."""
+    resident = Resident(Net(), num_labels=NUM_LABELS, label_rows=("head", "bias"), moments=LAYOUT.moments)
+    assert resident.layout == LAYOUT
+    state = strategy.init(start(), LAYOUT)
+    resident.load(state.flat)
+    local = Local(
+        Experiment(optimizer="sgd", num_clients=4, cohort_size=4),
+        1,
+        client,
+        torch.device("cpu"),
+        incoming=lambda: resident.network,
+        start=state.flat,
+        layout=LAYOUT,
+        shared=state.shared,
+    )
+    shard = SimpleNamespace(client=client, num_images=SIZES[client], annotations=known(client).numpy())
+    hooks = [build("mods", text).begin(resident, shard, local) for text in strategy.mods]
+    sent, _, extras = passed_on(hooks, LAYOUT, state.flat, flat, Trained(0.1, 2, {}))
+    return sent, extras
+
+
 def updates(strategy, clients=(0, 1, 2, 3), groups=None):
     """Their updates as a host would send them: one each, or one sum per group."""
     each = strategy.needs == "each"
@@ -53,13 +97,15 @@ def updates(strategy, clients=(0, 1, 2, 3), groups=None):
     for group in groups:
         total = Update.zero(LAYOUT, units_for(strategy.weighting, [SIZES[group[0]]], NUM_LABELS) if each else units)
         for client in group:
+            sent_flat, extras = sent_by(strategy, client, model(client))
             total.add_client(
                 client,
-                model(client),
+                sent_flat,
                 weighting=strategy.weighting,
                 num_images=SIZES[client],
                 annotations=known(client),
                 metrics={"loss": 0.1 * client, "steps": 2.0},
+                extras=extras,
             )
         sent.append(total)
     return sent
@@ -68,11 +114,12 @@ def updates(strategy, clients=(0, 1, 2, 3), groups=None):
 def aggregate(name, sent=None, flat=None):
     strategy = build("strategy", name)
     state = strategy.init(start() if flat is None else flat, LAYOUT)
-    return strategy.aggregate(state, iter(updates(strategy) if sent is None else sent))
+    return strategy.aggregate(state, iter(updates(strategy) if sent is None else sent), HERE)
 
 
 def bits(state):
-    return state.flat.numpy().tobytes(), {name: t.numpy().tobytes() for name, t in state.memory.items()}
+    held = {**state.memory, **{f"shared {name}": tensor for name, tensor in state.shared.items()}}
+    return state.flat.numpy().tobytes(), {name: tensor.numpy().tobytes() for name, tensor in held.items()}
 
 
 def test_the_catalogue_is_found():
@@ -103,7 +150,7 @@ def test_without_updates_nothing_changes(name):
     state = strategy.init(start(), LAYOUT)
     before = bits(state)
 
-    assert bits(strategy.aggregate(state, iter(()))) == before
+    assert bits(strategy.aggregate(state, iter(()), HERE)) == before
 
 
 @every_strategy
@@ -112,7 +159,7 @@ def test_the_state_that_goes_in_is_left_alone(name):
     state = strategy.init(start(), LAYOUT)
     before = bits(state)
 
-    after = strategy.aggregate(state, iter(updates(strategy)))
+    after = strategy.aggregate(state, iter(updates(strategy)), HERE)
 
     assert bits(state) == before
     assert after.flat.data_ptr() != state.flat.data_ptr()
@@ -134,20 +181,22 @@ def test_neither_order_nor_grouping_of_updates_changes_a_bit(name, data):
     assert expected == bits(aggregate(name, updates(strategy, order, groups)))
 
 
-@every_strategy
+@every_mean
 def test_clients_that_all_send_the_same_model_are_agreed_with(name):
     strategy = build("strategy", name)
     units = units_for(strategy.weighting, SIZES, NUM_LABELS)
     sent = []
     for client in (0, 1):
         update = Update.zero(LAYOUT, units)
+        sent_flat, extras = sent_by(strategy, client, model(0))
         update.add_client(
             client,
-            model(0),
+            sent_flat,
             weighting=strategy.weighting,
             num_images=SIZES[client],
             annotations=torch.tensor([1, 2, 3]),
-            metrics={"loss": float(client)},
+            metrics={"loss": float(client), "steps": 2.0},
+            extras=extras,
         )
         sent.append(update)
 
@@ -157,7 +206,7 @@ def test_clients_that_all_send_the_same_model_are_agreed_with(name):
         torch.testing.assert_close(view, tensor, rtol=1e-6, atol=1e-6)
 
 
-@every_strategy
+@every_mean
 def test_the_mean_lies_between_the_models(name):
     merged = aggregate(name)
 
@@ -175,11 +224,11 @@ def test_memory_survives_a_checkpoint(name):
 
     strategy = build("strategy", name)
     state = aggregate(name)
-    restored = State(state.flat.clone(), load(save(state.memory)) if state.memory else {})
+    restored = State(state.flat.clone(), *(load(save(held)) if held else {} for held in (state.memory, state.shared)))
 
-    again = strategy.aggregate(restored, iter(updates(strategy)))
+    again = strategy.aggregate(restored, iter(updates(strategy)), HERE)
 
-    assert bits(again) == bits(strategy.aggregate(state, iter(updates(strategy))))
+    assert bits(again) == bits(strategy.aggregate(state, iter(updates(strategy)), HERE))
 
 
 @pytest.mark.parametrize("name", NAMES)

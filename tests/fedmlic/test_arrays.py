@@ -288,3 +288,222 @@ def test_label_rows_may_be_frozen_then_they_stay_at_home():
     net.head.requires_grad_(requires_grad=False)
 
     assert "head.weight" not in resident(net).layout.names
+
+
+# A part of the exchanged tensors
+
+
+@given(layout=layouts(), data=st.data(), seed=st.integers(0, 5))
+def test_a_part_is_gathered_and_scattered_bit_for_bit(layout, data, seed):
+    rng = torch.Generator().manual_seed(seed)
+    names = data.draw(st.sets(st.sampled_from(layout.names))) if layout.names else set()
+    whole, other = (torch.randn(layout.size, generator=rng) for _ in range(2))
+
+    part = layout.only(names)
+    values = layout.gather(whole, part)
+    merged = layout.scatter(values, part, other)
+
+    assert part.names == tuple(name for name in layout.names if name in names)
+    assert all(part.shapes[part.names.index(name)] == layout.view(whole, name).shape for name in part.names)
+    assert [name for name, _ in part.row_views(values)] == [
+        name for name, _ in layout.row_views(whole) if name in names
+    ]
+    assert values.shape == (part.size,)
+    for name, view in part.views(values):
+        assert torch.equal(view, layout.view(whole, name))
+    for name, view in layout.views(merged):
+        assert torch.equal(view, layout.view(whole if name in names else other, name))
+    assert part.only(part.names) == part
+    rest = layout.only(set(layout.names) - names)
+    assert part.num_values + rest.num_values == layout.num_values
+    assert sha256(layout, layout.scatter(layout.gather(whole, rest), rest, merged)) == sha256(layout, whole)
+
+
+def test_scattering_changes_neither_of_its_inputs():
+    layout = resident().layout
+    part = layout.only(["body.bias"])
+    values, whole = torch.ones(part.size), torch.zeros(layout.size)
+
+    merged = layout.scatter(values, part, whole)
+
+    assert merged.sum() == 7
+    assert whole.eq(0).all()
+    merged.zero_()
+    assert values.eq(1).all()
+
+
+def test_a_part_with_foreign_names_or_half_a_norm_is_refused():
+    layout = resident().layout
+
+    with pytest.raises(InputError, match=r"Did you mean 'body\.bias'"):
+        layout.only(["body.bia"])
+    with pytest.raises(InputError, match="Add both"):
+        layout.only(["norm.running_mean"])
+    both = layout.only(["norm.running_mean", "norm.running_var", "head.bias"])
+    assert (both.moments, both.num_row_tensors) == (layout.moments, 1)
+    assert layout.only([]).size == 0
+
+
+# A client's own tensors
+
+
+OWN = ("own.weight", "own.bias", "norm.running_mean", "norm.running_var")
+
+
+def test_private_tensors_and_statistics_come_back_to_their_client_only():
+    held = resident(private=OWN)
+    start = held.flat.clone()
+    assert not {*OWN} & {*held.layout.names}
+    assert held.layout.moments == ()
+    assert set(held.private_names) == {*OWN}
+
+    held.load(start)
+    train(held, seed=1)
+    first = held.private_tensors()
+    held.load(start)
+    train(held, seed=2)
+    second = held.private_tensors()
+
+    assert all(not torch.equal(first[name], second[name]) for name in OWN)
+    for wanted in (first, second):
+        held.load(start, wanted)
+        for name in OWN:
+            assert torch.equal(held.network.state_dict()[name], wanted[name])
+    fresh = network().state_dict()
+    held.load(start)
+    for name in OWN:
+        assert torch.equal(held.network.state_dict()[name], fresh[name])
+    held.load(start, {"own.bias": first["own.bias"]})
+    assert torch.equal(held.network.own.bias, first["own.bias"])
+    assert torch.equal(held.network.own.weight, fresh["own.weight"])
+
+
+def test_private_copies_do_not_move_with_the_network():
+    held = resident(private=OWN)
+    kept = held.private_tensors()
+    before = {name: tensor.clone() for name, tensor in kept.items()}
+    train(held)
+
+    assert all(torch.equal(before[name], kept[name]) for name in OWN)
+
+
+@pytest.mark.parametrize(
+    ("private", "message"),
+    [
+        ({"own.weight": torch.zeros(7)}, r"'own\.weight' to be \(7, 7\), got \(7,\)"),
+        ({"body.weight": torch.zeros(7, 5)}, r"'body\.weight' to be one of"),
+    ],
+)
+def test_memory_of_another_network_is_refused(private, message):
+    held = resident()
+    with pytest.raises(InputError, match=message):
+        held.load(held.flat.clone(), private)
+
+
+def test_training_on_with_private_tensors_is_training_one_network_on():
+    """Two turns with what was kept between them are two turns of a network that nobody touched."""
+    held, alone = resident(private=OWN), resident(private=OWN)
+    train(held, seed=1)
+    train(alone, seed=1)
+    held.load(held.flat.clone(), held.private_tensors())
+    train(held, seed=2)
+    train(alone, seed=2)
+
+    assert torch.equal(held.flat, alone.flat)
+    assert all(torch.equal(held.private_tensors()[name], alone.private_tensors()[name]) for name in OWN)
+
+
+# Some tensors train
+
+
+def test_only_what_is_named_trains_and_nothing_else_needs_a_gradient():
+    held = resident()
+    before = {name: tensor.clone() for name, tensor in held.network.state_dict().items()}
+    held.train_only(["head.weight", "head.bias"])
+    held.training_network()
+    optimiser = torch.optim.Adam(held.parameters, lr=0.1)
+
+    for step in range(3):
+        held.zero_grad()
+        loss_of(held.training_network(), step).backward()
+        optimiser.step()
+
+    grads = {name: p.grad is not None for name, p in held.network.named_parameters()}
+    assert {name for name, there in grads.items() if there} == {"head.weight", "head.bias"}
+    for name, tensor in held.network.state_dict().items():
+        assert torch.equal(tensor, before[name]) is (not name.startswith("head") and name != "count"), name
+    assert held.trained == {"head.weight", "head.bias"}
+    assert len(held.parameters) == 2
+
+
+def test_frozen_statistics_are_used_and_do_not_move():
+    held = resident()
+    with torch.no_grad():
+        held.network.norm.running_mean.fill_(0.3)
+    inputs, _ = data()
+    held.train_only(["body.weight"])
+
+    network_ = held.training_network()
+    seen = network_.norm(network_.body(inputs))
+
+    assert held.network.norm.running_mean.eq(torch.tensor(0.3)).all()
+    assert held.network.norm.num_batches_tracked == 0
+    expected = nn.functional.batch_norm(
+        held.network.body(inputs),
+        held.network.norm.running_mean,
+        held.network.norm.running_var,
+        held.network.norm.weight,
+        held.network.norm.bias,
+        training=False,
+    )
+    torch.testing.assert_close(seen, expected)
+    assert network_.body.training
+    assert not network_.norm.training
+
+
+def test_named_statistics_move_though_the_norm_has_frozen_weights():
+    held = resident()
+    held.train_only(["body.weight", "norm.running_mean", "norm.running_var"])
+
+    loss_of(held.training_network()).backward()
+
+    assert held.network.norm.running_mean.ne(0).any()
+    assert held.network.norm.weight.grad is None
+
+
+def test_after_a_stretch_everything_trains_again():
+    held, alone = resident(), resident()
+    start = held.flat.clone()
+    held.train_only(["head.bias"])
+    train(held)
+    held.train_only(None)
+    for each in (held, alone):
+        each.load(start)
+        each.training_network()
+        train(each)
+
+    assert held.trained is None
+    assert all(parameter.requires_grad for parameter in held.parameters)
+    assert all(module.training for module in held.training_network().modules())
+    assert torch.equal(held.flat, alone.flat)
+
+
+def test_each_parameter_gets_its_part_of_a_vector():
+    held = resident()
+    vector = torch.randn(held.layout.size)
+    named = dict(held.network.named_parameters())
+
+    for names in (None, ["own.bias", "head.bias", "body.weight"]):
+        held.train_only(names)
+        parts = held.per_parameter(vector)
+        assert len(parts) == len(held.parameters)
+        for parameter, part in zip(held.parameters, parts, strict=True):
+            name = next(n for n, p in named.items() if p is parameter)
+            if name.startswith("own"):
+                assert part is None
+            else:
+                assert torch.equal(part, held.layout.view(vector, name))
+    part_of = held.layout.only(["head.bias"])
+    parts = held.per_parameter(torch.arange(float(part_of.size)), part_of)
+    assert [None if part is None else part.tolist() for part in parts].count(None) == 2
+    assert [0.0, 1.0, 2.0] in [part.tolist() for part in parts if part is not None]

@@ -1,4 +1,5 @@
 import hashlib
+import importlib
 import json
 import os
 import pickle
@@ -14,10 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmlic import corpus as corpus_module
+from fedmlic import stores
 from fedmlic.corpus import corpus_key, home, load_corpus, open_corpus, open_labels, write_labels
 from fedmlic.dataset import Dataset, Objects, Table
 from fedmlic.errors import InputError
 from fedmlic.spec import build
+from fedmlic.stores import DamagedError
 
 SMALL = "multidigits(num_train=300, num_val=20, num_test=30, image_size=24, num_owners=7)"
 
@@ -361,6 +364,7 @@ def test_nothing_there_is_reported(tmp_path):
 PROGRAM = """
 import sys, time, pathlib
 from fedmlic.spec import build
+from fedmlic.stores import DamagedError
 from fedmlic.corpus import open_corpus
 print("ready", flush=True)
 sys.stdin.readline()
@@ -411,3 +415,153 @@ def test_a_build_that_is_killed_leaves_nothing_that_is_opened(tmp_path):
     assert len(left) == 1
     assert sorted(path.name for path in folder.iterdir()) == sorted([again.key, f".{again.key}.lock"])
     assert digests(again.path) == digests(open_corpus(build("dataset", SMALL), home=tmp_path / "b").path)
+
+
+# What was written is what is read
+
+
+def flip(path, place=-1, bit=0):
+    """Change one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1 << bit
+    path.write_bytes(content)
+
+
+@pytest.fixture
+def large(monkeypatch):
+    """As if every file were too large to be hashed at each opening."""
+    monkeypatch.setattr(corpus_module, "SMALL_BYTES", -1)
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize("max_raw_gb", [40.0, 0])
+def test_one_changed_bit_of_one_image_stops_whoever_reads_it(tmp_path, max_raw_gb):
+    path = open_corpus(toy(), home=tmp_path, max_raw_gb=max_raw_gb).path
+    name = "images.u8.npy" if max_raw_gb else "images.blob"
+    flip(path / name, -20)
+    corpus = load_corpus(path)
+
+    for opened in (corpus, pickle.loads(pickle.dumps(corpus))):  # noqa: S301  (what Ray does with it)
+        opened.images.take(np.arange(39))
+        with pytest.raises(DamagedError, match=r"the image in row 39 was changed after it was written. Delete that"):
+            opened.images.take(np.array([3, 39]))
+        with pytest.raises(DamagedError):  # and again
+            opened.images.take(np.array([39]))
+
+
+@pytest.mark.usefixtures("large")
+def test_every_image_is_hashed_once_per_process(built, monkeypatch):
+    hashed = []
+    original = stores.content_hash
+    monkeypatch.setattr(stores, "content_hash", lambda data: hashed.append(1) or original(data))
+    corpus = load_corpus(built.path)
+
+    for rows in (np.arange(10), np.array([3, 3, 9, 12]), np.arange(13)):
+        corpus.images.take(rows)
+
+    assert len(hashed) == 13
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("labels.i8.npy", lambda corpus: corpus.labels.take(np.array([0]))),
+        ("owners.npy", lambda corpus: corpus.owners),
+        ("owner_names.json", lambda corpus: corpus.owner_names),
+        ("image_ids.json", lambda corpus: corpus.image_ids),
+        ("objects.npz", lambda corpus: corpus.objects),
+        ("images.hashes.npy", lambda corpus: corpus.images.take(np.array([0]))),
+    ],
+)
+def test_one_changed_bit_of_a_large_file_stops_whoever_reads_it(built, name, read):
+    flip(built.path / name)
+    corpus = load_corpus(built.path)
+
+    with pytest.raises(DamagedError, match=f"{name} was changed after it was written"):
+        read(corpus)
+
+
+@pytest.mark.parametrize("name", ["labels.json", "labels.i8.npy", "images.hashes.npy"])
+def test_one_changed_bit_of_a_small_file_stops_the_opening(built, name):
+    flip(built.path / name, -2)
+
+    with pytest.raises(DamagedError, match=f"{name} was changed after it was written"):
+        load_corpus(built.path)
+
+
+def test_a_changed_manifest_is_not_opened(built):
+    """A label's name stands in no other file."""
+    text = (built.path / "manifest.json").read_text(encoding="utf-8")
+    (built.path / "manifest.json").write_text(text.replace('"l3"', '"l7"'), encoding="utf-8")
+
+    with pytest.raises(DamagedError, match=r"manifest\.json was changed after it was written"):
+        load_corpus(built.path)
+
+
+def as_of_an_earlier_version(path):
+    """Take from a corpus what earlier versions did not write."""
+    manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    del manifest["sha256"], manifest["files"]["images.hashes.npy"]
+    (path / "images.hashes.npy").unlink()
+    (path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+@pytest.mark.parametrize("max_raw_gb", [40.0, 0])
+def test_a_corpus_of_an_earlier_version_gets_its_hashes_when_it_is_opened(tmp_path, max_raw_gb):
+    built = open_corpus(toy(), home=tmp_path, max_raw_gb=max_raw_gb)
+    before, content = np.load(built.path / "images.hashes.npy"), built.content
+    as_of_an_earlier_version(built.path)
+    assert load_corpus(built.path).images.take(np.array([0])).shape == (1, 8, 9, 3)
+    calls = []
+
+    again = open_corpus(toy(), tmp_path, lambda *call: calls.append(call), max_raw_gb=max_raw_gb)
+
+    assert again.images.hashed
+    assert (np.load(built.path / "images.hashes.npy") == before).all()
+    assert (again.content, load_corpus(built.path).content) == (content, content)
+    assert calls == [(40, 40)]
+
+
+@pytest.mark.usefixtures("large")
+def test_a_damaged_corpus_of_an_earlier_version_is_not_given_hashes(built, tmp_path):
+    as_of_an_earlier_version(built.path)
+    flip(built.path / "images.u8.npy")
+
+    with pytest.raises(DamagedError, match=r"images\.u8\.npy was changed after it was written"):
+        open_corpus(toy(), home=tmp_path)
+
+
+# Whose code it is
+
+
+def test_an_edited_plug_in_is_another_corpus_and_an_edited_entry_of_ours_is_told(tmp_path, plug, monkeypatch):
+    text = (
+        "import numpy as np\nimport my_helper\nfrom fedmlic.dataset import Dataset, Table\n\n\n"
+        "def rows(*, n: int = 3):\n"
+        "    table = lambda: Table(list('abc'), ['train'] * 3, np.ones((3, 1), np.int8), np.full(3, -1))\n"
+        "    return Dataset('rows', '1', {}, ('x',), (2, 2, 3), table, lambda row: my_helper.draw(row))\n"
+    )
+    plug("my_rows", text)
+    helper = "import numpy as np\n\n\ndef draw(row):\n    return np.full((2, 2, 3), row + {}, np.uint8)\n"
+    first_pixels = None
+    for number, value in enumerate((1, 2, 1)):
+        plug("my_helper", helper.format(value))
+        for name in ("my_rows", "my_helper"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        importlib.invalidate_caches()
+        corpus = open_corpus(build("dataset", "my_rows.rows()"), home=tmp_path)
+        pixels = corpus.images.take(np.arange(3))[:, 0, 0, 0].tolist()
+        assert pixels == [value, value + 1, value + 2], number
+        first_pixels = first_pixels or (corpus.path, pixels)
+    assert corpus.path == first_pixels[0]
+    assert "fedmlic/dataset.py" in corpus.manifest["code"]
+    assert not any(name.startswith("my_") for name in corpus.manifest["code"])
+    assert load_corpus(corpus.path).key == build("dataset", f"corpus(path={str(corpus.path)!r})").built.name
+
+
+def test_an_entry_of_ours_keeps_its_key_whatever_its_code():
+    dataset = build("dataset", SMALL)
+
+    assert "code" not in dataset.identity
+    assert "fedmlic/datasets/multidigits.py" in dataset.code

@@ -1,4 +1,5 @@
 import itertools
+import math
 import subprocess
 import sys
 import warnings
@@ -15,7 +16,15 @@ from torchmetrics.functional.classification import multilabel_average_precision
 from fedmlic import metrics
 from fedmlic.errors import InputError
 from fedmlic.labels import ABSENT, PRESENT, UNCERTAIN, UNKNOWN
-from fedmlic.metrics import average_precision, average_precisions, evaluate, spread
+from fedmlic.metrics import (
+    across_clients,
+    average_precision,
+    average_precisions,
+    client_metrics,
+    evaluate,
+    random_average_precision,
+    spread,
+)
 from fedmlic.seeds import stream
 
 SCORES = st.sampled_from([0.0, 0.1, 0.25, 0.4999, 0.5, 0.75, 1.0]) | st.floats(0, 1, width=32)
@@ -535,3 +544,97 @@ def test_metrics_need_no_torch():
     code = "import sys, fedmlic.metrics, fedmlic.histograms; sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# Clients compared
+
+
+@pytest.mark.parametrize(("num_present", "num_known"), [(1, 2), (1, 5), (2, 5), (4, 5), (3, 7)])
+def test_the_chance_of_a_random_order_is_the_mean_over_all_orders(num_present, num_known):
+    orders = itertools.combinations(range(num_known), num_present)
+    found = [
+        average_precision(np.linspace(1, 0, num_known), np.isin(np.arange(num_known), places)) for places in orders
+    ]
+
+    chance = random_average_precision(np.array([num_present]), np.array([num_known]))
+
+    assert chance[0] == pytest.approx(np.mean(found), abs=1e-12)
+
+
+def test_a_client_is_judged_by_labels_with_enough_images_of_both_kinds():
+    rng = np.random.default_rng(3)
+    labels = rng.choice(np.array([1, 0, -1, -2], np.int8), (60, 5), p=[0.3, 0.5, 0.1, 0.1])
+    labels[labels[:, 1] == 1, 1] = -1  # nothing present
+    labels[labels[:, 2] == 0, 2] = -1  # nothing absent
+    labels[np.flatnonzero(labels[:, 3] == 1)[4:], 3] = 0  # four present
+    scores = rng.random(labels.shape)
+
+    found = client_metrics(scores, labels, 5)
+    more = client_metrics(scores, labels, 4)
+
+    def expected(label):
+        is_known = labels[:, label] >= 0
+        return sklearn.metrics.average_precision_score(labels[is_known, label], scores[is_known, label])
+
+    shares = [(labels[:, label] == 1).sum() / (labels[:, label] >= 0).sum() for label in (0, 4)]
+    assert found["num-labels"] == 2
+    assert found["mAP"] == pytest.approx(np.mean([expected(0), expected(4)]))
+    assert found["prevalence"] == pytest.approx(np.mean(shares))
+    assert more["num-labels"] == 3
+    assert more["mAP"] == pytest.approx(np.mean([expected(0), expected(3), expected(4)]))
+
+
+def test_every_label_counts_with_one_image_of_each_kind_as_in_evaluate():
+    labels = np.array([[1, 0, -1], [0, 0, 1], [1, -2, 0]], np.int8)
+    scores = np.random.default_rng(0).random(labels.shape)
+
+    found, whole = client_metrics(scores, labels, 1), evaluate(scores, labels)
+
+    assert found["mAP"] == pytest.approx(whole.values["mAP"])
+    assert found["prevalence"] == pytest.approx(whole.prevalence)
+    assert found["num-labels"] == whole.num_evaluable
+
+
+@pytest.mark.parametrize("num_images", [0, 1, 2, 9])
+def test_few_images_give_no_number(num_images):
+    labels = (np.arange(num_images)[:, None] % 2).astype(np.int8).repeat(3, axis=1)
+
+    found = client_metrics(np.full(labels.shape, 0.5), labels)
+
+    assert found["num-labels"] == 0
+    assert all(math.isnan(found[name]) for name in ("mAP", "prevalence", "chance"))
+
+
+def test_random_scores_reach_chance_and_not_more():
+    """2,000 clients of 20 images each whose network learned nothing."""
+    rng = np.random.default_rng(0)
+    clients = [(rng.random((20, 4)), (rng.random((20, 4)) < 0.4).astype(np.int8)) for _ in range(2000)]
+
+    found = across_clients([client_metrics(scores, labels) for scores, labels in clients], 5)
+
+    assert found["mean"] == pytest.approx(found["chance"], abs=0.005)
+    assert found["chance"] > found["prevalence"] + 0.04
+    assert found["num-evaluated"] == 2000
+
+
+def test_clients_without_a_label_that_counts_are_left_out_and_counted():
+    nothing = {"mAP": math.nan, "prevalence": math.nan, "chance": math.nan, "num-labels": 0.0}
+    some = [
+        {"mAP": 0.5, "prevalence": 0.1, "chance": 0.2, "num-labels": 1.0},
+        {"mAP": 0.9, "prevalence": 0.3, "chance": 0.4, "num-labels": 3.0},
+    ]
+
+    found = across_clients([some[0], nothing, some[1]], 7)
+
+    assert found == pytest.approx(
+        {
+            **spread([0.5, 0.9]),
+            "prevalence": 0.2,
+            "chance": 0.3,
+            "num-pairs": 4,
+            "num-evaluated": 3,
+            "min-entries": 7,
+        }
+    )
+    assert math.isnan(across_clients([nothing], 5)["chance"])
+    assert across_clients([], 5)["num-clients"] == 0

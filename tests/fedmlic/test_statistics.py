@@ -41,7 +41,9 @@ def test_counts_equal_a_plain_loop_for_any_chunk(monkeypatch, chunk_entries):
             pairs = [(int(truth[i, label]), int(observed[i, label])) for i in range(ptr[client], ptr[client + 1])]
             assert tallies.known[client, label] == sum(o >= 0 for _, o in pairs)
             assert tallies.positives[client, label] == sum(o == 1 for _, o in pairs)
-            assert tallies.wrong[client, label] == sum(o >= 0 and o != t for t, o in pairs)
+            assert tallies.wrong[client, label] == sum(o >= 0 and t >= 0 and o != t for t, o in pairs)
+            assert tallies.checkable[client, label] == sum(o >= 0 and t >= 0 for t, o in pairs)
+            assert tallies.true_known[client, label] == sum(t >= 0 for t, _ in pairs)
             assert tallies.true_positives[client, label] == sum(t == 1 for t, _ in pairs)
     assert tallies.images.tolist() == [5, 1, 12, 30]
 
@@ -242,12 +244,14 @@ def test_tables_say_what_a_hand_example_says():
     assert clients["cardinality"].tolist() == [1.5, 0.5]
     labels = found.labels.set_index("label")
     assert labels.loc["a"].to_dict() == {
+        "true_known": 4,
         "true_positives": 2,
         "prevalence": 0.5,
         "annotations": 2,
         "budget": 2,
         "known_fraction": 0.5,
         "positives": 2,
+        "checkable": 2,
         "wrong": 0,
         "clients_annotating": 1,
         "zero_true_positives_fraction": 0.5,
@@ -262,6 +266,24 @@ def test_tables_say_what_a_hand_example_says():
     # Known positives: client 0 has a, a, b and client 1 has b, b.
     assert found.summary["pairwise_js_known"]["mean"] == pytest.approx(jensenshannon([2, 1], [0, 2], base=2))
     assert found.summary["pairwise_js_true"]["mean"] == pytest.approx(jensenshannon([2, 1], [0, 1], base=2))
+
+
+def test_shares_run_over_what_the_data_set_knows():
+    """Label a is natively known on two of four images, label b on none, c on all."""
+    truth = np.array([[1, -1, 0], [-1, -2, 1], [0, -1, 1], [-1, -1, 1]], dtype=np.int8)
+    observed = np.array([[0, 0, 0], [0, -1, 1], [0, 0, 0], [1, -1, -1]], dtype=np.int8)
+    found = summarise(tally(truth, observed, np.array([0, 2, 4]), np.zeros(2, np.int64)), NAMES)
+
+    assert found.labels["true_known"].tolist() == [2, 0, 4]
+    assert found.labels["prevalence"].tolist()[::2] == [1 / 2, 3 / 4]
+    assert np.isnan(found.labels["prevalence"][1])
+    assert found.labels["checkable"].tolist() == [2, 0, 3]
+    assert found.labels["wrong"].tolist() == [1, 0, 1]
+    assert found.summary["num_true_known"] == 6
+    assert found.summary["prevalence"] == 4 / 6
+    assert found.summary["num_checkable"] == 5
+    assert found.summary["wrong_fraction"] == 2 / 5
+    assert found.to_json()["labels"][1]["prevalence"] is None
 
 
 def test_a_client_without_positives_is_left_out_of_quantiles_and_counted():

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from fedmlic import text as kinds
 from fedmlic.errors import InputError
 from fedmlic.seeds import stream
 from fedmlic.text import KINDS, LabelVectors, label_vectors, save_vectors, state_vectors
@@ -265,6 +266,17 @@ def test_labels_and_states_share_the_map_into_more_features(tmp_path):
         ("clip(weights='a.pt', template='no slot')", "once"),
         ("clip(weights='a.pt', join='sum')", "join"),
         ("clip(weights='a.pt', fine_names='f.json')", "concat or average"),
+        ("minilm(join='sum')", "join"),
+        ("minilm(unknown='skip')", "unknown"),
+        ("minilm(template='{} {}')", "once"),
+        ("minilm(fine_names='f.json')", "concat or average"),
+        ("glove(unknown='keep')", "unknown"),
+        ("glove(words='a.txt')", "words"),
+        ("shuffled()", "of"),
+        ("shuffled(of='minilm(a=1)')", "'a'"),
+        ("shuffled(of='mimilm()')", "'minilm'"),
+        ("shuffled(of='learned()')", "frozen and not shuffled"),
+        ("shuffled(of='shuffled(of=\"one_hot()\")')", "frozen and not shuffled"),
         ("no_such_package.kind()", "importable"),
     ],
 )
@@ -283,7 +295,49 @@ def test_a_kind_from_outside_is_named_by_a_dotted_name():
     table = label_vectors("fedmlic.text.one_hot()", ["a"], 2, seed=0)
 
     assert isinstance(table, LabelVectors)
-    assert set(KINDS) >= {"learned", "clip"}
+    assert set(KINDS) >= {"learned", "clip", "minilm", "glove", "shuffled"}
+    assert all(callable(getattr(kinds, kind)) for kind in KINDS)
+
+
+def test_etf_is_the_short_name_of_simplex_etf():
+    short, long = (label_vectors(name, NAMES, 6, seed=2) for name in ("etf()", "simplex_etf()"))
+
+    np.testing.assert_array_equal(short.vectors, long.vectors)
+    assert short.source == long.source
+    assert not short.trainable
+
+
+@given(count=st.integers(2, 9), features=st.integers(1, 12), width=st.integers(1, 12), seed=st.integers(0, 20))
+def test_shuffled_hands_every_vector_to_another_label(tmp_path_factory, count, features, width, seed):
+    """Also after a change of width: the very rows of the other kind, none where it was."""
+    path = tmp_path_factory.mktemp("vectors") / "v.npy"
+    np.save(path, stream(seed, "test").standard_normal((count, width)))
+    of = f"file(path={str(path)!r})"
+
+    own = label_vectors(of, names(count), features, seed).vectors
+    table = label_vectors(f"shuffled(of={of!r})", names(count), features, seed)
+
+    assert not table.trainable
+    assert table.source.startswith("shuffled file")
+    assert sorted(map(tuple, table.vectors.tolist())) == sorted(map(tuple, own.tolist()))
+    assert (table.vectors != own).any(axis=1).all()
+
+
+def test_the_seed_decides_among_all_derangements():
+    """Of 3 labels there are two, of 4 there are nine, all about equally frequent."""
+    for count, expected in ((3, 2), (4, 9)):
+        tables = [label_vectors("shuffled(of='one_hot()')", names(count), count, seed).vectors for seed in range(270)]
+        seen = [tuple(table.argmax(axis=1)) for table in tables]
+        assert len(set(seen)) == expected
+        assert min(seen.count(order) for order in set(seen)) > 270 / expected / 2
+
+
+def test_shuffled_leaves_states_as_they_are_and_needs_two_labels():
+    for kind in ("random_orthogonal()", "one_hot()", "etf()"):
+        states = state_vectors(f"shuffled(of={kind!r})", 6, seed=1).vectors
+        np.testing.assert_array_equal(states, state_vectors(kind, 6, seed=1).vectors)
+    with pytest.raises(InputError, match="2 labels or more"):
+        label_vectors("shuffled(of='one_hot()')", ["a"], 3, seed=0)
 
 
 CONFIG = {
@@ -308,12 +362,17 @@ def tiny(tmp_path_factory):
     return open_clip, network, folder
 
 
-def reference(tiny, prompts):
-    """Features by open_clip's own classes, scaled to length 1 by hand."""
+def raw_features(tiny, prompts):
+    """Features by open_clip's own classes, as they are."""
     open_clip, network, _ = tiny
     with torch.no_grad():
-        features = network.encode_text(open_clip.SimpleTokenizer(context_length=16)(prompts))
-    return (features / features.norm(dim=1, keepdim=True)).numpy()
+        return network.encode_text(open_clip.SimpleTokenizer(context_length=16)(prompts)).numpy()
+
+
+def reference(tiny, prompts):
+    """Features by open_clip's own classes, scaled to length 1 by hand."""
+    features = raw_features(tiny, prompts)
+    return features / np.linalg.norm(features, axis=1, keepdims=True)
 
 
 def clip_spec(tiny, **arguments):
@@ -346,15 +405,35 @@ FINE = {"pet": ["cat", "dog", "hamster"], "plant": ["tree"]}
 
 
 @pytest.mark.parametrize("renormalise", [False, True])
-def test_clip_average_is_the_mean_of_unit_features(tiny, renormalise):
+def test_clip_average_is_the_mean_of_features_as_they_are(tiny, renormalise):
     spec = clip_spec(tiny, join="average", template="a {}", renormalise=renormalise)
 
     table = label_vectors(spec, ["plant", "pet"], 24, seed=0, fine_names=FINE)
 
-    mean = reference(tiny, ["a cat", "a dog", "a hamster"]).mean(axis=0)
-    expected = [reference(tiny, ["a tree"])[0], mean / np.linalg.norm(mean) if renormalise else mean]
-    np.testing.assert_allclose(table.vectors, expected, atol=1e-6)
+    tree = raw_features(tiny, ["a tree"])[0]
+    mean = raw_features(tiny, ["a cat", "a dog", "a hamster"]).mean(axis=0)
+    expected = [row / np.linalg.norm(row) if renormalise else row for row in (tree, mean)]
+    np.testing.assert_allclose(table.vectors, expected, rtol=1e-5, atol=1e-6)
     assert ("renormalised" in table.source) == renormalise
+    states = state_vectors(spec, 24, seed=0).vectors
+    np.testing.assert_allclose(states[1:], reference(tiny, ["negative", "positive"]), atol=1e-6)
+
+
+@pytest.mark.parametrize(("renormalise", "pet"), [(False, [3.0, 8.0]), (True, [3 / 73**0.5, 8 / 73**0.5])])
+def test_clip_average_by_hand(tiny, monkeypatch, renormalise, pet):
+    """A long and a short feature count as they are: of (6, 8) and (0, 8), not of (0.6, 0.8) and (0, 1)."""
+    features = {"a cat": [6.0, 8.0], "a dog": [0.0, 8.0], "a tree": [0.0, 5.0]}
+
+    def encode(_, prompts, *, scaled):
+        rows = np.array([features[prompt] for prompt in prompts])
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True) if scaled else rows
+
+    monkeypatch.setattr("fedmlic.clip_text.Tower.encode", encode)
+    spec = clip_spec(tiny, join="average", template="a {}", renormalise=renormalise)
+
+    table = label_vectors(spec, ["pet", "plant"], 2, seed=0, fine_names={"pet": ["cat", "dog"], "plant": ["tree"]})
+
+    np.testing.assert_allclose(table.vectors, [pet, [0.0, 1.0 if renormalise else 5.0]], rtol=1e-6)
 
 
 def test_clip_concat_joins_the_first_names_and_says_which(tiny):

@@ -1,6 +1,7 @@
 """Local training: batches, augmentation, optimisers and clipping against torch and by hand."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,11 +10,13 @@ import torch
 from torch import nn
 
 from fedmlic.arrays import Resident
+from fedmlic.errors import InputError
 from fedmlic.experiment import Experiment
 from fedmlic.method import Local
+from fedmlic.mod import Hooks, Stage
 from fedmlic.optimiser import clip_norm
 from fedmlic.shard import Shard
-from fedmlic.training import augment, batches, classifier, fit, to_float
+from fedmlic.training import augment, batches, classifier, fit, steps, to_float
 
 CPU = torch.device("cpu")
 
@@ -63,6 +66,60 @@ def squares(network, images, labels):
 
 
 # Batches
+
+
+class Normed(nn.Module):
+    """BatchNorm over a map of one place: it needs two images."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm2d(3), nn.Linear(3, 3)
+        self.sizes = []
+
+    def forward(self, images):
+        self.sizes.append(len(images))
+        return self.head(self.norm(images.mean((2, 3), keepdim=True)).flatten(1))
+
+
+def normed():
+    torch.manual_seed(0)
+    moments = [("norm.running_mean", "norm.running_var")]
+    return Resident(Normed(), num_labels=3, label_rows=("head.weight", "head.bias"), moments=moments)
+
+
+@pytest.mark.parametrize(
+    ("num_images", "batch_size", "sizes"),
+    [(9, 4, [4, 5]), (9, 8, [9]), (10, 4, [4, 4, 2]), (8, 4, [4, 4]), (3, 2, [3]), (2, 4, [2])],
+)
+def test_under_batch_norm_a_last_batch_of_one_image_joins_the_one_before(num_images, batch_size, sizes):
+    learner = normed()
+
+    trained = fit(learner, shard(num_images), local(batch_size=batch_size, local_epochs=2), squares)
+
+    assert learner.network.sizes == 2 * sizes
+    assert trained.num_steps == 2 * len(sizes)
+
+
+def test_joined_batches_hold_every_image_once_in_the_order_of_the_others():
+    joined = list(steps(9, local(), join_last=True))
+
+    assert np.array_equal(np.concatenate(joined), np.concatenate(list(steps(9, local()))))
+
+
+@pytest.mark.parametrize(("num_images", "batch_size"), [(1, 4), (3, 1)])
+def test_batch_norm_over_one_value_names_the_client_and_what_to_change(num_images, batch_size):
+    given_local = local(client=7, batch_size=batch_size)
+
+    with pytest.raises(InputError, match=rf"client 7 .* got 1 of its {num_images} images.*batch-size.*norm="):
+        fit(normed(), shard(num_images, labels=np.ones((num_images, 3), np.int8)), given_local, squares)
+
+
+def test_other_errors_of_a_loss_stay_as_they_are():
+    def wrong(*_):
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match=r"^mine$"):
+        fit(resident(), shard(), local(), wrong)
 
 
 @pytest.mark.parametrize(("num_images", "batch_size"), [(10, 4), (4, 4), (1, 32), (9, 1), (33, 32)])
@@ -283,3 +340,166 @@ def test_the_network_trains_in_training_mode():
     fit(held, shard(4), local(), loss)
 
     assert modes == [True]
+
+
+# --- hooks of mods ------------------------------------------------------------------------
+
+
+class Spied(nn.Module):
+    """A backbone with a feature map, a head, and a BatchNorm between."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, images):
+        return self.head(self.norm(self.backbone(images)).mean((2, 3)))
+
+
+def spied():
+    torch.manual_seed(3)
+    return Resident(
+        Spied(),
+        num_labels=3,
+        label_rows=("head.weight", "head.bias"),
+        moments=[("norm.running_mean", "norm.running_var")],
+    )
+
+
+def distance(network, images, labels):
+    return (network(images) - labels).square().mean()
+
+
+def with_hooks(*hooks, **changes):
+    return replace(local(**changes), hooks=hooks)
+
+
+def fitted(*hooks, **changes):
+    held = spied()
+    trained = fit(held, shard(), with_hooks(*hooks, **changes), distance)
+    return held, trained
+
+
+def test_hooks_that_add_nothing_change_no_bit():
+    plain, expected = fitted()
+    with_empty, trained = fitted(Hooks(), Hooks(gradient=lambda: None))
+    everything, staged = fitted(Hooks(stages=[Stage(1, frozenset(plain.trainable.names))]))
+
+    assert torch.equal(plain.flat, with_empty.flat)
+    assert torch.equal(plain.flat, everything.flat)
+    assert expected == trained == staged
+
+
+def test_a_term_and_a_gradient_are_those_of_a_plain_loop():
+    """sgd by hand: the loss with its terms, then the changed gradient, in the order of the mods."""
+    changes = {"optimizer": "sgd", "learning_rate": 0.1, "clip_norm": 0.0}
+    held, alone = resident(), resident()
+
+    def double():
+        for parameter in held.parameters:
+            parameter.grad.mul_(2)
+
+    def shift():
+        for parameter in held.parameters:
+            parameter.grad.add_(0.01)
+
+    def term(step):
+        assert step.network is held.network
+        return 0.3 * step.network.head.weight.square().sum()
+
+    where = with_hooks(Hooks(term=term, gradient=double), Hooks(gradient=shift), **changes)
+    trained = fit(held, shard(), where, distance)
+
+    losses = []
+    alone.network.train()
+    for images, labels in batches(shard(), where):
+        alone.zero_grad()
+        loss = distance(alone.network, images, labels) + 0.3 * alone.network.head.weight.square().sum()
+        loss.backward()
+        with torch.no_grad():
+            for parameter in alone.parameters:
+                parameter.sub_(0.1 * (2 * parameter.grad + 0.01))
+        losses.append(loss.item())
+    torch.testing.assert_close(held.flat, alone.flat, rtol=1e-6, atol=1e-7)
+    assert trained.loss == pytest.approx(sum(losses) / len(losses))
+
+
+def test_gradients_are_changed_before_their_norm_is_limited():
+    held = spied()
+
+    def blow_up():
+        for parameter in held.parameters:
+            parameter.grad.mul_(1e6)
+
+    before = held.flat.clone()
+    where = with_hooks(Hooks(gradient=blow_up), optimizer="sgd", learning_rate=0.1, clip_norm=1.0, local_steps=1)
+    part = held.layout.only([name for name in held.layout.names if "running" not in name])
+    fit(held, shard(), where, distance)
+
+    moved = held.layout.gather(held.flat, part) - held.layout.gather(before, part)
+    assert float(moved.norm()) == pytest.approx(0.1, rel=1e-4)
+
+
+def test_features_are_those_of_the_methods_own_pass_and_carry_gradient():
+    held = spied()
+    passes, seen = [], []
+    held.network.backbone.register_forward_hook(lambda *_: passes.append(1))
+
+    def term(step):
+        seen.append(step)
+        expected = nn.functional.conv2d(step.images, held.network.backbone.weight, held.network.backbone.bias)
+        torch.testing.assert_close(step.features, expected.mean((2, 3)))
+        assert step.features.requires_grad
+        assert step.labels.dtype == torch.int8
+        return 0.0 * step.features.sum()
+
+    trained = fit(held, shard(), with_hooks(Hooks(term=term)), distance)
+
+    assert len(passes) == len(seen) == trained.num_steps == 3
+    assert len(held.network.backbone._forward_hooks) == 1, "only the one of this test is left"
+
+
+def test_stages_train_their_tensors_one_after_another():
+    held = spied()
+    start = held.layout.unpack(held.flat)
+    head = frozenset({"head.weight", "head.bias"})
+    body = frozenset(held.trainable.names) - head
+    after, lengths = [], []
+
+    def note():
+        after.append({p for p in ("head.weight", "backbone.weight") if named(held, p).grad is not None})
+        lengths.append(held.network.norm.training)
+
+    fit(held, shard(), with_hooks(Hooks(stages=[Stage(2, head), Stage(1, body)], gradient=note)), distance)
+
+    assert after == [{"head.weight"}] * 6 + [{"backbone.weight"}] * 3
+    assert lengths == [False] * 6 + [True] * 3
+    assert held.trained is None
+    assert all(parameter.requires_grad for parameter in held.network.parameters())
+    moved = {name for name, tensor in held.layout.unpack(held.flat).items() if not torch.equal(tensor, start[name])}
+    assert moved >= {"head.weight", "backbone.weight", "norm.running_mean"}
+
+
+def named(held, name):
+    return dict(held.network.named_parameters())[name]
+
+
+def test_a_stage_trains_no_more_than_the_stretch_allows():
+    held = spied()
+    before = held.layout.unpack(held.flat)
+    held.train_only(["head.weight", "head.bias"])
+    stages = [Stage(1, frozenset({"backbone.weight"})), Stage(1, frozenset({"backbone.bias", "head.bias"}))]
+
+    trained = fit(held, shard(), with_hooks(Hooks(stages=stages)), distance)
+
+    moved = {name for name, tensor in held.layout.unpack(held.flat).items() if not torch.equal(tensor, before[name])}
+    assert moved == {"head.bias"}
+    assert trained.num_steps == 3, "a stage in which nothing may train takes no step"
+    assert held.trained == {"head.weight", "head.bias"}
+
+
+def test_a_term_that_is_no_number_is_an_error():
+    with pytest.raises(FloatingPointError, match="finite training loss"):
+        fitted(Hooks(term=lambda step: step.features.sum() * math.nan))

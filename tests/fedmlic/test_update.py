@@ -1,5 +1,6 @@
 """Updates add exactly: against fractions, in any order and grouping, under adversarial numbers."""
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from fedmlic.arrays import Layout
 from fedmlic.update import (
+    COUNT_LIMIT,
     LIMIT,
     METRIC_LIMIT,
     QUANTUM_BITS,
@@ -383,3 +385,149 @@ def test_padding_never_shows():
 
     for name in LAYOUT.names:
         assert torch.equal(means[0][name], means[1][name])
+
+
+# --- further sums ------------------------------------------------------------------------
+
+
+@st.composite
+def clients_with_extras(draw):
+    """Per client: floats ``[2, 3]``, int64 ``[2]`` and an int64 number, all or (a client without steps) none."""
+    found = []
+    for _ in range(draw(st.integers(1, 6))):
+        floats = torch.tensor(draw(st.lists(numbers, min_size=6, max_size=6)), dtype=torch.float32).view(2, 3)
+        whole = torch.tensor(draw(st.lists(st.integers(-COUNT_LIMIT, COUNT_LIMIT), min_size=2, max_size=2)))
+        found.append({"gradient": floats, "counts": whole, "turns": torch.tensor(1)})
+        if draw(st.booleans()):
+            found[-1]["double"] = floats.double() / 3
+    return found
+
+
+def with_extras(people, chosen):
+    update = Update.zero(LAYOUT, units_for(Weighting("uniform"), [1] * len(people), NUM_LABELS))
+    for client in chosen:
+        update.add_client(
+            client,
+            torch.zeros(LAYOUT.size),
+            weighting=Weighting("uniform"),
+            num_images=1,
+            annotations=torch.zeros(NUM_LABELS, dtype=torch.int64),
+            metrics={},
+            extras=people[client],
+        )
+    return update
+
+
+def extra_bits(update):
+    return {name: (total.dtype, tuple(total.shape), total.numpy().tobytes()) for name, total in update.extras.items()}
+
+
+@settings(max_examples=80, deadline=None)
+@given(data=st.data(), people=clients_with_extras())
+def test_extras_add_to_the_same_bits_in_any_order_and_grouping(data, people):
+    expected = extra_bits(with_extras(people, range(len(people))))
+    order = data.draw(st.permutations(range(len(people))))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(people)), max_size=3)))
+    edges = [0, *cuts, len(people)]
+    groups = [with_extras(people, order[a:b]) for a, b in itertools.pairwise(edges)]
+    data.draw(st.randoms()).shuffle(groups)
+
+    total = Update.zero(LAYOUT, groups[0].units)
+    for group in groups:
+        total.merge(group)
+
+    assert extra_bits(total) == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(people=clients_with_extras())
+def test_extras_are_plain_sums(people):
+    update = with_extras(people, range(len(people)))
+
+    assert update.extra_sum("counts").tolist() == [sum(int(p["counts"][i]) for p in people) for i in range(2)]
+    assert update.extra_sum("turns").tolist() == len(people)
+    for name in {"gradient", "double"} & update.extras.keys():
+        senders = [person[name] for person in people if name in person]
+        exact = [sum(Fraction(float(p.flatten()[i])) for p in senders) for i in range(6)]
+        # Every client is rounded once, to 2**-36 of the unit of clients.
+        most = Fraction(update.units.clients) * len(senders) / 2 ** (QUANTUM_BITS + 1)
+        got = update.extra_sum(name).flatten().tolist()
+        assert all(abs(Fraction(g) - e) <= most for g, e in zip(got, exact, strict=True))
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.tensor([math.nan]),
+        torch.tensor([math.inf]),
+        torch.tensor([-math.inf], dtype=torch.float64),
+        torch.tensor([LIMIT * 1.01]),
+        torch.tensor([COUNT_LIMIT + 1]),
+        torch.tensor([-COUNT_LIMIT - 1]),
+        torch.tensor([-(2**63)]),
+        torch.tensor([True]),
+        torch.tensor([1], dtype=torch.int32),
+        torch.tensor([1j]),
+    ],
+    ids=str,
+)
+def test_extras_out_of_bounds_are_refused_and_the_sum_stays(tensor):
+    good = {"a": torch.tensor([1.0]), "b": torch.tensor([3])}
+    update = with_extras([good, {"b": torch.tensor([4]), "a": tensor}], [0])
+    before = extra_bits(update), update.weight, list(update.clients)
+
+    with pytest.raises((ValueError, RuntimeError)):
+        with_more(update, {"b": torch.tensor([4]), "a": tensor})
+    assert (extra_bits(update), update.weight, list(update.clients)) == before
+
+
+def with_more(update, extras):
+    update.add_client(
+        9,
+        torch.zeros(LAYOUT.size),
+        weighting=Weighting("uniform"),
+        num_images=1,
+        annotations=torch.zeros(NUM_LABELS, dtype=torch.int64),
+        metrics={},
+        extras=extras,
+    )
+
+
+@pytest.mark.parametrize(
+    "other", [torch.zeros(2), torch.zeros(1, 1), torch.zeros(()), torch.zeros(1, dtype=torch.int64)]
+)
+def test_one_name_has_one_shape_and_type(other):
+    update = with_extras([{"a": torch.zeros(1)}, {}], [0])
+    with pytest.raises(ValueError, match="the sum a"):
+        with_more(update, {"a": other})
+    with pytest.raises(ValueError, match="the sum a"):
+        update.merge(with_extras([{"a": other}, {}], [0]))
+
+    assert update.clients == [0]
+
+
+def test_float16_and_bfloat16_extras_count_as_the_numbers_they_are():
+    values = torch.tensor([0.1, 1.0, -3.0])
+    update = with_extras([{"a": values.half()}, {"a": values.bfloat16()}], [0, 1])
+
+    assert torch.allclose(update.extra_sum("a"), values.half().double() + values.bfloat16().double(), atol=1e-9)
+
+
+def test_an_extra_that_nobody_sent_is_a_missing_key():
+    with pytest.raises(KeyError):
+        with_extras([{}], [0]).extra_sum("a")
+
+
+def test_what_a_client_sends_is_not_changed_and_may_change_later():
+    sent = {"a": torch.ones(3), "b": torch.ones(3, dtype=torch.int64)}
+    update = with_extras([sent], [0])
+    total = Update.zero(LAYOUT, update.units)
+    total.merge(update)
+    for tensor in sent.values():
+        assert tensor.eq(1).all()
+        tensor.fill_(7)
+    for tensor in update.extras.values():
+        tensor.zero_()
+
+    assert total.extra_sum("a").tolist() == [1, 1, 1]
+    assert total.extra_sum("b").tolist() == [1, 1, 1]

@@ -2,7 +2,9 @@
 
 import math
 import pickle
+import sys
 from dataclasses import replace
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -52,6 +54,8 @@ def turns(draw, host="node-1"):
             num_annotations=draw(COUNTS),
             loss=draw(FLOATS),
             num_steps=draw(COUNTS),
+            bytes_down=draw(COUNTS),
+            bytes_up=draw(COUNTS),
             metrics=draw(st.dictionaries(TEXT, FLOATS, max_size=3)),
             error=draw(TEXT),
         )
@@ -63,7 +67,7 @@ def turns(draw, host="node-1"):
 def updates(draw):
     return Update(
         layout=LAYOUT,
-        units=Units(2.0 ** draw(st.integers(0, 30)), 2.0 ** draw(st.integers(0, 30))),
+        units=Units(*(2.0 ** draw(st.integers(0, 30)) for _ in range(3))),
         sums=torch.from_numpy(draw(float64s(LAYOUT.size))),
         weight=draw(FLOATS),
         row_weights=torch.from_numpy(draw(float64s(4))),
@@ -71,7 +75,24 @@ def updates(draw):
         num_images=draw(COUNTS),
         annotations=torch.from_numpy(draw(hnp.arrays(np.int64, 4))),
         metrics=draw(st.dictionaries(TEXT, FLOATS, max_size=3)),
+        extras=draw(named_tensors(np.float64, np.int64)),
     )
+
+
+def named_tensors(*dtypes):
+    """Tensors of any shape by name."""
+    shapes = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=3)
+    of_a_type = {
+        dtype: hnp.arrays(dtype, shapes, elements=st.floats(width=8 * np.dtype(dtype).itemsize))
+        for dtype in dtypes
+        if np.issubdtype(dtype, np.floating)
+    }
+    arrays = st.one_of(*(of_a_type.get(dtype, hnp.arrays(dtype, shapes)) for dtype in dtypes))
+    return st.dictionaries(TEXT, arrays.map(torch.from_numpy), max_size=3)
+
+
+def bits_of(tensors):
+    return {name: (t.dtype, tuple(t.shape), t.contiguous().numpy().tobytes()) for name, t in tensors.items()}
 
 
 @st.composite
@@ -93,6 +114,7 @@ def assert_same_update(left, right):
     assert left.num_images == right.num_images
     assert left.metrics.keys() == right.metrics.keys()
     assert all(same(left.metrics[name], right.metrics[name]) for name in left.metrics)
+    assert bits_of(left.extras) == bits_of(right.extras)
 
 
 @settings(deadline=None, max_examples=60)
@@ -127,28 +149,154 @@ def test_replies_survive_the_wire_bit_for_bit(reply):
     each=st.booleans(),
     shared=st.sampled_from(["images", "annotations", "uniform"]),
     rows=st.sampled_from(["shared", "annotations"]),
+    beside=named_tensors(np.float32, np.float64, np.int64),
+    mods=st.lists(st.sampled_from(["scaffold(option=2)", "clip(norm=1.5)", "x(path='a.b/c')"]), max_size=2),
+    run=TEXT,
+    needed=st.lists(st.integers(0, 10**6), max_size=3),
+    data=st.data(),
 )
-def test_requests_survive_the_wire(kind, number, flat, clients, each, shared, rows):
-    request = Request(kind, number, torch.from_numpy(flat), Units(64.0, 8.0), Weighting(shared, rows), each)
-    packed = wire.pack_request(request, clients, LAYOUT, wire.pack_model(request.flat))
+def test_requests_survive_the_wire(kind, number, flat, clients, each, shared, rows, beside, mods, run, needed, data):
+    last = {client: data.draw(st.integers(1, 10**6)) for client in clients if data.draw(st.booleans())}
+    request = Request(
+        kind,
+        number,
+        torch.from_numpy(flat),
+        Units(64.0, 8.0, 4.0),
+        Weighting(shared, rows),
+        each,
+        shared=beside,
+        mods=tuple(mods),
+        last=last,
+        run=run,
+        needed=tuple(needed),
+    )
+    packed = wire.pack_request(request, clients, LAYOUT, wire.pack_model(request, LAYOUT))
 
     got, asked = wire.unpack_request(through(packed), LAYOUT)
 
     assert asked == clients
     assert got.flat.numpy().tobytes() == flat.tobytes()
-    assert replace(got, flat=request.flat) == request
+    assert bits_of(got.shared) == bits_of(beside)
+    assert replace(got, flat=request.flat, shared=beside) == request
+
+
+def test_only_the_last_turns_of_those_who_are_asked_travel():
+    request = Request("train", 3, torch.zeros(LAYOUT.size), last={1: 2, 5: 1, 9: 2})
+    packed = wire.pack_request(request, [9, 4, 1], LAYOUT, wire.pack_model(request, LAYOUT))
+
+    assert wire.unpack_request(through(packed), LAYOUT)[0].last == {9: 2, 1: 2}
+
+
+def test_a_count_travels_without_a_model():
+    request = Request("count", 0, torch.ones(LAYOUT.size), Units(8.0, 8.0, 2.0), mods=("label_report()",))
+    packed = wire.pack_request(request, [0, 1], LAYOUT, wire.pack_model(request, LAYOUT))
+    got, asked = wire.unpack_request(through(packed), LAYOUT)
+
+    assert (got.kind, asked, got.flat.numel(), got.mods) == ("count", [0, 1], 0, ("label_report()",))
+    assert got.layout(LAYOUT).size == 0
+    counted = Update.zero(got.layout(LAYOUT), got.units)
+    counted.add_client(
+        0,
+        torch.zeros(0),
+        weighting=Weighting(),
+        num_images=3,
+        annotations=torch.zeros(4, dtype=torch.int64),
+        metrics={},
+        extras={"present": torch.tensor([1, 2, 3, 4]), "share": torch.tensor(0.5)},
+    )
+    reply = wire.unpack_reply(through(wire.pack_reply(Reply((), (counted,)), counted.layout)), counted.layout)
+    assert_same_update(reply.updates[0], counted)
+
+
+# --- the part of the model that is not exchanged --------------------------------------------
+
+
+class Keeper:
+    """A node that keeps the rest."""
+
+    def __init__(self):
+        self.held = {}
+
+    def recall(self, digest):
+        return self.held.get(digest)
+
+    def keep(self, digest, values):
+        self.held = {digest: values}
+
+
+@given(data=st.data(), names=st.sets(st.sampled_from(LAYOUT.names)))
+def test_the_whole_model_comes_together_from_what_is_sent_and_what_is_kept(data, names):
+    first = torch.randn(LAYOUT.size, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 9))))
+    node, part = Keeper(), LAYOUT.only(names)
+    tensors = tuple(name for name in LAYOUT.names if name in names)
+    for number in (1, 2):
+        values = LAYOUT.gather(first, part) + number
+        request = Request("train", number, LAYOUT.scatter(values, part, first), tensors=tensors)
+        model = wire.pack_model(request, LAYOUT)
+        packed = wire.pack_request(request, [1], LAYOUT, model, with_rest=number == 1)
+        got, _ = wire.unpack_request(through(packed), LAYOUT, node)
+
+        assert got.tensors == tensors
+        assert got.layout(LAYOUT) == part
+        for name, view in LAYOUT.views(request.flat):
+            assert torch.equal(LAYOUT.view(got.flat, name), view)
+
+
+def head_request(flat):
+    return Request("train", 3, flat, tensors=("head.weight", "head.bias"))
+
+
+def test_a_node_without_the_rest_asks_for_it_and_a_wrong_one_is_refused():
+    request = head_request(torch.randn(LAYOUT.size))
+    model = wire.pack_model(request, LAYOUT)
+    without = through(wire.pack_request(request, [1], LAYOUT, model, with_rest=False))
+    node = Keeper()
+    node.keep(model.digest, torch.zeros(3))
+
+    for rest in (None, Keeper(), node):
+        with pytest.raises(wire.RestMissingError, match="Send them again"):
+            wire.unpack_request(without, LAYOUT, rest)
+    other = wire.pack_model(head_request(torch.randn(LAYOUT.size)), LAYOUT)
+    wrong = wire.pack_request(request, [1], LAYOUT, model._replace(rest=other.rest))
+    with pytest.raises(wire.WireError, match="digest"):
+        wire.unpack_request(through(wrong), LAYOUT, node)
+    failure = wire.pack_failure(wire.RestMissingError("x"), simulated=False)
+    with pytest.raises(wire.RemoteError) as caught:
+        wire.unpack_reply(through(failure), LAYOUT)
+    assert caught.value.kind == "RestMissingError"
+
+
+def test_what_is_not_exchanged_costs_nothing_once_it_is_there():
+    layout = Layout(("body", "head"), ((100_000,), (4, 100)), num_labels=4, num_row_tensors=1)
+    request = Request("train", 1, torch.randn(layout.size), tensors=("head",))
+    model = wire.pack_model(request, layout)
+    sizes = [
+        num_bytes(wire.pack_request(request, [1], layout, model, with_rest=with_rest)) for with_rest in (True, False)
+    ]
+
+    assert 0 <= sizes[0] - 4 * layout.size < 3000
+    assert 0 <= sizes[1] - 4 * 400 < 3000
+    whole = wire.pack_model(request, layout, whole=True)
+    assert (whole.rest, whole.digest) == (None, "")
+    for kind in ("evaluate",):
+        evaluated = replace(request, kind=kind)
+        assert wire.pack_model(evaluated, layout).rest is None
+
+
+VERSIONS = {"flwr": "1.42.0", "numpy": "2.4.6", "python": "3.11.7", "torch": "2.15.0+cu130"}
 
 
 @given(clients=CLIENTS, names=st.lists(TEXT, max_size=4), num_hosts=st.integers(0, 100))
 def test_introductions_survive_the_wire(clients, names, num_hosts):
     ids = np.array(clients, dtype=np.int64)
-    told = wire.Introduction(HostInfo("device-3", ids, ids + 7, tuple(names)), num_hosts, "abc")
+    told = wire.Introduction(HostInfo("device-3", ids, ids + 7, tuple(names), VERSIONS), num_hosts, "abc")
 
     got = wire.unpack_introduction(through(wire.pack_introduction(told)))
 
     assert got.info.clients.tolist() == clients
     assert got.info.sizes.tolist() == [client + 7 for client in clients]
     assert (got.info.host, got.info.label_names) == ("device-3", tuple(names))
+    assert got.info.versions == VERSIONS
     assert (got.num_hosts, got.code, got.simulated) == (num_hosts, "abc", num_hosts > 0)
 
 
@@ -185,7 +333,7 @@ def test_a_message_costs_one_model_out_and_one_sum_in():
     update.sums.normal_()
     turn = Turn(1, "node-0", metrics={"mAP": 0.5})
 
-    out = num_bytes(wire.pack_request(request, range(10), layout, wire.pack_model(request.flat)))
+    out = num_bytes(wire.pack_request(request, range(10), layout, wire.pack_model(request, layout)))
     back = num_bytes(wire.pack_reply(Reply((turn,) * 10, (update,)), layout))
 
     assert 0 <= out - 4 * layout.size < 2000
@@ -194,7 +342,7 @@ def test_a_message_costs_one_model_out_and_one_sum_in():
 
 def request_records():
     request = Request("train", 2, torch.ones(LAYOUT.size))
-    return wire.pack_request(request, [1, 2], LAYOUT, wire.pack_model(request.flat))
+    return wire.pack_request(request, [1, 2], LAYOUT, wire.pack_model(request, LAYOUT))
 
 
 def reply_records():
@@ -221,6 +369,28 @@ def put(record, key, value):
     return change
 
 
+def both(*changes):
+    def change(content):
+        for each in changes:
+            each(content)
+
+    return change
+
+
+def introduction_records():
+    info = HostInfo("device-3", np.array([3]), np.array([30]), ("cat",), wire.versions())
+    return wire.pack_introduction(wire.Introduction(info, 0, "abc"))
+
+
+def test_the_versions_are_those_that_are_installed():
+    stated = wire.versions()
+
+    assert sorted(stated) == ["flwr", "numpy", "python", "torch"]
+    assert stated.pop("python") == sys.version.split()[0]
+    for name, version in stated.items():
+        assert version.split("+")[0] == metadata.version(name).split("+")[0]
+
+
 def array(values, dtype):
     values = np.asarray(values, dtype=dtype)
     return Array(values.dtype.str, values.shape, wire.RAW, values.tobytes())
@@ -236,6 +406,18 @@ BAD_REQUESTS = {
     "a short model": (put("model", "flat", array(np.ones(3), np.float32)), "shape"),
     "a float64 model": (put("model", "flat", array(np.ones(LAYOUT.size), np.float64)), "<f4"),
     "other units": (put("request", "units", [1.0]), "units"),
+    "units of the former version": (put("request", "units", [1.0, 1.0]), "units"),
+    "code of its own": (put("request", "mods", ["clip(norm=1.0)", "os.system(command='x')"]), "catalogue"),
+    "mods that are no texts": (put("request", "mods", [1]), "list of texts"),
+    "rounds in words": (put("request", "needed", ["one"]), "list of integers"),
+    "tensors of another network": (
+        both(put("request", "all-tensors", False), put("request", "tensors", ["heed"])),
+        "heed",
+    ),
+    "last turns of others": (put("played", "last", array([1, 2, 3], np.int64)), "shape"),
+    "objects beside the model": (put("shared", "x", Array("|O", (1,), wire.RAW, bytes(8))), "<f4"),
+    "70 dimensions beside the model": (put("shared", "x", Array("<f4", (1,) * 70, wire.RAW, bytes(4))), "dimensions"),
+    "70 dimensions of clients": (put("played", "clients", Array("<i8", (1,) * 70, wire.RAW, bytes(8))), "dimensions"),
     "clients in a table": (put("played", "clients", array([[1]], np.int64)), "shape"),
 }
 
@@ -250,16 +432,60 @@ BAD_REPLIES = {
     "a weight in words": (put("update-0-about", "weight", "heavy"), "heavy"),
     "a whole number for a metric": (put("update-0-metrics", "loss", 1), "loss"),
     "scores instead of counts": (put("evaluation", "bins", array([0.5], np.float64)), "<i8"),
-    "errors of fewer turns": (put("turn-texts", "errors", []), "1 entries"),
+    "errors of fewer turns": (put("turn-texts", "error", []), "1 entries"),
     "a metric of no turn": (put("turns", "metric-turns", array([7], np.int64)), "metrics of turns"),
-    "fewer bytes than numbers": (put("turns", "clients", Array("<i8", (1,), wire.RAW, b"no")), "bytes of shape"),
-    "more bytes than numbers": (put("turns", "clients", Array("<i8", (1,), wire.RAW, bytes(16))), "bytes of shape"),
-    "a negative shape": (put("turns", "clients", Array("<i8", (-1, -1), wire.RAW, bytes(8))), "bytes of shape"),
-    "a shape of huge numbers": (put("turns", "clients", Array("<i8", (2**30,), wire.RAW, bytes(8))), "bytes of shape"),
-    "big-endian numbers": (put("turns", "clients", Array(">i8", (1,), wire.RAW, bytes(8))), "<i8"),
-    "another serialisation": (put("turns", "clients", Array("<i8", (1,), "pickle", b"x")), "pickle"),
-    "objects": (put("turns", "clients", Array("|O", (1,), wire.RAW, bytes(8))), "<i8"),
+    "fewer bytes than numbers": (put("turns", "metric-turns", Array("<i8", (1,), wire.RAW, b"no")), "bytes of shape"),
+    "more bytes than numbers": (
+        put("turns", "metric-turns", Array("<i8", (1,), wire.RAW, bytes(16))),
+        "bytes of shape",
+    ),
+    "a negative shape": (put("turns", "metric-turns", Array("<i8", (-1, -1), wire.RAW, bytes(8))), "bytes of shape"),
+    "a shape of huge numbers": (
+        put("turns", "metric-turns", Array("<i8", (2**30,), wire.RAW, bytes(8))),
+        "bytes of shape",
+    ),
+    "big-endian numbers": (put("turns", "metric-turns", Array(">i8", (1,), wire.RAW, bytes(8))), "<i8"),
+    "another serialisation": (put("turns", "metric-turns", Array("<i8", (1,), "pickle", b"x")), "pickle"),
+    "70 dimensions of a sum": (put("update-0-extras", "x", Array("<f8", (1,) * 70, wire.RAW, bytes(8))), "dimensions"),
+    "70 dimensions of scores": (put("evaluation", "bins", Array("<i8", (1,) * 70, wire.RAW, bytes(8))), "dimensions"),
+    "a float32 extra": (put("update-0-extras", "x", array([1.0], np.float32)), "<f8"),
+    "a negative extra shape": (
+        put("update-0-extras", "x", Array("<f8", (-1, -1), wire.RAW, bytes(8))),
+        "bytes of shape",
+    ),
+    "a missing part of an update": (drop("update-0-extras"), "parts of reply"),
+    "objects": (put("turns", "metric-turns", Array("|O", (1,), wire.RAW, bytes(8))), "<i8"),
 }
+
+
+def as_in_protocol_2(content):
+    content["introduction"]["version"] = 2
+    del content["versions"]
+
+
+BAD_INTRODUCTIONS = {
+    "the last protocol": (as_in_protocol_2, r"protocol version to be 3, got 2"),
+    "no protocol": (drop("introduction"), "introduction"),
+    "a missing part": (drop("versions"), "parts of introduction"),
+    "a missing version": (lambda content: content["versions"].pop("flwr"), "parts of versions"),
+    "a version of something else": (put("versions", "hostname", "anna"), "hostname"),
+    "a version that is a number": (put("versions", "flwr", 1.42), "1.42"),
+    "a version of two lines": (put("versions", "torch", "2.15.0\nINFO: all is well"), "version of torch"),
+    "a long version": (put("versions", "numpy", "9" * 100_000), "version of numpy"),
+    "clients without sizes": (put("hosted", "sizes", array([], np.int64)), "shape"),
+}
+
+
+@pytest.mark.parametrize(("change", "told"), BAD_INTRODUCTIONS.values(), ids=BAD_INTRODUCTIONS.keys())
+def test_wrong_introductions_are_refused(change, told):
+    content = introduction_records()
+    change(content)
+
+    with pytest.raises(wire.WireError, match=told) as caught:
+        wire.unpack_introduction(through(content))
+
+    assert len(str(caught.value)) < 500
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("change", "told"), BAD_REQUESTS.values(), ids=BAD_REQUESTS.keys())
@@ -286,7 +512,7 @@ def test_in_a_simulation_nothing_large_is_copied_into_the_pickle():
     update = Update.zero(LAYOUT, Units(1.0, 1.0))
     update.sums += torch.arange(LAYOUT.size)
     sent = wire.pack_reply(Reply((), (update,)), LAYOUT, copy=False)
-    asked = wire.pack_request(request, [1], LAYOUT, wire.pack_model(flat, copy=False))
+    asked = wire.pack_request(request, [1], LAYOUT, wire.pack_model(request, LAYOUT, copy=False))
     buffers = []
 
     pickled = pickle.dumps((asked, sent), protocol=5, buffer_callback=buffers.append)

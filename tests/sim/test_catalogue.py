@@ -1,12 +1,16 @@
 """What can be chosen is read from the source, and it is what can be built."""
 
 import inspect
+import runpy
+from pathlib import Path
 
 import pytest
 
 from fedmlic import spec
 from fedmlic.experiment import Experiment, Runtime
 from sim import catalogue
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 @pytest.mark.parametrize("key", spec.CATALOGUES)
@@ -25,7 +29,9 @@ def test_every_entry_has_a_line_and_the_arguments_of_its_factory(key):
 
 
 @pytest.mark.parametrize("key", spec.CATALOGUES)
-def test_what_is_shown_can_be_pasted(key):
+def test_what_is_shown_can_be_pasted(key, tmp_path, monkeypatch):
+    runpy.run_path(str(FIXTURES / "hapi.py"))["tree"](tmp_path, "coco")  # whose regime looks for files
+    monkeypatch.setenv("HAPI_DATA_DIR", str(tmp_path))
     for entry in catalogue.catalogue(key):
         if None not in entry.arguments.values():
             assert spec.build(key, entry.call) is not None

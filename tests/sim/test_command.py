@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ from typer.testing import CliRunner
 
 from fedmlic.errors import InputError
 from fedmlic.experiment import Experiment
-from sim.command import app, read_settings
+from fedmlic.record import RunFolder
+from sim.command import _parameter_types, _standing, app, read_options, read_settings
 
 FAULTY = """
 from fedmlic.losses import mean_binary_cross_entropy
@@ -126,7 +128,7 @@ BAD = {
     # unknown keys name the nearest
     ("num-round=3",): "Did you mean 'num-rounds'",
     ("metod=bce()",): "Did you mean 'method'",
-    ("xyzzy=1",): "Known: augmentation",
+    ("xyzzy=1",): "Known: allow-statistics, augmentation",
     # unknown names and arguments
     ("method=fedlgtt()",): "Did you mean 'fedlgt'",
     ("partition=dirichlett(alpha=1)",): "Did you mean 'dirichlet'",
@@ -343,3 +345,131 @@ def test_the_command_as_it_is_installed(settings, tmp_path):
 
 def test_input_errors_are_value_errors():
     assert issubclass(InputError, ValueError)
+
+
+# Text stays text
+
+
+@pytest.mark.parametrize("value", ["2026-11-28", "2026", "true", "1e3", "07:32:00", "1.50"])
+def test_settings_that_are_text_stay_text(value):
+    assert read_settings([f"out={value}", f"label_names={value}", "seed=3"]) == {
+        "out": value,
+        "label-names": value,
+        "seed": 3,
+    }
+
+
+def test_text_of_a_recipe_is_text_without_quotes_too(tmp_path):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text("out = 2026-11-28\nhome = 2026\nlabel-names = true\nseed = 5\nchannels-last = true\n")
+
+    assert read_settings([str(recipe)]) == {
+        "out": "2026-11-28",
+        "home": "2026",
+        "label-names": "true",
+        "seed": 5,
+        "channels-last": True,
+    }
+
+
+def test_parameters_of_a_data_set_are_read_by_their_types():
+    found = read_options(["csv=123", "image-size=64", "separator=7", "blank=absent"], _parameter_types("folder"))
+
+    assert found == {"csv": "123", "image-size": 64, "separator": "7", "blank": "absent"}
+    assert _parameter_types("no such data set") == {}
+
+
+# One entry, the version, what is kept
+
+
+def test_one_entry_is_shown_with_its_arguments_and_page(fedmlic):
+    shown = fedmlic("list", "fedlgt")
+    found = json.loads(fedmlic("list", "fedlgt", "--json").stdout)["method"][0]
+
+    assert shown.exit_code == 0
+    for words in ("known_fraction_max", "0.75", "largest share", "docs/methods/fedlgt.md"):
+        assert words in shown.stdout
+    assert found["arguments"]["layers"] == "3"
+    assert found["meanings"]["layers"] == "encoder layers."
+    assert "local learning rate" in fedmlic("list", "learning-rate").stdout
+    assert "Did you mean 'fedlgt'" in one_line(fedmlic("list", "fedlgtt"))
+
+
+def test_the_version_is_shown(fedmlic):
+    assert fedmlic("--version").stdout.startswith("fedmlic ")
+
+
+HELP = {
+    "run": "RECIPE is the name of",
+    "resume": "RUN is the run's folder",
+    "describe": "RECIPE and KEY=VALUE are",
+    "list": "NAME is a catalogue",
+    "show": "RUN is the run's folder",
+    "predict": "IMAGE an image file",
+    "data import": "NAME is a data set",
+    "data check": "NAME is a data set",
+    "data describe": "NAME a data set",
+}
+
+
+@pytest.mark.parametrize("command", HELP)
+def test_help_says_what_the_arguments_are(fedmlic, command):
+    result = fedmlic(*command.split(), "--help")
+
+    assert result.exit_code == 0
+    assert HELP[command] in " ".join(result.stdout.split())
+    assert command != "describe" or "runs/DATE-TIME" not in result.stdout
+
+
+def test_an_interrupted_run_says_what_is_kept(finished, tmp_path):
+    assert "no run folder" in _standing(None)
+    assert "is complete" in _standing(RunFolder(finished))
+    shutil.copytree(finished, tmp_path / "a run")
+    (tmp_path / "a run" / "result.json").unlink()
+    said = _standing(RunFolder(tmp_path / "a run"))
+    assert said.startswith("The last checkpoint is kept: round 4 of 4, in ")
+    assert said.endswith(f"fedmlic resume '{tmp_path / 'a run'}'")
+    shutil.rmtree(tmp_path / "a run" / "checkpoints")
+    assert "no checkpoint yet" in _standing(RunFolder(tmp_path / "a run"))
+
+
+def test_a_failed_check_exits_with_1_and_says_nothing_else(fedmlic, tmp_path):
+    (tmp_path / "broken [red].png").write_bytes(b"nothing")
+    (tmp_path / "labels.csv").write_text("path,labels\nbroken [red].png,[/INST]\n")
+
+    result = fedmlic("data", "check", "folder", "--root", tmp_path)
+
+    assert result.exit_code == 1
+    assert "Exit" not in result.output
+    assert f"{tmp_path / 'broken [red].png'}: " in result.stdout
+
+
+# Names that look like markup
+
+
+def test_names_with_markup_pass_through_every_command(fedmlic, pairs, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    names = ["dog [red]", "[/INST]", "a$b_{$", ":smile:"]
+    rows = ["path,labels,split,owner"]
+    for number in range(16):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"g{number}.png")
+        labels = ";".join(name for place, name in enumerate(names) if number >> place & 1)
+        rows.append(
+            f"g{number}.png,{labels},{('train', 'train', 'val', 'test')[number // 2 % 4]},owner [/{number % 3}]"
+        )
+    (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
+    dataset = f"folder(root='{tmp_path}', image_size=24, blank='absent')"
+    arguments = pairs(dataset=dataset, regime="complete()", num_clients=2, cohort_size=0, num_rounds=1)
+
+    results = {
+        "run": fedmlic("run", *arguments, "--out", "run [/]"),
+        "show": fedmlic("show", "run [/]"),
+        "predict": fedmlic("predict", "run [/]", "g1.png"),
+        "describe": fedmlic("describe", *arguments, "--out", "pictures"),
+        "data describe": fedmlic("data", "describe", dataset, "--out", "more"),
+    }
+
+    for name, result in results.items():
+        assert result.exit_code == 0, (name, result.output)
+        for label in names if name != "run" else ["run [/]"]:
+            assert label in result.stdout, name

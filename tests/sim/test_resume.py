@@ -345,3 +345,86 @@ def test_a_folder_that_another_process_runs_is_refused(settings, tmp_path, slowl
 
     first.kill()
     first.communicate()
+
+
+REGIME = """
+import numpy as np
+from fedmlic.regime import Regime
+
+def mine(*, x: int = 1):
+    def annotate(assignment):
+        {body}
+    return Regime(annotate)
+"""
+
+
+def edited(monkeypatch, plug, body):
+    """Write the plug-in's file, and have the next import read it."""
+    plug("my_regime", REGIME.format(body=body))
+    monkeypatch.delitem(sys.modules, "my_regime", raising=False)
+
+
+def resumed_events(path):
+    return [event["text"] for event in open_run(path).events() if event["event"] == "warning"]
+
+
+def test_a_run_that_goes_on_with_other_code_says_which_files(monkeypatch, play, plug, tmp_path):
+    """Labels that are the same can be gone on with; code that was edited is named, in the record too."""
+    out = tmp_path / "run"
+    edited(monkeypatch, plug, "return assignment.labels.copy()")
+    broken_at(monkeypatch, play, out, RunFolder, "save_checkpoint", 2, regime="my_regime.mine()")
+    assert resumed_events(out) == []
+    edited(monkeypatch, plug, "return assignment.labels.copy()  # a comment")
+
+    engine.resume(out)
+
+    assert [text.partition(")")[0] for text in resumed_events(out)] == [
+        "this run was started with other code (changed: my_regime.py"
+    ]
+
+
+def test_a_run_does_not_go_on_with_other_labels(monkeypatch, play, plug, tmp_path):
+    out = tmp_path / "run"
+    edited(monkeypatch, plug, "return assignment.labels.copy()")
+    broken_at(monkeypatch, play, out, RunFolder, "save_checkpoint", 2, regime="my_regime.mine()")
+    edited(monkeypatch, plug, "return np.full_like(assignment.labels, -1)")
+
+    with pytest.raises(InputError, match=r"Expected the images and labels that .* was started with, got others"):
+        engine.resume(out)
+
+
+def test_a_run_of_an_earlier_version_says_that_its_code_is_not_known(interrupted):
+    (interrupted / "code.json").unlink()
+    (interrupted / "data.json").unlink()
+
+    engine.resume(interrupted)
+
+    assert resumed_events(interrupted) == [
+        "the code that this run was started with is not known: it was not recorded then"
+    ]
+
+
+DATASET = """
+from dataclasses import replace
+from fedmlic.datasets.multidigits import multidigits
+
+def digits(*, x: int = 1):
+    found = multidigits(num_train=120, num_val=20, num_test=20, image_size=24, num_owners=5)
+    return replace(found, name="digits", image=lambda row: {body}, images=None)
+"""
+
+
+@pytest.mark.parametrize(("body", "same"), [("found.image(row)", True), ("found.image(row) // 2", False)])
+def test_a_run_goes_on_after_an_edit_of_its_data_set_that_draws_the_same(monkeypatch, play, plug, tmp_path, body, same):
+    out = tmp_path / "run"
+    plug("my_digits", DATASET.format(body="found.image(row)"))
+    broken_at(monkeypatch, play, out, RunFolder, "save_checkpoint", 2, dataset="my_digits.digits()")
+    plug("my_digits", "# edited\n" + DATASET.format(body=body))
+    monkeypatch.delitem(sys.modules, "my_digits")
+
+    if same:
+        engine.resume(out)
+        assert "changed: my_digits.py" in resumed_events(out)[0]
+    else:
+        with pytest.raises(InputError, match=r"images and labels that .* was started with"):
+            engine.resume(out)

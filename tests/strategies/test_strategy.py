@@ -4,9 +4,10 @@ import torch
 
 from fedmlic.arrays import Layout
 from fedmlic.update import Update, Weighting, units_for
-from strategies.strategy import State, Strategy, only_the_model, total_of, weighted_mean
+from strategies.strategy import Round, State, Strategy, only_the_model, total_of, weighted_mean
 
 LAYOUT = Layout(("w",), ((3,),), 1, 0)
+HERE = Round(1, 2, 2, LAYOUT)
 
 
 def update(client, value, images):
@@ -21,6 +22,7 @@ def test_a_strategy_is_one_function_and_the_rest_has_defaults():
 
     assert (strategy.needs, strategy.weighting, strategy.init) == ("sum", Weighting("images", "shared"), only_the_model)
     assert strategy.init(torch.ones(16), LAYOUT).memory == {}
+    assert strategy.mods == ()
 
 
 def test_the_total_reads_updates_once_and_is_nothing_for_nobody():
@@ -41,8 +43,8 @@ def test_the_total_reads_updates_once_and_is_nothing_for_nobody():
 def test_the_weighted_mean_by_hand():
     state = State(torch.zeros(LAYOUT.size), {"m": torch.ones(1)})
 
-    after = weighted_mean(state, [update(0, 4.0, 10), update(1, 8.0, 30)])
+    after = weighted_mean(state, [update(0, 4.0, 10), update(1, 8.0, 30)], HERE)
 
     assert LAYOUT.view(after.flat, "w").tolist() == [7.0, 7.0, 7.0]
     assert after.memory is state.memory
-    assert weighted_mean(state, []) is state
+    assert weighted_mean(state, [], HERE) is state

@@ -19,6 +19,7 @@ from sim.reports.describe import describe
 
 NAMES = ("cat", "dog", "car", "bus")
 PARTITION = "dirichlet(alpha=0.3, key='rarest', min_images=8)"
+NATIVE = ("true_positives", "true_known", "checkable")
 PICTURES = {"sizes.png", "skew.png", "prevalence.png", "positives.png", "known.png", "budget.png", "wrong.png"}
 
 
@@ -129,6 +130,52 @@ def test_a_devices_own_images_have_no_report(corpus):
         describe(local_federation(corpus, label_names=NAMES, holdout_fraction=0, seed=0))
 
 
+def natively_unknown(tmp_path_factory):
+    """A data set that knows half of the entries of "cat", which is present on 3 of 4 of them, and nothing of "bus"."""
+
+    def table():
+        labels = np.zeros((400, 4), np.int8)
+        labels[::4, 0], labels[1::4, 0], labels[2::4, 0] = 1, 1, 1
+        labels[200:, 0], labels[:, 3] = -1, -1
+        labels[::2, 1] = 1
+        return Table([f"image {i}" for i in range(400)], ["train"] * 400, labels, np.arange(400) % 9)
+
+    blank = np.zeros((2, 2, 1), np.uint8)
+    dataset = Dataset("open", "1", {}, NAMES, (2, 2, 1), table, lambda _row: blank)
+    return open_corpus(dataset, tmp_path_factory.mktemp("open"))
+
+
+def test_shares_of_positives_run_over_the_entries_that_the_data_set_knows(tmp_path_factory, tmp_path):
+    corpus = natively_unknown(tmp_path_factory)
+    regime = "label_subset(labels_per_client=3, missing='absent')"
+    found = build_federation(
+        corpus, partition="iid", regime=regime, num_clients=3, seed=1, holdout_fraction=0, home=tmp_path
+    )
+    console = Console(file=io.StringIO(), width=200)
+
+    report = json.loads(json.dumps(describe(found, tmp_path / "out", console), allow_nan=False))
+
+    prevalence = {row["label"]: row["prevalence"] for row in report["labels"]}
+    assert prevalence == {"cat": 0.75, "dog": 0.5, "car": 0.0, "bus": None}
+    summary, text = report["summary"], console.file.getvalue()
+    assert summary["prevalence"] == (150 + 200) / (200 + 400 + 400)
+    assert summary["num_checkable"] == summary["num_annotations"]  # regimes leave open what is open
+    for words in (
+        "75.0%",
+        "entries that the data set knows",
+        "62.5% of all",
+        "known to be present",
+    ):
+        assert words in text
+    axis = module._prevalence_figure(found.tallies(), NAMES).axes[0]
+    lines = {line.get_label(): line for line in axis.lines}
+    names = [tick.get_text() for tick in axis.get_xticklabels()]
+    shown = dict(zip(names, lines["all clients together"].get_ydata(), strict=True))
+    assert (shown["cat"], shown["dog"]) == pytest.approx((75, 50))
+    assert np.isnan(shown["bus"])
+    assert "of which the data set knows" in axis.get_ylabel()
+
+
 # Pictures of many clients
 
 
@@ -203,7 +250,7 @@ def test_every_pair_of_client_and_label_is_in_json_and_in_a_file(corpus, written
     found, report, out = written
     rows = [line.split(",") for line in (out / "cells.csv").read_text().splitlines()]
 
-    assert rows[0] == ["client", "label", "images", "known", "positives", "wrong", "budget", "true_positives"]
+    assert rows[0] == ["client", "label", "images", "known", "positives", "wrong", "budget", *NATIVE]
     assert len(rows) == 1 + 5 * 4
     for client in range(5):
         labels = found.shard(client).labels

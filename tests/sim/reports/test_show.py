@@ -131,5 +131,32 @@ def test_the_closing_table_shows_what_was_evaluated_and_nothing_else(finished):
     assert "validation (server)" in texts[0]
     assert "validation (server)" not in texts[1]
     assert f"{result['metrics']['server/mAP']:.3f}" in texts[1]
-    assert "worst" in spread_line(result["metrics"])
+    line = spread_line(result["metrics"])
+    chance = f"{result['metrics']['client/mAP/chance']:.3f} for a random order"
+    for words in (
+        "worst",
+        "over 6 of 6 clients",
+        chance,
+        "at least 1 present and 1 absent",
+        "pairs of client and label",
+    ):
+        assert words in line
     assert spread_line({}) == ""
+    nobody = {**result["metrics"], "client/mAP/num-clients": 0.0, "client/mAP/mean": None}
+    assert "none of 6 clients has a label that counts" in spread_line(nobody)
+    earlier = {f"client/mAP/{name}": 0.5 for name in ("mean", "std", "worst")} | {"client/mAP/num-clients": 4.0}
+    assert "over 4 of 4 clients" in spread_line(earlier)
+
+
+def test_clients_and_metrics_of_the_method_are_shown(finished):
+    found = summary(finished)
+    for event in found["rounds"]:
+        event.update({f"method/{name}": 10.0 * event["round"] for name in ("[b]", "c", "d", "e", "f")})
+
+    text = printed(found, 200)
+
+    assert "after round 4: mAP per client: mean" in text
+    assert "by chance" in text
+    assert "[b]" in text
+    assert "40.000" in text
+    assert "the method's sums over a round's clients (1 more in rounds.parquet)" in text

@@ -1,9 +1,13 @@
 """The Flower transport against a grid in this process whose nodes fail in every way Flower knows."""
 
+import logging
 import pickle
+import re
 import time
 from dataclasses import replace
+from pathlib import Path
 
+import flwr
 import pytest
 import torch
 from flwr.app import Context, Error, Message, RecordDict
@@ -13,6 +17,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from clients import app as client_app
 from clients.host import Host
+from fedmlic import wire
 from fedmlic.arrays import sha256
 from fedmlic.errors import InputError
 from fedmlic.experiment import flower_config
@@ -118,6 +123,17 @@ def silence(_):
 
 def garbage(message):
     return Message(RecordDict(), reply_to=message)
+
+
+def running(grid, **versions):
+    """A node that answers a query like any other, but runs on these versions."""
+
+    def answer(message):
+        reply = grid.answer(grid.nodes[message.metadata.dst_node_id], message)
+        reply.content["versions"].update(versions)
+        return reply
+
+    return answer
 
 
 @pytest.fixture(autouse=True)
@@ -400,6 +416,81 @@ def test_too_few_devices_are_told_with_reasons(devices):
         transport.hosts()
 
 
+OTHER_MINOR = "1.7.3"
+REFUSAL = (
+    rf"Expected device-1 to run Flower {wire.minor(flwr.__version__)} as the server does \({flwr.__version__}\), "
+    rf"got {OTHER_MINOR}\. Install flwr=={flwr.__version__} there"
+)
+
+
+def test_a_device_with_another_minor_version_of_flower_does_not_count(devices):
+    grid, transport = devices(2)
+    grid.nodes[501].faults["query"] = [running(grid, flwr=OTHER_MINOR)]
+
+    with pytest.raises(InputError, match=rf"Expected 2 nodes within 2 s, got 1\. {REFUSAL}"):
+        transport.hosts()
+
+
+def test_a_simulation_under_another_minor_version_of_flower_ends_at_once(simulation):
+    grid, transport = simulation({}, {})
+    for node in grid.nodes.values():
+        node.faults["query"] = [running(grid, flwr=OTHER_MINOR)]
+
+    with pytest.raises(InputError, match=REFUSAL.replace("device", "node")):
+        transport.hosts()
+
+
+def test_others_go_on_without_a_device_of_another_minor_version(devices, caplog):
+    grid, transport = devices(2)
+    config = {**grid.nodes[500].config, "client": 2}
+    grid.nodes[502] = grid.nodes.pop(501)
+    grid.nodes[501] = Node({**config, "client": 1}, {"query": [running(grid, flwr=OTHER_MINOR)]})
+    grid.nodes[502].config["client"] = 2
+
+    with caplog.at_level(logging.WARNING, logger="fedmlic"):
+        request = ready(transport)
+    turns, update = gather(transport, request, [0, 2])
+
+    assert re.search(REFUSAL, caplog.text)
+    assert sorted(turns) == sorted(update.clients) == [0, 2]
+    assert grid.nodes[501].asked == ["query"]
+
+
+def test_a_device_that_comes_back_with_another_minor_version_stays_lost(devices, caplog):
+    grid, transport = devices(2)
+    request = ready(transport)
+    grid.nodes[9999] = grid.nodes.pop(501)
+    grid.nodes[9999].faults["query"] = [running(grid, flwr=OTHER_MINOR)]
+
+    with caplog.at_level(logging.WARNING, logger="fedmlic"):
+        turns, update = gather(transport, request, [0, 1])
+        gather(transport, request, [0, 1])
+
+    assert turns[1].error == "NodeFailed: device-1: it is not connected"
+    assert update.clients == [0]
+    assert len(re.findall(REFUSAL, caplog.text)) == 1
+
+
+def test_other_versions_are_warned_about_and_recorded(devices, tmp_path, caplog):
+    grid, _ = devices(2, num_rounds=1, num_clients=2)
+    patch = f"{wire.minor(flwr.__version__)}.99"
+    grid.nodes[501].faults["query"] = [running(grid, flwr=patch, torch="2.0.1")]
+    grid.run_config = {**grid.run_config, "out": str(tmp_path / "run")}
+
+    with caplog.at_level(logging.WARNING, logger="fedmlic"):
+        folder, _ = server_app.play(grid, grid.run_config)
+    told = [record.message for record in caplog.records if "versions" in record.message]
+
+    assert len(told) == 1
+    assert f"device-1 runs other versions than the server (in brackets): flwr {patch} ({flwr.__version__})" in told[0]
+    assert f"torch 2.0.1 ({torch.__version__})" in told[0]
+    assert "numpy" not in told[0]
+    assert [event for event in folder.events() if event["event"] == "versions"] == [
+        {"event": "versions", "host": "device-0", **wire.versions()},
+        {"event": "versions", "host": "device-1", **wire.versions(), "flwr": patch, "torch": "2.0.1"},
+    ]
+
+
 def test_two_devices_cannot_be_one_client(devices):
     grid, transport = devices(2)
     grid.nodes[501].config["client"] = 0
@@ -472,8 +563,165 @@ def test_weights_of_a_round_on_devices_are_those_of_its_clients(devices, tmp_pat
     folder, outcome = server_app.play(grid, config)
     tensors, _ = folder.load_checkpoint(1)
 
-    layout = next(iter(client_app._nodes.values())).learner.resident.layout
-    flat = layout.pack({name.removeprefix("model/"): value for name, value in tensors.items()})
+    layout = next(iter(client_app._nodes.values())).host.layout
+    flat = layout.pack({n.removeprefix("model/"): value for n, value in tensors.items() if n.startswith("model/")})
     assert sha256(layout, flat) == outcome.weights_sha256
     assert "server/mAP" not in outcome.metrics
     assert outcome.metrics["client/mAP/mean"] > 0
+
+
+# --- the part of the model that is not exchanged ---------------------------------------------
+
+
+HEAD = ("head.weight", "head.bias")
+
+
+@pytest.fixture
+def sent(devices, monkeypatch):
+    """A function: transport of two devices, and the list of (node, whether the rest of the model was sent)."""
+    log = []
+
+    def made(count=2, faults=None, **changes):
+        grid, transport = devices(count, faults, **changes)
+        push = grid.push
+
+        def noted(message):
+            if message.metadata.message_type == "train":
+                log.append((message.metadata.dst_node_id, "flat" in message.content["rest"]))
+            return push(message)
+
+        monkeypatch.setattr(grid, "push", noted)
+        return grid, transport, log
+
+    return made
+
+
+def moved(transport, request, by=0.01):
+    """The next round's request, in which only the exchanged part is another."""
+    part = request.layout(transport.layout)
+    values = transport.layout.gather(request.flat, part) + by
+    return replace(request, round=request.round + 1, flat=transport.layout.scatter(values, part, request.flat))
+
+
+def good(turns):
+    return [turns[client].error for client in sorted(turns)]
+
+
+def test_the_rest_of_the_model_is_sent_once_per_node(sent):
+    _, transport, log = sent()
+    request = replace(ready(transport), tensors=HEAD)
+
+    for _ in range(3):
+        turns, update = gather(transport, request, [0, 1])
+        assert good(turns) == ["", ""]
+        assert update.layout == transport.layout.only(HEAD)
+        request = moved(transport, request)
+    assert sorted(log[:2]) == [(500, True), (501, True)]
+    assert sorted(log[2:]) == [(500, False)] * 2 + [(501, False)] * 2
+
+    log.clear()
+    other = replace(request, flat=request.flat + 0.1)  # another rest, as in another phase
+    gather(transport, other, [0, 1])
+    gather(transport, other, [0])
+    assert log[:2] == [(500, True), (501, True)]
+    assert log[2:] == [(500, False)]
+
+
+def test_what_is_trained_from_a_kept_rest_is_what_is_trained_from_a_whole_model(sent):
+    _, transport, log = sent()
+    request = replace(ready(transport), tensors=HEAD)
+    gather(transport, request, [0, 1])
+    request = moved(transport, request)
+    kept = gather(transport, request, [0, 1])[1]
+    transport._having.clear()
+    whole = gather(transport, request, [0, 1])[1]
+
+    assert [with_rest for _, with_rest in log] == [True, True, False, False, True, True]
+    assert torch.equal(kept.sums, whole.sums)
+    direct = next(iter(client_app._nodes.values())).host
+    client = direct.info().clients.tolist()
+    alone = direct.play(request, client).updates[0]
+    assert torch.equal(alone.sums, gather(transport, request, client)[1].sums)
+
+
+def test_a_device_that_lost_the_rest_gets_it_again_in_the_same_round(sent, home):
+    _, transport, log = sent()
+    request = replace(ready(transport), tensors=HEAD)
+    gather(transport, request, [0, 1])
+    files = sorted(home.rglob("rest.safetensors"))
+    assert files
+    for file in files:
+        file.unlink()
+    client_app._nodes.clear()
+    log.clear()
+
+    turns, update = gather(transport, moved(transport, request), [0, 1])
+
+    assert good(turns) == ["", ""]
+    assert sorted(update.clients) == [0, 1]
+    assert sorted(log) == [(500, False), (500, True), (501, False), (501, True)]
+
+
+def test_a_device_that_did_not_answer_is_sent_the_rest_until_it_does(sent):
+    _, transport, log = sent(faults={1: {"train": [silence]}})
+    request = replace(ready(transport), tensors=HEAD)
+
+    first, _ = gather(transport, request, [0, 1])
+    second, _ = gather(transport, moved(transport, request), [0, 1])
+
+    assert [bool(error) for error in good(first)] == [False, True]
+    assert good(second) == ["", ""]
+    assert [with_rest for node, with_rest in log if node == 501] == [True, True]
+    assert [with_rest for node, with_rest in log if node == 500] == [True, False]
+
+
+def test_in_a_simulation_the_model_is_whole(simulation):
+    _, transport = simulation({}, {})
+    request = replace(ready(transport), tensors=HEAD)
+
+    turns, update = gather(transport, request, [0, 1, 2, 3])
+
+    assert good(turns) == [""] * 4
+    assert update.layout == transport.layout.only(HEAD)
+
+
+TURNS = (Path(__file__).parents[2] / "fixtures" / "turns.py").read_text(encoding="utf-8")
+
+
+def test_phases_counts_memory_and_shared_tensors_have_one_hash_through_flowers_records(
+    simulation, play, tmp_path, plug
+):
+    plug("turns", TURNS)
+    changes = {
+        "method": "turns.phased(statistics=True)",
+        "mods": "turns.busy()",
+        "strategy": "scaffold()",
+        "optimizer": "sgd",
+        "learning_rate": 0.05,
+        "allow_statistics": True,
+        "statistics_min_clients": 1,
+    }
+    expected = play(tmp_path / "in-process", **changes)
+    grid, _ = simulation({}, {}, **changes)
+    grid.run_config = {**grid.run_config, "out": str(tmp_path / "flower"), "round-timeout": 60.0}
+
+    folder, outcome = server_app.play(grid, grid.run_config)
+
+    assert outcome.weights_sha256 == expected["weights_sha256"]
+    assert not any(event.get("error") for event in folder.events())
+    assert sorted(node.asked.count("train") for node in grid.nodes.values()) == [5, 5]
+
+
+def test_phases_and_memory_on_devices_are_those_of_their_hosts(devices, tmp_path):
+    """probe_then_tune under scaffold on two devices: nothing fails, and only the head is sent at first."""
+    changes = {"method": "probe_then_tune(probe_rounds=1)", "strategy": "scaffold()", "optimizer": "sgd"}
+    grid, _ = devices(2, num_rounds=3, num_clients=2, **changes)
+    grid.run_config = {**grid.run_config, "out": str(tmp_path / "run")}
+
+    folder, _ = server_app.play(grid, grid.run_config)
+
+    turns = [event for event in folder.events() if event["event"] == "client"]
+    assert not any(turn.get("error") for turn in turns)
+    sizes = [{turn["bytes-up"] for turn in turns if turn["round"] == number} for number in (1, 2, 3)]
+    assert [len(each) for each in sizes] == [1, 1, 1]
+    assert sizes[0].pop() < sizes[1].pop() == sizes[2].pop()

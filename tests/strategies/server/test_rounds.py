@@ -10,7 +10,7 @@ from clients.host import Host
 from clients.opening import open_federation
 from fedmlic.learner import build_learner
 from fedmlic.protocol import Reply, Turn
-from fedmlic.record import create
+from fedmlic.record import create, open_run
 from strategies.server.rounds import RunFailedError
 from strategies.server.server import build_server, serve
 
@@ -124,6 +124,7 @@ def test_what_is_only_watched_does_not_change_the_model(play, tmp_path):
 
     assert expected == play(tmp_path / "b", evaluate_every=3, threshold=0.2)["weights_sha256"]
     assert expected == play(tmp_path / "c", evaluate_clients_every=1, keep_checkpoints=5)["weights_sha256"]
+    assert expected == play(tmp_path / "d", client_min_entries=9)["weights_sha256"]
 
 
 def test_every_way_to_fail_leaves_the_model_of_those_who_did_not(play, plug, tmp_path):
@@ -245,3 +246,95 @@ def test_metrics_of_clients_are_pooled_over_all_clients_once(play, tmp_path):
     assert [event["round"] for event in evaluated] == [2, 4]
     assert all(event["num-clients"] == 6 and event["num-failed"] == 0 for event in evaluated)
     assert result["metrics"]["client/mAP/num-clients"] == 6
+
+
+COUNTING = """
+from fedmlic.losses import mean_binary_cross_entropy
+from fedmlic.method import Inputs, Objective
+from fedmlic.training import classifier, trainer
+
+
+def counting(*, name: str = "thirds"):
+    base = classifier(mean_binary_cross_entropy)
+
+    def inputs(local):
+        sizes = []
+
+        def of(images, labels, numbers):
+            sizes.append(len(images))
+            return ()
+
+        kind = "odd" if local.client % 2 else "even"
+        return Inputs(of, lambda: {"images used": sum(sizes), name: sum(sizes) / 3, kind: 1})
+
+    objective = Objective(base.objective.loss, inputs)
+    return base._replace(train=trainer(objective), objective=objective)
+"""
+
+
+def own_metrics(events):
+    return [
+        {key: value for key, value in event.items() if key.startswith("method/")}
+        for event in events
+        if event["event"] == "round"
+    ]
+
+
+@pytest.mark.parametrize("strategy", ["labelwise()", "loss_weighted()"])
+def test_metrics_of_a_method_are_sums_over_clients_whoever_carries_them(play, scattered, plug, tmp_path, strategy):
+    plug("counts_rounds", COUNTING)
+    changes = {"method": "counts_rounds.counting()", "strategy": strategy, "local_epochs": 2}
+    out = tmp_path / "run"
+    play(out, **changes)
+
+    found = own_metrics(open_run(out).events())
+
+    for event, own in zip(events_of(out, "round"), found, strict=True):
+        clients = [turn for turn in events_of(out, "client") if turn["round"] == event["round"]]
+        assert own["method/images used"] == 2 * sum(turn["num-images"] for turn in clients)
+        assert own["method/thirds"] == pytest.approx(own["method/images used"] / 3, abs=1e-5)
+        assert own.get("method/odd", 0) == sum(turn["client"] % 2 for turn in clients)
+        assert own.get("method/odd", 0) + own.get("method/even", 0) == 4
+    for num_hosts, seed in ((1, 0), (4, 1)):
+        assert own_metrics(scattered(num_hosts, seed, **changes)[1]) == found
+    play(tmp_path / "together", vectorize=3, **changes)
+    assert own_metrics(open_run(tmp_path / "together").events()) == found
+
+
+def test_metrics_of_a_method_are_in_tensorboard(play, plug, tmp_path):
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    plug("counts_curves", COUNTING)
+    out = tmp_path / "run"
+    play(out, method="counts_curves.counting()", num_rounds=2)
+
+    file = next((out / "tensorboard").glob("events.*"))
+    values = [value for event in EventFileLoader(str(file)).Load() for value in event.summary.value]
+    found = [value.tensor.float_val[0] for value in values if value.tag == "method/images used"]
+    assert found == [own["method/images used"] for own in own_metrics(open_run(out).events())]
+
+
+def test_fedlgt_reports_what_its_page_promises(play, tmp_path):
+    out = tmp_path / "run"
+    play(out, method="fedlgt(layers=1, dropout=0.0, width=8, heads=2, band=0.5)", num_rounds=1)
+
+    own = own_metrics(open_run(out).events())[0]
+
+    assert own["method/revealed"] > 0
+    assert own["method/unsure"] == own["method/revealed"], "with a band of everything nothing stays revealed"
+
+
+@pytest.mark.parametrize("name", ["loss", "steps"])
+def test_a_metric_of_a_method_may_not_take_a_name_that_is_taken(play, plug, tmp_path, name):
+    plug("counts_wrongly", COUNTING)
+
+    with pytest.raises(RunFailedError, match=f"names of their own, got '{name}'"):
+        play(tmp_path / "run", method=f"counts_wrongly.counting(name='{name}')")
+
+
+def test_clients_with_too_few_images_have_no_map_of_their_own(play, tmp_path):
+    result = play(tmp_path / "run", client_min_entries=4, num_rounds=1)
+
+    found = {key: value for key, value in result["metrics"].items() if key.startswith("client/mAP/")}
+    assert found["client/mAP/num-clients"] < found["client/mAP/num-evaluated"] == 6
+    assert found["client/mAP/min-entries"] == 4

@@ -1,10 +1,12 @@
 """How a run starts, what it keeps, how it ends."""
 
+import itertools
 import json
 import math
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -12,7 +14,7 @@ from safetensors import safe_open
 from fedmlic.datasets.multidigits import LABEL_NAMES
 from fedmlic.errors import InputError
 from fedmlic.learner import label_space
-from fedmlic.record import RunFolder, create, open_run, read_json
+from fedmlic.record import TABLES, RunFolder, create, open_run, read_json
 from strategies.server.rounds import Progress
 from strategies.server.server import FolderRecord, build_server, start_of
 from strategies.strategy import State, Strategy
@@ -180,8 +182,8 @@ def test_a_failure_of_the_server_is_written_down(play, tmp_path, monkeypatch):
     from strategies import labelwise
 
     def broken(*, shared="annotations"):
-        def aggregate(state, updates):
-            del state
+        def aggregate(state, updates, here):
+            del state, here
             list(updates)
             message = "the server broke"
             raise ZeroDivisionError(message)
@@ -195,3 +197,65 @@ def test_a_failure_of_the_server_is_written_down(play, tmp_path, monkeypatch):
 
     last = list(open_run(tmp_path / "run").events())[-1]
     assert (last["event"], last["reason"]) == ("failed", "ZeroDivisionError: the server broke")
+
+
+def test_the_tables_of_a_run_under_way_hold_its_last_round(parts, monkeypatch):
+    import pandas as pd
+
+    folder, server = parts
+    monkeypatch.setattr("strategies.server.server.TABLES_EVERY_S", 0.0)
+    monkeypatch.setattr("strategies.server.server.TABLES_SHARE", 1e9)
+    record = FolderRecord(folder, server)
+    state = State(server.learner.resident.flat.clone(), {})
+
+    for number in (1, 2):
+        record.add_events("client", [{"round": number, "client": 0, "loss": None}])
+        record.event("round", {"round": number, "server/mAP": None})
+        record.checkpoint(Progress(number, state))
+        record.settle()
+
+        assert pd.read_parquet(folder.path / "rounds.parquet")["round"].tolist() == list(range(1, number + 1))
+        assert pd.read_parquet(folder.path / "clients.parquet")["error"].tolist() == [""] * number
+    assert pd.read_parquet(folder.path / "rounds.parquet")["server/mAP"].dtype == np.float64
+    assert not list(folder.path.glob(".*.tmp"))
+
+
+def test_the_tables_cost_at_most_their_share_of_the_time(parts, monkeypatch):
+    """A clock that jumps 40 s per look: each writing takes 40 s, so the next may come 800 s later."""
+    folder, server = parts
+    now = itertools.count(0, 40)
+    monkeypatch.setattr("strategies.server.server.time.monotonic", lambda: next(now))
+    written = []
+    monkeypatch.setattr(RunFolder, "write_tables", lambda _: written.append(1))
+    record = FolderRecord(folder, server)
+
+    for _ in range(60):
+        record._tables_when_due()
+
+    assert 2 <= len(written) <= 4
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_or_failed_run_has_tables(play, tmp_path, monkeypatch, error):
+    import pandas as pd
+
+    from strategies.server import rounds
+
+    original = rounds.sample_cohort
+
+    def third(*args, **kwargs):
+        if kwargs["round_number"] == 3:
+            raise error
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(rounds, "sample_cohort", third)
+    out = tmp_path / "run"
+
+    with pytest.raises(error):
+        play(out)
+
+    tables = {name: pd.read_parquet(out / f"{name}.parquet") for name in TABLES}
+    assert tables["rounds"]["round"].tolist() == [1, 2]
+    assert len(tables["clients"]) == 8
+    assert len(tables["evaluations"]) == 0
+    assert not (out / "result.json").exists()

@@ -1,0 +1,27 @@
+"""The index of the documentation: docs/README.md."""
+
+import re
+from pathlib import Path
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def test_the_index_links_every_page_once_and_every_folder():
+    """Pages of catalogue entries are found in their folder, so that a new entry edits nothing else."""
+    text = (DOCS / "README.md").read_text(encoding="utf-8")
+    linked = re.findall(r"^\| \[\w+\]\((\w+\.md)\) \| \S", text, re.MULTILINE)
+    pages = [path.name for path in DOCS.glob("*.md") if path.name != "README.md"]
+    folders = {path.parent.name for path in DOCS.glob("*/*.md")}
+
+    assert sorted(linked) == sorted(pages), "Add one line for each new page of docs/ to docs/README.md."
+    assert folders == set(re.findall(r"^\| \[(\w+)\]\(\1[/)]", text, re.MULTILINE))
+
+
+def test_links_to_files_of_the_project_lead_somewhere():
+    links = [
+        (page, target)
+        for page in DOCS.rglob("*.md")
+        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    ]
+
+    assert [(page.name, target) for page, target in links if not (page.parent / target).exists()] == []
