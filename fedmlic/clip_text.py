@@ -1,4 +1,4 @@
-"""CLIP's text half through open_clip: prompts, their length, and their features.
+"""CLIP's text half through open_clip: the length of prompts and their features.
 
 ``fedmlic.text.clip`` is what configurations name; this file needs torch and, when a
 tower is built, the optional package open_clip.
@@ -7,7 +7,6 @@ tower is built, the optional package open_clip.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from safetensors import SafetensorError
 
 from fedmlic.errors import InputError, nearest
 from fedmlic.model import check_weights_file
+from fedmlic.prompts import check_lengths
 from fedmlic.seeds import torch_global_stream
 
 if TYPE_CHECKING:
@@ -94,63 +94,10 @@ class Tower:
 
     def encode(self, prompts: list[str], *, scaled: bool) -> NDArray[np.float64]:
         """Features, float64 ``[prompts, width]`` (computed in float32); ``scaled``: each of length 1."""
-        long = [prompt for prompt in prompts if not self.fits(prompt)]
-        if long:
-            msg = (
-                f"Expected prompts of at most {self._tokenizer.context_length} tokens, got {len(long)} longer ones, "
-                f"first {long[0]!r}. Shorten the names or the template."
-            )
-            raise InputError(msg)
+        check_lengths(self, prompts, self._tokenizer.context_length)
         with torch.inference_mode():
             parts = [
                 self._model.encode_text(self._tokenizer(prompts[start : start + 256]), normalize=scaled)
                 for start in range(0, len(prompts), 256)
             ]
         return np.asarray(torch.cat(parts).double().numpy())
-
-
-def join_prompts(
-    tower: Tower, names: tuple[str, ...], fine_names: Mapping[str, Sequence[str]], template: str, join: str, limit: int
-) -> tuple[list[list[str]], str]:
-    """The prompts whose features are averaged into each label's vector, and a note for the record.
-
-    Args:
-        tower: knows how long a prompt may be.
-        names: the labels.
-        fine_names: label -> fine names, most frequent first; needed unless ``join`` is ``plain``.
-        template: has one ``{}``.
-        join: ``plain``, ``concat`` or ``average``.
-        limit: fine names that ``concat`` takes at most.
-
-    Raises:
-        InputError: a label without fine names.
-    """
-    note = f"template {template!r}, {join}"
-    if join == "plain":
-        return [[template.replace("{}", name)] for name in names], note
-    missing = [name for name in names if not fine_names.get(name)]
-    if missing:
-        msg = (
-            f"Expected fine names for every label with join={join!r}, got none for {len(missing)} of {len(names)} "
-            f"({', '.join(missing[:5])}). Give them as fine_names, or use join='plain'."
-        )
-        raise InputError(msg)
-    if join == "average":
-        return [[template.replace("{}", fine) for fine in fine_names[name]] for name in names], note
-    taken = [_fitting(tower, fine_names[name][:limit], template) for name in names]
-    shortened = [
-        f"{name} {len(t)} of {len(fine_names[name])}"
-        for name, t in zip(names, taken, strict=True)
-        if len(t) < len(fine_names[name])
-    ]
-    if shortened:
-        note += f", first fine names only: {', '.join(shortened)}"
-    return [[template.replace("{}", ", ".join(t))] for t in taken], note
-
-
-def _fitting(tower: Tower, fine_names: Sequence[str], template: str) -> Sequence[str]:
-    """The longest start of ``fine_names`` whose joined prompt the model reads in full (at least one)."""
-    for count in range(len(fine_names), 1, -1):
-        if tower.fits(template.replace("{}", ", ".join(fine_names[:count]))):
-            return fine_names[:count]
-    return fine_names[:1]

@@ -8,6 +8,10 @@ Reading order, for one image with a feature map of ``height x width`` cells::
                                                                      v
                   logit of c  =  readout.weight[c] . h_c + readout.bias[c]
 
+With a shared read-out, all labels have one weight vector and bias; then only its vector
+tells a label from the others, so that labels that nobody annotated, or that are added after
+training, can be predicted from their names.
+
 A label's state is what the network is told about it: nothing (unknown), absent
 or present. States are int8 in the codes of ``fedmlic.labels``; which labels to
 tell is decided in ``fedmlic.label_masking`` and ``fedmlic.methods.fedlgt``.
@@ -32,9 +36,11 @@ from torch import Tensor, nn
 
 from fedmlic.errors import InputError
 from fedmlic.labels import UNKNOWN
-from fedmlic.text import LabelVectors, label_vectors, state_vectors
+from fedmlic.text import LabelVectors, alike, label_vectors, state_vectors
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -42,6 +48,7 @@ if TYPE_CHECKING:
     from fedmlic.model import Backbone
 
 Positions = Literal["none", "sine"]
+ReadoutKind = Literal["row", "shared"]
 
 
 class LabelTransformer(nn.Module):
@@ -57,6 +64,7 @@ class LabelTransformer(nn.Module):
         feedforward: hidden units of an encoder layer (None: the width).
         dropout: probability, in attention weights and after each part of a layer.
         positions: what image tokens are told of their place: nothing, or 2-D sines.
+        readout: a weight vector and bias per label (``row``), or one for all (``shared``).
 
     Raises:
         InputError: ``num_heads`` does not divide the width, or the sines do not fit it.
@@ -76,6 +84,7 @@ class LabelTransformer(nn.Module):
         feedforward: int | None = None,
         dropout: float = 0.1,
         positions: Positions = "none",
+        readout: ReadoutKind = "row",
     ) -> None:
         super().__init__()
         num_labels, width = labels.vectors.shape
@@ -91,7 +100,8 @@ class LabelTransformer(nn.Module):
         self.layers = nn.ModuleList(
             EncoderLayer(width, num_heads, feedforward or width, dropout) for _ in range(num_layers)
         )
-        self.readout = Readout(num_labels, width)
+        self.readout_kind = readout
+        self.readout = Readout(num_labels if readout == "row" else 1, width)
         if isinstance(self.projection, nn.Linear):
             uniform_by_inputs(self.projection)
 
@@ -130,8 +140,34 @@ class LabelTransformer(nn.Module):
 
     def label_rows(self) -> tuple[str, ...]:
         """Names of the trainable tensors with one row per label."""
-        rows = ("readout.weight", "readout.bias")
-        return ("label_tokens", *rows) if isinstance(self.label_tokens, nn.Parameter) else rows
+        tokens = ("label_tokens",) if isinstance(self.label_tokens, nn.Parameter) else ()
+        return (*tokens, "readout.weight", "readout.bias") if self.readout_kind == "row" else tokens
+
+    def set_labels(self, labels: LabelVectors) -> None:
+        """Predict other labels from now on, in the order of these vectors.
+
+        The vectors must be made like those that the network was trained with: by the same kind
+        and seed, and without a change of width that depends on the set of labels
+        (``docs/label_vectors.md``).
+
+        Args:
+            labels: ``[any number, width]``, frozen.
+
+        Raises:
+            InputError: labels have parameters of their own, or the width is another.
+        """
+        if self.label_rows() or labels.trainable:
+            own = [*self.label_rows(), *(["the new vectors"] if labels.trainable else [])]
+            msg = (
+                f"Expected a network without trained parameters per label, got {', '.join(own)}. "
+                "Train with readout='shared' and frozen label vectors."
+            )
+            raise InputError(msg)
+        width = self.label_tokens.shape[1]
+        if labels.vectors.ndim != 2 or labels.vectors.shape[1] != width or not len(labels.vectors):
+            msg = f"Expected label vectors [labels, {width}], got {list(labels.vectors.shape)}. Ask for this width."
+            raise InputError(msg)
+        self.label_tokens = torch.tensor(labels.vectors).to(self.label_tokens)
 
 
 class EncoderLayer(nn.Module):
@@ -219,8 +255,10 @@ def dropout(values: Tensor, probability: float) -> Tensor:
 class Readout(nn.Module):
     """One linear unit per label, each reading its own token: the diagonal of a linear map.
 
+    A single unit reads any number of tokens.
+
     Args:
-        num_labels: labels.
+        num_labels: labels, or 1 for a unit that all share.
         width: of the tokens.
     """
 
@@ -245,6 +283,7 @@ def build_label_transformer(
     feedforward: int | None,
     dropout: float,
     positions: Positions,
+    readout: ReadoutKind,
     swap_states: bool = False,
 ) -> LabelTransformer:
     """The network for a task, its label and state vectors made by ``fedmlic.text``.
@@ -258,11 +297,17 @@ def build_label_transformer(
         feedforward: hidden units of an encoder layer (None: the width).
         dropout: probability.
         positions: of image tokens.
+        readout: per label, or shared by all.
         swap_states: give absent labels the positive vector and present ones the negative.
+
+    Raises:
+        InputError: arguments do not fit, or a shared read-out could not tell two labels apart.
     """
     backbone = task.model.build(task.image_shape[2])
     width = width or backbone.num_features
     labels = label_vectors(text, task.label_names, width, task.seed)
+    if readout == "shared":
+        _check_distinct(task.label_names, labels.vectors)
     states = state_vectors(text, width, task.seed)
     if swap_states:
         states = states._replace(vectors=states.vectors[[0, 2, 1]])
@@ -275,6 +320,7 @@ def build_label_transformer(
         feedforward=feedforward,
         dropout=dropout,
         positions=positions,
+        readout=readout,
     )
 
 
@@ -323,6 +369,16 @@ def _hold(module: nn.Module, name: str, vectors: NDArray[np.float32], *, learned
         module.register_parameter(name, nn.Parameter(values))
     else:
         module.register_buffer(name, values)
+
+
+def _check_distinct(names: Sequence[str], vectors: NDArray[np.float32]) -> None:
+    equal = alike(names, vectors)
+    if equal:
+        msg = (
+            f"Expected label vectors to differ with readout='shared', got equal ones for {', '.join(equal)}. "
+            "Rename or join these labels, or use readout='row'."
+        )
+        raise InputError(msg)
 
 
 def _check_width(width: int, num_heads: int, positions: Positions) -> None:

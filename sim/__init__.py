@@ -1,1 +1,1 @@
-"""The world around them: engines, faults, recipes and the command."""
+"""The world around them: engines, reports, preparation of data, recipes and the command."""

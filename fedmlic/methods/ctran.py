@@ -34,6 +34,7 @@ def ctran(
     feedforward: Annotated[int, Field(ge=1)] | None = None,
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
     positions: Literal["none", "sine"] = "none",
+    readout: Literal["row", "shared"] = "row",
     known_fraction_max: Annotated[float, Field(ge=0, lt=1)] = 0.75,
     reduction: Literal["mean", "sum"] = "mean",
 ) -> Method:
@@ -46,6 +47,7 @@ def ctran(
         feedforward: hidden units of an encoder layer (None: the width).
         dropout: probability.
         positions: what image tokens are told of their place.
+        readout: a weight vector and bias per label (``row``), or one for all labels (``shared``).
         known_fraction_max: largest share of an image's annotations that is revealed.
         reduction: mean over the judged entries of a batch, or their sum.
     """
@@ -60,6 +62,7 @@ def ctran(
             feedforward=feedforward,
             dropout=dropout,
             positions=positions,
+            readout=readout,
         )
 
     def inputs(local: Local) -> Inputs:

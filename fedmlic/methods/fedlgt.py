@@ -108,6 +108,7 @@ def fedlgt(
     feedforward: Annotated[int, Field(ge=1)] | None = None,
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
     positions: Literal["none", "sine"] = "none",
+    readout: Literal["row", "shared"] = "row",
     known_fraction_max: Annotated[float, Field(ge=0, lt=1)] = 0.75,
     guidance: bool = True,
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.5,
@@ -127,6 +128,7 @@ def fedlgt(
         feedforward: hidden units of an encoder layer (None: the width).
         dropout: probability.
         positions: what is added to image tokens for their place (the released code's sine option fails).
+        readout: a weight vector and bias per label (``row``), or one for all labels (``shared``).
         known_fraction_max: largest share of an image's annotations that is revealed.
         guidance: whether the global model hides revealed labels (CA-MLE).
         threshold: tau, the middle of the band in which the global model counts as unsure.
@@ -150,6 +152,7 @@ def fedlgt(
             feedforward=feedforward,
             dropout=dropout,
             positions=positions,
+            readout=readout,
             swap_states=states == "swapped",
         )
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -27,7 +26,15 @@ from fedmlic.model import (
     load_weights,
     read_weights,
 )
-from fedmlic.training import PIXEL_MEAN, PIXEL_STD
+from fedmlic.pretrained import (
+    Norm,
+    bn_policy_of,
+    check_trainable,
+    num_parts_trained,
+    parts_by_prefix,
+    to_scale,
+    train_parts,
+)
 
 IMPORTS = ("torchvision.models",)
 """What ``build`` imports late; worker processes import it before they are forked."""
@@ -37,6 +44,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 """What torchvision's ImageNet weights expect images in [0, 1] to be standardised by."""
 
 PARTS = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+TRAINABLE_PARTS = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
 
 
 class _ResNet(Backbone):
@@ -53,9 +61,9 @@ class _ResNet(Backbone):
         self.bn_policy = bn_policy
         self.imagenet = imagenet
         if imagenet:
-            scale, shift = _to_imagenet()
-            self.register_buffer("scale", scale.reshape(3, 1, 1), persistent=False)
-            self.register_buffer("shift", shift.reshape(3, 1, 1), persistent=False)
+            scale, shift = to_scale(IMAGENET_MEAN, IMAGENET_STD)
+            self.register_buffer("scale", scale, persistent=False)
+            self.register_buffer("shift", shift, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         # A grey image of one channel broadcasts to three equal ones here.
@@ -65,19 +73,14 @@ class _ResNet(Backbone):
         return features
 
 
-def _to_imagenet() -> tuple[Tensor, Tensor]:
-    """Per channel, the factor and the summand from this project's pixel scale to ImageNet's."""
-    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
-    return PIXEL_STD / 255 / std, (PIXEL_MEAN / 255 - mean) / std
-
-
 def resnet(
     *,
     depth: Literal[18, 34, 50, 101, 152] = 18,
     weights: str = "",
     download: bool = False,
-    norm: Literal["auto", "group", "frozen", "pooled"] = "auto",
+    norm: Norm = "auto",
     num_groups: Annotated[int, Field(ge=1)] = 32,
+    trainable: str = "all",
 ) -> Model:
     """ResNet's convolutional part.
 
@@ -92,24 +95,24 @@ def resnet(
             GroupNorm; ``pooled``: BatchNorm whose statistics are exchanged; ``auto``:
             ``frozen`` with weights, ``group`` from scratch.
         num_groups: upper limit of groups of GroupNorm.
+        trainable: ``all``, ``last(n)`` or ``head``: which parts of the backbone train. There are
+            five: ``conv1`` with ``bn1``, and ``layer1`` to ``layer4``.
 
     Raises:
         InputError: no such weights; ``frozen`` without weights, whose statistics would be
-            those of nothing.
+            those of nothing; no such ``trainable``.
     """
     pretrained = bool(weights) or download
-    if norm == "auto":
-        norm = "frozen" if pretrained else "group"
-    if norm == "frozen" and not pretrained:
-        msg = "Expected norm of resnet to be group or pooled without weights, got 'frozen'. Give weights, or use auto."
-        raise InputError(msg)
+    policy = bn_policy_of("resnet", norm, pretrained=pretrained)
+    check_trainable("resnet", trainable, len(TRAINABLE_PARTS), policy, pretrained=pretrained)
+    if policy == "pooled" and num_parts_trained(trainable) == 0:
+        policy = "frozen"
     source = "scratch"
     if download:
         weights = weights or "IMAGENET1K_V1"
         source = f"torchvision {weights}"
     elif weights:
         source = check_weights_file(weights)
-    policy: BatchNormPolicy = "none" if norm == "group" else norm
 
     def build(channels: int) -> Backbone:
         if pretrained and channels not in {1, 3}:
@@ -120,7 +123,9 @@ def resnet(
             tensors = _download(depth, weights) if download else read_weights(weights)
             load_weights(_without_head(trunk), tensors, ("fc.",), source)
         apply_bn_policy(trunk, policy, num_groups)
-        return _ResNet(trunk, policy, imagenet=pretrained)
+        network = _ResNet(trunk, policy, imagenet=pretrained)
+        train_parts(network, parts_by_prefix(network, TRAINABLE_PARTS), trainable)
+        return network
 
     return Model(build, source, policy)
 

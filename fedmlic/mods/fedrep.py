@@ -11,11 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from fedmlic.errors import InputError
 from fedmlic.mod import Hooks, Mod, Stage
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
     from fedmlic.arrays import Resident
-    from fedmlic.method import Local
+    from fedmlic.method import Local, Method
     from fedmlic.shard import Shard
 
 Epochs = Annotated[int, Field(ge=1)]
@@ -35,4 +40,17 @@ def fedrep(*, head_epochs: Epochs = 10, body_epochs: Epochs = 1) -> Mod:
         body = frozenset(resident.layout.names)
         return Hooks(stages=[Stage(head_epochs, head), Stage(body_epochs, body)])
 
-    return Mod(begin, private=lambda network, method: method.label_rows(network), changes_steps=True)
+    return Mod(begin, private=head_of, changes_steps=True)
+
+
+def head_of(network: nn.Module, method: Method) -> Sequence[str]:
+    """Names of the tensors with one row per label.
+
+    Raises:
+        InputError: there are none.
+    """
+    names = method.label_rows(network)
+    if not names:
+        msg = "Expected tensors with one row per label for fedrep's personal head, got none. Use readout='row'."
+        raise InputError(msg)
+    return names

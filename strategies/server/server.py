@@ -1,7 +1,7 @@
 """Put the server together: everything but the transport, for every engine.
 
-``fedmlic run`` (in process and on Ray) and Flower's ServerApp call the same two
-functions, so that there is one way a run starts, resumes and ends.
+``fedmlic run`` (in process, with worker processes, on Ray) and Flower's ServerApp call the same
+two functions, so that there is one way a run starts, resumes and ends.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ FAILURES = {
     "recursion": "RecursionError: ",
     "nothing": "AttributeError: ",
     "metric": "ValueError: Expected the metric loss to be finite",
-    "text": "TypeError: ",
+    "text": "InputError: Expected the metric extra of a method to be a number, got str",
 }
 
 

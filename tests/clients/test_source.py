@@ -179,7 +179,7 @@ def test_evaluation_is_counted(run_config):
     reply = ask(app.node_of(where), where, [0, 5], kind="evaluate")
 
     assert [turn.client for turn in reply.turns] == [0, 5]
-    assert set(reply.turns[0].metrics) == {"mAP", "num-evaluable"}
+    assert set(reply.turns[0].metrics) == {"mAP", "chance", "prevalence", "num-labels"}
     assert reply.evaluation
     assert not reply.updates
 

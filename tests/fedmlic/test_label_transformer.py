@@ -1,5 +1,6 @@
 """The label transformer against torch's own encoder layer, and its parts by hand."""
 
+import json
 import math
 
 import numpy as np
@@ -10,8 +11,16 @@ from torch.nn import functional as F
 
 from fedmlic import label_transformer
 from fedmlic.errors import InputError
-from fedmlic.label_transformer import EncoderLayer, LabelTransformer, Readout, dropout, sine_positions
-from fedmlic.model import Backbone
+from fedmlic.label_transformer import (
+    EncoderLayer,
+    LabelTransformer,
+    Readout,
+    build_label_transformer,
+    dropout,
+    sine_positions,
+)
+from fedmlic.method import Task
+from fedmlic.model import Backbone, Model
 from fedmlic.text import LabelVectors
 
 
@@ -129,6 +138,153 @@ def test_frozen_tables_are_buffers_and_learned_ones_parameters():
     assert tables <= dict(learned.named_parameters()).keys()
     assert frozen.label_rows() == ("readout.weight", "readout.bias")
     assert learned.label_rows() == ("label_tokens", "readout.weight", "readout.bias")
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_shared_read_out_is_one_unit_for_all_labels(learned):
+    ours = network(learned=learned, readout="shared").eval()
+    tokens = torch.randn(2, 5, 8)
+
+    assert {name: tuple(p.shape) for name, p in ours.readout.named_parameters()} == {"weight": (1, 8), "bias": (1,)}
+    assert ours.label_rows() == (("label_tokens",) if learned else ())
+    assert ours(torch.randn(3, 1, 8, 8)).shape == (3, 5)
+    expected = F.linear(tokens, ours.readout.weight, ours.readout.bias)[..., 0]
+    torch.testing.assert_close(ours.readout(tokens), expected)
+
+
+@pytest.mark.parametrize("readout", ["row", "shared"])
+def test_only_a_shared_read_out_moves_with_the_labels(readout):
+    """Labels in another order give the same logits in that order, unless each has its own weights."""
+    ours = network(readout=readout).eval()
+    images, states = torch.randn(3, 1, 8, 8), states_like([[1, 0, -1, -1, 0], [-1] * 5, [0, 0, 1, 1, -1]])
+    order = torch.tensor([3, 0, 4, 1, 2])
+    before = ours(images, states)
+
+    ours.label_tokens = ours.label_tokens[order]
+    after = ours(images, states[:, order])
+
+    difference = (after - before[:, order]).abs()
+    assert (difference.max() < 1e-5) == (readout == "shared")
+
+
+def test_the_gradient_of_a_shared_read_out_is_the_sum_over_labels():
+    """Against a read-out per label whose rows are equal."""
+    rows, shared = network(dropout=0.0), network(dropout=0.0, readout="shared")
+    same = {n: value for n, value in rows.state_dict().items() if not n.startswith("readout")}
+    shared.load_state_dict(same, strict=False)
+    with torch.no_grad():
+        rows.readout.weight.copy_(shared.readout.weight.expand(5, -1))
+        rows.readout.bias.copy_(shared.readout.bias.expand(5))
+    images, weights = torch.randn(4, 1, 8, 8), torch.randn(4, 5)
+
+    for ours in (rows, shared):
+        (ours(images) * weights).sum().backward()
+
+    torch.testing.assert_close(shared(images), rows(images), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(shared.readout.weight.grad[0], rows.readout.weight.grad.sum(dim=0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(shared.readout.bias.grad[0], rows.readout.bias.grad.sum(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_read_out_per_label_is_the_default():
+    default, rows = network(), network(readout="row")
+
+    assert default.state_dict().keys() == rows.state_dict().keys()
+    assert all(torch.equal(value, rows.state_dict()[name]) for name, value in default.state_dict().items())
+    assert default.readout.weight.shape == (5, 8)
+
+
+def test_other_labels_can_be_predicted_with_a_shared_read_out():
+    ours = network(readout="shared").eval()
+    images = torch.randn(2, 1, 8, 8)
+    before, tokens = ours(images), ours.label_tokens.numpy().copy()
+    more = np.concatenate([tokens[::-1], np.ones((2, 8), np.float32)])
+
+    ours.set_labels(LabelVectors(more, trainable=False, source="test"))
+
+    assert ours(images).shape == (2, 7)
+    assert ours(images, states_like([[1, -1, 0, -1, -1, -1, 1]] * 2)).shape == (2, 7)
+    assert "label_tokens" in dict(ours.named_buffers())
+    ours.set_labels(LabelVectors(tokens[[2]], trainable=False, source="test"))
+    assert ours(images).shape == (2, 1)
+    ours.set_labels(LabelVectors(tokens, trainable=False, source="test"))
+    torch.testing.assert_close(ours(images), before, rtol=0, atol=0)
+
+
+def share_right_of_new_labels(readout, *, meaningful):
+    """Trained on 16 labels; share of right answers on 4 that nobody annotated and, if it can, on 4 added afterwards.
+
+    An image is a point in space; a label is a direction, present where the point lies on its side. Its vector
+    is that direction, or another label's.
+    """
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    directions = rng.standard_normal((24, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    vectors = np.pad(directions if meaningful else rng.permutation(directions), ((0, 0), (0, 9))).astype(np.float32)
+    ours = LabelTransformer(
+        Patches(12),
+        LabelVectors(vectors[:20], trainable=False, source="test"),
+        LabelVectors(np.zeros((3, 12), np.float32), trainable=False, source="test"),
+        num_layers=1,
+        num_heads=2,
+        feedforward=32,
+        dropout=0.0,
+        readout=readout,
+    )
+    images = torch.randn(2000, 1, 4, 4)
+    present = images.flatten(1)[:, :3] @ torch.tensor(directions.T, dtype=torch.float32) > 0
+    optimiser = torch.optim.Adam(ours.parameters(), 1e-2)
+    for batch in torch.randint(0, 1500, (250, 64)):
+        optimiser.zero_grad()
+        known = ours(images[batch])[:, :16]
+        F.binary_cross_entropy_with_logits(known, present[batch, :16].float()).backward()
+        optimiser.step()
+
+    def right(labels):
+        with torch.no_grad():
+            return ((ours(images[1500:]) > 0)[:, -4:] == present[1500:, labels]).float().mean().item()
+
+    unannotated = right(slice(16, 20))
+    if readout == "row":
+        return unannotated
+    ours.set_labels(LabelVectors(vectors, trainable=False, source="test"))
+    return (unannotated + right(slice(20, 24))) / 2
+
+
+def test_a_shared_read_out_predicts_labels_that_nobody_annotated_from_their_vectors():
+    """And needs both: vectors that mean something, and one read-out for all."""
+    assert share_right_of_new_labels("shared", meaningful=True) > 0.85
+    assert share_right_of_new_labels("shared", meaningful=False) < 0.7
+    assert share_right_of_new_labels("row", meaningful=True) < 0.7
+
+
+def test_labels_that_a_shared_read_out_cannot_tell_apart_are_an_error(tmp_path):
+    table = {"cat": [1.0, 0.0, 0.0, 0.0], "Cat": [1.0, 0.0, 0.0, 0.0], "dog": [0.0, 1.0, 0.0, 0.0]}
+    table |= {"negative": [0.0] * 4, "positive": [0.0] * 4}
+    path = tmp_path / "vectors.json"
+    path.write_text(json.dumps(table))
+    task = Task(("cat", "dog", "Cat"), (8, 8, 1), Model(lambda _: Patches(4)), 0)
+    settings = {"layers": 1, "heads": 1, "width": None, "feedforward": None, "dropout": 0.0, "positions": "none"}
+
+    with pytest.raises(InputError, match="equal ones for cat = Cat"):
+        build_label_transformer(task, text=f"file(path={str(path)!r})", readout="shared", **settings)
+    network = build_label_transformer(task, text=f"file(path={str(path)!r})", readout="row", **settings)
+    assert network(torch.randn(1, 1, 8, 8)).shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "shape", "trainable", "message"),
+    [
+        ({}, (3, 8), False, r"readout\.weight, readout\.bias"),
+        ({"readout": "shared", "learned": True}, (3, 8), False, "label_tokens"),
+        ({"readout": "shared"}, (3, 8), True, "new vectors"),
+        ({"readout": "shared"}, (3, 7), False, r"\[labels, 8\], got \[3, 7\]"),
+        ({"readout": "shared"}, (0, 8), False, r"got \[0, 8\]"),
+    ],
+)
+def test_labels_that_cannot_take_the_place_of_others_are_errors(settings, shape, trainable, message):
+    with pytest.raises(InputError, match=message):
+        network(**settings).set_labels(LabelVectors(np.ones(shape, np.float32), trainable, "test"))
 
 
 def test_a_projection_exists_only_where_widths_differ():

@@ -326,7 +326,7 @@ def test_ranking_metrics_are_scikit_learns_over_images_with_both(table):
     expected = [
         sklearn.metrics.label_ranking_loss(labels, scores),
         sklearn.metrics.coverage_error(labels, scores),
-        sklearn.metrics.label_ranking_sklearn.metrics.average_precision_score(labels, scores),
+        sklearn.metrics.label_ranking_average_precision_score(labels, scores),
     ]
 
     result = evaluate(*table)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from fedmlic import text as kinds
 from fedmlic.errors import InputError
 from fedmlic.seeds import stream
 from fedmlic.text import KINDS, LabelVectors, label_vectors, save_vectors, state_vectors
@@ -265,6 +266,17 @@ def test_labels_and_states_share_the_map_into_more_features(tmp_path):
         ("clip(weights='a.pt', template='no slot')", "once"),
         ("clip(weights='a.pt', join='sum')", "join"),
         ("clip(weights='a.pt', fine_names='f.json')", "concat or average"),
+        ("minilm(join='sum')", "join"),
+        ("minilm(unknown='skip')", "unknown"),
+        ("minilm(template='{} {}')", "once"),
+        ("minilm(fine_names='f.json')", "concat or average"),
+        ("glove(unknown='keep')", "unknown"),
+        ("glove(words='a.txt')", "words"),
+        ("shuffled()", "of"),
+        ("shuffled(of='minilm(a=1)')", "'a'"),
+        ("shuffled(of='mimilm()')", "'minilm'"),
+        ("shuffled(of='learned()')", "frozen and not shuffled"),
+        ("shuffled(of='shuffled(of=\"one_hot()\")')", "frozen and not shuffled"),
         ("no_such_package.kind()", "importable"),
     ],
 )
@@ -283,7 +295,49 @@ def test_a_kind_from_outside_is_named_by_a_dotted_name():
     table = label_vectors("fedmlic.text.one_hot()", ["a"], 2, seed=0)
 
     assert isinstance(table, LabelVectors)
-    assert set(KINDS) >= {"learned", "clip"}
+    assert set(KINDS) >= {"learned", "clip", "minilm", "glove", "shuffled"}
+    assert all(callable(getattr(kinds, kind)) for kind in KINDS)
+
+
+def test_etf_is_the_short_name_of_simplex_etf():
+    short, long = (label_vectors(name, NAMES, 6, seed=2) for name in ("etf()", "simplex_etf()"))
+
+    np.testing.assert_array_equal(short.vectors, long.vectors)
+    assert short.source == long.source
+    assert not short.trainable
+
+
+@given(count=st.integers(2, 9), features=st.integers(1, 12), width=st.integers(1, 12), seed=st.integers(0, 20))
+def test_shuffled_hands_every_vector_to_another_label(tmp_path_factory, count, features, width, seed):
+    """Also after a change of width: the very rows of the other kind, none where it was."""
+    path = tmp_path_factory.mktemp("vectors") / "v.npy"
+    np.save(path, stream(seed, "test").standard_normal((count, width)))
+    of = f"file(path={str(path)!r})"
+
+    own = label_vectors(of, names(count), features, seed).vectors
+    table = label_vectors(f"shuffled(of={of!r})", names(count), features, seed)
+
+    assert not table.trainable
+    assert table.source.startswith("shuffled file")
+    assert sorted(map(tuple, table.vectors.tolist())) == sorted(map(tuple, own.tolist()))
+    assert (table.vectors != own).any(axis=1).all()
+
+
+def test_the_seed_decides_among_all_derangements():
+    """Of 3 labels there are two, of 4 there are nine, all about equally frequent."""
+    for count, expected in ((3, 2), (4, 9)):
+        tables = [label_vectors("shuffled(of='one_hot()')", names(count), count, seed).vectors for seed in range(270)]
+        seen = [tuple(table.argmax(axis=1)) for table in tables]
+        assert len(set(seen)) == expected
+        assert min(seen.count(order) for order in set(seen)) > 270 / expected / 2
+
+
+def test_shuffled_leaves_states_as_they_are_and_needs_two_labels():
+    for kind in ("random_orthogonal()", "one_hot()", "etf()"):
+        states = state_vectors(f"shuffled(of={kind!r})", 6, seed=1).vectors
+        np.testing.assert_array_equal(states, state_vectors(kind, 6, seed=1).vectors)
+    with pytest.raises(InputError, match="2 labels or more"):
+        label_vectors("shuffled(of='one_hot()')", ["a"], 3, seed=0)
 
 
 CONFIG = {

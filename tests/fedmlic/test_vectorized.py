@@ -19,7 +19,9 @@ VARIANTS = {
 }
 """Methods whose defaults draw at random, or that have more than one way of doing it."""
 
-METHODS = [text for name in entries("method") for text in VARIANTS.get(name, [f"{name}()"])]
+EVERY = [text for name in entries("method") for text in VARIANTS.get(name, [f"{name}()"])]
+METHODS = [text for text in EVERY if not build("method", text).phases]
+"""Clients of a method in phases are trained one by one."""
 
 
 @pytest.fixture(scope="module")

@@ -85,6 +85,8 @@ def test_your_own_images_with_what_is_to_be_known_of_them(tiny, photos, tmp_path
     assert left_out == "1 image could not be read and was left out"
     assert "1 of 3 labels are present on test images but on no training image as annotated: 'late'" in untrained
     noted = read_json(tmp_path / "run" / "data.json")
+    hashes = {name: noted.pop(name) for name in ("corpus", "federation")}
+    assert all(len(value) == 16 for value in hashes.values())
     assert noted == {"warnings": result["warnings"], "untrained_labels": ["late"], "client_names": ["Nord", "Süd"]}
     assert resume(tmp_path / "run") == result
     clients = pd.read_parquet(tmp_path / "run" / "clients.parquet")

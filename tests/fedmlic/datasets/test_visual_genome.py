@@ -252,7 +252,7 @@ def test_faults_of_all_stages_at_once(root, labels):
 
     both = ["'a b.jpg' is not one word", "image_data.json to describe one image, got object 0", "7.jpg: no such file"]
     only = {
-        "topk": ["objects.json to be a JSON list", "object_alias.txt to be a text file in UTF-8"],
+        "topk": ["objects.json to be a JSON list", "object_alias.txt to be text in UTF-8"],
         "vg500": ["labels_index.json to be a JSON file", "names.txt to name 500", "got 2 names"],
     }
     lines = list(caught.value.problems)

@@ -47,10 +47,22 @@ def test_label_and_state_vectors_are_learned_and_unknown_is_not():
     assert layout.names[-3:] == ("label_tokens", "readout.weight", "readout.bias")
 
 
-@pytest.mark.parametrize("arguments", ["", "layers=1, reduction='sum', known_fraction_max=0.5, positions='sine'"])
+@pytest.mark.parametrize(
+    "arguments", ["", "layers=1, reduction='sum', known_fraction_max=0.5, positions='sine'", "readout='shared'"]
+)
 def test_it_is_fedlgt_without_text_and_guidance(arguments):
     ctran, _ = train(f"ctran({arguments})")
     fedlgt, _ = train(f"fedlgt(text='learned()', guidance=False, {arguments})")
 
     assert ctran.resident.layout == fedlgt.resident.layout
     assert torch.equal(ctran.resident.flat, fedlgt.resident.flat)
+
+
+def test_with_a_shared_read_out_only_the_label_vectors_have_a_row_per_label():
+    learner, start = train("ctran(readout='shared')")
+
+    layout = learner.resident.layout
+    assert layout.names[-1] == "label_tokens"
+    assert layout.num_row_tensors == 1
+    assert layout.view(start, "readout.weight").shape == (1, learner.resident.network.label_tokens.shape[1])
+    assert (layout.view(start, "label_tokens") != layout.view(learner.resident.flat, "label_tokens")).any(dim=1).all()

@@ -349,6 +349,23 @@ def test_learned_vectors_are_exchanged_and_trained():
     assert (network.state_tokens != before[1]).any(dim=1).all()
 
 
+def test_a_shared_read_out_leaves_nothing_per_label_to_exchange():
+    experiment, learned = make_learner("fedlgt(readout='shared', guidance=False)")
+    labels = some_labels()
+    labels[:, 1] = UNKNOWN
+    before = learned.predict(make_shard(labels).images, np.arange(len(labels)))
+
+    learned.method.train(learned.resident, make_shard(labels), make_local(experiment))
+
+    layout = learned.resident.layout
+    assert learned.method.label_rows(learned.resident.network) == ()
+    assert layout.num_row_tensors == 0
+    assert dict(zip(layout.names, layout.shapes, strict=True))["readout.weight"][0] == 1
+    after = learned.predict(make_shard(labels).images, np.arange(len(labels)))
+    assert after.shape == (len(labels), len(NAMES))
+    assert (before[:, 1] != after[:, 1]).all()  # nobody annotated it, yet its prediction moves with the others
+
+
 @pytest.mark.parametrize("arguments", ["guidance=False", "known_fraction_max=0"])
 def test_the_global_model_is_not_asked_in_vain(arguments):
     experiment, learned = make_learner(f"fedlgt({arguments})")
@@ -405,6 +422,7 @@ def test_a_band_of_everything_hides_everything():
         ("fedlgt(band=-0.1)", "band"),
         ("fedlgt(known_fraction_max=1.0)", "known_fraction_max"),
         ("fedlgt(masking='row')", "masking"),
+        ("fedlgt(readout='rows')", "readout"),
         ("fedlgt(eps=0.02)", "eps"),
         ("fedlgt(layers=0)", "layers"),
     ],
