@@ -147,7 +147,7 @@ def test_a_killed_build_goes_on_and_its_bytes_do_not_show_it(tmp_path, storage):
 
 def test_a_build_that_was_killed_while_the_manifest_was_written_draws_nothing_again(tmp_path, monkeypatch):
     whole = open_corpus(toy(), home=tmp_path / "whole")
-    monkeypatch.setattr("fedmlic.corpus._sync", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("fedmlic.corpus.sync", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         open_corpus(toy(), home=tmp_path)
     monkeypatch.undo()
