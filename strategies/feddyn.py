@@ -29,7 +29,7 @@ def feddyn(*, alpha: Annotated[float, Field(gt=0)] = 0.01) -> Strategy:
     """Dynamic regularisation; every client keeps a vector like the model.
 
     Args:
-        alpha: weight of the regulariser; the paper uses 0.1, 0.01 or 0.001.
+        alpha: weight of the regulariser; 0.01 to 0.1 is usual.
     """
 
     def init(flat: Tensor, layout: Layout) -> State:

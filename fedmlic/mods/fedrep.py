@@ -30,8 +30,8 @@ def fedrep(*, head_epochs: Epochs = 10, body_epochs: Epochs = 1) -> Mod:
     """A personal head (the tensors with one row per label), trained before the body in every turn.
 
     Args:
-        head_epochs: passes over the client's images for the head; the paper uses 10.
-        body_epochs: and then for the body, in place of ``local-epochs``; the paper uses 1 to 5.
+        head_epochs: passes over the client's images for the head.
+        body_epochs: and then for the body, in place of ``local-epochs``.
     """
 
     def begin(resident: Resident, shard: Shard, local: Local) -> Hooks:

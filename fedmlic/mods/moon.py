@@ -7,7 +7,7 @@ exp(cos(z, z_prev) / T))), averaged over the batch.
 
 Departures: the representation is the backbone's feature map averaged over places, without the
 paper's projection head, so that it is the same for every method. In a client's first turn there
-is no previous model and no term (the release uses the initial model).
+is no previous model and no term.
 """
 
 from __future__ import annotations
