@@ -2,8 +2,8 @@
 
 The table is that of Flower's ``niid_bench`` baseline (its README): 10 clients, all in every round, 50 rounds of 10
 local epochs, batches of 64, SGD with momentum 0.9, a small network with 6 and 16 channels, accuracy on the test
-images, mean and standard deviation over three seeds. The learning rate (0.01) and FedProx's mu (0.01) are this project's choice:
-the copy of the table that was read does not state them. One-hot labels are multi-label data with one
+images, mean and standard deviation over three seeds. The learning rate (0.01) and FedProx's mu (0.01) are this
+project's choice: the copy of the table that was read does not state them. One-hot labels are multi-label data with one
 present label; the loss is cross-entropy over the labels, the accuracy that of the largest output.
 
     uv run python benchmarks/known_answers.py --splits two-labels --seeds 3
