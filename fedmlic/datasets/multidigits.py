@@ -178,7 +178,9 @@ def _plan(options: SimpleNamespace, keys: NDArray[np.uint64], splits: Ints, mixt
         label=label,
         glyph=_choose_glyphs(splits, label, uniforms("glyph", slots)),
         drawn=drawn,
-        centre=free_places(size, uniforms("place", slots, TRIES, 2), options.image_size, options.max_overlap).astype(np.float32),
+        centre=free_places(size, uniforms("place", slots, TRIES, 2), options.image_size, options.max_overlap).astype(
+            np.float32
+        ),
         size=size.astype(np.float32),
         tilt=((2 * uniforms("tilt", slots) - 1) * half_turn).astype(np.float32),
         key=keys,

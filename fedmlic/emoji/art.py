@@ -52,7 +52,7 @@ KEPT_PICTURES = 2048
 """Decoded pictures in memory, at most 28 kB each."""
 
 Pyramid = tuple["NDArray[np.uint8]", ...]
-"""uint8 ``[side + 2, side + 2, 4]`` for each of ``SIDES``: red, green and blue times opacity, opacity; no edge."""
+"""uint8 ``[side + 3, side + 3, 4]`` for each of ``SIDES``: colours times opacity, opacity; nothing around it."""
 
 
 class Vendor(NamedTuple):
@@ -108,7 +108,8 @@ def read_art(twemoji: str, emoji_data: str, vendors: str) -> Art:
         raise _others(manifest)
     missing = sorted(set(codes) - set(files))
     if missing:
-        raise listing(f"Expected a PNG file of every emoji in {folder}", [f"none of {code}" for code in missing])
+        expected = f"Expected a PNG file of every emoji in {folder}"
+        raise listing(expected, [f"none of {code}" for code in missing])
     first = Vendor(TWEMOJI, files, _sha256([f"{code} {hashes[code]}" for code in codes]), ATTRIBUTION)
     subcategories = _sha256([f"{one.code} {one.subcategory}" for one in emoji])
     return Art(emoji, subcategories, [first, *_further(vendors, codes)])
@@ -149,7 +150,9 @@ def _further(vendors: str, codes: Sequence[str]) -> list[Vendor]:
     root = Path(vendors).expanduser()
     folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     if not folders:
-        msg = f"Expected vendors of emoji_scenes to be a folder with one folder per vendor, got {vendors!r}. Correct it."
+        msg = (
+            f"Expected vendors of emoji_scenes to be a folder with one folder per vendor, got {vendors!r}. Correct it."
+        )
         raise InputError(msg)
     return [_vendor(folder, codes) for folder in folders]
 
@@ -178,7 +181,8 @@ def _hashed(folder: Path, codes: Sequence[str]) -> tuple[dict[str, str], dict[st
             doubles.append(f"{files[code].name} and {path.name}")
         files.setdefault(code, path)
     if doubles:
-        raise listing(f"Expected one PNG file per emoji in {folder}", doubles)
+        expected = f"Expected one PNG file per emoji in {folder}"
+        raise listing(expected, doubles)
     return hashes, files
 
 
@@ -186,18 +190,16 @@ def _sha256(lines: Sequence[str]) -> str:
     return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
 
 
-def pictures(files: Sequence[Sequence[Path | None]]) -> Callable[[int, int], Pyramid]:
+def pictures(files: Sequence[Mapping[int, Path]]) -> Callable[[int, int], Pyramid]:
     """A function of (vendor, emoji) that decodes a picture and keeps the last ones used.
 
     Args:
-        files: file of every emoji of every vendor.
+        files: of every vendor, the file of each emoji that it has.
     """
 
     @functools.lru_cache(maxsize=KEPT_PICTURES)
     def picture(vendor: int, emoji: int) -> Pyramid:
-        path = files[vendor][emoji]
-        assert path is not None, "only emoji that the vendor has are drawn"
-        return decoded(path)
+        return decoded(files[vendor][emoji])
 
     return picture
 
@@ -234,7 +236,7 @@ def _pyramid(pixels: NDArray[np.uint8]) -> Pyramid:
         squares = levels[-1].reshape(side, 2, side, 2, 4).astype(np.uint16)
         total = squares[:, 0, :, 0] + squares[:, 0, :, 1] + squares[:, 1, :, 0] + squares[:, 1, :, 1]
         levels.append(((total + 2) // 4).astype(np.uint8))
-    return tuple(np.pad(level, ((1, 1), (1, 1), (0, 0))) for level in levels)
+    return tuple(np.pad(level, ((1, 2), (1, 2), (0, 0))) for level in levels)
 
 
 class Place(NamedTuple):
@@ -261,9 +263,13 @@ def stamp(picture: Pyramid, place: Place, image_size: int, *, opacity: bool = Fa
     left, right = (min(max(int(place.x + sign * reach), 0), image_size) for sign in (-1, 1))
     top, bottom = (min(max(int(place.y + sign * reach), 0), image_size) for sign in (-1, 1))
     scale = side / place.size
-    across = ((np.arange(left, right + 1 if right < image_size else right) + (0.5 - place.x)) * scale).astype(np.float32)
-    down = ((np.arange(top, bottom + 1 if bottom < image_size else bottom) + (0.5 - place.y)) * scale).astype(np.float32)
-    middle, limit = np.float32((side + 1) / 2), np.float32(side + 0.999)
+    across = ((np.arange(left, right + 1 if right < image_size else right) + (0.5 - place.x)) * scale).astype(
+        np.float32
+    )
+    down = ((np.arange(top, bottom + 1 if bottom < image_size else bottom) + (0.5 - place.y)) * scale).astype(
+        np.float32
+    )
+    middle, limit = np.float32((side + 1) / 2), np.float32(side + 1)
     u = across * np.float32(cosine) + (down * np.float32(sine) + middle)[:, None]
     v = (down * np.float32(cosine) + middle)[:, None] - across * np.float32(sine)
     return left, top, _interpolated(table[..., 3:] if opacity else table, np.clip(u, 0, limit), np.clip(v, 0, limit))

@@ -43,13 +43,8 @@ VEHICLE_PARTS = (
 )
 """Station, bus stop, roads, oil drum, fuel pump, wheel, lights and signs; wheelchairs and the roller skate."""
 
-VIEWS = ("1f301", "1f303", "1f3d9", "1f304", "1f305", "1f306", "1f307", "1f309")
-"""Places that show a wide view: foggy, night with stars, cityscapes, sunrises, bridge at night."""
-
-OTHER_PLACES = (
-    *("26f2", "26fa", "2668", "1f3a0", "1f6dd", "1f3a1", "1f3a2", "1f488", "1f3aa"),
-    *("26ea", "1f54c", "1f6d5", "1f54d", "26e9", "1f54b"),
-)
+OTHER_PLACES = ("26f2", "26fa", "2668", "1f3a0", "1f6dd", "1f3a1", "1f3a2", "1f488", "1f3aa")
+"""Places that show one thing and no view: fountain, tent, hot springs, rides, barber pole, circus tent."""
 
 HANDS = ("hand-fingers-closed", "hand-fingers-open", "hand-fingers-partial", "hand-single-finger", "hands")
 

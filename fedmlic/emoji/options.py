@@ -110,7 +110,8 @@ def resolve(preset: str, given: Mapping[str, Any]) -> Options:
     known = {item.name for item in fields(Options)}
     chosen = {key: value for key, value in given.items() if key in known and value is not None}
     options = replace(Options(), **{**PRESETS[preset], **chosen})
-    options = replace(options, object_size=tuple(options.object_size))
+    low, high = options.object_size
+    options = replace(options, object_size=(low, high))
     _check(options)
     return options
 

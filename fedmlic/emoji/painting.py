@@ -54,7 +54,10 @@ def _styled(ink: Canvas, style: Style, image: int) -> Canvas:
     matrix, offset = style.matrix[image].astype(np.float32), style.offset[image].astype(np.float32)
     # Not a matrix product: its rounding may depend on the machine.
     rows = [
-        offset[to] * ink[..., 3] + matrix[to, 0] * ink[..., 0] + matrix[to, 1] * ink[..., 1] + matrix[to, 2] * ink[..., 2]
+        offset[to] * ink[..., 3]
+        + matrix[to, 0] * ink[..., 0]
+        + matrix[to, 1] * ink[..., 1]
+        + matrix[to, 2] * ink[..., 2]
         for to in range(3)
     ]
     return np.stack(rows)

@@ -123,7 +123,10 @@ def stage(options: Options, art: Art) -> Stage:
         msg = f"Expected another vendor than {names[0]} to train on, got none. Give a folder as vendors."
         raise InputError(msg)
     players = cast(art.emoji, options.num_labels)
-    files = [[vendor.files.get(code) for code in players.codes] for vendor in art.vendors]
+    files = [
+        {number: vendor.files[code] for number, code in enumerate(players.codes) if code in vendor.files}
+        for vendor in art.vendors
+    ]
     return Stage(options, art, players, pictures(files))
 
 
@@ -200,7 +203,7 @@ def _context_weights(options: Options) -> Floats:
 
 
 def _drawn(options: Options, uniforms: Floats) -> NDArray[np.bool_]:
-    """bool ``[scenes, slots]``: counts of objects and of things without a label are uniform."""
+    """Bool ``[scenes, slots]``: counts of objects and of things without a label are uniform."""
     slot = np.arange(options.slots)
     objects = options.min_objects + np.floor(uniforms[:, :1] * (options.max_objects - options.min_objects + 1))
     clutter = options.max_objects + np.floor(uniforms[:, 1:] * (options.clutter + 1))
