@@ -28,7 +28,7 @@ from fedmlic.training import PIXEL_MEAN, PIXEL_STD
 
 BATCH = 64
 SEARCH_SEED = 1000
-RATES = (3e-4, 1e-3, 3e-3)
+RATES = (3e-5, 1e-4, 3e-4)
 
 
 def batch_of(corpus: Corpus, rows: NDArray[np.int64]) -> Tensor:

@@ -148,7 +148,7 @@ def _further(vendors: str, codes: Sequence[str]) -> list[Vendor]:
     if not vendors:
         return []
     root = Path(vendors).expanduser()
-    folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    folders = sorted(path for path in root.iterdir() if _is_vendor(path)) if root.is_dir() else []
     if not folders:
         msg = (
             f"Expected vendors of emoji_scenes to be a folder with one folder per vendor, got {vendors!r}. Correct it."
@@ -157,11 +157,21 @@ def _further(vendors: str, codes: Sequence[str]) -> list[Vendor]:
     return [_vendor(folder, codes) for folder in folders]
 
 
+def _is_vendor(path: Path) -> bool:
+    return path.is_dir() and not path.name.startswith(".")
+
+
 def _vendor(folder: Path, codes: Sequence[str]) -> Vendor:
     if folder.name == TWEMOJI:
         msg = f"Expected vendors besides {TWEMOJI}, which is there already, got {folder}. Move or rename it."
         raise InputError(msg)
     hashes, files = _hashed(folder, codes)
+    if not files:
+        msg = (
+            f"Expected {folder} to hold PNG files named by code points (1f600.png), got none of any emoji. Draw them, "
+            "or move the folder elsewhere."
+        )
+        raise InputError(msg)
     about = folder / ATTRIBUTION_FILE
     attribution = about.read_text(encoding="utf-8", errors="replace").strip() if about.is_file() else ""
     return Vendor(folder.name, files, _sha256([f"{code} {hashes[code]}" for code in sorted(hashes)]), attribution)

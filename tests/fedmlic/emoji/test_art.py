@@ -104,6 +104,15 @@ def test_twemoji_is_no_further_vendor(place, tmp_path):
         read_art(str(place / "72x72"), str(place / "emoji.json"), str(tmp_path))
 
 
+def test_a_vendor_without_pictures_is_named_and_hidden_folders_are_none(place, tmp_path):
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "grinning-face.png").write_bytes(b"")
+
+    with pytest.raises(InputError, match=r"empty to hold PNG files named by code points"):
+        read_art(str(place / "72x72"), str(place / "emoji.json"), str(tmp_path))
+
+
 def test_packages_that_are_missing_are_named_with_their_releases(monkeypatch):
     monkeypatch.setattr(art.importlib.util, "find_spec", lambda _: None)
 
