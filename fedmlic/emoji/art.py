@@ -49,7 +49,7 @@ SIDES = (72, 36, 18)
 """Sides of the kept pictures, pixels; the first is Twemoji's own."""
 
 KEPT_PICTURES = 2048
-"""Decoded pictures in memory, at most 28 kB each."""
+"""Decoded pictures in memory, 30 kB each."""
 
 Pyramid = tuple["NDArray[np.uint8]", ...]
 """uint8 ``[side + 3, side + 3, 4]`` for each of ``SIDES``: colours times opacity, opacity; nothing around it."""
