@@ -358,7 +358,9 @@ def evaluate_apart(
     if not unannotated.any():
         return evaluate(scores, labels, threshold)
     check_scores(scores, labels)
-    parts = [(chosen, evaluate(scores[:, chosen], labels[:, chosen], threshold)) for chosen in (~unannotated, unannotated)]
+    parts = [
+        (chosen, evaluate(scores[:, chosen], labels[:, chosen], threshold)) for chosen in (~unannotated, unannotated)
+    ]
     columns = {}
     for each in fields(PerLabel):
         pieces = [(chosen, getattr(found.per_label, each.name)) for chosen, found in parts]

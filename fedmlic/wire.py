@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from fedmlic.arrays import Layout
 
-VERSION: Final = 3
+VERSION: Final = 4
 """Raised whenever the records change; both sides must have the same."""
 
 PACKAGES: Final = ("fedmlic", "clients")
