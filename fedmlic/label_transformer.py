@@ -412,10 +412,11 @@ def ask(network: nn.Module, task: Task, names: Sequence[str], text: str) -> Call
     asked = torch.from_numpy(vectors[further]).to(tokens)
 
     def probabilities(images: Tensor) -> Tensor:
-        logits = trained(images)
+        # Of the labels exactly as ``predict`` does it: a sigmoid's last bit depends on the place in a vector register.
+        found = predict(trained, images)
         if further:
-            logits = torch.cat([logits, trained.beside(images, asked)], dim=1)
-        return torch.sigmoid(logits[:, columns])
+            found = torch.cat([found, torch.sigmoid(trained.beside(images, asked))], dim=1)
+        return found[:, columns]
 
     return probabilities
 

@@ -179,9 +179,11 @@ def predict(
     predictor = load_predictor(path, round_number, client)
     asked: dict[str, Any] = {}
     if names is not None:
+        folder = open_run(path)
         unjudged = [name for name in names if name not in set(predictor.label_names)]
-        asked = {"asked": names, "unjudged": unjudged, "note": _note(unjudged)}
-        predictor = predictor.asked(names, open_run(path).settings()[0].method)
+        unannotated = [name for name in names if name in set(folder.data()["unannotated_labels"])]
+        asked = {"asked": names, "unjudged": unjudged, "unannotated": unannotated, "note": _note(unjudged, unannotated)}
+        predictor = predictor.asked(names, folder.settings()[0].method)
     scores = predictor.scores(stored)
     found = []
     for file, row in zip(files, scores, strict=True):
@@ -229,18 +231,23 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
-def _note(unjudged: Sequence[str]) -> str:
-    """What to keep in mind of labels that were not in the training."""
-    if not unjudged:
-        return ""
-    shown = ", ".join(unjudged[:5]) + (", ..." if len(unjudged) > 5 else "")
-    return (
-        f"{shown}: not a label of this run. It was never judged, and the threshold was not chosen for it: rank images "
-        "by the probability, do not count on its value"
-        if len(unjudged) == 1
-        else f"{len(unjudged)} of these names are not labels of this run ({shown}). They were never judged, and the "
-        "threshold was not chosen for them: rank images by the probability, do not count on its value"
-    )
+def _note(unjudged: Sequence[str], unannotated: Sequence[str]) -> str:
+    """What to keep in mind of names that were not in the training, and of labels that nobody annotated there."""
+    notes = []
+    if unjudged:
+        notes.append(
+            f"Not labels of this run: {_some(unjudged)} ({len(unjudged)} in all). They were never judged, and the "
+            "threshold was not chosen for them: rank images by the probability, do not count on its value."
+        )
+    if unannotated:
+        notes.append(
+            f"Labels of this run that nobody annotated: {_some(unannotated)}. The threshold does not fit them."
+        )
+    return " ".join(notes)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def load_shape(path: Path) -> tuple[int, int, int]:

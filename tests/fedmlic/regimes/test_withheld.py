@@ -1,5 +1,7 @@
 """Withheld labels: the same at every client, nested in their number, and known to the record."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -39,7 +41,7 @@ def test_a_smaller_count_withholds_a_subset_of_a_larger_one(seed):
     sets = [hidden(f"withheld(count={count})", assignment(seed=seed)) for count in range(12)]
 
     assert [len(found) for found in sets] == list(range(12))
-    assert all(small < large for small, large in zip(sets, sets[1:], strict=False))
+    assert all(small < large for small, large in itertools.pairwise(sets))
 
 
 def test_the_seed_decides_and_every_label_can_be_drawn():
