@@ -52,7 +52,6 @@ VARIANTS = [
     "single_positive(bias='size')",
     "uncertain(of='present')",
     "compose(regimes=['label_noise()', 'withheld(count=2)', 'random_missing()'])",
-    "withheld(count=3)",
     "withheld(labels='dog, sofa')",
     "uncertain(rule='small', max_area_fraction=0.2, probability=0.7)",
 ]
