@@ -18,6 +18,7 @@ from fedmlic import spec
 from fedmlic.corpus import load_corpus, open_corpus
 from fedmlic.errors import InputError
 from fedmlic.experiment import home_of
+from fedmlic.features import features_of
 from fedmlic.federation import build_federation
 from fedmlic.learner import build_learner, choose_device, label_space
 from fedmlic.process import prepare
@@ -61,14 +62,31 @@ def open_federation(experiment: Experiment, runtime: Runtime, corpus: Corpus) ->
     )
 
 
-def learner_for(experiment: Experiment, runtime: Runtime, federation: Federation) -> Learner:
-    """The network that a host trains the clients of ``federation`` in."""
+def learner_for(
+    experiment: Experiment,
+    runtime: Runtime,
+    federation: Federation,
+    progress: Callable[[int, int], None] | None = None,
+) -> Learner:
+    """The network that a host trains the clients of ``federation`` in.
+
+    Where its backbone does not train, the feature maps of all images are opened, computed first if they
+    are not there.
+
+    Args:
+        experiment: what is trained.
+        runtime: where and how fast; where feature maps are kept.
+        federation: whose images.
+        progress: called with (images done, images in all) while feature maps are computed.
+    """
+    device = choose_device(runtime.device)
     return build_learner(
         experiment,
         federation.label_names,
         federation.corpus.image_shape,
-        choose_device(runtime.device),
+        device,
         channels_last=runtime.channels_last,
+        features=features_of(experiment, federation.corpus, device, home_of(runtime), progress),
     )
 
 

@@ -202,6 +202,8 @@ class Method(NamedTuple):
         statistics: named sums over all clients that are asked for once, before the first round;
             int64 (counts) or floating tensors of one client's shard. They tell the server
             something of the clients' labels, so the experiment must allow them.
+        needs_pixels: whether it does more with images than give them to its network's ``backbone``,
+            such as cut, mix or change them; then it is never given feature maps in their place.
 
     Everything trainable is exchanged unless it is private. Frozen tensors are never sent:
     every host builds them itself from the experiment.
@@ -215,6 +217,7 @@ class Method(NamedTuple):
     objective: Objective | None = None
     phases: tuple[Phase, ...] = ()
     statistics: Callable[[Shard], Mapping[str, Tensor]] | None = None
+    needs_pixels: bool = False
 
 
 def stretch_of(method: Method, round_number: int) -> Stretch:
