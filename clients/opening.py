@@ -35,7 +35,12 @@ MEMORY_FOLDER = "memory"
 """Where clients of a simulation keep tensors, in the run folder."""
 
 
-def images_of(experiment: Experiment, runtime: Runtime, path: str = "") -> Corpus:
+def images_of(
+    experiment: Experiment,
+    runtime: Runtime,
+    path: str = "",
+    progress: Callable[[int, int], None] | None = None,
+) -> Corpus:
     """The experiment's corpus: the folder ``path`` where it is there, else the data set's, built first if need be.
 
     Args:
@@ -43,10 +48,12 @@ def images_of(experiment: Experiment, runtime: Runtime, path: str = "") -> Corpu
         runtime: where corpora are kept.
         path: a corpus folder that the server has opened, so that a worker on the same disk need
             not ask the data set again; empty for none.
+        progress: called with (images done, images in all) while it is built.
     """
     if path and Path(path).is_dir():
         return load_corpus(Path(path))
-    return open_corpus(spec.build("dataset", experiment.dataset), home_of(runtime), **experiment.reading())
+    dataset = spec.build("dataset", experiment.dataset)
+    return open_corpus(dataset, home_of(runtime), progress=progress, **experiment.reading())
 
 
 def open_federation(experiment: Experiment, runtime: Runtime, corpus: Corpus) -> Federation:

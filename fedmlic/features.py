@@ -286,7 +286,10 @@ def open_features(
 
 def refusal(reason: str) -> str:
     """The message for somebody who asked for maps that cannot be used."""
-    return f"Expected features=cached to suit the experiment, got one where {reason}. Use features=auto or computed."
+    return (
+        f"Expected an experiment whose feature maps can be kept (features=cached), got one where {reason}. "
+        "Use a model with trainable='head', or features=auto."
+    )
 
 
 def features_key(identity: Mapping[str, Any]) -> str:
