@@ -8,7 +8,7 @@ from fedmlic.errors import InputError
 from sim.data.features import compute
 from sim.data.verify import verify
 
-FROZEN = "timm(name='test_vit', trainable='head')"
+FROZEN = "resnet(depth=18, trainable='head')"
 SMALL = "multidigits(num_train=12, num_val=0, num_test=4, image_size=24, num_owners=3)"
 
 
@@ -26,8 +26,8 @@ def test_maps_are_computed_ahead_and_found_again(tiny, tmp_path):
 
     assert first == again
     assert told == []
-    assert first["shape"] == [16, 64, 2, 2]
-    assert first["bytes"] > 16 * 256 * 4
+    assert first["shape"] == [16, 512, 1, 1]
+    assert first["bytes"] > 16 * 512 * 4
     assert first["computed"] == 16
     assert verify(tmp_path / "features" / first["key"])["ok"]
 
