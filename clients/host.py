@@ -25,6 +25,7 @@ from fedmlic.method import Local, Trained, stretch_of
 from fedmlic.metrics import client_metrics
 from fedmlic.mod import Payload
 from fedmlic.protocol import CLIENTS_BEHIND, IMAGES_BEHIND, HostInfo, Reply, Request, Turn
+from fedmlic.shard import OwnImages
 from fedmlic.stores import DamagedError
 from fedmlic.training import checked
 from fedmlic.update import Update, turn_metrics, units_for
@@ -214,7 +215,8 @@ class Host:
         return [replace(turn, seconds=each * s.num_images) for turn, s in zip(turns, shards, strict=True)]
 
     def _shard(self, client: int) -> Shard:
-        return self._federation.shard(client, self._learner.features)
+        shard, maps = self._federation.shard(client), self._learner.features
+        return shard if maps is None else replace(shard, images=OwnImages(maps, shard.rows, shard.holdout_rows))
 
     def _local(self, request: Request, client: int) -> Local:
         memory = self._recall(request, client)

@@ -46,7 +46,7 @@ from fedmlic.stores import DamagedError, WrittenFiles, check_seal, seal
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from fedmlic.corpus import Corpus, Images
+    from fedmlic.corpus import Corpus
 
 SCHEMA = "fedmlic-federation"
 SCHEMA_VERSION = 3
@@ -169,12 +169,8 @@ class Federation:
             **{field.name: _widened(_load(self._files, f"tallies.{field.name}")) for field in fields(Tallies)}
         )
 
-    def shard(self, client: int, images: Images | None = None) -> Shard:
+    def shard(self, client: int) -> Shard:
         """What ``client`` holds.
-
-        Args:
-            client: its id.
-            images: what it holds in place of the corpus's images, row for row (``fedmlic.features``).
 
         Raises:
             InputError: there is no such client.
@@ -186,8 +182,8 @@ class Federation:
         index = client - self.clients.start
         rows, labels = self.training.of(index)
         holdout_rows, holdout_labels = self.holdout.of(index)
-        own = OwnImages(images or self.corpus.images, rows, holdout_rows)
-        return Shard(client, self.label_names, own, rows, labels, holdout_rows, holdout_labels)
+        images = OwnImages(self.corpus.images, rows, holdout_rows)
+        return Shard(client, self.label_names, images, rows, labels, holdout_rows, holdout_labels)
 
 
 class _Plan(NamedTuple):
