@@ -234,7 +234,8 @@ def _read_v1(root: Path, folder: Path, options: _Options, problems: Problems) ->
     splits = [listed[name] for name in order]
     source = _Source(order, order, np.zeros((len(order), 0), dtype=np.int8), splits, [], files, report=report)
     source = _on_disk(folder, source, options.missing, problems)
-    found = [_attempted(about, problems) for about in _each(functools.partial(_read_json, folder), source.names)]
+    read = functools.partial(_read_json, folder, with_tile=options.owners == "tile")
+    found = [_attempted(about, problems) for about in _each(read, source.names)]
     labels = _labels_v1(found, options)
     owners, more = _owners_v1(root, source, found, options, problems)
     said = hashlib.sha256()
@@ -249,10 +250,10 @@ def _read_v1(root: Path, folder: Path, options: _Options, problems: Problems) ->
     return source.take(keep, report)
 
 
-def _read_json(folder: Path, name: str) -> PatchLabels | InputError:
+def _read_json(folder: Path, name: str, *, with_tile: bool) -> PatchLabels | InputError:
     """The labels of a patch, or why there are none: threads raise nothing, so that all faults are listed."""
     try:
-        return read_patch_labels(folder / name / f"{name}_labels_metadata.json")
+        return read_patch_labels(folder / name / f"{name}_labels_metadata.json", with_tile=with_tile)
     except InputError as error:
         return error
 

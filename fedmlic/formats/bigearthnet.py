@@ -101,14 +101,18 @@ SNOW, CLOUD = "contains_seasonal_snow", "contains_cloud_or_shadow"
 
 
 class PatchLabels(NamedTuple):
-    """What the JSON file of a patch says: its classes, sorted, and the tile that it was cut from."""
+    """What the JSON file of a patch says: its classes, sorted, and the tile that it was cut from (or blank)."""
 
     names: tuple[str, ...]
     tile: str
 
 
-def read_patch_labels(path: Path) -> PatchLabels:
+def read_patch_labels(path: Path, *, with_tile: bool = True) -> PatchLabels:
     """The labels of a patch of release 1.0.
+
+    Args:
+        path: its JSON file.
+        with_tile: whether it has to say the tile.
 
     Raises:
         InputError: it is missing or no JSON, ``labels`` is no list of known classes, or ``tile_source`` names no tile.
@@ -129,10 +133,10 @@ def read_patch_labels(path: Path) -> PatchLabels:
             problems.add(f"the label {short(name)}, none of the 43 classes. {hint}".rstrip())
     source = about.get("tile_source")
     found = TILE.search(source) if isinstance(source, str) else None
-    if found is None:
+    if found is None and with_tile:
         problems.add(f"tile_source {short(source)}, which names no tile such as T33UUP")
     problems.finish()
-    return PatchLabels(tuple(sorted(set(names))), found.group(1) if found else "")
+    return PatchLabels(tuple(sorted(set(names))), found.group(1) if found and with_tile else "")
 
 
 def read_patch_list(path: Path, outer: Problems) -> list[str]:

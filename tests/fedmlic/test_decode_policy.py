@@ -428,7 +428,7 @@ def test_sixteen_bit_tiff(tmp_path, order):
     assert (stored(path, channels=1)[..., 0] == GRADIENT).all()
 
 
-@pytest.mark.parametrize("kind", ["<u2", ">u2", "<i2", ">i2", "<u4", "<i4", "|u1"])
+@pytest.mark.parametrize("kind", ["<u2", ">u2", "<i2", ">i2", "<u4", "<i4", ">i4", "|u1"])
 def test_a_tiff_whose_only_channel_is_a_plane_of_its_own(tmp_path, kind):
     """PlanarConfiguration 2 (tag 284) and SampleFormat 2 for signed numbers (339): as GDAL writes satellite images."""
     values = (GRADIENT * np.uint16(1 if "1" in kind else 100)).astype(kind)

@@ -237,6 +237,14 @@ def test_patches_that_are_not_there(written, v1, v2):
     assert "train" in bigearthnet_s2(root=str(written["v2"])).expected
 
 
+def test_the_tile_matters_where_it_is_the_owner(v1):
+    patch = "S2A_MSIL2A_20170613T101031_87_48"
+    label_file(v1, patch).write_text('{"labels": ["Pastures"]}')
+
+    assert "tile_source None, which names no tile" in problem(v1)
+    assert rows_of(v1, owners="none")[patch] == ("train", None, {"Pastures"})
+
+
 def test_all_faults_of_release_1_at_once(v1):
     label_file(v1, "S2A_MSIL2A_20170613T101031_87_48").write_text('{"labels": ["Pasture"], "tile_source": "T33UUP"}')
     label_file(v1, "S2A_MSIL2A_20170617T113321_36_85").write_text('{"labels": [], "tile_source": "x_T29UPU_y"}')
