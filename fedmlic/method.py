@@ -67,6 +67,12 @@ class Local:
         memory: what the client kept of its last turn that counted, by name; what is put here
             is kept for its next one, if this turn counts. It never leaves the client.
         hooks: of the experiment's mods, in order; ``training.fit`` calls them.
+        shard: whose images and labels it trains on; ``training.fit`` and ``vectorized`` fill it in
+            before they ask for an objective's inputs.
+        on_all: of the network as it is at that moment, in evaluation mode, and all of the client's
+            training images, as stored: what ``call(network, images [batch, channels, height, width])``
+            gives for each of them, ``[images, ...]``, without gradient. ``training.fit`` fills it in;
+            None where clients are trained at once.
     """
 
     experiment: Experiment
@@ -80,6 +86,8 @@ class Local:
     shared: Mapping[str, Tensor] = field(default_factory=dict)
     memory: dict[str, Tensor] = field(default_factory=dict)
     hooks: tuple[Hooks, ...] = ()
+    shard: Shard | None = None
+    on_all: Callable[[Callable[[nn.Module, Tensor], Tensor]], Tensor] | None = None
 
     def rng(self, purpose: str) -> np.random.Generator:
         """A NumPy stream of this client in this round."""
@@ -114,10 +122,16 @@ class Inputs(NamedTuple):
             gradient. Labels are on the CPU so that random choices among them need not wait for a
             GPU; numbers, int64 ``[batch]``, tell which of the client's images these are.
         metrics: sums to report when the turn ends.
+        seen: called after every step with the numbers of its images and, without gradient, what the
+            loss gave beside the scalar.
+
+    What a client should find again in its next turn goes into ``local.memory``, best through
+    ``fedmlic.image_state``; the method then says that it ``remembers``.
     """
 
     of: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
     metrics: Callable[[], dict[str, float]]
+    seen: Callable[..., None] | None = None
 
 
 def no_inputs(local: Local) -> Inputs:
@@ -132,17 +146,22 @@ class Objective(NamedTuple):
     Attributes:
         loss: ``(network, images [batch, channels, height, width], labels int8 [batch, labels],
             *inputs) -> scalar``; it decides what UNKNOWN means. ``network`` is to be called and
-            nothing else.
+            nothing else. It may give ``(scalar, *tensors)``: ``Inputs.seen`` gets the tensors.
         inputs: makes a turn's further inputs of the loss.
         needs_annotations: a client without a single annotation takes no step.
         one_by_one: why clients cannot be trained at once (the network draws random numbers);
             empty where they can.
     """
 
-    loss: Callable[..., Tensor]
+    loss: Callable[..., Tensor | tuple[Tensor, ...]]
     inputs: Callable[[Local], Inputs] = no_inputs
     needs_annotations: bool = False
     one_by_one: str = ""
+
+
+def scalar_and_rest(given: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """What an objective's loss gave: the scalar, and the tensors beside it (none if it gave the scalar alone)."""
+    return (given, ()) if isinstance(given, Tensor) else (given[0], given[1:])
 
 
 def none(network: nn.Module) -> Sequence[str]:
@@ -202,6 +221,9 @@ class Method(NamedTuple):
         statistics: named sums over all clients that are asked for once, before the first round;
             int64 (counts) or floating tensors of one client's shard. They tell the server
             something of the clients' labels, so the experiment must allow them.
+        remembers: whether clients keep something in ``local.memory`` from turn to turn.
+        known_only: whether entries that are not annotated take no part in its loss, so that it
+            learns nothing but "present" where only present entries are annotated.
 
     Everything trainable is exchanged unless it is private. Frozen tensors are never sent:
     every host builds them itself from the experiment.
@@ -215,6 +237,8 @@ class Method(NamedTuple):
     objective: Objective | None = None
     phases: tuple[Phase, ...] = ()
     statistics: Callable[[Shard], Mapping[str, Tensor]] | None = None
+    remembers: bool = False
+    known_only: bool = False
 
 
 def stretch_of(method: Method, round_number: int) -> Stretch:

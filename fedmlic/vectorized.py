@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedmlic.errors import InputError
-from fedmlic.method import Inputs, Trained
+from fedmlic.method import Inputs, Trained, scalar_and_rest
 from fedmlic.optimiser import clip_rows, make_optimiser
 from fedmlic.training import augment, precision_of, steps, to_device, to_float
 
@@ -199,9 +200,12 @@ def _train(stack: Stack, turns: Sequence[_Turn], objective: Objective) -> list[f
             numbers = [torch.from_numpy(turn.steps[number]) for turn in active[part]]
             batch = _batch(active[part], to_float(stored, device), observed, numbers)
             with precision_of(settings, device):
-                each = loss_of(stack.tensors(part), *batch)
+                each, *rest = loss_of(stack.tensors(part), *batch)
             each.sum().backward()  # type: ignore[no-untyped-call]
             losses[part] += each.detach()
+            for place, (turn, chosen) in enumerate(zip(active[part], numbers, strict=True)):
+                if turn.inputs.seen is not None:
+                    turn.inputs.seen(chosen, *(tensor[place].detach() for tensor in rest))
         if settings.clip_norm > 0:
             clip_rows(stack.parameters, settings.clip_norm)
         change(len(active))
@@ -213,7 +217,8 @@ def _turns(shards: Sequence[Shard], locals_: Sequence[Local], objective: Objecti
     for shard, local in zip(shards, locals_, strict=True):
         idle = objective.needs_annotations and not shard.annotations.any()
         chosen = [] if idle else list(steps(shard.num_images, local))
-        turns.append(_Turn(shard, local, chosen, objective.inputs(local), local.torch_rng("augmentation")))
+        inputs = objective.inputs(replace(local, shard=shard))
+        turns.append(_Turn(shard, local, chosen, inputs, local.torch_rng("augmentation")))
     return turns
 
 
@@ -236,10 +241,12 @@ def _batch(turns: Sequence[_Turn], images: Tensor, labels: Tensor, numbers: Sequ
     return own_images, told, *(torch.stack(column) for column in zip(*further, strict=True))
 
 
-def _loss_of(objective: Objective, network: nn.Module) -> Callable[..., Tensor]:
-    """The loss of one client as a function of its parameters."""
+def _loss_of(objective: Objective, network: nn.Module) -> Callable[..., tuple[Tensor, ...]]:
+    """The loss of one client, and what it gives beside it, as a function of its parameters."""
 
-    def loss(parameters: dict[str, Tensor], images: Tensor, labels: Tensor, *told: Tensor) -> Tensor:
-        return objective.loss(lambda *inputs: functional_call(network, parameters, inputs), images, labels, *told)
+    def loss(parameters: dict[str, Tensor], images: Tensor, labels: Tensor, *told: Tensor) -> tuple[Tensor, ...]:
+        given = objective.loss(lambda *inputs: functional_call(network, parameters, inputs), images, labels, *told)
+        value, rest = scalar_and_rest(given)
+        return (value, *rest)
 
     return loss
