@@ -12,7 +12,7 @@ others were trained meanwhile.
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -67,6 +67,18 @@ def image_state(local: Local, name: str, start: Callable[[Shard], Tensor]) -> Te
     return found
 
 
+class Pass(NamedTuple):
+    """One of a client's passes over its images.
+
+    Attributes:
+        number: 0 in the client's first.
+        begins: whether no batch before had this number.
+    """
+
+    number: int
+    begins: bool
+
+
 class Passes:
     """Counts a client's passes over its training images, in all its turns.
 
@@ -80,18 +92,19 @@ class Passes:
 
     def __init__(self, local: Local) -> None:
         self._local, self._images = local, max(_shard(local).num_images, 1)
-        self._seen = int(local.memory.get(PREFIX + "seen", torch.tensor(0)))
+        self._seen, self._last = local.memory.get(PREFIX + "passes", torch.tensor([0, -1])).tolist()
 
-    def next(self, num_images: int) -> int:
-        """The number of the pass that a batch belongs to, 0 in the client's first; call it once per batch.
+    def next(self, num_images: int) -> Pass:
+        """The pass that a batch belongs to; call it once for every batch.
 
         Args:
             num_images: in the batch.
         """
         number = self._seen // self._images
-        self._seen += num_images
-        self._local.memory[PREFIX + "seen"] = torch.tensor(self._seen)
-        return number
+        found = Pass(number, number != self._last)
+        self._seen, self._last = self._seen + num_images, number
+        self._local.memory[PREFIX + "passes"] = torch.tensor([self._seen, self._last])
+        return found
 
 
 def _shard(local: Local) -> Shard:
