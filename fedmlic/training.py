@@ -385,6 +385,7 @@ def classifier(
     pool: str = "mean",
     inputs: Callable[[Local], Inputs] = no_inputs,
     one_by_one: str = "",
+    known_only: bool = False,
 ) -> Method:
     """The method that trains a backbone with one logit per label by ``loss(logits, labels)``.
 
@@ -394,6 +395,7 @@ def classifier(
             tensors beside the scalar (see ``Objective``).
         inputs: makes a turn's further inputs of the loss.
         one_by_one: why clients cannot be trained at once; empty where they can.
+        known_only: whether entries that are not annotated take no part in the loss.
         pool: how the logit map becomes one logit per label (see ``fedmlic.model.Classifier``).
     """
 
@@ -408,7 +410,7 @@ def classifier(
         return loss(network(images), labels, *given)
 
     objective = Objective(of_images, inputs, one_by_one=one_by_one)
-    return Method(build, trainer(objective), predict, label_rows=_head_rows, objective=objective)
+    return Method(build, trainer(objective), predict, label_rows=_head_rows, objective=objective, known_only=known_only)
 
 
 def _head_rows(network: nn.Module) -> tuple[str, str]:

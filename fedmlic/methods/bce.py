@@ -19,4 +19,4 @@ def bce(*, pool: Literal["mean", "max", "logsumexp"] = "mean") -> Method:
     Args:
         pool: how the logit map becomes one logit per label (``fedmlic.model.Classifier``).
     """
-    return classifier(mean_binary_cross_entropy, pool=pool)
+    return classifier(mean_binary_cross_entropy, pool=pool, known_only=True)

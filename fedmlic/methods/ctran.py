@@ -77,4 +77,4 @@ def ctran(
         return masked_loss(network(images, states), labels, states, reduction)
 
     objective = Objective(loss, inputs, needs_annotations=True, one_by_one="dropout draws at random" if dropout else "")
-    return Method(build, trainer(objective), predict, label_rows, objective=objective)
+    return Method(build, trainer(objective), predict, label_rows, objective=objective, known_only=True)

@@ -182,4 +182,4 @@ def fedlgt(
         return masked_loss(network(images, told), labels, told, reduction)
 
     objective = Objective(loss, inputs, needs_annotations=True, one_by_one="dropout draws at random" if dropout else "")
-    return Method(build, trainer(objective), predict, label_rows, objective=objective)
+    return Method(build, trainer(objective), predict, label_rows, objective=objective, known_only=True)
