@@ -241,6 +241,15 @@ class Method(NamedTuple):
     known_only: bool = False
 
 
+def why_one_by_one(method: Method) -> str:
+    """Why clients of a method cannot be trained at once, whatever the network; empty where they can."""
+    if method.objective is None:
+        return "a method that trains in a way of its own"
+    if method.phases:
+        return "a method in phases"
+    return method.objective.one_by_one
+
+
 def stretch_of(method: Method, round_number: int) -> Stretch:
     """The stretch that a round belongs to; rounds after the last phase belong to it.
 

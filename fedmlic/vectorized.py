@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedmlic.errors import InputError
-from fedmlic.method import Inputs, Trained, scalar_and_rest
+from fedmlic.method import Inputs, Trained, scalar_and_rest, why_one_by_one
 from fedmlic.optimiser import clip_rows, make_optimiser
 from fedmlic.training import augment, precision_of, steps, to_device, to_float
 
@@ -92,19 +92,13 @@ def objective_of(method: Method, resident: Resident, name: str) -> Objective:
     Raises:
         InputError: they cannot.
     """
-    objective = method.objective
-    if objective is None:
-        reason = "a method that trains in a way of its own"
-    elif objective.one_by_one:
-        reason = objective.one_by_one
-    elif resident.private_names:
+    reason = why_one_by_one(method)
+    if not reason and resident.private_names:
         reason = "tensors that every client keeps to itself"
-    elif method.phases:
-        reason = "a method in phases"
-    elif resident.layout.moments:
+    if not reason and resident.layout.moments:
         reason = "BatchNorm statistics, which every client changes (use a norm of group or frozen)"
-    else:
-        return objective
+    if method.objective is not None and not reason:
+        return method.objective
     msg = f"Expected method {name} to allow vectorize, got {reason}. Use vectorize=1."
     raise InputError(msg)
 

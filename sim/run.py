@@ -85,7 +85,7 @@ def _play(
         _check_cohort(experiment, federation)
         from sim.data.federation_warnings import examine
 
-        found = examine(federation)
+        found = examine(federation, server.learner.method)
         for text in found.warnings:
             watch.warning(text)
         if engine == "flower":

@@ -10,10 +10,13 @@ from fedmlic.labels import PRESENT, known
 from sim.data.prepare import blank_splits, row_blocks, source_warnings, untrained_labels, untrained_warnings
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from fedmlic.corpus import LabelStore
     from fedmlic.federation import Federation
+    from fedmlic.method import Method
     from fedmlic.statistics import Tallies
 
 
@@ -29,8 +32,13 @@ class Findings(NamedTuple):
     untrained: list[str]
 
 
-def examine(federation: Federation) -> Findings:
-    """Look at a built federation: its source, its partition, its regime, its labels."""
+def examine(federation: Federation, method: Method | None = None) -> Findings:
+    """Look at a built federation: its source, its partition, its regime, its labels.
+
+    Args:
+        federation: built.
+        method: that is going to train on it, if that is known.
+    """
     corpus, tallies = federation.corpus, federation.tallies()
     trained = tallies.positives.sum(axis=0, dtype=np.int64)
     tested = _positives(corpus.labels, corpus.splits.get("test", range(0)))
@@ -43,8 +51,25 @@ def examine(federation: Federation) -> Findings:
         *(_hiding(federation, tallies) if corpus.own else []),
         *blank_splits({split: len(rows) for split, rows in held_out.items()}, present),
         *untrained_warnings(names, trained, tested),
+        *(_never_absent(names, tallies) if method is not None and method.known_only else []),
     ]
     return Findings(warnings, untrained_labels(names, trained, tested))
+
+
+def _never_absent(names: Sequence[str], tallies: Tallies) -> list[str]:
+    """A method that looks at annotations alone learns to call a label present if nobody ever said that it is absent."""
+    positives = tallies.positives.sum(axis=0, dtype=np.int64)
+    only_present = np.flatnonzero((positives > 0) & (tallies.known.sum(axis=0, dtype=np.int64) == positives))
+    if not len(only_present):
+        return []
+    shown = ", ".join(repr(names[place]) for place in only_present[:8]) + (", ..." if len(only_present) > 8 else "")
+    line = (
+        f"{len(only_present)} of {len(names)} labels are annotated as present and never as absent: {shown}. The method "
+        "learns from annotated entries alone, so it learns to call these present in every image. Use a method that "
+        "takes a stand on entries without annotation ('fedmlic list method' names them), or a regime that keeps "
+        "absences"
+    )
+    return [line]
 
 
 def _positives(labels: LabelStore, rows: range) -> NDArray[np.int64]:
