@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -100,12 +100,15 @@ def fit(resident: Resident, shard: Shard, local: Local, loss: Loss | Objective) 
         return Trained(0.0, 0, {})
     settings, device = local.experiment, local.device
     inputs = objective.inputs(replace(local, shard=shard, on_all=_on_all(resident, shard, local)))
+    terms = [hooks.term for hooks in local.hooks if hooks.term is not None]
+    before = [hooks.gradient for hooks in local.hooks if hooks.gradient is not None]
+    after = [hooks.after_step for hooks in local.hooks if hooks.after_step is not None]
     losses: list[Tensor] = []
     order = local.rng("order")
     views = None if settings.augmentation == "none" else local.torch_rng("augmentation")
     with (
         torch_global_stream(settings.seed, "train/torch", local.client, local.round, device=device),
-        captured_features(resident.network, wanted=any(hooks.term for hooks in local.hooks)) as features,
+        captured_features(resident.network, wanted=bool(terms)) as features,
     ):
         for epochs in stages(resident, local):
             network = resident.training_network()
@@ -117,16 +120,16 @@ def fit(resident: Resident, shard: Shard, local: Local, loss: Loss | Objective) 
                     given = inputs.of(images, labels, numbers)
                     observed = labels.to(device, non_blocking=True)
                     value, rest = scalar_and_rest(objective.loss(network, images, observed, *given))
-                    for hooks in local.hooks:
-                        if hooks.term is not None:
-                            value = value + hooks.term(Step(network, images, observed, features()))
+                    for term in terms:
+                        value = value + term(Step(network, images, observed, features()))
                 value.backward()  # type: ignore[no-untyped-call]
-                for hooks in local.hooks:
-                    if hooks.gradient is not None:
-                        hooks.gradient()
+                for change_gradients in before:
+                    change_gradients()
                 if settings.clip_norm > 0:
                     clip_norm(resident.parameters, settings.clip_norm)
                 step()
+                for change_parameters in after:
+                    change_parameters()
                 losses.append(value.detach())
                 if inputs.seen is not None:
                     inputs.seen(numbers, *(tensor.detach() for tensor in rest))
@@ -383,6 +386,7 @@ def classifier(
     loss: Callable[..., Tensor | tuple[Tensor, ...]],
     *,
     pool: str = "mean",
+    hidden: Sequence[int] = (),
     inputs: Callable[[Local], Inputs] = no_inputs,
     one_by_one: str = "",
     known_only: bool = False,
@@ -397,11 +401,12 @@ def classifier(
         one_by_one: why clients cannot be trained at once; empty where they can.
         known_only: whether entries that are not annotated take no part in the loss.
         pool: how the logit map becomes one logit per label (see ``fedmlic.model.Classifier``).
+        hidden: units of hidden layers between the feature map and the logits.
     """
 
     def build(task: Task) -> nn.Module:
         backbone = task.model.build(task.image_shape[2])
-        return Classifier(backbone, task.num_labels, pool=pool)
+        return Classifier(backbone, task.num_labels, pool=pool, hidden=hidden)
 
     def predict(network: nn.Module, images: Tensor) -> Tensor:
         return torch.sigmoid(network(images))

@@ -83,8 +83,15 @@ def test_the_same_as_one_after_another(hosts, method):
     changes = {"method": method, "local_epochs": 2, "batch_size": 7}
     alone, flat = play(hosts(1, **changes))
 
+    together, _ = play(hosts(3, **changes))  # three at once, then two
+    assert_alike(together, alone, flat)
+
+
+def test_the_same_for_any_number_at_once(hosts):
+    alone, flat = play(hosts(1, batch_size=7))
+
     for size in (2, 5):
-        together, _ = play(hosts(size, **changes))
+        together, _ = play(hosts(size, batch_size=7))
         assert_alike(together, alone, flat)
 
 
