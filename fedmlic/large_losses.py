@@ -93,14 +93,14 @@ def large_loss_inputs(variant: str, delta: float, epochs: int) -> Callable[[Loca
     """K for every batch and, for Cp, the corrections made so far, which the client keeps."""
 
     def inputs(local: Local) -> Inputs:
-        passes, counts = Passes(local), {"large": 0.0}
+        passes, counts = Passes(local), {"large-per-label": 0.0}
         corrected: Tensor | None = None
         if variant == "Cp":
             corrected = image_state(local, "corrected", lambda shard: torch.zeros(shard.labels.shape, dtype=torch.bool))
 
         def of(images: Tensor, labels: Tensor, numbers: Tensor) -> tuple[Tensor, ...]:
             count = num_large(variant, labels.numel(), passes.next(len(labels)).number, delta, epochs)
-            counts["large"] += count
+            counts["large-per-label"] += count / labels.shape[1]
             given = torch.tensor(count, device=images.device)
             return (given,) if corrected is None else (given, corrected[numbers.to(corrected.device)])
 

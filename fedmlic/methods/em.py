@@ -107,6 +107,9 @@ def em(
         epochs: passes of a client until the last pseudo-labels; above ``warm_up``.
         pool: how the logit map becomes one logit per label (``fedmlic.model.Classifier``).
 
+    The training metric ``pseudo-labels-per-label`` counts pseudo-labels that clients hold at the end of their
+    turns, divided by the number of labels.
+
     Raises:
         InputError: ``epochs`` is not above ``warm_up``.
     """
@@ -129,7 +132,7 @@ def em(
                 label_least_probable(targets, probs, observed, share / (epochs - warm_up))
             return (targets[numbers.to(targets.device)],)
 
-        return Inputs(rows, lambda: {"pseudo-labels": float((targets >= 0).sum())})
+        return Inputs(rows, lambda: {"pseudo-labels-per-label": float((targets >= 0).sum()) / targets.shape[1]})
 
     def loss(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
         return apl_entries(logits, labels, targets, alpha, beta).mean()

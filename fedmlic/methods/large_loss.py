@@ -38,7 +38,7 @@ def large_loss(
         epochs: passes of a client over which the percentage of R and Ct grows.
         pool: how the logit map becomes one logit per label (``fedmlic.model.Classifier``).
 
-    The training metric ``large`` counts such entries.
+    The training metric ``large-per-label`` counts such entries, divided by the number of labels.
     """
     inputs = large_loss_inputs(variant, DELTAS[variant] if delta is None else delta, epochs)
     return classifier(large_loss_step(variant), pool=pool, inputs=inputs)._replace(remembers=True)

@@ -13,7 +13,9 @@ from fedmlic.learner import build_learner
 from fedmlic.method import Local, Objective
 from fedmlic.methods.em import label_least_probable
 from fedmlic.shard import Shard
+from fedmlic.spec import build
 from fedmlic.training import fit, full_gradient
+from strategies.server.check import check_experiment
 
 NAMES = ("a", "b", "c")
 
@@ -203,10 +205,10 @@ def test_apl_pseudo_labels_in_the_passes_that_it_says():
     method = "em(pseudo_labels=True, warm_up=1, epochs=3, share=1.0)"
     for number in (1, 2):
         _, trained = train(method, data, memory, number)
-        seen.append(trained.metrics["pseudo-labels"])
+        seen.append(trained.metrics["pseudo-labels-per-label"] * len(NAMES))
 
     open_per_label = (data.labels < 0).sum(axis=0)
-    assert seen == [(open_per_label // 2).sum(), sum(2 * (n // 2) for n in open_per_label)]
+    assert seen == pytest.approx([(open_per_label // 2).sum(), sum(2 * (n // 2) for n in open_per_label)])
 
 
 def test_permanent_corrections_are_remembered_and_temporary_ones_are_not():
@@ -297,4 +299,16 @@ def test_the_inputs_of_a_large_loss_count_by_the_clients_own_passes():
     counts = [inputs.of(images, labels, torch.arange(10))[0].item() for _ in range(5)]
 
     assert counts == [0, 3, 6, 6, 6]
-    assert inputs.metrics() == {"large": 21.0}
+    assert inputs.metrics() == {"large-per-label": 7.0}
+
+
+def test_pseudo_labels_of_clients_trained_at_once_are_refused_before_anything_is_built(tiny):
+    with pytest.raises(InputError, match="allow vectorize, got pseudo-labels are made with a client's own network"):
+        check_experiment(*tiny(method="em(pseudo_labels=True)", vectorize=2))
+
+    check_experiment(*tiny(method="role()", vectorize=2))
+
+
+def test_epochs_of_em_above_its_warm_up():
+    with pytest.raises(InputError, match=r"epochs of em to be above its warm_up \(5\), got 5"):
+        build("method", "em(pseudo_labels=True, epochs=5)")
