@@ -222,8 +222,14 @@ class Method(NamedTuple):
             int64 (counts) or floating tensors of one client's shard. They tell the server
             something of the clients' labels, so the experiment must allow them.
         remembers: whether clients keep something in ``local.memory`` from turn to turn.
-        known_only: whether entries that are not annotated take no part in its loss, so that it
-            learns nothing but "present" where only present entries are annotated.
+        guesses: what training takes entries for that nobody annotated, such as ``"absent"``; empty
+            where they take no part. A label that nobody annotates is then trained on guesses alone,
+            which whoever runs it is warned of.
+        ask: predicts labels by their names after training: ``(network, task, names) -> predict``, where
+            ``predict(images)`` gives float32 ``[batch, names]``. Raises ``InputError`` where this
+            network or its label vectors do not allow it. None where no network of the method does.
+        needs_pixels: whether it does more with images than give them to its network's ``backbone``,
+            such as cut, mix or change them; then it is never given feature maps in their place.
 
     Everything trainable is exchanged unless it is private. Frozen tensors are never sent:
     every host builds them itself from the experiment.
@@ -238,7 +244,9 @@ class Method(NamedTuple):
     phases: tuple[Phase, ...] = ()
     statistics: Callable[[Shard], Mapping[str, Tensor]] | None = None
     remembers: bool = False
-    known_only: bool = False
+    guesses: str = ""
+    ask: Callable[[nn.Module, Task, Sequence[str]], Callable[[Tensor], Tensor]] | None = None
+    needs_pixels: bool = False
 
 
 def why_one_by_one(method: Method) -> str:

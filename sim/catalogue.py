@@ -70,7 +70,7 @@ def with_traits(entry: Entry) -> Entry:
     except Exception:  # noqa: BLE001  (a broken entry must not break the list)
         return entry
     traits: dict[str, bool | str] = {
-        "annotations-only": method.known_only,
+        "guesses": method.guesses,
         "memory": method.remembers or method.private is not none,
         "counts": method.statistics is not None,
         "text": "text" in entry.arguments,

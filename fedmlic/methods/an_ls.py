@@ -51,4 +51,6 @@ def an_ls(
         smoothing: share of every target that is moved to the other side, 0 to 0.5.
         pool: how the logit map becomes one logit per label (``fedmlic.model.Classifier``).
     """
-    return classifier(lambda logits, labels: smoothed_loss(logits, labels, smoothing), pool=pool)
+    return classifier(lambda logits, labels: smoothed_loss(logits, labels, smoothing), pool=pool)._replace(
+        guesses="absent"
+    )

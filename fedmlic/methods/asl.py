@@ -46,4 +46,4 @@ def asl(
         entries = asymmetric(logits, labels, gamma_pos=gamma_pos, gamma_neg=gamma_neg, margin=margin)
         return entries.sum() if reduction == "sum" else known_mean(entries, labels)
 
-    return classifier(loss, pool=pool, known_only=True)
+    return classifier(loss, pool=pool)

@@ -88,11 +88,11 @@ def balanced_bce(
         largest_weight: limit on a label's weight with ``counts="global"``.
     """
     if counts == "batch":
-        return classifier(balanced_loss, pool=pool, known_only=True)
+        return classifier(balanced_loss, pool=pool)
 
     def inputs(local: Local) -> Inputs:
         present, absent = (local.shared[STATISTICS + name].cpu() for name in (PRESENT_COUNTS, ABSENT_COUNTS))
         weights = tuple(weight.to(local.device) for weight in class_weights(present, absent, largest_weight))
         return Inputs(lambda *_: weights, dict)
 
-    return classifier(weighted_loss, pool=pool, inputs=inputs, known_only=True)._replace(statistics=label_counts)
+    return classifier(weighted_loss, pool=pool, inputs=inputs)._replace(statistics=label_counts)

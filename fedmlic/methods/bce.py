@@ -27,4 +27,4 @@ def bce(
         hidden: units of hidden layers between the feature map and the logits; on features that do
             not train, the trainable capacity to compare a label transformer with.
     """
-    return classifier(mean_binary_cross_entropy, pool=pool, hidden=hidden, known_only=True)
+    return classifier(mean_binary_cross_entropy, pool=pool, hidden=hidden)

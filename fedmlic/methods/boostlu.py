@@ -79,4 +79,4 @@ def boostlu(
         return BoostedClassifier(backbone, task.num_labels, factor, always=when == "always")
 
     method = classifier(large_loss_step(variant), inputs=inputs)
-    return method._replace(build=build, remembers=loss != "AN")
+    return method._replace(build=build, remembers=loss != "AN", guesses="absent")

@@ -107,4 +107,4 @@ def csl(
         entries = selective_entries(logits, labels, frequent, gammas=gammas, margin=margin, top_k=top_k)
         return entries.sum() if reduction == "sum" else entries.mean(), torch.sigmoid(logits.float())
 
-    return classifier(loss, pool=pool, inputs=inputs)._replace(remembers=True)
+    return classifier(loss, pool=pool, inputs=inputs)._replace(remembers=True, guesses="absent")

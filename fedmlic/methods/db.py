@@ -134,7 +134,7 @@ def db(
             entries = entries * rebalanced(labels, present, floor=floor, steepness=steepness, middle=middle)
         return known_mean(entries, labels)
 
-    method = classifier(loss, pool=pool, inputs=_inputs(counts), known_only=True)
+    method = classifier(loss, pool=pool, inputs=_inputs(counts))
     return method._replace(statistics=counted) if counts == "global" else method
 
 

@@ -114,7 +114,9 @@ def em(
         InputError: ``epochs`` is not above ``warm_up``.
     """
     if not pseudo_labels:
-        return classifier(lambda logits, labels: em_entries(logits, labels, alpha).mean(), pool=pool)
+        return classifier(lambda logits, labels: em_entries(logits, labels, alpha).mean(), pool=pool)._replace(
+            guesses="unsure"
+        )
     if epochs <= warm_up:
         msg = f"Expected epochs of em to be above its warm_up ({warm_up}), got {epochs}. Raise epochs."
         raise InputError(msg)
@@ -138,7 +140,7 @@ def em(
         return apl_entries(logits, labels, targets, alpha, beta).mean()
 
     why = "pseudo-labels are made with a client's own network"
-    return classifier(loss, pool=pool, inputs=inputs, one_by_one=why)._replace(remembers=True)
+    return classifier(loss, pool=pool, inputs=inputs, one_by_one=why)._replace(remembers=True, guesses="unsure")
 
 
 def _logits(network: nn.Module, images: Tensor) -> Tensor:

@@ -48,4 +48,6 @@ def epr(
             2.9, NUS-WIDE 1.9, CUB 31.4).
         pool: how the logit map becomes one logit per label (``fedmlic.model.Classifier``).
     """
-    return classifier(lambda logits, labels: expected_loss(logits, labels, expected), pool=pool)
+    return classifier(lambda logits, labels: expected_loss(logits, labels, expected), pool=pool)._replace(
+        guesses="part of an expected number"
+    )

@@ -58,4 +58,4 @@ def focal(
         entries = focal_entries(logits, labels, gamma, alpha)
         return entries.sum() if reduction == "sum" else known_mean(entries, labels)
 
-    return classifier(loss, pool=pool, known_only=True)
+    return classifier(loss, pool=pool)

@@ -120,4 +120,4 @@ def gr(
     def loss(logits: Tensor, labels: Tensor, now: Tensor) -> Tensor:
         return gr_entries(logits, labels, now, q_present, q_absent).mean()
 
-    return classifier(loss, pool=pool, inputs=inputs)._replace(remembers=True)
+    return classifier(loss, pool=pool, inputs=inputs)._replace(remembers=True, guesses="probably absent")

@@ -67,4 +67,4 @@ def hill(
         entries = hill_entries(logits, labels, gamma=gamma, margin=margin, crest=crest)
         return entries.sum() if reduction == "sum" else entries.mean()
 
-    return classifier(loss, pool=pool)
+    return classifier(loss, pool=pool)._replace(guesses="absent")

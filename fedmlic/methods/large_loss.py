@@ -41,4 +41,4 @@ def large_loss(
     The training metric ``large-per-label`` counts such entries, divided by the number of labels.
     """
     inputs = large_loss_inputs(variant, DELTAS[variant] if delta is None else delta, epochs)
-    return classifier(large_loss_step(variant), pool=pool, inputs=inputs)._replace(remembers=True)
+    return classifier(large_loss_step(variant), pool=pool, inputs=inputs)._replace(remembers=True, guesses="absent")

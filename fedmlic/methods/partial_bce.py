@@ -66,4 +66,4 @@ def partial_bce(
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
         return partial_loss(logits, labels, alpha=alpha, beta=beta, gamma=gamma)
 
-    return classifier(loss, pool=pool, known_only=True)
+    return classifier(loss, pool=pool)

@@ -31,7 +31,7 @@ def probe_then_tune(
         probe_rounds: rounds in which only the head trains.
         pool: how the logit map becomes one logit per label (``fedmlic.model.Classifier``).
     """
-    method = classifier(mean_binary_cross_entropy, pool=pool, known_only=True)
+    method = classifier(mean_binary_cross_entropy, pool=pool)
 
     def head(network: nn.Module) -> list[str]:
         return list(method.label_rows(network))

@@ -130,4 +130,4 @@ def role(
         own = gradient_of_estimates(logits, labels, estimates, expected)
         return role_loss(logits, labels, estimates, expected), own
 
-    return classifier(loss, pool=pool, inputs=inputs)._replace(remembers=True)
+    return classifier(loss, pool=pool, inputs=inputs)._replace(remembers=True, guesses="its own estimates")

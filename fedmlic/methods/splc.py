@@ -80,4 +80,4 @@ def splc(
         entries = splc_entries(logits, labels, correct, threshold=threshold, gamma=gamma, margin=margin)
         return entries.sum() if reduction == "sum" else entries.mean()
 
-    return classifier(loss, pool=pool, inputs=inputs)._replace(remembers=True)
+    return classifier(loss, pool=pool, inputs=inputs)._replace(remembers=True, guesses="absent")

@@ -86,4 +86,4 @@ def two_way(
             over_labels=over_labels,
         )
 
-    return classifier(loss, pool=pool, known_only=True)
+    return classifier(loss, pool=pool)

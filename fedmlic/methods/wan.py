@@ -50,4 +50,4 @@ def wan(
         weight: of a guessed absence, 0 or more (None: 1 / (labels - 1), the source's).
         pool: how the logit map becomes one logit per label (``fedmlic.model.Classifier``).
     """
-    return classifier(lambda logits, labels: weak_loss(logits, labels, weight), pool=pool)
+    return classifier(lambda logits, labels: weak_loss(logits, labels, weight), pool=pool)._replace(guesses="absent")

@@ -46,8 +46,8 @@ def show_entries(console: Console, found: Mapping[str, list[Entry]], settings: S
 
 def in_words(traits: Mapping[str, bool | str]) -> str:
     """What a method needs and does, in a line."""
-    known = traits["annotations-only"]
-    words = ["learns from annotated entries alone" if known else "takes a stand on entries without annotation"]
+    guesses = traits["guesses"]
+    words = [f"takes entries without annotation as {guesses}" if guesses else "learns from annotated entries alone"]
     words += ["keeps state on the client"] * bool(traits["memory"])
     words += ["counts labels over all clients (allow-statistics)"] * bool(traits["counts"])
     words += ["label vectors: text"] * bool(traits["text"])

@@ -406,8 +406,8 @@ def test_methods_are_listed_with_what_they_say_of_themselves(fedmlic):
         entry["name"]: entry["traits"] for entry in json.loads(fedmlic("list", "method", "--json").stdout)["method"]
     }
 
-    assert found["bce"]["annotations-only"] is True
-    assert found["assume_negative"]["annotations-only"] is False
+    assert found["bce"]["guesses"] == ""
+    assert found["assume_negative"]["guesses"] == "absent"
     assert found["role"]["memory"] is True
     assert found["bce"]["memory"] is False
     assert found["fedlgt"]["text"] is True

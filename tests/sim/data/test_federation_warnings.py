@@ -3,7 +3,6 @@
 import pytest
 
 from fedmlic.labels import PRESENT, UNKNOWN
-from fedmlic.spec import build
 from sim.data.federation_warnings import examine
 from sim.run import describe_federation
 
@@ -12,7 +11,7 @@ SENTENCE = "annotated as present and never as absent"
 
 def said(tiny, method, **changes):
     federation = describe_federation(*tiny(**changes))
-    return [line for line in examine(federation, build("method", method)).warnings if SENTENCE in line]
+    return [line for line in examine(federation, method).warnings if SENTENCE in line]
 
 
 @pytest.mark.parametrize("method", ["bce()", "asl()", "focal()", "ctran()", "two_way()"])
