@@ -11,9 +11,10 @@ from torch import nn
 
 from fedmlic import spec
 from fedmlic.errors import InputError
-from fedmlic.model import FrozenBatchNorm2d, read_weights
+from fedmlic.model import FrozenBatchNorm2d
 from fedmlic.models import efficientnet_lite0 as module
 from fedmlic.models.efficientnet_lite0 import efficientnet_lite0, renamed
+from fedmlic.pretrained import read_weights
 
 
 @pytest.fixture(scope="module")
