@@ -124,8 +124,8 @@ class AttentionPool(nn.Module):
         joint = self.in_proj
         queries = F.linear(self.probe, joint.weight[:width], joint.bias[:width]).expand(len(values), -1, -1)
         both = F.linear(values, joint.weight[width:], joint.bias[width:])
-        keys, others = both.unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        queries = queries.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        keys, others = both.reshape(*values.shape[:2], 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        queries = queries.reshape(len(values), 1, self.num_heads, -1).transpose(1, 2)
         attended = F.scaled_dot_product_attention(queries, keys, others).transpose(1, 2).flatten(2)
         pooled: Tensor = self.proj(attended)
         pooled = pooled + self.mlp(self.norm(pooled))

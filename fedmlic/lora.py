@@ -27,7 +27,6 @@ import re
 from collections.abc import Container, Mapping
 from typing import Literal, NamedTuple, TypeGuard
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -93,18 +92,15 @@ def _literal(value: str) -> object:
 def _checked(given: Mapping[str, object], text: str) -> Lora:
     rank, layers, freeze_a = given.get("rank"), given.get("layers", "linear"), given.get("freeze_a", False)
     alpha = given.get("alpha", rank)
-    wrong = [
-        *(["rank must be a whole number of at least 1"] if type(rank) is not int or rank < 1 else []),
-        *(["layers must be linear or attention"] if layers not in {"linear", "attention"} else []),
-        *(["freeze_a must be True or False"] if type(freeze_a) is not bool else []),
-    ]
-    number = isinstance(alpha, int | float) and type(alpha) is not bool and math.isfinite(alpha) and alpha > 0
-    if not wrong and not number:
-        wrong.append("alpha must be a number above 0")
-    if wrong:
-        msg = f"Expected trainable to be {FORM}, got {text!r}: {'; '.join(wrong)}."
-        raise InputError(msg)
-    return Lora(rank, float(alpha), layers, freeze_a)  # type: ignore[arg-type]  (checked above)
+    if type(rank) is int and rank >= 1 and layers in {"linear", "attention"} and type(freeze_a) is bool:
+        usable = isinstance(alpha, int | float) and type(alpha) is not bool
+        if usable and math.isfinite(number := float(str(alpha))) and number > 0:
+            return Lora(rank, number, "attention" if layers == "attention" else "linear", freeze_a)
+    msg = (
+        f"Expected trainable to be {FORM}, with a whole number of at least 1 as rank and a number above 0 as alpha, "
+        f"got {text!r}."
+    )
+    raise InputError(msg)
 
 
 class Adapted(nn.Module):
@@ -122,10 +118,9 @@ class Adapted(nn.Module):
         outputs, inputs = base.weight.shape[:2]
         self.base = base.requires_grad_(requires_grad=False)
         self.scale = lora.alpha / lora.rank
-        like = {"device": base.weight.device, "dtype": base.weight.dtype}
-        start = torch.empty(lora.rank, inputs, **like).uniform_(-1 / math.sqrt(inputs), 1 / math.sqrt(inputs))
+        start = base.weight.new_empty(lora.rank, inputs).uniform_(-1 / math.sqrt(inputs), 1 / math.sqrt(inputs))
         self.lora_a = nn.Parameter(start, requires_grad=not lora.freeze_a)
-        self.lora_b = nn.Parameter(torch.zeros(outputs, lora.rank, **like))
+        self.lora_b = nn.Parameter(base.weight.new_zeros(outputs, lora.rank))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The layer's own output plus the adapter's; of the same shape."""
@@ -226,6 +221,7 @@ def _check_reach(network: nn.Module, where: str) -> None:
         if isinstance(module, nn.MultiheadAttention):
             msg = (
                 f"Expected the attention of {where} to be made of linear layers for lora, got torch's "
-                f"MultiheadAttention at {name!r}, which keeps three of them in one tensor. Choose trainable='last(n)' or another network."
+                f"MultiheadAttention at {name!r}, which keeps three of them in one tensor. Choose "
+                "trainable='last(n)' or another network."
             )
             raise InputError(msg)

@@ -104,7 +104,7 @@ class TokenBackbone(Backbone):
         """``[batch, features, height', width']``: the places, without what is in front of them and after them."""
         (height, width), first = tokens.grid, self.num_prefix_tokens
         places = tokens.values[:, first : first + height * width]
-        return places.transpose(1, 2).unflatten(2, (height, width))
+        return places.transpose(1, 2).reshape(len(places), -1, height, width)
 
 
 class Stage(nn.Module):

@@ -91,7 +91,8 @@ class Attention(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """The attended tokens, of the same shape."""
         # [batch, tokens, 3 * width] -> three of [batch, heads, tokens, width / heads]
-        queries, keys, others = self.qkv(values).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        joint = self.qkv(values).reshape(*values.shape[:2], 3, self.num_heads, -1)
+        queries, keys, others = joint.permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(queries, keys, others)
         result: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
         return result
@@ -215,7 +216,7 @@ class VisionTransformer(TokenBackbone):
         side = self.shape.grid
         if grid == (side, side):
             return positions
-        table = positions.transpose(1, 2).unflatten(2, (side, side))
+        table = positions.transpose(1, 2).reshape(1, -1, side, side)
         return F.interpolate(table, grid, mode="bicubic", antialias=True).flatten(2).transpose(1, 2)
 
     def finish(self, values: Tensor) -> Tensor:
