@@ -114,7 +114,8 @@ def _phase(
     )
     resident.train_only(chosen)
     hooks = [mod.begin(resident, shard, local) for mod in mods]
-    num_bytes, extras = 4 * part.num_values, {}
+    num_bytes = 4 * part.num_values
+    extras: dict[str, Tensor] = {}
     if hooks:
         _, num_bytes, extras = passed_on(hooks, part, start, start.clone(), Trained(0.0, 1, {}))
     trained = sum(parameter.numel() for parameter in resident.parameters)

@@ -45,7 +45,11 @@ RUNS = {
     "a part of the numbers": {"mods": "top_k(fraction=0.1), clip(norm=1.0)"},
     "control variates": {"strategy": "scaffold()", "optimizer": "sgd"},
     "phases": {"method": "probe_then_tune(probe_rounds=1)"},
-    "counts before round 1": {"method": "balanced_bce()", "allow_statistics": True, "statistics_min_clients": 1},
+    "counts before round 1": {
+        "method": "balanced_bce(counts='global')",
+        "allow_statistics": True,
+        "statistics_min_clients": 1,
+    },
     "adapters in eight bits": {"model": "clip_image(trainable='lora(2)')", "mods": "int8()"},
     "statistics of norms": {"model": "small_cnn(width=4, num_blocks=0, norm='pooled')", "mods": "int8()"},
 }
