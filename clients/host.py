@@ -20,16 +20,18 @@ import torch
 from fedmlic import spec
 from fedmlic.histograms import ScoreHistograms
 from fedmlic.labels import known
-from fedmlic.learner import build_network, check_at_once
+from fedmlic.learner import check_at_once
 from fedmlic.method import Local, Trained, stretch_of
-from fedmlic.metrics import client_metrics
+from fedmlic.metrics import client_metrics, unannotated_columns
 from fedmlic.mod import Payload
 from fedmlic.protocol import CLIENTS_BEHIND, IMAGES_BEHIND, HostInfo, Reply, Request, Turn
+from fedmlic.shard import OwnImages
 from fedmlic.stores import DamagedError
 from fedmlic.training import checked
 from fedmlic.update import Update, turn_metrics, units_for
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from clients.memory import ClientMemory
@@ -113,7 +115,10 @@ class Host:
     def info(self) -> HostInfo:
         """Which clients it can play, with their sizes."""
         sizes = self._federation.sizes[self._clients - self._federation.clients.start]
-        return HostInfo(self.name, self._clients, sizes, self._federation.label_names)
+        federation = self._federation
+        return HostInfo(
+            self.name, self._clients, sizes, federation.label_names, unannotated=federation.unannotated_labels
+        )
 
     def play(self, request: Request, clients: Sequence[int]) -> Reply:
         """Play ``clients`` and answer at once with everything they gave."""
@@ -155,7 +160,7 @@ class Host:
         return Turn(client, self.name, started=started, seconds=time.perf_counter() - began, **turn)  # type: ignore[arg-type]
 
     def _train(self, request: Request, client: int) -> dict[str, object]:
-        shard = self._federation.shard(client)
+        shard = self._shard(client)
         resident = self._learner.resident
         self._evaluated = None
         local = self._local(request, client)
@@ -182,7 +187,7 @@ class Host:
 
     def _count(self, request: Request, client: int) -> dict[str, object]:
         """Named sums of one client's labels, and how many clients and images stand behind every number."""
-        shard = self._federation.shard(client)
+        shard = self._shard(client)
         counted = counts_of(shard, [self._learner.method.statistics, *(mod.statistics for mod in self._mods(request))])
         nothing = torch.zeros(0, device=self._learner.device)
         return self._sum_up(request, shard, nothing, Trained(0.0, 0, {}), counted)
@@ -195,7 +200,7 @@ class Host:
         if together is None or len(clients) == 1:
             return [self._turn(request, client) for client in clients]
         try:
-            shards = [self._federation.shard(client) for client in clients]
+            shards = [self._shard(client) for client in clients]
             locals_ = [self._local(request, client) for client in clients]
             self._learner.resident.load(request.flat)  # as mods find it when one client is trained after another
             for place, (shard, local) in enumerate(zip(shards, locals_, strict=True)):
@@ -212,6 +217,10 @@ class Host:
             turns.append(Turn(shard.client, self.name, started=started, **turn))  # type: ignore[arg-type]
         each = (time.perf_counter() - began) / sum(shard.num_images for shard in shards)
         return [replace(turn, seconds=each * s.num_images) for turn, s in zip(turns, shards, strict=True)]
+
+    def _shard(self, client: int) -> Shard:
+        shard, maps = self._federation.shard(client), self._learner.features
+        return shard if maps is None else replace(shard, images=OwnImages(maps, shard.rows, shard.holdout_rows))
 
     def _local(self, request: Request, client: int) -> Local:
         memory = self._recall(request, client)
@@ -306,7 +315,7 @@ class Host:
         }
 
     def _evaluate(self, request: Request, client: int) -> dict[str, object]:
-        shard = self._federation.shard(client)
+        shard = self._shard(client)
         if self._private_tensors:
             self._learner.resident.load(request.flat, private_of(self._recall(request, client)))
         elif self._evaluated is not request:  # all clients score the same model
@@ -318,14 +327,20 @@ class Host:
         return {
             "num_images": len(shard.holdout_rows),
             "num_annotations": int(known(shard.holdout_labels).sum()),
-            "metrics": client_metrics(scores, shard.holdout_labels, self._experiment.client_min_entries),
+            "metrics": self._own_metrics(scores, shard.holdout_labels),
         }
+
+    def _own_metrics(self, scores: NDArray[np.float32], labels: NDArray[np.int8]) -> dict[str, float]:
+        """The client's own mAP, over labels that somebody in the federation annotates."""
+        names = self._federation.label_names
+        counted = ~unannotated_columns(names, self._federation.unannotated_labels)
+        return client_metrics(scores[:, counted], labels[:, counted], self._experiment.client_min_entries)
 
     def _incoming_network(self, request: Request, client: int, memory: Mapping[str, Tensor]) -> nn.Module:
         """The round's global model, with the client's own private tensors, in a second network."""
         layout = self._learner.resident.layout
         if self._incoming is None:
-            network = build_network(self._experiment, self._learner.task)[1].to(self._learner.device)
+            network = self._learner.build_network(self._experiment).to(self._learner.device)
             self._start_of_private = {name: tensor.clone() for name, tensor in network.state_dict().items()}
             self._incoming = (None, network.eval().requires_grad_(requires_grad=False))
         loaded, network = self._incoming

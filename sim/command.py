@@ -344,10 +344,14 @@ def _finish(result: dict[str, Any], *, json_output: bool) -> None:
     if json_output:
         _print_json(result)
         return
-    from sim.console import open_console, results_table, say, spread_line
+    from sim.console import apart_line, open_console, results_table, say, spread_line
 
     console = open_console()
     console.print(results_table(result))
+    for side in ("server", "server/val", "client"):
+        apart = apart_line(result["metrics"], side)
+        if apart:
+            say(console, apart)
     line = spread_line(result["metrics"])
     if line:
         say(console, line)
@@ -371,7 +375,8 @@ def describe(settings: Settings = None, *, out: Pictures = None, json_output: Js
         with _working(json_output=json_output):
             federation = describe_federation(experiment, runtime)
             messages = exchange(experiment, federation)
-            found = report(federation, out, None if json_output else open_console(), messages)
+            shown = None if json_output else open_console()
+            found = report(federation, out, shown, experiment.method, messages)
         _warn(found["warnings"])
         if json_output:
             _print_json(found)
@@ -436,18 +441,23 @@ def predict(
     *,
     round_number: Annotated[Optional[int], typer.Option("--round", help="A kept round (default: the best).")] = None,  # noqa: UP045
     client: Annotated[Optional[int], typer.Option(help="Whose model, where clients keep tensors of their own.")] = None,  # noqa: UP045
+    labels: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Ask for these names instead, with commas between them (needs a read-out shared by labels)."),
+    ] = None,
     json_output: Json = False,
 ) -> None:
     """Label images with a run's model (the best on validation).
 
-    RUN is the run's folder, IMAGE an image file. A filled mark stands before labels at or above the run's threshold.
+    RUN is the run's folder, IMAGE an image file or a folder of such. A filled mark stands before labels at or above the
+    run's threshold.
     """
     with _errors():
         from sim.console import open_console, plain, say
         from sim.predict import predict as label
 
         with _working(json_output=json_output):
-            found = label(path, images, round_number, client)
+            found = label(path, images, round_number, client, labels)
         if json_output:
             _print_json(found)
             return
@@ -455,9 +465,13 @@ def predict(
         present, absent = "*-" if console.options.ascii_only else "●○"
         for entry in found["images"]:
             console.print(plain(entry["image"], "bold"), soft_wrap=True)
-            for item in entry["labels"][: max(MAX_PREDICTED, len(entry["present"]))]:
+            most = max(MAX_PREDICTED, len(entry["present"]))
+            shown = entry["labels"] if labels is not None else entry["labels"][:most]
+            for item in shown:
                 mark = present if item["probability"] >= found["threshold"] else absent
                 say(console, f"  {mark} {item['probability']:.3f}  {item['label']}")
+        if found.get("note"):
+            say(open_console(stderr=True), f"note: {found['note']}", "yellow")
 
 
 @data.command("import")
@@ -559,14 +573,17 @@ def describe_data(
 
 @data.command("verify")
 def verify_data(
-    name: Annotated[str, typer.Argument(metavar="FOLDER|NAME", help="A corpus or federation folder, or a data set.")],
+    name: Annotated[
+        str,
+        typer.Argument(metavar="FOLDER|NAME", help="A folder of a corpus, a federation or features, or a data set."),
+    ],
     options: Options = None,
     *,
     root: Root = None,
     workers: Workers = None,
     json_output: Json = False,
 ) -> None:
-    """Compare a corpus or federation with what was written: exit code 0 if it is the same, 1 if not."""
+    """Compare a corpus, a federation or feature maps with what was written: exit code 0 if it is the same, 1 if not."""
     with _errors("Nothing was changed."):
         from rich.console import Console
 
@@ -586,6 +603,30 @@ def verify_data(
             _print_verified(found)
         if not found["ok"]:
             raise typer.Exit(EXIT_FAILED)
+
+
+@data.command("features")
+def data_features(settings: Settings = None, *, json_output: Json = False) -> None:
+    """Compute the feature maps of a backbone that does not train, ahead of 'fedmlic run'.
+
+    RECIPE and KEY=VALUE are those of 'fedmlic run'. The same command goes on with maps that were interrupted.
+    """
+    with _errors("What was computed is kept; the same command goes on."):
+        from fedmlic.experiment import split_settings
+        from sim.console import open_console, say
+        from sim.data import prepare as tools
+        from sim.data.features import compute
+
+        experiment, runtime = split_settings(read_settings(settings or []))
+        errors = open_console(stderr=True)
+        with _working(json_output=json_output):
+            found = compute(experiment, runtime, lambda what: tools.Counting(errors, what))
+        if json_output:
+            _print_json(found)
+            return
+        count, *shape = found["shape"]
+        size = f"{count:,} maps of {' x '.join(map(str, shape))}, {found['bytes'] / 1e6:,.1f} MB"
+        say(open_console(), f"{found['features']}: {size}; computed at {found['images_per_s']:,.1f} images/s")
 
 
 def _print_verified(found: dict[str, Any]) -> None:

@@ -80,12 +80,12 @@ def _play(
         from clients.opening import MEMORY_FOLDER, open_federation
         from strategies.server.server import build_server, serve  # imports torch
 
-        server = build_server(experiment, runtime, lambda done, total: watch.building("images", done, total))
+        server = build_server(experiment, runtime, watch.building)
         federation = open_federation(experiment, runtime, server.corpus)
         _check_cohort(experiment, federation)
         from sim.data.federation_warnings import examine
 
-        found = examine(federation)
+        found = examine(federation, experiment.method)
         for text in found.warnings:
             watch.warning(text)
         if engine == "flower":
@@ -128,6 +128,7 @@ def _noted(folder: RunFolder, federation: Federation, found: Findings) -> RunFol
         "federation": federation.content,
         "warnings": found.warnings,
         "untrained_labels": found.untrained,
+        "unannotated_labels": found.unannotated,
         "client_names": list(federation.client_names),
     }
     write_json(path, about)
