@@ -276,8 +276,8 @@ class Host:
         # Kept before it is added: what is kept counts only once the server says that the turn did.
         self._keep(request, shard.client, local.memory)
         turn = self._sum_up(request, shard, sent, trained, extras)
-        turn["bytes_up"] = num_bytes + _num_bytes(extras)
-        turn["bytes_down"] = 4 * layout.num_values + _num_bytes(request.shared)
+        turn["bytes_up"] = num_bytes + num_bytes_of(extras)
+        turn["bytes_down"] = 4 * layout.num_values + num_bytes_of(request.shared)
         return turn
 
     def _layout(self, request: Request) -> Layout:
@@ -410,7 +410,7 @@ def _trained(stretch: Stretch, network: nn.Module) -> Sequence[str] | None:
     return None if stretch.phase.tensors is None else stretch.phase.tensors(network)
 
 
-def _num_bytes(tensors: Mapping[str, Tensor]) -> int:
+def num_bytes_of(tensors: Mapping[str, Tensor]) -> int:
     """Bytes of tensors on their way; floating numbers count as float32."""
     return sum(tensor.numel() * (4 if tensor.is_floating_point() else 8) for tensor in tensors.values())
 

@@ -360,7 +360,7 @@ def _finish(result: dict[str, Any], *, json_output: bool) -> None:
 
 @app.command()
 def describe(settings: Settings = None, *, out: Pictures = None, json_output: Json = False) -> None:
-    """Show who holds which images and labels, before anything is trained.
+    """Show who holds which images and labels, and what clients will send, before anything is trained.
 
     RECIPE and KEY=VALUE are those of 'fedmlic run'. The federation is built if it is not there.
     """
@@ -368,12 +368,15 @@ def describe(settings: Settings = None, *, out: Pictures = None, json_output: Js
         from fedmlic.experiment import split_settings
         from sim.console import open_console
         from sim.reports.describe import describe as report
+        from sim.reports.exchange import exchange
         from sim.run import describe_federation
 
         experiment, runtime = split_settings(read_settings(settings or []))
         with _working(json_output=json_output):
             federation = describe_federation(experiment, runtime)
-            found = report(federation, out, None if json_output else open_console(), experiment.method)
+            messages = exchange(experiment, federation)
+            shown = None if json_output else open_console()
+            found = report(federation, out, shown, experiment.method, messages)
         _warn(found["warnings"])
         if json_output:
             _print_json(found)
