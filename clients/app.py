@@ -60,6 +60,7 @@ def answer_to(content: RecordDict, context: Context) -> RecordDict:
         shared = {name: tensor.to(device) for name, tensor in request.shared.items()}
         reply = play(here, replace(request, flat=request.flat.to(device), shared=shared), clients)
         # In a simulation the reply is pickled before this process does anything else.
+        reply = replace(reply, token=request.token)
         return wire.pack_reply(reply, request.layout(here.host.layout), copy=here.num_hosts == 0)
     except Exception as error:  # noqa: BLE001  (whatever it is, the server should hear of it)
         _log.exception("The request failed.")

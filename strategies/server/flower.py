@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,10 +26,11 @@ import torch
 from flwr.app import Message, MessageType, RecordDict
 
 from fedmlic import wire
-from fedmlic.errors import InputError
+from fedmlic.errors import InputError, shown
 from fedmlic.protocol import HostInfo, Reply, Request, Turn
 from fedmlic.update import Update
 from strategies.server.cohort import deal
+from strategies.server.replies import REFUSED, Expected, RefusedError, Shapes, shapes_of
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
@@ -45,6 +47,9 @@ LOOK_S: Final = 0.02
 
 GRACE_S: Final = 10.0
 """How long others may still appear after every node that is there has failed."""
+
+MOST_SHAPES: Final = 4
+"""Sums of a round that do not agree in what they hold beside the model, before further ones are refused."""
 
 PULL_AT_ONCE: Final = 8
 """Replies fetched together: bounds the memory in which finished updates wait."""
@@ -114,7 +119,7 @@ class _Exchange:
 
 
 def _reason(reply: Message) -> str:
-    return f"Flower's error {reply.error.code}: {wire.first_line(reply.error.reason or 'no reason given')}"
+    return f"Flower's error {reply.error.code}: {shown(wire.first_line(reply.error.reason or 'no reason given'), 500)}"
 
 
 class FlowerTransport:
@@ -133,6 +138,7 @@ class FlowerTransport:
 
     def __init__(self, grid: Grid, experiment: Experiment, runtime: Runtime) -> None:
         self._grid = grid
+        self._experiment = experiment
         self._runtime = runtime
         self._min_hosts = max(runtime.min_hosts, experiment.cohort_size)
         self._nodes: dict[str, int] = {}
@@ -165,8 +171,24 @@ class FlowerTransport:
         """Send every node its share of ``clients`` and yield what comes back, as it comes."""
         if not self._simulated:
             self._find_returned()
+        request = replace(request, token=f"{request.kind}-{request.round}-{secrets.token_hex(8)}")
         replies = self._replies(request, clients, costs or {})
         yield from self._singles(replies) if request.each else self._total(request, replies)
+
+    def _expected(self, request: Request, clients: Iterable[int]) -> Expected:
+        """What is known of the answers before they come."""
+        sizes = {
+            client: size
+            for info in self._infos.values()
+            for client, size in zip(info.clients.tolist(), info.sizes.tolist(), strict=True)
+        }
+        return Expected(
+            request,
+            request.layout(self.layout),
+            {client: sizes[client] for client in clients},
+            self._experiment.holdout_fraction,
+            lacks_sums=request.kind == "train" and not request.mods and not self._experiment.mods.strip(),
+        )
 
     def close(self) -> None:
         """Nothing to let go of: the connection is Flower's."""
@@ -178,32 +200,52 @@ class FlowerTransport:
             self._rest, self._having = model.digest, set()
         lost: dict[int, Turn] = {}
         answered: set[str] = set()
+        expected = self._expected(request, clients)
         shares = self._shares(clients, costs)
-        yield from self._try(request, model, shares, lost, answered)
+        yield from self._try(expected, model, shares, lost, answered)
         without = {host: shares[host] for host in self._without_rest}
         if without:
-            yield from self._try(request, model, without, lost, answered)
+            yield from self._try(expected, model, without, lost, answered)
         again, hosts = (list(lost), sorted(answered or self._infos)) if self._simulated else ([], [])
         for start in range(0, len(again), max(len(hosts), 1)):
             # One by one, so that a client that kills its worker takes no other along.
             replace_dead_actors()
             batch = {host: [client] for host, client in zip(hosts, again[start : start + len(hosts)], strict=False)}
-            yield from self._try(request, model, batch, lost, answered)
+            yield from self._try(expected, model, batch, lost, answered)
         if lost:
             replace_dead_actors()
             yield Reply(tuple(lost.values()))
 
     def _total(self, request: Request, replies: Iterable[Reply]) -> Iterator[Reply]:
-        """Replies without their sums, and last the sum of these, in memory that is used again in the next round."""
+        """Replies without their sums, and last the sum of these, in memory that is used again in the next round.
+
+        Sums that hold other things beside the model than most do are refused: they cannot be added.
+        """
         if self._sums is None:
             self._sums = torch.zeros(self.layout.size, dtype=torch.float64)
-        total = Update.zero(request.layout(self.layout), request.units, memory=self._sums)
+        totals: dict[Shapes, Update] = {}
+        hosts: dict[int, str] = {}
         for reply in replies:
-            for update in reply.updates:
-                total.merge(update)
+            hosts.update({turn.client: turn.host for turn in reply.turns})
             yield replace(reply, updates=())
-        if total.clients:
-            yield Reply((), (total,))
+            for update in reply.updates:
+                shapes = shapes_of(update)
+                if shapes not in totals and len(totals) < MOST_SHAPES:
+                    memory = None if totals else self._sums
+                    totals[shapes] = Update.zero(request.layout(self.layout), request.units, memory=memory)
+                if shapes in totals:
+                    totals[shapes].merge(update)
+                else:
+                    yield self._disagreeing(hosts, update.clients)
+        ranked = sorted(totals.values(), key=lambda total: (-len(total.clients), min(total.clients)))
+        for fewer in ranked[1:]:
+            yield self._disagreeing(hosts, fewer.clients)
+        yield from (Reply((), (total,)) for total in ranked[:1])
+
+    @staticmethod
+    def _disagreeing(hosts: Mapping[int, str], clients: Iterable[int]) -> Reply:
+        reason = f"{REFUSED}: Expected the same sums beside the model as others sent, got other names, types or shapes."
+        return Reply(tuple(Turn(client, hosts[client], error=reason) for client in clients))
 
     @staticmethod
     def _singles(replies: Iterable[Reply]) -> Iterator[Reply]:
@@ -219,21 +261,23 @@ class FlowerTransport:
 
     def _try(
         self,
-        request: Request,
+        expected: Expected,
         model: wire.Model,
         shares: Mapping[str, list[int]],
         lost: dict[int, Turn],
         answered: set[str],
     ) -> Iterator[Reply]:
         """Send one message per host and yield the replies; keep note of who answered and whom that leaves lost."""
+        request = expected.request
         exchange = _Exchange(self._grid, self._runtime.round_timeout, simulated=self._simulated)
         self._without_rest = []
         exchange.send({host: self._message(request, host, share, model) for host, share in shares.items()})
         for host, answer in exchange.until_answered():
-            reply = self._read(request, host, shares[host], answer)
+            reply = self._read(expected, host, shares[host], answer)
             if isinstance(reply, str):
-                lost.update({c: Turn(c, host, error=f"NodeFailed: {host}: {reply}") for c in shares[host]})
+                lost.update({c: Turn(c, host, error=reply) for c in shares[host]})
                 continue
+            expected.counted.update(client for update in reply.updates for client in update.clients)
             answered.add(host)
             self._having.add(self._nodes[host])
             for client in shares[host]:
@@ -246,27 +290,20 @@ class FlowerTransport:
         kind = MessageType.EVALUATE if request.kind == "evaluate" else MessageType.TRAIN
         return Message(content, self._nodes[host], kind, ttl=self._runtime.round_timeout, group_id=str(request.round))
 
-    def _read(self, request: Request, host: str, share: list[int], answer: RecordDict | str) -> Reply | str:
+    def _read(self, expected: Expected, host: str, share: list[int], answer: RecordDict | str) -> Reply | str:
         """A host's reply, or why it does not count."""
         if isinstance(answer, str):
-            return answer
+            return f"NodeFailed: {host}: {answer}"
         try:
-            reply = wire.unpack_reply(answer, request.layout(self.layout))
-        except (wire.WireError, wire.RemoteError) as error:
-            if isinstance(error, wire.RemoteError) and error.kind == wire.RestMissingError.__name__:
+            reply = wire.unpack_reply(answer, expected.layout, len(share))
+            return expected.reply(reply, host, share)
+        except (wire.WireError, RefusedError) as error:
+            return f"{REFUSED}: {host}: {error}"
+        except wire.RemoteError as error:
+            if error.kind == wire.RestMissingError.__name__:
                 self._having.discard(self._nodes[host])
                 self._without_rest.append(host)
-            return str(error)
-        turns = sorted(turn.client for turn in reply.turns if turn.host == host)
-        if turns != sorted(share):
-            return f"it answered for clients {turns[:8]} where {sorted(share)[:8]} were asked"
-        good = sorted(turn.client for turn in reply.turns if not turn.error and request.kind != "evaluate")
-        summed = sorted(client for update in reply.updates for client in update.clients)
-        if summed != good:
-            return f"its sum is of clients {summed[:8]} where {good[:8]} succeeded"
-        if not request.each and any(update.units != request.units for update in reply.updates):
-            return f"its sum is in units of {reply.updates[0].units} where {request.units} were asked for"
-        return reply
+            return f"NodeFailed: {host}: {error}"
 
     # --- who is there -----------------------------------------------------------------
 
