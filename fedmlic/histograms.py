@@ -122,7 +122,7 @@ class ScoreHistograms:
         bin_edges(present.shape[1])
         counted = float(present.sum(dtype=np.float64) + absent.sum(dtype=np.float64))  # an int64 sum may wrap around
         if counted > MOST_COUNTED:
-            msg = f"Expected histograms of at most {MOST_COUNTED} entries, got {counted:.3g}. Send what to_arrays returned."
+            msg = f"Expected histograms of at most {MOST_COUNTED} entries, got {counted:.3g}. Send what was counted."
             raise InputError(msg)
         return ScoreHistograms(present, absent)
 
@@ -206,7 +206,7 @@ def _binned_ap_by_bins(present: NDArray[np.int64], absent: NDArray[np.int64]) ->
     slope = 1 + here / (n + 1)
     total = float(n.sum())
     lower = _sum_of_ratios(n, above, above + wrong + here, np.ones_like(n))
-    value = _sum_of_ratios(n, above, above + wrong - here / (n + 1), slope)
+    value = _sum_of_ratios(n, above, above + wrong, slope)
     upper = n * (above + n) / (above + n + wrong)
     return tuple(float(each.sum()) / total for each in (lower, value, upper))  # type: ignore[return-value]
 

@@ -37,7 +37,7 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fedmlic import code
+from fedmlic import code, spec
 from fedmlic.errors import InputError, shown
 from fedmlic.protocol import HostInfo, Kind, Reply, Request, Turn
 from fedmlic.update import RowWeight, SharedWeight, Units, Update, Weighting
@@ -378,7 +378,9 @@ def pack_request(
 
 
 @_strictly
-def unpack_request(content: RecordDict, layout: Layout, rest: Rest | None = None) -> tuple[Request, list[int]]:
+def unpack_request(
+    content: RecordDict, layout: Layout, rest: Rest | None = None, plugins: Sequence[str] = ()
+) -> tuple[Request, list[int]]:
     """The request and the clients it names.
 
     Args:
@@ -386,6 +388,7 @@ def unpack_request(content: RecordDict, layout: Layout, rest: Rest | None = None
         layout: of all exchanged tensors.
         rest: where this node keeps what is not exchanged at present; given the run's name it is
             asked only where a request leaves something out.
+        plugins: patterns of the names from outside the catalogue that the server's rule may use here.
 
     Raises:
         WireError: it does not follow the protocol, or it is for another network.
@@ -397,8 +400,9 @@ def unpack_request(content: RecordDict, layout: Layout, rest: Rest | None = None
     _check_layout(about, layout)
     tensors = None if _scalar(about, "all-tensors", bool) else tuple(_texts(about, "tensors"))
     mods = tuple(_texts(about, "mods"))
-    if any("." in text.partition("(")[0] for text in mods):
-        _fail("the mods of a server's rule", "to be of the catalogue", mods)
+    refused = [name for text in mods for name in spec.not_allowed("mods", text, plugins)]
+    if refused:
+        _fail("the mods of a server's rule", "to be of the catalogue or of those that allow-plugins names", refused[:8])
     played = _record(content, "played", ArrayRecord)
     _check_names("played clients", played, {"clients", "last"})
     clients = _array(played, "clients", np.int64, (None,)).tolist()
@@ -611,9 +615,15 @@ def _unpack_update(content: RecordDict, stem: str, layout: Layout, most: int | N
 # --- Failures --------------------------------------------------------------------------
 
 
-def pack_failure(error: BaseException, *, simulated: bool) -> RecordDict:
-    """An answer in place of any other: what went wrong; from a device one line, without a traceback."""
-    text = str(error) if simulated else first_line(str(error))
+def pack_failure(error: BaseException, *, simulated: bool, paths: bool = False) -> RecordDict:
+    """An answer in place of any other: what went wrong; from a device one line, without a traceback.
+
+    Args:
+        error: what was raised.
+        simulated: whether this is a node of a simulation.
+        paths: whether a device's line may name files.
+    """
+    text = str(error) if simulated else discreet(str(error), paths=paths)
     if simulated and not isinstance(error, InputError):
         text += "\n" + "".join(traceback.format_exception(error)).strip()
     return RecordDict({"failure": ConfigRecord({"kind": type(error).__name__, "text": text, "simulated": simulated})})
@@ -626,6 +636,30 @@ def first_line(text: str) -> str:
     'ValueError: 3 problems:'
     """
     return text.strip().split("\n", maxsplit=1)[0]
+
+
+_QUOTED = re.compile(r"""(['"])[^'"\n]*[/\\][^'"\n]*\1""")
+_WITH_SLASH = re.compile(r"[^\s'\",;()\[\]<>]*[/\\][^\s'\",;()\[\]<>]*")
+_FILE = re.compile(
+    r"(?i)[^\s'\",;()\[\]<>]+\.(?:bmp|csv|dcm|gif|jpe?g|json|jsonl|mhd|nii|nii\.gz|npy|npz|parquet|png|tiff?|tsv|txt|webp|zip)\b"
+)
+
+
+def discreet(text: str, *, paths: bool = False) -> str:
+    r"""What leaves a device of an error: its first line, at most 500 characters, and no name of a file.
+
+    Args:
+        text: the message.
+        paths: leave names of files in it.
+
+    >>> discreet("FileNotFoundError: no '/data/ward 3/anna.png' and no /data/b.csv\n  in line 3")
+    "FileNotFoundError: no '<path>' and no <path>"
+    """
+    line = first_line(text)[:MOST_ERROR]
+    if not paths:
+        line = _QUOTED.sub(r"\1<path>\1", line)
+        line = _FILE.sub("<path>", _WITH_SLASH.sub("<path>", line))
+    return shown(line, 500)
 
 
 def _raise_failure(content: RecordDict) -> None:
@@ -787,8 +821,9 @@ def _check_version(content: RecordDict, name: str) -> None:
 
 def _check_layout(fields: Mapping[str, object], layout: Layout) -> None:
     if fields["layout"] != layout_digest(layout):
+        other = shown(fields["layout"], 40)
         msg = (
-            f"Expected both sides to have one network ({layout_digest(layout)}), got {shown(fields['layout'], 40)}. Give the "
+            f"Expected both sides to have one network ({layout_digest(layout)}), got {other}. Give the "
             "server and every device the same label-names, image size and channels."
         )
         raise WireError(msg)

@@ -6,8 +6,9 @@ any client, so clients are dealt by cost, and what a node could not answer is de
 once more to the nodes that could. A device is one client: if it is silent, that
 client has failed this round and is asked again in the next. Every wait is bounded.
 
-Flower lets nodes of any version take part; here one of another minor version is set
-aside with a warning. Other differences between a node's versions and the server's are
+Flower lets anybody take part whose key is known; here one that introduces itself wrongly
+(another minor version of Flower, other code, a claimed id, impossible numbers) is set aside
+with a warning, and the record says so. Other differences between a node's versions and the server's are
 warned about, and every node's versions are in the record.
 """
 
@@ -19,7 +20,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -30,6 +31,7 @@ from fedmlic.errors import InputError, shown
 from fedmlic.protocol import HostInfo, Reply, Request, Turn
 from fedmlic.update import Update
 from strategies.server.cohort import deal
+from strategies.server.introductions import Admission
 from strategies.server.replies import REFUSED, Expected, RefusedError, Shapes, shapes_of
 
 if TYPE_CHECKING:
@@ -141,6 +143,8 @@ class FlowerTransport:
         self._experiment = experiment
         self._runtime = runtime
         self._min_hosts = max(runtime.min_hosts, experiment.cohort_size)
+        self._admission = Admission.of(grid, experiment, runtime)
+        self._news: list[dict[str, object]] = []
         self._nodes: dict[str, int] = {}
         self._infos: dict[str, HostInfo] = {}
         self._strangers: set[int] = set()
@@ -157,9 +161,8 @@ class FlowerTransport:
         Asked again, it repeats what it knows.
 
         Raises:
-            InputError: too few within ``node-timeout`` (nodes of another minor version of Flower
-                do not count), two devices that claim one client, nodes that run other code, or
-                bad input that a simulated node found.
+            InputError: too few within ``node-timeout`` (nodes that ``introductions`` refuses do not
+                count), or bad input that a simulated node found.
         """
         if not self._infos:
             self._introduce()
@@ -189,6 +192,20 @@ class FlowerTransport:
             self._experiment.holdout_fraction,
             lacks_sums=request.kind == "train" and not request.mods and not self._experiment.mods.strip(),
         )
+
+    @property
+    def label_names(self) -> tuple[str, ...] | None:
+        """The run's labels, where they are known: a device with others is set aside."""
+        return self._admission.label_names
+
+    @label_names.setter
+    def label_names(self, names: Sequence[str]) -> None:
+        self._admission.label_names = tuple(names)
+
+    def set_aside(self) -> list[dict[str, object]]:
+        """``node`` and ``reason`` of every node that was set aside since the last call."""
+        news, self._news = self._news, []
+        return news
 
     def close(self) -> None:
         """Nothing to let go of: the connection is Flower's."""
@@ -310,7 +327,7 @@ class FlowerTransport:
     def _introduce(self) -> None:
         found, problems = self._query(self._are_enough)
         if not self._are_enough(found):
-            reasons = " ".join(problems) or "No other node has connected."
+            reasons = " ".join(problems[:8]) or "No other node has connected."
             msg = (
                 f"Expected {self._needed(found)} nodes within {self._runtime.node_timeout:g} s, got {len(found)}. "
                 f"{reasons} Start SuperNodes, raise node-timeout, or lower min-hosts and cohort-size."
@@ -318,17 +335,21 @@ class FlowerTransport:
             raise InputError(msg)
         _warn(problems)
         for node, who in found.items():
-            self._welcome(node, who)
+            self._nodes[who.info.host], self._infos[who.info.host] = node, who.info
+            _warn([text] if (text := _difference(who.info)) else [])
         self._simulated = any(who.simulated for who in found.values())
 
     def _query(
         self, enough: Callable[[Mapping[int, wire.Introduction]], bool], skip: set[int] | None = None
     ) -> tuple[dict[int, wire.Introduction], list[str]]:
-        """Ask all nodes but those in ``skip`` as they appear, until ``enough`` have answered or time is up."""
+        """Ask all nodes but those in ``skip`` as they appear, until ``enough`` have answered or time is up.
+
+        Returns:
+            Those that may take part, and why others may not; these are also noted for the record.
+        """
         exchange = _Exchange(self._grid, self._runtime.node_timeout)
         asked = set(skip or ())
-        found: dict[int, wire.Introduction] = {}
-        problems: list[str] = []
+        answered = _Answered()
         started = last_news = time.monotonic()
         while time.monotonic() - started < self._runtime.node_timeout:
             new = sorted(set(self._grid.get_node_ids()) - asked)
@@ -337,55 +358,70 @@ class FlowerTransport:
                 asked.update(new)
             answers = exchange.receive()
             for node, answer in answers:
-                self._note(int(node), answer, found, problems)
-            if not exchange.waiting and enough(found):
+                self._note(int(node), answer, answered)
+            here = answered.of_one_kind()
+            simulation = self._admission.simulated
+            if answered.fatal and (simulation or (simulation is None and not here and not exchange.waiting)):
+                raise answered.fatal
+            if not exchange.waiting and enough(here):
                 break
             last_news = time.monotonic() if new or answers else last_news
-            if problems and not found and not exchange.waiting and time.monotonic() - last_news > GRACE_S:
+            if answered.problems and not here and not exchange.waiting and time.monotonic() - last_news > GRACE_S:
                 break
             time.sleep(4 * FIRST_PAUSE_S)
-        return found, problems
+        return self._sorted(answered)
 
     def _question(self, node: int) -> Message:
         return Message(RecordDict(), node, MessageType.QUERY, ttl=self._runtime.node_timeout)
 
-    @staticmethod
-    def _note(node: int, answer: RecordDict | str, found: dict[int, wire.Introduction], problems: list[str]) -> None:
-        """Sort an answer; bad input in a simulation ends the run, as every other node will find it too."""
+    def _note(self, node: int, answer: RecordDict | str, answered: _Answered) -> None:
+        """Sort an answer; bad input in a simulation may end the run, as every other node will find it too."""
         if isinstance(answer, str):
-            problems.append(f"A node failed: {answer}. {wire.STALE_HINT}")
+            answered.problems[node] = f"A node failed: {answer}. {wire.STALE_HINT}"
             return
         try:
             who = wire.unpack_introduction(answer)
         except wire.RemoteError as error:
-            if error.simulated:
-                raise (InputError(error.text) if error.kind == InputError.__name__ else error) from None
-            problems.append(f"A node failed: {error}")
+            if error.simulated and answered.fatal is None:
+                answered.fatal = InputError(error.text) if error.kind == InputError.__name__ else error
+            answered.problems[node] = f"A node failed: {shown(error, 1000)}"
         except wire.WireError as error:
-            problems.append(f"A node does not follow the protocol: {error}")
+            answered.problems[node] = f"A node does not follow the protocol: {error}"
         else:
-            refusal = _refusal(who)
-            if refusal:
-                problems.append(refusal)
+            problem = self._admission.problem(node, who) or self._claimed(who, answered)
+            if problem:
+                answered.problems[node] = problem
             else:
-                found[node] = who
+                answered.found[node] = who
+
+    def _claimed(self, who: wire.Introduction, answered: _Answered) -> str:
+        """Why a node cannot be the client that it says it is: an earlier one is."""
+        name = who.info.host
+        if any(other.info.host == name for other in answered.found.values()):
+            return (
+                f"Expected every device to be another client, got two {name}; the first to claim it keeps it. Give "
+                "each SuperNode its own client=, and list their nodes in node-ids."
+            )
+        return ""
+
+    def _sorted(self, answered: _Answered) -> tuple[dict[int, wire.Introduction], list[str]]:
+        """Those of one kind, and the problems of all others, which are noted for the record."""
+        here = answered.of_one_kind()
+        problems = dict(answered.problems)
+        for node, who in answered.found.items():
+            if node not in here:
+                problems[node] = self._admission.of_another_kind(who)
+        self._put_aside(problems)
+        return here, list(problems.values())
+
+    def _put_aside(self, problems: Mapping[int, str]) -> None:
+        self._news += [{"node": str(node), "reason": shown(reason, 2000)} for node, reason in problems.items()]
 
     def _are_enough(self, found: Mapping[int, wire.Introduction]) -> bool:
         return len(found) >= self._needed(found)
 
     def _needed(self, found: Mapping[int, wire.Introduction]) -> int:
         return max((who.num_hosts for who in found.values() if who.simulated), default=self._min_hosts)
-
-    def _welcome(self, node: int, who: wire.Introduction) -> None:
-        name = who.info.host
-        if who.code != wire.code_digest():
-            msg = f"Expected {name} to run the server's code ({wire.code_digest()}), got {who.code}. {wire.STALE_HINT}"
-            raise InputError(msg)
-        if name in self._nodes:
-            msg = f"Expected every device to be another client, got two {name}. Give each SuperNode its own client=."
-            raise InputError(msg)
-        self._nodes[name], self._infos[name] = node, who.info
-        _warn([text] if (text := _difference(who.info)) else [])
 
     def _find_returned(self) -> None:
         """A device that came back under another node id takes its place again."""
@@ -397,20 +433,37 @@ class FlowerTransport:
         found, problems = self._query(lambda _: True, skip=known | self._strangers)
         _warn(problems)
         for node, who in found.items():
-            if who.info.host in missing and who.code == wire.code_digest():
-                self._nodes[who.info.host] = node
+            name = who.info.host
+            if name not in missing or who.simulated:
+                continue
+            before = self._infos[name].sizes.tolist()
+            if who.info.sizes.tolist() != before:
+                reason = f"Expected {name} to have the {before[0]} images that it announced, got {who.info.sizes[0]}."
+                self._put_aside({node: reason})
+                _warn([reason])
+                continue
+            self._nodes[name] = node
         self._strangers |= present - set(self._nodes.values())
 
 
-def _refusal(who: wire.Introduction) -> str:
-    """Why a node cannot take part, or nothing."""
-    own, other = wire.versions()["flwr"], who.info.versions["flwr"]
-    if wire.minor(own) == wire.minor(other):
-        return ""
-    return (
-        f"Expected {who.info.host} to run Flower {wire.minor(own)} as the server does ({own}), got {other}. "
-        f"Install flwr=={own} there and start the node again."
-    )
+@dataclass
+class _Answered:
+    """What nodes answered so far.
+
+    Attributes:
+        found: nodes that introduced themselves well, in the order of their answers.
+        problems: why others cannot take part, by node.
+        fatal: what a simulated node found wrong with the settings.
+    """
+
+    found: dict[int, wire.Introduction] = field(default_factory=dict)
+    problems: dict[int, str] = field(default_factory=dict)
+    fatal: InputError | wire.RemoteError | None = None
+
+    def of_one_kind(self) -> dict[int, wire.Introduction]:
+        """The devices, or the simulated nodes where there is no device: one node cannot make a simulation of them."""
+        devices = {node: who for node, who in self.found.items() if not who.simulated}
+        return devices or dict(self.found)
 
 
 def _difference(info: HostInfo) -> str:

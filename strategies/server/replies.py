@@ -278,7 +278,11 @@ class Expected:
             if found is None or found.shape != values.shape or found.dtype != torch.int64 or _outside(found, 0, most):
                 _refuse(f"0 to {most} clients or images behind each number of {shown(name, 40)!r}", "others")
         clients, pictures = behind
-        if clients is not None and pictures is not None and bool(((clients == 0) & ((values != 0) | (pictures != 0))).any()):
+        if (
+            clients is not None
+            and pictures is not None
+            and bool(((clients == 0) & ((values != 0) | (pictures != 0))).any())
+        ):
             _refuse(f"a client behind each number of {shown(name, 40)!r}", "none")
 
     @staticmethod
@@ -288,7 +292,10 @@ class Expected:
         if stated != int(update.annotations.sum()):
             _refuse(f"the {stated} annotations of its turns", int(update.annotations.sum()))
         slack = len(turns) * 2.0**-METRIC_BITS
-        for name, total in (("loss", sum(turn.loss for turn in turns)), ("steps", sum(turn.num_steps for turn in turns))):
+        for name, total in (
+            ("loss", sum(turn.loss for turn in turns)),
+            ("steps", sum(turn.num_steps for turn in turns)),
+        ):
             if abs(update.metrics[name] - total) > slack + 1e-9 * abs(total):
                 _refuse(f"the {name} {total:g} of its turns", update.metrics[name])
 
@@ -310,11 +317,8 @@ def scores_of(reply: Reply, num_labels: int) -> ScoreHistograms:
 
 def not_finite(named: Iterable[tuple[str, Tensor]]) -> list[str]:
     """Names of the tensors in which a number is NaN or infinite."""
-    return [
-        name
-        for name, each in named
-        if each.is_floating_point() and each.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(each))).all())
-    ]
+    floating = [(name, each) for name, each in named if each.is_floating_point() and each.numel()]
+    return [name for name, each in floating if not bool(torch.isfinite(torch.stack(torch.aminmax(each))).all())]
 
 
 def _bare(turn: Turn) -> Turn:

@@ -26,6 +26,7 @@ from fedmlic.update import Update, method_metrics, units_for
 from strategies.server.balance import balance, hosts_of
 from strategies.server.cohort import Directory, sample_cohort
 from strategies.server.costs import Costs
+from strategies.server.introductions import problem_of_host
 from strategies.server.replies import REFUSED, Expected, RefusedError, not_finite, scores_of, shapes_of
 from strategies.strategy import Round, State, Strategy, total_of
 
@@ -148,7 +149,7 @@ class Rounds:
             RunFailedError: fewer clients than ``min-replies`` asks for succeeded in a round.
         """
         experiment = self._experiment
-        hosts = self._transport.hosts()
+        hosts = self._admitted(self._transport.hosts())
         directory = Directory(hosts)
         self._costs, self._num_hosts = Costs(directory), len(hosts)
         self._write_versions(hosts)
@@ -161,6 +162,30 @@ class Rounds:
             metrics = self._evaluator.score(progress.state.flat).values
         metrics = {**metrics, **self._evaluate_clients(progress, directory)}
         return Outcome(progress, metrics, sha256(self._layout, progress.state.flat))
+
+    def _admitted(self, hosts: Sequence[HostInfo]) -> list[HostInfo]:
+        """Hosts whose clients can be asked; devices that cannot are set aside.
+
+        Raises:
+            InputError: nobody is left, or clients of a host that is left are said otherwise by one that is not.
+        """
+        self._note_set_aside()
+        problems = {info.host: problem_of_host(info, tuple(self._label_names)) for info in hosts}
+        good = [info for info in hosts if not problems[info.host]]
+        clients = {client for info in good for client in info.clients.tolist()}
+        for info in hosts:
+            problem = problems[info.host]
+            if problem and (not good or clients & set(info.clients.tolist())):
+                raise InputError(problem)
+            if problem:
+                self._record.event("set-aside", {"host": shown(info.host, 80), "reason": problem})
+        return good
+
+    def _note_set_aside(self) -> None:
+        # Most transports only have hosts of this project's own making.
+        set_aside = getattr(self._transport, "set_aside", list)
+        for row in set_aside():
+            self._record.event("set-aside", row)
 
     def _count(self, start: Progress, directory: Directory) -> Progress:
         """Ask all clients for the sums that the method or a mod needs, once; a resumed run has them already."""
@@ -178,7 +203,7 @@ class Rounds:
         played: dict[int, Turn] = {}
         replies = self._transport.play(request, clients, dict.fromkeys(clients, 1.0))
         expected = self._expected(request, clients, directory)
-        total = self._agreed(list(self._updates(expected, replies, played)), played)
+        total = total_of(self._agreeing(self._updates(expected, replies, played), played))
         failed = [turn for turn in played.values() if turn.error]
         if failed or total is None:
             self._write_turns(0, list(played.values()))
@@ -240,8 +265,11 @@ class Rounds:
         inner = replace(before.state, flat=self._layout.gather(before.state.flat, part), metrics={})
         sums: dict[str, float] = {}
         updates = self._updates(self._expected(request, cohort, directory), replies, played)
-        state = self._strategy.aggregate(inner, _noted(updates, sums), here)
+        if self._mods:  # they may have sums beside the model
+            updates = self._agreeing(updates, played)
+        state = self._merged(inner, _noted(updates, sums), here)
         turns = list(played.values())
+        self._note_set_aside()
         self._require_enough(number, turns, len(cohort))
         self._require_finite(number, state, part, turns)
         state = replace(state, flat=self._layout.scatter(state.flat, part, before.state.flat))
@@ -314,9 +342,32 @@ class Rounds:
         turns[turn.client] = turn
         self._on_turn(expected.request.round, turn, len(expected.sizes))
 
+    def _merged(self, state: State, updates: Iterable[Update], here: Round) -> State:
+        """What the rule makes of the updates; an error of the rule itself is that of the round.
+
+        Raises:
+            RunFailedError: the rule raised something, though every update was as it should be.
+        """
+        given: list[int] = []
+
+        def handed() -> Iterator[Update]:
+            for update in updates:
+                given[:] = update.clients[:8]
+                yield update
+
+        try:
+            return self._strategy.aggregate(state, handed(), here)
+        except (ArithmeticError, LookupError) as error:
+            msg = (
+                f"Expected {self._experiment.strategy} to merge the updates of round {here.number}, got "
+                f"{type(error).__name__}: {shown(error)} after the update of clients {given}. Mend the rule; the model "
+                "of the round before is kept."
+            )
+            raise RunFailedError(msg) from error
+
     @staticmethod
-    def _agreed(updates: Sequence[Update], turns: dict[int, Turn]) -> Update | None:
-        """The sum of the updates that hold the same sums as most clients' do; the others' turns have failed."""
+    def _agreeing(updates: Iterable[Update], turns: dict[int, Turn]) -> Iterator[Update]:
+        """The updates that hold the same sums beside the model as most clients' do; the others' turns have failed."""
         groups: dict[object, list[Update]] = {}
         for update in updates:
             groups.setdefault(shapes_of(update), []).append(update)
@@ -324,7 +375,7 @@ class Rounds:
         for client in (client for group in ranked[1:] for update in group for client in update.clients):
             reason = f"{REFUSED}: Expected the same sums as others sent, got other names, types or shapes."
             turns[client] = replace(turns.get(client, Turn(client, "")), error=reason)
-        return total_of(ranked[0]) if ranked else None
+        return iter(ranked[0] if ranked else ())
 
     def _require_finite(self, number: int, state: State, part: Layout, turns: Sequence[Turn]) -> None:
         """A model with NaN in it can never recover: the round fails, and the checkpoint before it is the last."""
@@ -335,9 +386,8 @@ class Rounds:
         counted = sorted(turn.client for turn in turns if not turn.error)
         msg = (
             f"Expected round {number} to lead to a finite model, got NaN or infinity in {shown(wrong[:5])} when "
-            f"{self._experiment.strategy} merged the updates of clients {shown(counted[:20])}, each of which was finite and "
-            "within its bounds. The model of the round before is kept. Lower the rule's rate, or the learning rate, and "
-            "start a new run."
+            f"{self._experiment.strategy} merged the updates of clients {shown(counted[:20])}, each of them within its "
+            "bounds. The model of the round before is kept. Lower the rule's rate or the learning rate in a new run."
         )
         raise RunFailedError(msg)
 
