@@ -167,10 +167,10 @@ def _check_plugins(experiment: Experiment, plugins: tuple[str, ...]) -> None:
     for key in ("model", "method", "mods"):
         refused = spec.not_allowed(key, getattr(experiment, key), plugins)
         if refused:
+            allowed, others = ", ".join(plugins) or "nothing", ", ".join(refused)
             msg = (
-                f"Expected {key} to be of the catalogue or of what this device allows "
-                f"({', '.join(plugins) or 'nothing'}), got {', '.join(refused)}. Its owner can add allow-plugins='{refused[0].rpartition('.')[0]}.*' to "
-                "--node-config."
+                f"Expected {key} to be of the catalogue or of what this device allows ({allowed}), got {others}. "
+                f"Its owner can add allow-plugins='{refused[0].rpartition('.')[0]}.*' to --node-config."
             )
             raise InputError(msg)
 

@@ -358,8 +358,8 @@ class Workers:
         calls = [call for slot in self._slots for call in slot.pending]
         ended = self._carrier.wait(calls, self._runtime.round_timeout)
         if not ended:
-            for slot in [slot for slot in self._slots if slot.pending]:
-                yield from self._bury(slot, shared, queue, suspects, self._killed(slot))
+            for silent in [each for each in self._slots if each.pending]:
+                yield from self._bury(silent, shared, queue, suspects, self._killed(silent))
         for call in ended:
             slot = next((slot for slot in self._slots if call in slot.pending), None)
             if slot is None:
