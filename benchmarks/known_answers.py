@@ -2,12 +2,12 @@
 
 The table is that of Flower's ``niid_bench`` baseline (its README): 10 clients, all in every round, 50 rounds of 10
 local epochs, batches of 64, SGD with momentum 0.9, a small network with 6 and 16 channels, accuracy on the test
-images, mean and standard deviation over three seeds. Its configuration files (``niid_bench/conf``) give the rest: learning
-rate 0.01, weight decay 1e-5, mu 0.01 (its authors also tried 0.001, 0.1 and 1), pixels between 0 and 1. Who holds which
-labels follows ``dataset_preparation.py``: client i has label i and others drawn at random, and the images of a label
-are shared out evenly among those who have it. SCAFFOLD corrects after the momentum, as there; its control variates
-start at zero, where that code starts them at the weights. One-hot labels are multi-label data with one present label;
-the loss is cross-entropy over the labels, the accuracy that of the largest output.
+images, mean and standard deviation over three seeds. Its configuration files (``niid_bench/conf``) give the rest:
+learning rate 0.01, weight decay 1e-5, mu 0.01 (its authors also tried 0.001, 0.1 and 1), pixels between 0 and 1. Who
+holds which labels follows ``dataset_preparation.py``: client i has label i and others drawn at random, and the images
+of a label are shared out evenly among those who have it. SCAFFOLD corrects after the momentum, as there; its control
+variates start at zero, where that code starts them at the weights. One-hot labels are multi-label data with one
+present label; the loss is cross-entropy over the labels, the accuracy that of the largest output.
 
     uv run python benchmarks/known_answers.py --splits two-labels --seeds 3
     uv run python benchmarks/known_answers.py --rounds 5 --seeds 1     # a look, not an answer

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -355,7 +355,11 @@ def augment(images: Tensor, kind: str, rng: torch.Generator) -> Tensor:
 
 
 def classifier(
-    loss: Callable[..., Tensor], *, pool: str = "mean", inputs: Callable[[Local], Inputs] = no_inputs
+    loss: Callable[..., Tensor],
+    *,
+    pool: str = "mean",
+    hidden: Sequence[int] = (),
+    inputs: Callable[[Local], Inputs] = no_inputs,
 ) -> Method:
     """The method that trains a backbone with one logit per label by ``loss(logits, labels)``.
 
@@ -364,11 +368,12 @@ def classifier(
             shape; it decides what UNKNOWN means. Further inputs come after these.
         inputs: makes a turn's further inputs of the loss.
         pool: how the logit map becomes one logit per label (see ``fedmlic.model.Classifier``).
+        hidden: units of hidden layers between the feature map and the logits.
     """
 
     def build(task: Task) -> nn.Module:
         backbone = task.model.build(task.image_shape[2])
-        return Classifier(backbone, task.num_labels, pool=pool)
+        return Classifier(backbone, task.num_labels, pool=pool, hidden=hidden)
 
     def predict(network: nn.Module, images: Tensor) -> Tensor:
         return torch.sigmoid(network(images))

@@ -152,6 +152,8 @@ class Admission:
             return f"Expected a device to be one client and to be called device-ID by it, got {host!r}."
         if len(info.sizes) == 1 and info.sizes[0] == 0:
             return f"Expected {host} to have images to train on, got none."
+        if info.unannotated is not None:
+            return f"Expected {host} to name no labels that nobody annotates, which a device cannot know, got some."
         if self.listed and self.listed.get(int(info.clients[0])) != node:
             return (
                 f"Expected {host} to be one of the nodes that node-ids lists, got node {node}. Add "
