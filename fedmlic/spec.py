@@ -164,7 +164,7 @@ def factory(key: str, name: str) -> Callable[..., Any]:
     if not callable(found):
         msg = f"Expected {module.__name__} to define a factory {attribute!r}, got none. {nearest(attribute, names)}"
         raise InputError(msg)
-    if "." in name:
+    if "." in name and key in CATALOGUES:
         _check_plugin(key, name, found, module)
     return found  # type: ignore[no-any-return]
 

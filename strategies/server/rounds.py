@@ -347,11 +347,7 @@ class Rounds:
         self._on_turn(expected.request.round, turn, len(expected.sizes))
 
     def _merged(self, state: State, updates: Iterable[Update], here: Round) -> State:
-        """What the rule makes of the updates; an error of the rule itself is that of the round.
-
-        Raises:
-            RunFailedError: the rule raised something, though every update was as it should be.
-        """
+        """What the rule makes of the updates; an error of its own, which ends the run, says which it had got last."""
         given: list[int] = []
 
         def handed() -> Iterator[Update]:
@@ -361,13 +357,9 @@ class Rounds:
 
         try:
             return self._strategy.aggregate(state, handed(), here)
-        except (ArithmeticError, LookupError) as error:
-            msg = (
-                f"Expected {self._experiment.strategy} to merge the updates of round {here.number}, got "
-                f"{type(error).__name__}: {shown(error)} after the update of clients {given}. Mend the rule; the model "
-                "of the round before is kept."
-            )
-            raise RunFailedError(msg) from error
+        except Exception as error:
+            error.add_note(f"{self._experiment.strategy}, round {here.number}, after the update of clients {given}")
+            raise
 
     @staticmethod
     def _agreeing(updates: Iterable[Update], turns: dict[int, Turn]) -> Iterator[Update]:

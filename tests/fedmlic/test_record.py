@@ -145,13 +145,13 @@ def test_a_half_written_last_line_is_not_an_event(folder):
 
 
 @pytest.mark.parametrize("damage", [b"\x00\x00\n", b"{]\n", b"\xff\xff\n"])
-def test_a_damaged_line_is_named(folder, damage):
+def test_damaged_bytes_are_named(folder, damage, caplog):
     folder.event("a", {"n": 1})
     with folder.events_path.open("ab") as log:
         log.write(damage)
 
-    with pytest.raises(InputError, match="line 2 of"):
-        list(folder.events())
+    assert len(list(folder.events())) == 1
+    assert "line 2 of" in caplog.text
 
 
 def test_tables_have_one_row_per_round_client_and_label(folder):
