@@ -145,9 +145,9 @@ class Admission:
         info, host = who.info, shown(who.info.host, 80)
         if who.simulated:
             names = re.fullmatch(r"node-(\d{1,9})", info.host)
-            if names is None or not int(names[1]) < who.num_hosts <= MOST_CLIENTS:
-                return f"Expected a simulated node to be one of {who.num_hosts}, node-0, node-1, ..., got {host!r}."
-            return ""
+            sound = names is not None and int(names[1]) < who.num_hosts <= MOST_CLIENTS
+            wrong = f"Expected a simulated node to be one of {who.num_hosts}, node-0, node-1, ..., got {host!r}."
+            return "" if sound else wrong
         if who.num_hosts != 0 or len(info.clients) != 1 or info.host != f"device-{info.clients[0]}":
             return f"Expected a device to be one client and to be called device-ID by it, got {host!r}."
         if len(info.sizes) == 1 and info.sizes[0] == 0:
