@@ -1,4 +1,4 @@
-"""How a process that trains networks is set up, and how it stays so: threads, freed memory, global state."""
+"""How a process that trains networks is set up and stays so: threads, freed memory, global state, lines of progress."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 import os
 import random
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,9 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 
 LARGEST_MMAP_THRESHOLD: Final = 32 << 20
 """The most that glibc accepts."""
+
+LINE_S: Final = 5.0
+"""Seconds between two lines of progress."""
 
 
 def prepare(threads: int) -> None:
@@ -35,6 +39,25 @@ def prepare(threads: int) -> None:
         if hasattr(library, "mallopt"):
             library.mallopt(MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
             library.mallopt(TRIM_THRESHOLD, 2**31 - 1)
+
+
+def progress_lines(what: str, say: Callable[[str], None]) -> Callable[[int, int], None]:
+    """Progress for a log: a line at most every ``LINE_S`` seconds, and one at the end.
+
+    Args:
+        what: is counted, such as ``"features"``.
+        say: gets each line.
+    """
+    last_s = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal last_s
+        now = time.monotonic()
+        if done == total or now - last_s > LINE_S:
+            last_s = now
+            say(f"building {what}: {done:,}/{total:,}")
+
+    return tell
 
 
 @contextmanager
