@@ -181,6 +181,12 @@ class Runtime(BaseModel):
     round_timeout: Annotated[float, Field(gt=0)] = Field(3600.0, description="seconds to wait for a round's replies")
     node_timeout: Annotated[float, Field(gt=0)] = Field(120.0, description="seconds to wait for enough hosts")
     min_hosts: Positive = Field(1, description="Flower nodes to wait for before the first round")
+    node_ids: str = Field(
+        "", description="Flower node of each client, 0=NODE, 1=NODE (empty: who claims an id first keeps it)"
+    )
+    most_client_images: Positive = Field(
+        10_000_000, description="images that a device may announce, else it is set aside"
+    )
     out: str = Field("", description="run folder (empty: runs/DATE-TIME)")
     home: str = Field("", description="folder of corpora and federations (empty: $FEDMLIC_HOME or the user's cache)")
 

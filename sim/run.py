@@ -176,7 +176,8 @@ def _start_workers(engine: str, experiment: Experiment, runtime: Runtime) -> Wor
     if engine == "processes":
         from sim.engines.processes import Processes, gpu_of, late_imports
 
-        carrier = Processes([*late_imports("model", experiment.model), *late_imports("method", experiment.method)])
+        imports = [*late_imports("model", experiment.model), *late_imports("method", experiment.method)]
+        carrier = Processes(imports, runtime.round_timeout)
         return Workers(carrier, num_workers(experiment, runtime), runtime, lambda number: gpu_of(number, runtime))
     from sim.engines.ray import RayCarrier
 
