@@ -144,6 +144,11 @@ def _value(text: str, declared: Any = Any) -> Any:  # noqa: ANN401  (TOML is any
     return _as_declared(found, text, declared)
 
 
+def read_value(key: str, text: str) -> Any:  # noqa: ANN401  (TOML is any)
+    """What a person typed for the value of a setting."""
+    return _value(text, _setting_type(key))
+
+
 def _as_declared(value: Any, text: str, declared: Any) -> Any:  # noqa: ANN401
     """``text`` where the declared type takes that and not the ``value`` that TOML reads in it."""
     if isinstance(value, str) or _accepts(declared, value) or not _accepts(declared, text):
@@ -338,6 +343,56 @@ def _standing(folder: RunFolder | None) -> str:
         return f"There is no checkpoint yet; the settings are kept in {path}. Start it again with: {again}"
     total = folder.settings()[0].num_rounds
     return f"The last checkpoint is kept: round {numbers[-1]} of {total}, in {path}. Go on with: {again}"
+
+
+@app.command()
+def sweep(
+    study: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(metavar="[STUDY.toml] [KEY=VALUE,VALUE ...]"),
+    ] = None,
+    *,
+    out: Annotated[Optional[Path], typer.Option(help="Folder of the study (default runs/NAME).")] = None,  # noqa: UP045
+    search: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="KEY=A,B,C: choose on validation data for every row; may be given several times."),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=0, help="Runs at the same time (0: as many as there are cores).")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take; play two rounds of rows.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Play many runs of one study, as many at once as there are cores, and write one table.
+
+    STUDY.toml names the base, the axes, the seeds and what to search (docs/sweep.md). KEY=VALUE sets a setting of
+    all runs, KEY=A,B,C makes an axis of it, seed=0..4 makes five seeds. The same command goes on after an interruption.
+    """
+    with _errors("Complete runs are kept; the same command goes on."):
+        from sim.console import open_console
+        from sim.sweep.start import study_of
+        from sim.sweep.start import sweep as play
+
+        asked, name = study_of(study or [], search or [], recipe=read_recipe, value=read_value)
+        place = (out or Path("runs") / name).expanduser()
+        with _working(json_output=json_output):
+            found = play(asked, place, open_console(stderr=True), jobs=jobs, dry_run=dry_run)
+        if json_output:
+            _print_json(found)
+        elif not dry_run:
+            _finish_sweep(found)
+    # Outside, where it is not taken for an error of the program.
+    if found.get("failed"):
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _finish_sweep(found: dict[str, Any]) -> None:
+    from sim.console import open_console, say
+    from sim.sweep.table import study_table
+
+    console = open_console()
+    console.print(study_table(found["table"]))
+    for failure in found["failed"]:
+        say(console, f"failed: {failure['label']}: {failure['reason'].splitlines()[0]} ({failure['run']})", "red")
+    say(console, f"study: {found['study']} (table.csv). Differences and tests: fedmlic compare {found['study']}")
 
 
 def _finish(result: dict[str, Any], *, json_output: bool) -> None:

@@ -1,0 +1,60 @@
+"""The closing table of a sweep: a line for each row of the study."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sim.console import Grid, number
+
+SHOWN = {"test mAP": "server/mAP", "val mAP": "server/val/mAP", "client mAP": "client/mAP/mean"}
+
+BESIDE = {
+    "seed",
+    "reference",
+    "state",
+    "run",
+    "rounds",
+    "best-round",
+    "weights-sha256",
+}
+"""Columns of the table that are neither an axis nor a searched setting nor a metric."""
+
+
+def study_table(rows: Sequence[Mapping[str, Any]]) -> Grid:
+    """Mean and standard deviation over seeds, of the model after the last round."""
+    keys = [
+        key
+        for key in dict.fromkeys(key for row in rows for key in row)
+        if key not in BESIDE and not key.startswith(("server/", "client/"))
+    ]
+    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(str(row.get(key, "")) for key in (*keys, "reference")), []).append(row)
+    metrics = {title: name for title, name in SHOWN.items() if any(name in row for row in rows)}
+    if len(metrics) > 1:  # of few clients, where there is a number for all images
+        metrics.pop("client mAP", None)
+    lines = []
+    for (*values, reference), found in groups.items():
+        complete = [row for row in found if row["state"] == "complete"]
+        cells = [spread([row[name] for row in complete if name in row]) for name in metrics.values()]
+        title = ", ".join(filter(None, [reference, *map(_short, values)])) or "base"
+        lines.append([title, *cells, f"{len(complete)} of {len(found)}"])
+    caption = "mean ± standard deviation over seeds, of the model after the last round"
+    return Grid("study", (", ".join(keys) or "row", *metrics, "seeds"), lines, caption)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation; a mean alone for one value, a dash for none."""
+    good = [value for value in values if not math.isnan(value)]
+    if not good:
+        return "-"
+    if len(good) == 1:
+        return number(good[0])
+    return f"{number(statistics.mean(good))} ± {number(statistics.stdev(good))}"
+
+
+def _short(text: str) -> str:
+    return text.replace("()", "")
