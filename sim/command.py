@@ -358,7 +358,9 @@ def sweep(
         typer.Option(help="KEY=A,B,C: choose on validation data for every row; may be given several times."),
     ] = None,
     jobs: Annotated[int, typer.Option(min=0, help="Runs at the same time (0: as many as there are cores).")] = 0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take; play two rounds of rows.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would take; play two rounds of rows.")
+    ] = False,
     json_output: Json = False,
 ) -> None:
     """Play many runs of one study, as many at once as there are cores, and write one table.
@@ -393,6 +395,51 @@ def _finish_sweep(found: dict[str, Any]) -> None:
     for failure in found["failed"]:
         say(console, f"failed: {failure['label']}: {failure['reason'].splitlines()[0]} ({failure['run']})", "red")
     say(console, f"study: {found['study']} (table.csv). Differences and tests: fedmlic compare {found['study']}")
+
+
+@app.command()
+def compare(
+    paths: Annotated[list[Path], typer.Argument(metavar="RUN|STUDY ...")],
+    *,
+    by: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Settings in which rows differ, separated by commas (default: a study's axes)."),
+    ] = None,
+    metric: Annotated[str, typer.Option(help="A name of docs/record.md (default server/mAP).")] = "",
+    model: Annotated[
+        Literal["last", "best"], typer.Option(help="After the last round, or best on validation.")
+    ] = "last",
+    test: Annotated[Literal["permutation", "wilcoxon"], typer.Option(help="Paired test over seeds.")] = "permutation",
+    baseline: Annotated[
+        str, typer.Option(help="Label of the row to compare all others with (default: all pairs).")
+    ] = "",
+    form: Annotated[
+        Literal["table", "csv", "markdown", "latex"], typer.Option("--format", help="What to print.")
+    ] = "table",
+    json_output: Json = False,
+) -> None:
+    """Compare runs over seeds: means, paired differences with intervals and tests, and whether the seeds suffice.
+
+    RUN and STUDY are folders. Runs that differ in more than the compared settings are refused.
+    """
+    with _errors("Nothing was changed."):
+        from sim.comparison.compare import compare as made
+        from sim.comparison.output import render, tables, to_json
+        from sim.console import open_console, say
+
+        keys = [key.strip().replace("_", "-") for text in by or [] for key in text.split(",")]
+        with _working(json_output=json_output):
+            found = made(paths, by=keys, metric=metric, model=model, test=test, baseline=baseline)
+        if json_output:
+            _print_json(to_json(found))
+        elif form != "table":
+            sys.stdout.write(render(found, form))
+        else:
+            console = open_console()
+            for grid in tables(found):
+                console.print(grid)
+            for note in found.notes:
+                say(console, f"note: {note}")
 
 
 def _finish(result: dict[str, Any], *, json_output: bool) -> None:

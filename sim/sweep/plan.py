@@ -167,6 +167,17 @@ class Plan:
         return Choice(values, scores[best], edges_of(values, search.settings), len(jobs) - len(good))
 
 
+def distinct(rows: Sequence[Row]) -> tuple[list[Row], list[tuple[Row, Row]]]:
+    """Rows without those that ask for the same as an earlier one, and each of these beside the one that stays."""
+    first: dict[str, Row] = {}
+    twice = []
+    for row in rows:
+        kept = first.setdefault(identity_of(row.experiment()), row)
+        if kept is not row:
+            twice.append((row, kept))
+    return list(first.values()), twice
+
+
 def edges_of(values: Mapping[str, Any], tried: Mapping[str, Sequence[Any]]) -> list[str]:
     """Settings whose value is the smallest or largest number of several that were tried.
 

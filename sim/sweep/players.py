@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from filelock import FileLock, Timeout
 
 from fedmlic.record import is_run
-from sim.engines.processes import nameless_main, context_of_processes
+from sim.engines.processes import context_of_processes, nameless_main
 from sim.watch import Watch
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedmlic.errors import InputError, nearest
 from sim.sweep.folder import StudyFolder
-from sim.sweep.plan import Plan
+from sim.sweep.plan import Plan, distinct
 from sim.sweep.players import Players
 from sim.sweep.study import Study, check_study, read_study, rows_of, split_values
 from sim.sweep.sweep import (
@@ -106,9 +106,7 @@ def _pair(argument: str) -> tuple[str, list[str]]:
     return key, split_values(key, text)
 
 
-def sweep(
-    study: Study, out: Path, console: Console, *, jobs: int = 0, dry_run: bool = False
-) -> dict[str, Any]:
+def sweep(study: Study, out: Path, console: Console, *, jobs: int = 0, dry_run: bool = False) -> dict[str, Any]:
     """Play a study, or say what that would take; what ``fedmlic sweep --json`` prints.
 
     Raises:
@@ -119,11 +117,14 @@ def sweep(
     runtime = runtime_of(study)
     players = Players(imports_of(rows), out / "players.log")
     try:
-        plan = Plan(rows, study.seeds, study.search)
+        rows, twice = distinct(rows)
+        plan = Plan(rows, list(dict.fromkeys(study.seeds)), study.search)
         check_rows(plan, runtime)
         problems = folder.find_runs()
         folder.note_complete(plan)
         view = SweepView(console, 0)
+        for row, kept in twice:
+            view.line(f"{row.label} is the same experiment as {kept.label}: one row")
         for text in problems:
             view.warning(text)
         crew = crew_for(runtime, jobs, sum(1 for _ in plan.ready()) + plan.num_unknown)
@@ -154,9 +155,12 @@ def _warn_of_code(view: SweepView, folder: StudyFolder, plan: Plan) -> None:
 def result_of(folder: StudyFolder, plan: Plan) -> dict[str, Any]:
     """The table and the failures of a study that was played."""
     failed = [
-        {"label": job.label, "run": str(plan.outcomes[job.identity].folder), "reason": plan.outcomes[job.identity].reason}
+        {
+            "label": job.label,
+            "run": str(plan.outcomes[job.identity].folder),
+            "reason": plan.outcomes[job.identity].reason,
+        }
         for job in plan.jobs()
         if job.identity in plan.outcomes and plan.outcomes[job.identity].reason
     ]
     return {"study": str(folder.path.absolute()), "table": folder.table(plan), "failed": failed}
-

@@ -35,6 +35,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from fedmlic import spec
 from fedmlic.errors import InputError, listing, nearest
 from fedmlic.experiment import Experiment, Runtime, explain, split_settings
 
@@ -315,5 +316,8 @@ def _row(axes: Sequence[str], chosen: Sequence[Any], base: Settings) -> Row:
         else:
             values[axis] = ", ".join(value) if isinstance(value, list) else str(value)
             settings[axis] = value
-    shown = [text if "(" in text else f"{axis} {text or 'none'}" for axis, text in values.items()]
+    shown = [
+        text if "(" in text or axis in {*spec.CATALOGUES} - {"mods"} else f"{axis} {text or 'none'}"
+        for axis, text in values.items()
+    ]
     return Row(", ".join(shown) or "base", values, settings)

@@ -299,11 +299,10 @@ def announce(view: SweepView, plan: Plan, crew: Crew, folder: StudyFolder) -> No
     done = sum(job.identity in plan.outcomes for job in jobs)
     searches = sum(job.search for job in jobs)
     total = len(jobs) + plan.num_unknown
-    asked = len(plan.seeds) * len(plan.rows)
-    view.line(f"study: {len(plan.rows)} rows x {len(plan.seeds)} seeds, {total} runs" + f" ({searches} of them to choose settings)" * bool(searches))
-    same = asked - (total - searches)
-    if same > 0:
-        view.line(f"  {same} runs are asked for twice (equal resolved settings) and played once")
+    view.line(
+        f"study: {len(plan.rows)} rows x {len(plan.seeds)} seeds, {total} runs"
+        + f" ({searches} of them to choose settings)" * bool(searches)
+    )
     if done:
         view.line(f"  {done} are complete already and reused")
     unused = folder.num_unused(plan)
@@ -314,14 +313,18 @@ def announce(view: SweepView, plan: Plan, crew: Crew, folder: StudyFolder) -> No
     view.line(f"  folder: {folder.path}")
 
 
-def announce_cost(view: SweepView, plan: Plan, costs: Mapping[int, list[Cost]], crew: Crew, folder: Path, keep: int) -> dict[str, Any]:
+def announce_cost(
+    view: SweepView, plan: Plan, costs: Mapping[int, list[Cost]], crew: Crew, folder: Path, keep: int
+) -> dict[str, Any]:
     """Say how long the runs that are left will take and how much disk they need; what a dry run prints as JSON."""
     pace = Pace(dict(costs))
     seconds, num_bytes = pace.left(plan, crew.players), disk(plan, costs, keep)
     place = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
     free = shutil.disk_usage(place).free
     if seconds is not None and num_bytes is not None:
-        view.line(f"  about {duration(seconds)}, from {CALIBRATION_ROUNDS} measured rounds of {len(costs)} of {len(plan.rows)} rows")
+        view.line(
+            f"  about {duration(seconds)}, from {CALIBRATION_ROUNDS} measured rounds of {len(costs)} of {len(plan.rows)} rows"
+        )
         view.line(f"  about {size(num_bytes)} of disk, {size(free)} are free")
         if num_bytes > free:
             view.warning("that is more than there is: fewer runs, or keep-checkpoints=1")
