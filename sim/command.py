@@ -60,6 +60,9 @@ Options = Annotated[
     typer.Argument(metavar="[KEY=VALUE ...]"),
 ]
 Workers = Annotated[Optional[int], typer.Option(min=1, help="Threads (default: one per core, up to 8).")]  # noqa: UP045
+References = Annotated[
+    bool, typer.Option("--references", help="Add central and local-only training and FedAvg, as runs of their own.")
+]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN")]
 
 EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
@@ -267,6 +270,7 @@ def run(
     workers: Annotated[Optional[int], typer.Option(help="Worker processes (0: one per core).")] = None,  # noqa: UP045
     gpus_per_worker: Annotated[Optional[float], typer.Option(help="Share of a GPU per worker.")] = None,  # noqa: UP045
     ray_address: Annotated[Optional[str], typer.Option(help="A running Ray cluster, host:port or auto.")] = None,  # noqa: UP045
+    references: References = False,
     json_output: Json = False,
 ) -> None:
     """Run an experiment: build the data if it is not there, train, evaluate, record.
@@ -291,7 +295,10 @@ def run(
         folder = Path(runtime.out).expanduser() if runtime.out else None
         with _working(json_output=json_output):
             result = _run(experiment, runtime, folder, resume_from=None)
-        _finish(result, json_output=json_output)
+            beside = _references(values, Path(result["run"])) if references else None
+        _finish({**result, "references": beside} if beside else result, json_output=json_output)
+    if beside and beside["failed"]:
+        raise typer.Exit(EXIT_FAILED)
 
 
 @app.command()
@@ -330,6 +337,17 @@ def _run(experiment: Any, runtime: Any, folder: Path | None, resume_from: dict[s
             raise KeyboardInterrupt(_standing(begun)) from None
 
 
+def _references(values: dict[str, Any], run_folder: Path) -> dict[str, Any]:
+    """Play the references of a run, in its folder."""
+    from sim.console import open_console
+    from sim.sweep.start import sweep as play
+    from sim.sweep.study import check_study
+
+    base = {key: value for key, value in values.items() if key.replace("_", "-") not in {"out", "engine", "workers"}}
+    study = check_study({"base": base, "references": True})
+    return play(study, run_folder / "references", open_console(stderr=True), alone=True)
+
+
 def _standing(folder: RunFolder | None) -> str:
     """What an interrupted run leaves behind, and how to go on."""
     if folder is None:
@@ -358,6 +376,7 @@ def sweep(
         typer.Option(help="KEY=A,B,C: choose on validation data for every row; may be given several times."),
     ] = None,
     jobs: Annotated[int, typer.Option(min=0, help="Runs at the same time (0: as many as there are cores).")] = 0,
+    references: References = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would take; play two rounds of rows.")
     ] = False,
@@ -373,7 +392,7 @@ def sweep(
         from sim.sweep.start import study_of
         from sim.sweep.start import sweep as play
 
-        asked, name = study_of(study or [], search or [], recipe=read_recipe, value=read_value)
+        asked, name = study_of(study or [], search or [], recipe=read_recipe, value=read_value, references=references)
         place = (out or Path("runs") / name).expanduser()
         with _working(json_output=json_output):
             found = play(asked, place, open_console(stderr=True), jobs=jobs, dry_run=dry_run)
@@ -450,6 +469,10 @@ def _finish(result: dict[str, Any], *, json_output: bool) -> None:
 
     console = open_console()
     console.print(results_table(result))
+    if result.get("references"):
+        from sim.sweep.table import study_table
+
+        console.print(study_table(result["references"]["table"]))
     line = spread_line(result["metrics"])
     if line:
         say(console, line)

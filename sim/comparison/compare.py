@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fedmlic.errors import InputError, nearest
 from fedmlic.record import is_run, open_run, read_json
 from fedmlic.resolved import resolved
-from sim.comparison.read import MODELS, PERSONAL, Model, is_complete, is_personal, metric_of
+from sim.comparison.read import MODELS, PERSONAL, Model, is_complete, is_personal, metric_of, metrics_of
 from sim.comparison.statistics import LEVEL, Difference, Test, difference, holm, seeds_needed, smallest_p
 
 STUDY = "study.json"
@@ -241,14 +241,14 @@ def compare(
     personal = [entry for entry in entries if is_personal(entry.path)]
     metric = metric or ("client/mAP/mean" if len(personal) == len(entries) else "server/mAP")
     rows = _rows(entries, keys)
-    groups = [_group(found, keys, metric, model, notes) for found in rows.values()]
+    groups = [group for found in rows.values() for group in _groups(found, keys, metric, model, notes)]
     pairs = _pairs(groups, test, baseline)
     if personal:
         notes.append(f"of {len(personal)} runs the model is {PERSONAL}: no one model predicts for all clients")
     searched = sorted(frozenset[str]().union(*(entry.searched for entry in entries)))
     if searched:
         notes.append(f"chosen on validation data for each row: {', '.join(searched)}")
-    notes += _too_few(pairs)
+    notes += [*_constant(entries, metric), *_too_few(pairs)]
     words = PERSONAL if len(personal) == len(entries) else MODELS[model]
     return Comparison(metric, words, keys, test, groups, pairs, notes)
 
@@ -295,6 +295,38 @@ def _group(entries: Sequence[Entry], keys: Sequence[str], metric: str, model: Mo
     values = {s: statistics.fmean(v) for s, v in sorted(by_seed.items()) if s not in {*undefined, *uneven}}
     chosen = {key: ", ".join(sorted({str(entry.written[key]) for entry in entries})) for key in sorted(first.searched)}
     return Group(label, values, chosen, bool(first.reference))
+
+
+def _groups(entries: Sequence[Entry], keys: Sequence[str], metric: str, model: Model, notes: list[str]) -> list[Group]:
+    """The row of these runs; of local-only training one of the mean over clients and one of the worst client."""
+    mean = _group(entries, keys, metric, model, notes)
+    if entries[0].reference != "local-only":
+        return [mean]
+    scores: dict[int, list[float]] = {seed: [] for seed in mean.values}
+    for entry in entries:
+        if entry.settings["seed"] in scores:
+            scores[entry.settings["seed"]].append(metric_of(entry.path, metric, model))
+    over = statistics.fmean(statistics.pstdev(values) for values in scores.values()) if scores else math.nan
+    notes.append(f"{mean.label}: standard deviation over clients {over:.3f}")
+    worst = min if metric.rpartition("/")[2] not in LOWER_IS_BETTER else max
+    values = {seed: worst(found) for seed, found in scores.items()}
+    return [
+        replace(mean, label=f"{mean.label}, mean over clients"),
+        replace(mean, label=f"{mean.label}, worst client", values=values),
+    ]
+
+
+def _constant(entries: Sequence[Entry], metric: str) -> list[str]:
+    """The mAP of a constant score, where mAP is compared."""
+    side, _, name = metric.rpartition("/")
+    if name != "mAP":
+        return []
+    found = [metrics_of(entry.path).get(f"{side}/prevalence", math.nan) for entry in entries]
+    good = [value for value in found if not math.isnan(value)]
+    if not good:
+        return []
+    span = f"{min(good):.3f}" + f" to {max(good):.3f}" * (max(good) - min(good) >= 5e-4)
+    return [f"a constant score reaches {metric} {span} (prevalence)"]
 
 
 def _shown(key: str, value: object) -> str:

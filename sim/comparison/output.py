@@ -50,9 +50,12 @@ def to_json(found: Comparison) -> dict[str, Any]:
 def tables(found: Comparison) -> list[Grid]:
     """Tables for a terminal."""
     heads, rows = _group_rows(found, "±")
-    grids = [Grid(_title(found), heads, rows)]
+    number = {group.label: f"{place}" for place, group in enumerate(found.groups, 1)}
+    grids = [Grid(_title(found), heads, [[f"{number[row[0]]}: {row[0]}", *row[1:]] for row in rows])]
     if found.pairs:
         lines = [_pair_row(pair, found) for pair in found.pairs]
+        for pair, line in zip(found.pairs, lines, strict=True):
+            line[0] = f"{number[pair.first]} - {number[pair.second]}"
         grids.append(Grid(f"paired differences, {found.test} test", PAIR_HEADS, lines))
     return grids
 

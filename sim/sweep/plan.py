@@ -88,7 +88,7 @@ class Plan:
 
     def searches(self, row: Row) -> list[Job]:
         """The runs that choose a row's settings; none without a search."""
-        if self.search is None:
+        if self.search is None or row.like is not None:
             return []
         seed = self.search.seed
         return self._made(row, "search", [(seed, choice) for choice in self.search.choices()])
@@ -104,6 +104,8 @@ class Plan:
         """What is chosen for a row; ``None`` before all runs of its search have ended."""
         if self.search is None:
             return Choice({})
+        if row.like is not None:
+            return self.choice(row.like)
         if id(row) not in self._choices:
             jobs = self.searches(row)
             if not all(job.identity in self.outcomes for job in jobs):

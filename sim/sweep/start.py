@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedmlic.errors import InputError, nearest
+from sim.references import reference_rows
 from sim.sweep.folder import StudyFolder
 from sim.sweep.plan import Plan, distinct
 from sim.sweep.players import Players
@@ -28,6 +29,8 @@ from sim.sweep.view import SweepView
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from fedmlic.experiment import Experiment, Runtime
 
 STUDIES = Path(__file__).parent.parent / "studies"
 
@@ -74,6 +77,13 @@ def study_of(
     return study, name
 
 
+def _num_clients(experiment: Experiment, runtime: Runtime) -> int:
+    """Clients of a federation whose partition says how many there are; it is built if it is not there."""
+    from sim.run import describe_federation
+
+    return describe_federation(experiment, runtime).num_clients
+
+
 def _named(word: str, recipe: Reader) -> dict[str, Any]:
     """The tables of a study file or shipped study; a recipe is the base of one."""
     path = Path(word)
@@ -106,8 +116,18 @@ def _pair(argument: str) -> tuple[str, list[str]]:
     return key, split_values(key, text)
 
 
-def sweep(study: Study, out: Path, console: Console, *, jobs: int = 0, dry_run: bool = False) -> dict[str, Any]:
+def sweep(
+    study: Study, out: Path, console: Console, *, jobs: int = 0, dry_run: bool = False, alone: bool = False
+) -> dict[str, Any]:
     """Play a study, or say what that would take; what ``fedmlic sweep --json`` prints.
+
+    Args:
+        study: what is asked.
+        out: its folder, new or to go on with.
+        console: of stderr.
+        jobs: runs at the same time; 0 for as many as there are cores or GPUs.
+        dry_run: play two rounds of some rows and say what all would take.
+        alone: play the references without the rows that they belong to.
 
     Raises:
         InputError: the study or its folder is wrong; nothing was played.
@@ -117,14 +137,17 @@ def sweep(study: Study, out: Path, console: Console, *, jobs: int = 0, dry_run: 
     runtime = runtime_of(study)
     players = Players(imports_of(rows), out / "players.log")
     try:
+        rows += reference_rows(rows, study.references, lambda experiment: _num_clients(experiment, runtime))
         rows, twice = distinct(rows)
+        rows = [row for row in rows if row.reference or not alone]
         plan = Plan(rows, list(dict.fromkeys(study.seeds)), study.search)
         check_rows(plan, runtime)
         problems = folder.find_runs()
         folder.note_complete(plan)
         view = SweepView(console, 0)
         for row, kept in twice:
-            view.line(f"{row.label} is the same experiment as {kept.label}: one row")
+            if not row.reference:
+                view.line(f"{row.label} is the same experiment as {kept.label}: one row")
         for text in problems:
             view.warning(text)
         crew = crew_for(runtime, jobs, sum(1 for _ in plan.ready()) + plan.num_unknown)

@@ -45,6 +45,9 @@ SEARCH_SEED = 1000
 WHOLE = {"mods", "label-names"}
 """Settings whose text holds commas: in a command it is one value, never several."""
 
+REFERENCES = ("central", "central-observed", "local-only", "fedavg")
+"""Names of references; ``sim/references.py`` makes them."""
+
 Value = bool | int | float | str | list[str]
 Settings = dict[str, Any]
 
@@ -110,7 +113,7 @@ class Study(BaseModel):
         base: settings of every run; ``recipe`` names one to begin with.
         axes: values by setting, or tables with a ``name`` by the name of the axis.
         search: what is chosen for every combination.
-        references: play what every table needs beside its rows (``sim/references.py``).
+        references: what every table needs beside its rows (``sim/references.py``); ``true`` stands for all.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -118,7 +121,12 @@ class Study(BaseModel):
     base: Settings = {}
     axes: dict[str, Annotated[list[Value | Settings], Field(min_length=1)]] = {}
     search: Search | None = None
-    references: bool = False
+    references: tuple[Literal["central", "central-observed", "local-only", "fedavg"], ...] = ()
+
+    @field_validator("references", mode="before")
+    @classmethod
+    def _all_of_them(cls, found: object) -> object:
+        return {True: REFERENCES, False: ()}[found] if isinstance(found, bool) else found
 
     @field_validator("axes", mode="before")
     @classmethod
@@ -271,12 +279,14 @@ class Row:
         values: text of the value by axis.
         settings: of its runs, without those that are searched and without the seed.
         reference: which reference it is; empty for a row of the study itself.
+        like: the row whose chosen settings it takes; its own by default.
     """
 
     label: str
     values: Mapping[str, str]
     settings: Mapping[str, Any]
     reference: str = ""
+    like: Row | None = None
 
     def experiment(self, **changes: Any) -> Experiment:  # noqa: ANN401  (settings are any)
         """The experiment with some settings changed (dashed names with underscores)."""

@@ -11,8 +11,11 @@ from sim.console import Grid, number
 
 SHOWN = {"test mAP": "server/mAP", "val mAP": "server/val/mAP", "client mAP": "client/mAP/mean"}
 
+SIDES = {"test mAP": "server", "val mAP": "server/val"}
+
 BESIDE = {
     "seed",
+    "single-client",
     "reference",
     "state",
     "run",
@@ -38,12 +41,33 @@ def study_table(rows: Sequence[Mapping[str, Any]]) -> Grid:
         metrics.pop("client mAP", None)
     lines = []
     for (*values, reference), found in groups.items():
-        complete = [row for row in found if row["state"] == "complete"]
-        cells = [spread([row[name] for row in complete if name in row]) for name in metrics.values()]
         title = ", ".join(filter(None, [reference, *map(_short, values)])) or "base"
-        lines.append([title, *cells, f"{len(complete)} of {len(found)}"])
+        lines += _lines(title, reference, found, list(metrics.values()))
+    constant = {
+        title: [row[f"{side}/prevalence"] for row in rows if f"{side}/prevalence" in row]
+        for title, side in SIDES.items()
+    }
+    if any(constant.values()):
+        lines.append(["a constant score", *(spread(constant.get(title, [])) for title in metrics), ""])
     caption = "mean ± standard deviation over seeds, of the model after the last round"
     return Grid("study", (", ".join(keys) or "row", *metrics, "seeds"), lines, caption)
+
+
+def _lines(title: str, reference: str, rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> list[list[str]]:
+    """The line of a row of the study; of local-only training one for the mean, one for the worst client."""
+    seeds = {row["seed"] for row in rows}
+    whole = {seed for seed in seeds if all(row["state"] == "complete" for row in rows if row["seed"] == seed)}
+    kinds = {"": statistics.fmean}
+    if reference == "local-only":
+        kinds = {"mean over clients": statistics.fmean, "worst client": min, "spread over clients": statistics.pstdev}
+    lines = []
+    for kind, merged in kinds.items():
+        cells = []
+        for metric in metrics:
+            found = {seed: [row.get(metric, math.nan) for row in rows if row["seed"] == seed] for seed in sorted(whole)}
+            cells.append(spread([merged(values) for values in found.values() if not any(map(math.isnan, values))]))
+        lines.append([f"{title}, {kind}" if kind else title, *cells, f"{len(whole)} of {len(seeds)}"])
+    return lines
 
 
 def spread(values: Sequence[float]) -> str:
