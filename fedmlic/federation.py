@@ -167,7 +167,7 @@ class Federation:
         if which == POOLED:
             manifest.pop("client_names", None)
             every = np.array([0, self.training.client_ptr[-1]]), np.array([0, self.holdout.client_ptr[-1]])
-            training, holdout = replace(self.training, client_ptr=every[0]), replace(self.holdout, client_ptr=every[1])
+            training, holdout = self.training._replace(client_ptr=every[0]), self.holdout._replace(client_ptr=every[1])
             return Federation(self.corpus, manifest, self.label_names, range(1), training, holdout, whole=self)
         if not which.isdecimal() or int(which) not in self.clients:
             msg = f"Expected single-client to be pooled or a client from 0 to {self.num_clients - 1}, got {which!r}."

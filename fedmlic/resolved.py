@@ -1,7 +1,7 @@
 """When two experiments are one: settings with everything spelled out, and the identity made of them.
 
-``bce``, ``bce()`` and ``bce(pool='mean')`` ask for the same. A sweep reuses runs by this identity, and a comparison says
-in which resolved settings two runs differ. It counts all settings of an experiment, those that only decide what is
+``bce``, ``bce()`` and ``bce(pool='mean')`` ask for the same. A sweep reuses runs by this identity, and a comparison
+says in which resolved settings two runs differ. It counts all settings of an experiment, those that only decide what is
 measured (``evaluate-every``, ``threshold``) included; the identity in a run's ``experiment.json``, which guards
 checkpoints, is another one, of the texts as they were written.
 """

@@ -208,9 +208,9 @@ def check(key: str, text: str) -> None:
 def resolve(key: str, text: str) -> str:
     """The text of an entry with every argument spelled out, as its signature reads it; nothing is built.
 
-    Two texts that ask for the same resolve to the same: ``bce`` and ``bce()``, ``alpha=1`` and ``alpha=1.0``. An argument
-    that is called like a catalogue (``regime``) or several of its entries (``regimes``) holds texts of that catalogue,
-    which are resolved too.
+    Two texts that ask for the same resolve to the same: ``bce`` and ``bce()``, ``alpha=1`` and ``alpha=1.0``. An
+    argument that is called like a catalogue (``regime``) or several of its entries (``regimes``) holds texts of that
+    catalogue, which are resolved too.
 
     Raises:
         InputError: as ``check``.

@@ -280,11 +280,13 @@ def _rest(entry: Entry, keys: Sequence[str]) -> tuple[tuple[str, str], ...]:
 
 def _group(entries: Sequence[Entry], keys: Sequence[str], metric: str, model: Model, notes: list[str]) -> Group:
     first = entries[0]
-    label = ", ".join(_shown(key, first.written[key]) for key in keys) or "all runs"
+    fixed = {"strategy"} if first.reference else set()
+    label = ", ".join(_shown(key, first.written[key]) for key in keys if key not in fixed) or "all runs"
+    if first.reference:
+        label = f"{first.reference}: {label}" if label != "all runs" else first.reference
     by_seed: dict[int, list[float]] = {}
     for entry in entries:
         by_seed.setdefault(int(entry.settings["seed"]), []).append(metric_of(entry.path, metric, model))
-    label = first.reference if first.reference and len(keys) == 0 else f"{first.reference} {label}".strip()
     undefined = sorted(seed for seed, values in by_seed.items() if any(map(math.isnan, values)))
     if undefined:
         notes.append(f"{label}: {metric} does not exist at seeds {undefined}, which are left out")
@@ -311,8 +313,8 @@ def _groups(entries: Sequence[Entry], keys: Sequence[str], metric: str, model: M
     worst = min if metric.rpartition("/")[2] not in LOWER_IS_BETTER else max
     values = {seed: worst(found) for seed, found in scores.items()}
     return [
-        replace(mean, label=f"{mean.label}, mean over clients"),
-        replace(mean, label=f"{mean.label}, worst client", values=values),
+        replace(mean, label=mean.label.replace("local-only", "local-only mean", 1)),
+        replace(mean, label=mean.label.replace("local-only", "local-only worst", 1), values=values),
     ]
 
 

@@ -56,7 +56,7 @@ def tables(found: Comparison) -> list[Grid]:
         lines = [_pair_row(pair, found) for pair in found.pairs]
         for pair, line in zip(found.pairs, lines, strict=True):
             line[0] = f"{number[pair.first]} - {number[pair.second]}"
-        grids.append(Grid(f"paired differences, {found.test} test", PAIR_HEADS, lines))
+        grids.append(Grid(f"paired differences, {found.test} test", ("rows", *PAIR_HEADS[1:]), lines))
     return grids
 
 
@@ -106,11 +106,8 @@ def _p(value: float) -> str:
 
 def _csv(found: Comparison) -> str:
     """One line per row and per pair, told apart by ``kind``; numbers in full."""
-    heads = ["kind", "row", "against", "metric", "model", "seeds", "mean", "std", "low", "high", "p", "p_holm"] + [
-        "improvement",
-        "chosen",
-        "values",
-    ]
+    numbers = ("seeds", "mean", "std", "low", "high", "p", "p_holm", "improvement")
+    heads = ["kind", "row", "against", "metric", "model", *numbers, "chosen", "values"]
     text = io.StringIO()
     writer = csv.DictWriter(text, heads, restval="")
     writer.writeheader()

@@ -154,8 +154,20 @@ class Study(BaseModel):
 
 def _problems(study: Study) -> Iterator[str]:
     """What does not go together, a line each."""
-    known = {_dashed(name) for name in Experiment.model_fields}
     tables: dict[str, set[str]] = {}
+    yield from _settings_of_axes(study, tables)
+    searched = set(study.search.settings) if study.search else set()
+    for key in sorted(({key for keys in tables.values() for key in keys} | searched) & _where()):
+        yield f"{key} says where and how fast a run is computed and cannot be varied; set it in [base]"
+    if "out" in study.base:
+        yield "base.out: every run has a folder of its own in the study's; give that with --out"
+    yield from _overlaps(tables, searched)
+    yield from _wrong_seeds(study)
+
+
+def _settings_of_axes(study: Study, tables: dict[str, set[str]]) -> Iterator[str]:
+    """Note which settings each axis sets; yield axes that set none."""
+    known = {_dashed(name) for name in Experiment.model_fields}
     for axis, values in study.axes.items():
         named = [value for value in values if isinstance(value, dict)]
         if named and len(named) < len(values):
@@ -169,12 +181,9 @@ def _problems(study: Study) -> Iterator[str]:
             yield f"axis {axis!r} is no setting. {nearest(axis, known)} Settings that go together are tables."
         else:
             tables[axis] = {axis}
-    searched = set(study.search.settings) if study.search else set()
-    for key in sorted(({key for keys in tables.values() for key in keys} | searched) & _where()):
-        yield f"{key} says where and how fast a run is computed and cannot be varied; set it in [base]"
-    if "out" in study.base:
-        yield "base.out: every run has a folder of its own in the study's; give that with --out"
-    yield from _overlaps(tables, searched)
+
+
+def _wrong_seeds(study: Study) -> Iterator[str]:
     if "seed" in study.axes:
         wrong = [seed for seed in study.axes["seed"] if isinstance(seed, bool) or not isinstance(seed, int)]
         if wrong:

@@ -323,7 +323,7 @@ def announce_cost(
     free = shutil.disk_usage(place).free
     if seconds is not None and num_bytes is not None:
         view.line(
-            f"  about {duration(seconds)}, from {CALIBRATION_ROUNDS} measured rounds of {len(costs)} of {len(plan.rows)} rows"
+            f"  about {duration(seconds)}, from {CALIBRATION_ROUNDS} rounds of {len(costs)} of {len(plan.rows)} rows"
         )
         view.line(f"  about {size(num_bytes)} of disk, {size(free)} are free")
         if num_bytes > free:

@@ -59,14 +59,20 @@ def _lines(title: str, reference: str, rows: Sequence[Mapping[str, Any]], metric
     whole = {seed for seed in seeds if all(row["state"] == "complete" for row in rows if row["seed"] == seed)}
     kinds = {"": statistics.fmean}
     if reference == "local-only":
-        kinds = {"mean over clients": statistics.fmean, "worst client": min, "spread over clients": statistics.pstdev}
+        kinds = {"mean": statistics.fmean, "worst": min, "spread": statistics.pstdev}
     lines = []
     for kind, merged in kinds.items():
         cells = []
         for metric in metrics:
             found = {seed: [row.get(metric, math.nan) for row in rows if row["seed"] == seed] for seed in sorted(whole)}
             cells.append(spread([merged(values) for values in found.values() if not any(map(math.isnan, values))]))
-        lines.append([f"{title}, {kind}" if kind else title, *cells, f"{len(whole)} of {len(seeds)}"])
+        lines.append(
+            [
+                title.replace(reference, f"{reference} {kind}", 1) if kind else title,
+                *cells,
+                f"{len(whole)} of {len(seeds)}",
+            ]
+        )
     return lines
 
 
