@@ -113,10 +113,12 @@ def _csv(found: Comparison) -> str:
     writer.writeheader()
     about = {"metric": found.metric, "model": found.model}
     for group in found.groups:
-        values = {"seeds": len(group.values), "mean": group.mean, "std": group.std}
-        values["chosen"] = "; ".join(f"{key}={value}" for key, value in group.chosen.items())
-        values["values"] = "; ".join(f"{seed}: {value!r}" for seed, value in group.values.items())
-        writer.writerow({"kind": "row", "row": group.label, **about, **values})
+        shown = {
+            "chosen": "; ".join(f"{key}={value}" for key, value in group.chosen.items()),
+            "values": "; ".join(f"{seed}: {value!r}" for seed, value in group.values.items()),
+        }
+        spread = {"seeds": len(group.values), "mean": group.mean, "std": group.std}
+        writer.writerow({"kind": "row", "row": group.label, **about, **spread, **shown})
     for pair in found.pairs:
         each = pair.found._asdict()
         values = {name: each[name] for name in ("mean", "low", "high", "p", "improvement")}

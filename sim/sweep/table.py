@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sim.console import Grid, number
@@ -57,7 +57,7 @@ def _lines(title: str, reference: str, rows: Sequence[Mapping[str, Any]], metric
     """The line of a row of the study; of local-only training one for the mean, one for the worst client."""
     seeds = {row["seed"] for row in rows}
     whole = {seed for seed in seeds if all(row["state"] == "complete" for row in rows if row["seed"] == seed)}
-    kinds = {"": statistics.fmean}
+    kinds: dict[str, Callable[[list[float]], float]] = {"": statistics.fmean}
     if reference == "local-only":
         kinds = {"mean": statistics.fmean, "worst": min, "spread": statistics.pstdev}
     lines = []

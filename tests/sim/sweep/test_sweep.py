@@ -129,7 +129,7 @@ def _last_round(run):
 
 def test_all_references_of_a_row(settings):
     """Passes over the images are those of the federation, and what depends on the strategy is there once."""
-    study = check_study({"base": base(settings, num_rounds=6), "axes": {"strategy": ["labelwise()", "fedmedian()"]}})
+    study = check_study({"base": base(settings, num_rounds=6), "axes": {"strategy": ["labelwise()", "fednova()"]}})
 
     rows, _ = distinct([*rows_of(study), *reference_rows(rows_of(study), REFERENCES, lambda _: 0)])
 
