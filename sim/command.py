@@ -337,13 +337,17 @@ def _run(experiment: Any, runtime: Any, folder: Path | None, resume_from: dict[s
             raise KeyboardInterrupt(_standing(begun)) from None
 
 
+_ELSEWHERE = {"out", "engine", "workers", "ray-address", "gpus-per-worker"}
+"""Settings of a run that say how its rounds are carried: its references are played in processes of this machine."""
+
+
 def _references(values: dict[str, Any], run_folder: Path) -> dict[str, Any]:
     """Play the references of a run, in its folder."""
     from sim.console import open_console
     from sim.sweep.start import sweep as play
     from sim.sweep.study import check_study
 
-    base = {key: value for key, value in values.items() if key.replace("_", "-") not in {"out", "engine", "workers"}}
+    base = {key: value for key, value in values.items() if key.replace("_", "-") not in _ELSEWHERE}
     study = check_study({"base": base, "references": True})
     return play(study, run_folder / "references", open_console(stderr=True), alone=True)
 

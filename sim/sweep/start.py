@@ -158,7 +158,7 @@ def sweep(
             players.open(1)
             costs = calibrate(plan, runtime, players, crew)
             return announce_cost(view, plan, costs, crew, out, runtime.keep_checkpoints)
-        with folder.alone(), SweepView(console, 0) as live:
+        with folder.alone(), SweepView(console, sum(1 for _ in plan.jobs()) + plan.num_unknown) as live:
             Sweep(study, plan, folder, runtime, crew, players, live).run()
             folder.write(plan, about(study, plan))
         return result_of(folder, plan)
