@@ -2,9 +2,10 @@
 
 Every trial is a fresh run folder over the same prepared data. The run is killed at a
 random moment, and so is every resume with probability ``--again``; the last resume is
-left alone. One kill in five comes at any time, the others only after the undisturbed run
-would have made its folder, since nothing can be lost before. A trial passes if it ends
-with the weights of the undisturbed run and leaves no process behind.
+left alone. One kill in five comes before the first round; the others come after a round that is
+drawn among those that are left, and a random part of a round's time later, so that a busy
+machine changes nothing. A trial passes if it ends with the weights of the undisturbed run and
+leaves no process behind.
 
     python benchmarks/resume_kills.py --trials 20 --engine inprocess
     python benchmarks/resume_kills.py --set 'strategy=scaffold()' --set optimizer=sgd
@@ -27,6 +28,7 @@ from typing import NamedTuple
 import numpy as np
 
 MARK = "FEDMLIC_TRIAL"
+NUM_ROUNDS = 30
 SETTINGS = (
     "dataset=multidigits(num_train=600, num_val=60, num_test=120, image_size=24, num_owners=20)",
     "model=small_cnn(width=8)",
@@ -34,7 +36,7 @@ SETTINGS = (
     "partition=iid()",
     "num-clients=12",
     "cohort-size=8",
-    "num-rounds=30",
+    f"num-rounds={NUM_ROUNDS}",
     "evaluate-clients-every=3",
     "device=cpu",
 )
@@ -77,11 +79,32 @@ def finish(arguments: list[str], mark: str) -> str:
     return str(json.loads(out)["weights_sha256"])
 
 
-def kill_after(arguments: list[str], mark: str, seconds: float) -> bool:
-    """Kill the command after so long; False if it had ended by itself."""
+class Moment(NamedTuple):
+    """When to kill.
+
+    Attributes:
+        rounds: wait until so many rounds have a checkpoint; -1: from the start.
+        seconds: and then so long.
+    """
+
+    rounds: int
+    seconds: float
+
+
+def last_round(out: Path) -> int:
+    """The newest round with a checkpoint; -1 without a run folder."""
+    if not (out / "experiment.json").exists():
+        return -1
+    return max((int(file.stem[6:]) for file in (out / "checkpoints").glob("round-*.json")), default=0)
+
+
+def kill_at(arguments: list[str], mark: str, out: Path, moment: Moment) -> bool:
+    """Kill the command at a moment; False if it had ended by itself."""
     process = command(arguments, mark)
+    while process.poll() is None and last_round(out) < moment.rounds:
+        time.sleep(0.005)
     try:
-        process.communicate(timeout=seconds)
+        process.communicate(timeout=moment.seconds)
     except subprocess.TimeoutExpired:
         # The command alone, as `kill -9` does; what it started has to notice.
         process.send_signal(signal.SIGKILL)
@@ -118,11 +141,10 @@ def stage(out: Path) -> str:
     """How far a killed run had come."""
     if not (out / "experiment.json").exists():
         return "before the folder"
-    rounds = [int(file.stem[6:]) for file in (out / "checkpoints").glob("round-*.json")]
     events = (out / "events.jsonl").read_text(encoding="utf-8") if (out / "events.jsonl").exists() else ""
     ending = " tables" if '"event":"end"' in events else ""
     half = " half-written" if any(out.rglob(".*.tmp")) else ""
-    return f"round {max(rounds, default=0)}{ending}{half}"
+    return f"round {last_round(out)}{ending}{half}"
 
 
 def undisturbed(out: Path, settings: list[str], engine: list[str]) -> tuple[str, float, float]:
@@ -136,9 +158,12 @@ def undisturbed(out: Path, settings: list[str], engine: list[str]) -> tuple[str,
     return str(json.loads(text)["weights_sha256"]), to_folder, time.monotonic() - started
 
 
-def moment(to_folder: float, to_end: float, rng: np.random.Generator) -> float:
-    """Seconds after which to kill."""
-    return float(rng.uniform(0 if rng.random() < 0.2 else to_folder, to_end))
+def draw(times: tuple[float, float], first: int, rng: np.random.Generator) -> Moment:
+    """A moment for a run that has ``first`` rounds already."""
+    to_folder, to_end = times
+    if rng.random() < 0.2:
+        return Moment(-1, float(rng.uniform(0, to_folder)))
+    return Moment(int(rng.integers(first, NUM_ROUNDS + 1)), float(rng.uniform(0, (to_end - to_folder) / NUM_ROUNDS)))
 
 
 def trial(
@@ -159,7 +184,7 @@ def trial(
         if kills and rng.random() > again:
             break
         mark = uuid.uuid4().hex
-        if kill_after(arguments, mark, moment(*times, rng)):
+        if kill_at(arguments, mark, out, draw(times, max(last_round(out), 0), rng)):
             left += left_over(mark)
             kills.append(stage(out))
         elif kills:

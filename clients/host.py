@@ -22,7 +22,7 @@ from fedmlic.histograms import ScoreHistograms
 from fedmlic.labels import known
 from fedmlic.learner import build_network, check_at_once
 from fedmlic.method import Local, Trained, stretch_of
-from fedmlic.metrics import client_metrics
+from fedmlic.metrics import client_metrics, unannotated_columns
 from fedmlic.mod import Payload
 from fedmlic.protocol import CLIENTS_BEHIND, IMAGES_BEHIND, HostInfo, Reply, Request, Turn
 from fedmlic.stores import DamagedError
@@ -30,6 +30,7 @@ from fedmlic.training import checked
 from fedmlic.update import Update, turn_metrics, units_for
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from clients.memory import ClientMemory
@@ -113,7 +114,10 @@ class Host:
     def info(self) -> HostInfo:
         """Which clients it can play, with their sizes."""
         sizes = self._federation.sizes[self._clients - self._federation.clients.start]
-        return HostInfo(self.name, self._clients, sizes, self._federation.label_names)
+        federation = self._federation
+        return HostInfo(
+            self.name, self._clients, sizes, federation.label_names, unannotated=federation.unannotated_labels
+        )
 
     def play(self, request: Request, clients: Sequence[int]) -> Reply:
         """Play ``clients`` and answer at once with everything they gave."""
@@ -318,8 +322,14 @@ class Host:
         return {
             "num_images": len(shard.holdout_rows),
             "num_annotations": int(known(shard.holdout_labels).sum()),
-            "metrics": client_metrics(scores, shard.holdout_labels, self._experiment.client_min_entries),
+            "metrics": self._own_metrics(scores, shard.holdout_labels),
         }
+
+    def _own_metrics(self, scores: NDArray[np.float32], labels: NDArray[np.int8]) -> dict[str, float]:
+        """The client's own mAP, over labels that somebody in the federation annotates."""
+        names = self._federation.label_names
+        counted = ~unannotated_columns(names, self._federation.unannotated_labels)
+        return client_metrics(scores[:, counted], labels[:, counted], self._experiment.client_min_entries)
 
     def _incoming_network(self, request: Request, client: int, memory: Mapping[str, Tensor]) -> nn.Module:
         """The round's global model, with the client's own private tensors, in a second network."""

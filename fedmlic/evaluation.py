@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedmlic.metrics import Metrics, evaluate
+from fedmlic.metrics import Metrics, evaluate_apart, unannotated_columns
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from fedmlic.corpus import Corpus
@@ -27,7 +29,8 @@ class Evaluation:
     """Metrics of one model on the server's splits.
 
     Attributes:
-        values: ``server/mAP``, ``server/val/mAP``, ... and the counts of evaluable labels.
+        values: ``server/mAP``, ``server/val/mAP``, ... and the counts of evaluable labels; with
+            ``server/mAP/unannotated`` and others where there are labels that nobody annotates.
         splits: the full metrics by split, with their per-label tables.
     """
 
@@ -59,14 +62,20 @@ class Evaluator:
         """The splits that have images."""
         return tuple(self._rows)
 
-    def score(self, flat: Tensor) -> Evaluation:
-        """Evaluate the global model ``flat`` (float32 ``[layout.size]``) on every split."""
+    def score(self, flat: Tensor, unannotated: Sequence[str] = ()) -> Evaluation:
+        """Evaluate the global model on every split.
+
+        Args:
+            flat: float32 ``[layout.size]``.
+            unannotated: names of the labels that no client annotates, which are judged apart.
+        """
         self._learner.resident.load(flat)
+        apart = unannotated_columns(self._learner.task.label_names, unannotated)
         values: dict[str, float] = {}
         splits: dict[str, Metrics] = {}
         for split, rows in self._rows.items():
             scores = self._learner.predict(self._corpus.images, rows)
-            metrics = evaluate(scores, self._corpus.labels.take(rows), threshold=self._threshold)
+            metrics = evaluate_apart(scores, self._corpus.labels.take(rows), apart, self._threshold)
             splits[split] = metrics
             values.update({f"{SIDES[split]}/{name}": value for name, value in metrics.flat().items()})
         return Evaluation(values, splits)

@@ -34,7 +34,7 @@ from fedmlic.corpus import LabelStore, open_labels, write_labels
 from fedmlic.dataset import Objects
 from fedmlic.errors import InputError, nearest
 from fedmlic.files import file_sha256, locked, sync
-from fedmlic.labels import PRESENT, STATES, UNCERTAIN, UNKNOWN, check_labels, known
+from fedmlic.labels import ABSENT, PRESENT, STATES, UNCERTAIN, UNKNOWN, check_labels, known
 from fedmlic.partition import Partition, Partitioner, Population, ranks_within
 from fedmlic.regime import Assignment, Regime, looks_of, prepared
 from fedmlic.seeds import entry_uniforms, stream, text_keys
@@ -54,6 +54,9 @@ SCHEMA_VERSION = 3
 
 TRAIN = "train"
 """The split that is dealt out. Clients never hold validation or test images."""
+
+JUDGED = ("test", "val")
+"""Splits of the server in the order of preference for what is judged."""
 
 _BLOCK = 1 << 14
 """Rows of labels that are checked or compressed at once."""
@@ -133,6 +136,15 @@ class Federation:
     def client_names(self) -> tuple[str, ...]:
         """Name of each client where clients are owners that have names; else empty."""
         return tuple(self.manifest.get("client_names", ()))
+
+    @property
+    def unannotated_labels(self) -> tuple[str, ...] | None:
+        """Labels of which no training image of any client has a known entry, in order.
+
+        None on a device, which does not know what the others annotate.
+        """
+        found = self.manifest.get("unannotated_labels")
+        return None if found is None else tuple(found)
 
     @functools.cached_property
     def sizes(self) -> NDArray[np.int64]:
@@ -467,6 +479,7 @@ def _build(corpus: Corpus, plan: _Plan, target: Path) -> None:
     if budget is not None:
         tallies = replace(tallies, budget=budget)
     del truth
+    unannotated = [corpus.label_names[label] for label in np.flatnonzero(~tallies.known.any(axis=0)).tolist()]
     arrays |= {f"tallies.{field.name}": _narrow(getattr(tallies, field.name)) for field in fields(Tallies)}
     del tallies
     about = {
@@ -476,6 +489,7 @@ def _build(corpus: Corpus, plan: _Plan, target: Path) -> None:
         "notes": dict(dealt.notes),
         **({"client_names": list(dealt.client_names)} if dealt.client_names else {}),
         **({"warnings": list(dealt.warnings)} if dealt.warnings else {}),
+        "unannotated_labels": unannotated,
         "label_names": list(corpus.label_names),
         "corpus": {"name": corpus.name, "key": corpus.key},
     }
@@ -495,7 +509,20 @@ def _everyone(corpus: Corpus, population: Population, dealt: Partition, seed: in
     objects = None if population.objects is None else population.objects.take(dealt.rows)
     keys = _image_keys(corpus, _train_split(corpus))[dealt.rows]
     size = corpus.image_shape[:2]
-    return Assignment(population.labels[dealt.rows], keys, objects, 0, seed, corpus.label_names, size)
+    judged = functools.cache(lambda: _judged(corpus))
+    labels = population.labels[dealt.rows]
+    return Assignment(labels, keys, objects, 0, seed, corpus.label_names, size, judged=judged)
+
+
+def _judged(corpus: Corpus) -> NDArray[np.int64]:
+    """int64 ``[labels]``: the smaller of each label's numbers of present and absent entries that the server judges."""
+    held = (corpus.splits.get(split, range(0)) for split in JUDGED)
+    rows = next((rows for rows in held if len(rows)), range(0))
+    counts = np.zeros((2, corpus.labels.num_labels), dtype=np.int64)
+    for start in range(rows.start, rows.stop, _BLOCK):
+        block = corpus.labels.take(np.arange(start, min(start + _BLOCK, rows.stop)))
+        counts += [np.count_nonzero(block == state, axis=0) for state in (PRESENT, ABSENT)]
+    return np.asarray(counts.min(axis=0)) if len(rows) else counts[0, :0]
 
 
 def _check_dealt(dealt: Partition, num_images: int, identity: Mapping[str, Any]) -> None:

@@ -28,20 +28,20 @@ wide as the tokens, uniform initial weights of plus or minus 1 / sqrt(inputs).
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedmlic.errors import InputError
 from fedmlic.labels import UNKNOWN
-from fedmlic.text import LabelVectors, alike, label_vectors, state_vectors
+from fedmlic.text import LabelVectors, alike, further_vectors, label_vectors, state_vectors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from fedmlic.method import Task
@@ -49,6 +49,9 @@ if TYPE_CHECKING:
 
 Positions = Literal["none", "sine"]
 ReadoutKind = Literal["row", "shared"]
+
+LARGEST_DRIFT = 1e-4
+"""Difference of an entry between label vectors that count as the same on two machines."""
 
 
 class LabelTransformer(nn.Module):
@@ -122,6 +125,28 @@ class LabelTransformer(nn.Module):
         logits: Tensor = self.readout(tokens[:, -num_labels:])
         return logits
 
+    def beside(self, images: Tensor, vectors: Tensor) -> Tensor:
+        """Logits float32 ``[batch, names]`` of further labels, with all states unknown.
+
+        The tokens of further labels look at the image, at the labels and each at itself; nothing
+        looks at them. So the labels' own logits stay what they are, and a name's logit depends
+        neither on which other names are asked for nor on their number.
+
+        Args:
+            images: float32 ``[batch, channels, height, width]``.
+            vectors: float32 ``[names, width]``, made like those of the labels.
+
+        Raises:
+            InputError: as ``set_labels``.
+        """
+        self._check_further(LabelVectors(vectors.cpu().numpy(), trainable=False, source=""))
+        tokens = self.norm(torch.cat([self.image_tokens(images), self.told_labels(None, len(images))], dim=1))
+        own = self.norm(vectors.expand(len(images), -1, -1))
+        for layer in cast("list[EncoderLayer]", list(self.layers)):
+            own, tokens = layer.beside(tokens, own), layer(tokens)
+        logits: Tensor = self.readout(own)
+        return logits
+
     def image_tokens(self, images: Tensor) -> Tensor:
         """``[batch, cells, width]``: the cells of the feature map, row by row."""
         features = self.backbone(images)
@@ -156,6 +181,10 @@ class LabelTransformer(nn.Module):
         Raises:
             InputError: labels have parameters of their own, or the width is another.
         """
+        self._check_further(labels)
+        self.label_tokens = torch.tensor(labels.vectors).to(self.label_tokens)
+
+    def _check_further(self, labels: LabelVectors) -> None:
         if self.label_rows() or labels.trainable:
             own = [*self.label_rows(), *(["the new vectors"] if labels.trainable else [])]
             msg = (
@@ -167,7 +196,6 @@ class LabelTransformer(nn.Module):
         if labels.vectors.ndim != 2 or labels.vectors.shape[1] != width or not len(labels.vectors):
             msg = f"Expected label vectors [labels, {width}], got {list(labels.vectors.shape)}. Ask for this width."
             raise InputError(msg)
-        self.label_tokens = torch.tensor(labels.vectors).to(self.label_tokens)
 
 
 class EncoderLayer(nn.Module):
@@ -206,6 +234,20 @@ class EncoderLayer(nn.Module):
         own = self.norm_attended(own + self.drop(self.attention(tokens, own)))
         hidden = self.drop(F.relu(self.expand(own)))
         result: Tensor = self.norm_contracted(own + self.drop(self.contract(hidden)))
+        return result
+
+    def beside(self, tokens: Tensor, own: Tensor) -> Tensor:
+        """New ``own`` ``[batch, further, width]``: each gathers from all ``tokens`` and from itself alone."""
+        queries, keys, values, own_keys, own_values = (
+            part.view(*part.shape[:2], self.num_heads, -1).transpose(1, 2)
+            for part in (*self.projected(tokens, own), *self.projected(own, own)[1:])
+        )
+        alone = (queries * own_keys).sum(dim=3, keepdim=True)
+        scores = torch.cat([queries @ keys.transpose(2, 3), alone], dim=3) * queries.shape[3] ** -0.5
+        weights = scores.softmax(dim=3)
+        gathered = weights[..., :-1] @ values + weights[..., -1:] * own_values
+        own = self.norm_attended(own + self.attended(gathered.transpose(1, 2).flatten(2)))
+        result: Tensor = self.norm_contracted(own + self.contract(F.relu(self.expand(own))))
         return result
 
     def attention(self, tokens: Tensor, own: Tensor) -> Tensor:
@@ -322,6 +364,61 @@ def build_label_transformer(
         positions=positions,
         readout=readout,
     )
+
+
+def ask(network: nn.Module, task: Task, names: Sequence[str], text: str) -> Callable[[Tensor], Tensor]:
+    """Predict labels by their names, those that the network was trained with and others.
+
+    A name whose vector is that of a label of the training has that label's probability to the bit.
+
+    Args:
+        network: a trained ``LabelTransformer``.
+        task: what it was built for.
+        names: unique.
+        text: where its vectors came from.
+
+    Returns:
+        ``images -> probabilities``, float32 ``[batch, names]``.
+
+    Raises:
+        InputError: labels have a read-out or vectors of their own, a name without a vector, or
+            vectors here that are not those of the training.
+    """
+    trained = cast("LabelTransformer", network)
+    if trained.readout_kind == "row":
+        msg = (
+            "Expected a network that reads all labels out alike to ask it about other names, got a read-out row for "
+            "each label: a name that was not among the labels has none. Train with readout='shared'."
+        )
+        raise InputError(msg)
+    if trained.label_rows():
+        msg = (
+            "Expected label vectors made from names to ask about other names, got learned ones: a name that was not "
+            "among the labels has none. Train with text='minilm()', 'glove()' or 'clip(...)' and readout='shared'."
+        )
+        raise InputError(msg)
+    tokens = trained.label_tokens
+    vectors, own = further_vectors(text, names, task.label_names, tokens.shape[1], task.seed)
+    if not np.allclose(own, tokens.cpu().numpy(), rtol=0, atol=LARGEST_DRIFT):
+        msg = (
+            f"Expected {text} to give the label vectors that the network was trained with, got others. Use the same "
+            "weights and files as for the training."
+        )
+        raise InputError(msg)
+    place = {tuple(row): number for number, row in enumerate(own.tolist())}
+    further = [number for number, row in enumerate(vectors.tolist()) if tuple(row) not in place]
+    beside = {number: len(own) + count for count, number in enumerate(further)}
+    columns = [beside.get(number, place.get(tuple(row), -1)) for number, row in enumerate(vectors.tolist())]
+    asked = torch.from_numpy(vectors[further]).to(tokens)
+
+    def probabilities(images: Tensor) -> Tensor:
+        # Of the labels exactly as ``predict`` does it: a sigmoid's last bit depends on the place in a vector register.
+        found = predict(trained, images)
+        if further:
+            found = torch.cat([found, torch.sigmoid(trained.beside(images, asked))], dim=1)
+        return found[:, columns]
+
+    return probabilities
 
 
 def predict(network: nn.Module, images: Tensor) -> Tensor:

@@ -202,6 +202,12 @@ class Method(NamedTuple):
         statistics: named sums over all clients that are asked for once, before the first round;
             int64 (counts) or floating tensors of one client's shard. They tell the server
             something of the clients' labels, so the experiment must allow them.
+        guesses: what training takes entries for that nobody annotated, such as ``"absent"``; empty
+            where they take no part. A label that nobody annotates is then trained on guesses alone,
+            which whoever runs it is warned of.
+        ask: predicts labels by their names after training: ``(network, task, names) -> predict``, where
+            ``predict(images)`` gives float32 ``[batch, names]``. Raises ``InputError`` where this
+            network or its label vectors do not allow it. None where no network of the method does.
 
     Everything trainable is exchanged unless it is private. Frozen tensors are never sent:
     every host builds them itself from the experiment.
@@ -215,6 +221,8 @@ class Method(NamedTuple):
     objective: Objective | None = None
     phases: tuple[Phase, ...] = ()
     statistics: Callable[[Shard], Mapping[str, Tensor]] | None = None
+    guesses: str = ""
+    ask: Callable[[nn.Module, Task, Sequence[str]], Callable[[Tensor], Tensor]] | None = None
 
 
 def stretch_of(method: Method, round_number: int) -> Stretch:

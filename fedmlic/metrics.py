@@ -17,12 +17,14 @@ the threshold; a label that is never predicted has precision 0.
 Federated evaluation adds ``fedmlic.counts.Counts`` and
 ``fedmlic.histograms.ScoreHistograms`` of many clients; it never averages clients' averages.
 ``docs/metrics.md`` defines every key of ``Metrics.values``.
+
+Labels that no client annotates are never in an average with the others: ``evaluate_apart``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import numpy as np
@@ -236,7 +238,9 @@ class Metrics:
         num_ranked: images with a known present and a known absent label, over which
             ranking loss, coverage, one-error and LRAP run.
         num_complete: images of which every label is known, over which subset accuracy runs.
-        per_label: the table behind the averages.
+        per_label: the table behind the averages; every label, also one that nobody annotates.
+        unannotated: of ``evaluate_apart``, the same for the labels that nobody annotates, which are
+            in no other number here but the table; None if there are none.
     """
 
     values: dict[str, float]
@@ -247,12 +251,19 @@ class Metrics:
     num_ranked: int
     num_complete: int
     per_label: PerLabel
+    unannotated: Metrics | None = None
 
     def flat(self) -> dict[str, float]:
-        """``values`` with prevalence and the counts under names of the same kind (``num-evaluable``)."""
+        """``values`` with prevalence and the counts under names of the same kind (``num-evaluable``).
+
+        Where there are labels that nobody annotates, also what ``unannotated_values`` makes of theirs.
+        """
         counts = ("num_evaluable", "num_known", "num_images", "num_ranked", "num_complete")
         beside = {name.replace("_", "-"): float(getattr(self, name)) for name in counts}
-        return {**self.values, "prevalence": self.prevalence, **beside}
+        found = {**self.values, "prevalence": self.prevalence, **beside}
+        if self.unannotated is None:
+            return found
+        return found | unannotated_values(self.unannotated.flat(), len(self.unannotated.per_label.ap))
 
 
 def evaluate(
@@ -307,6 +318,56 @@ def evaluate(
         num_complete=int(complete.sum()),
         per_label=_per_label(ap, counts),
     )
+
+
+UNANNOTATED: Final = "/unannotated"
+"""Ends the names of numbers over labels that nobody annotates."""
+
+
+def unannotated_values(found: Mapping[str, float], num_labels: int) -> dict[str, float]:
+    """Of metrics over labels that nobody annotates, what is reported, under names that say so.
+
+    mAP with the prevalence beside it, which is the mAP of a constant score, and the numbers of labels.
+    Numbers at the threshold are left out: nobody trained these labels towards a probability.
+    """
+    chosen = {name: found[name] for name in ("mAP", "prevalence", "num-evaluable")}
+    return {name + UNANNOTATED: value for name, value in {**chosen, "num-labels": float(num_labels)}.items()}
+
+
+def unannotated_columns(label_names: Sequence[str], unannotated: Sequence[str] | None) -> NDArray[np.bool_]:
+    """Bool ``[labels]``: which labels nobody annotates; none where that is not known."""
+    names = set(unannotated or ())
+    return np.array([name in names for name in label_names], dtype=np.bool_)
+
+
+def evaluate_apart(
+    scores: NDArray[np.floating],
+    labels: NDArray[np.int8],
+    unannotated: NDArray[np.bool_],
+    threshold: float = 0.5,
+) -> Metrics:
+    """``evaluate`` over the annotated labels, with what is found for the others apart from it.
+
+    Args:
+        scores: floating ``[images, labels]``, probabilities in [0, 1].
+        labels: int8 ``[images, labels]``.
+        unannotated: bool ``[labels]``, the labels that nobody annotates. All metrics leave them
+            out, the three highest of an image included, as if they were not predicted.
+        threshold: a label counts as predicted at this score or above, in [0, 1].
+    """
+    if not unannotated.any():
+        return evaluate(scores, labels, threshold)
+    check_scores(scores, labels)
+    parts = [
+        (chosen, evaluate(scores[:, chosen], labels[:, chosen], threshold)) for chosen in (~unannotated, unannotated)
+    ]
+    columns = {}
+    for each in fields(PerLabel):
+        pieces = [(chosen, getattr(found.per_label, each.name)) for chosen, found in parts]
+        columns[each.name] = np.empty(len(unannotated), dtype=pieces[0][1].dtype)
+        for chosen, piece in pieces:
+            columns[each.name][chosen] = piece
+    return replace(parts[0][1], per_label=PerLabel(**columns), unannotated=parts[1][1])
 
 
 def _per_label(ap: NDArray[np.float64], counts: Counts) -> PerLabel:

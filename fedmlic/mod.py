@@ -82,6 +82,8 @@ class Hooks(NamedTuple):
         term: a scalar that is added to the loss of every step.
         gradient: called after the backward pass and before the step (and before the limit on the
             gradient's norm); it changes the gradients of ``resident.parameters`` in place.
+        after_step: called after every step of the optimiser; it changes ``resident.parameters`` in
+            place.
         stages: parts of the turn, one after another, in place of the experiment's epochs.
         extras: called once with the client's change, float32 ``[layout.size]`` of the exchanged
             tensors, before ``send`` changes it; named tensors (floating or int64) to be summed
@@ -92,6 +94,7 @@ class Hooks(NamedTuple):
 
     term: Callable[[Step], Tensor] | None = None
     gradient: Callable[[], None] | None = None
+    after_step: Callable[[], None] | None = None
     stages: Sequence[Stage] | None = None
     extras: Callable[[Tensor, Trained], Mapping[str, Tensor]] | None = None
     send: Callable[[Payload, Trained], Payload] | None = None
@@ -114,7 +117,7 @@ class Mod(NamedTuple):
             share during the turn lies in its variables, what the client keeps in ``local.memory``.
         private: names of tensors of the network that are not exchanged; every client keeps its own.
         statistics: as a method's.
-        changes_steps: whether it has a ``term``, a ``gradient`` or ``stages``; then clients cannot
+        changes_steps: whether it has a ``term``, a ``gradient``, an ``after_step`` or ``stages``; then clients cannot
             be trained at once (``vectorize``), and the method must train by ``training.fit``.
         remembers: whether it uses ``local.memory``.
         needs_features: whether its term looks at ``Step.features``.

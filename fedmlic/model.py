@@ -17,7 +17,8 @@ import hashlib
 import math
 import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, TypeVar
 
@@ -80,6 +81,9 @@ class Model(NamedTuple):
 class Classifier(nn.Module):
     """One logit per label: a linear unit at every place of the feature map, then a pool over places.
 
+    ``hidden`` puts layers with ReLU between the feature map and the linear units, at every place
+    alike (1 x 1 convolutions): trainable capacity on features that do not train.
+
     With z_1 ... z_P the logits of one label at the P places, the pool is
 
     * ``mean``: (z_1 + ... + z_P) / P;
@@ -93,6 +97,7 @@ class Classifier(nn.Module):
         num_labels: labels to predict.
         pool: ``mean``, ``max`` or ``logsumexp``.
         temperature: T above, larger than 0.
+        hidden: units of each hidden layer, from the feature map on; empty for none.
 
     Source: the log-sum-exp pool is that of Pinheiro and Collobert 2015, "From Image-level to
     Pixel-level Labeling with Convolutional Networks" (CVPR), with r = 1 / T.
@@ -101,7 +106,15 @@ class Classifier(nn.Module):
     label_rows: ClassVar[tuple[str, str]] = ("head.weight", "head.bias")
     """Tensors with one row per label (first axis): ``[labels, features]`` and ``[labels]``."""
 
-    def __init__(self, backbone: Backbone, num_labels: int, pool: str = "mean", temperature: float = 1.0) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_labels: int,
+        pool: str = "mean",
+        temperature: float = 1.0,
+        *,
+        hidden: Sequence[int] = (),
+    ) -> None:
         super().__init__()
         if pool not in POOLS:
             msg = f"Expected pool to be one of {', '.join(POOLS)}, got {pool!r}. {nearest(pool, POOLS)}"
@@ -110,7 +123,9 @@ class Classifier(nn.Module):
             msg = f"Expected temperature to be a number above 0, got {temperature}. 1 is the usual choice."
             raise InputError(msg)
         self.backbone = backbone
-        self.head = nn.Linear(backbone.num_features, num_labels)
+        widths = (backbone.num_features, *hidden)
+        self.hidden = nn.Sequential(*(layer for pair in pairwise(widths) for layer in (nn.Linear(*pair), nn.ReLU())))
+        self.head = nn.Linear(widths[-1], num_labels)
         self.pool, self.temperature = pool, temperature
 
     def forward(self, images: Tensor) -> Tensor:
@@ -118,9 +133,12 @@ class Classifier(nn.Module):
         features: Tensor = self.backbone(images)
         if self.pool == "mean":
             # The head is linear, so the order of mean and head does not matter; this one is cheaper.
-            logits: Tensor = self.head(features.mean(dim=(2, 3)))
+            mean = (
+                self.hidden(features.flatten(2).transpose(1, 2)).mean(dim=1) if self.hidden else features.mean((2, 3))
+            )
+            logits: Tensor = self.head(mean)
             return logits.float()
-        places: Tensor = self.head(features.flatten(2).transpose(1, 2)).float()
+        places: Tensor = self.head(self.hidden(features.flatten(2).transpose(1, 2))).float()
         if self.pool == "max":
             return places.amax(dim=1)
         return self.temperature * ((places / self.temperature).logsumexp(dim=1) - math.log(places.shape[1]))

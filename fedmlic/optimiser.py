@@ -53,6 +53,17 @@ def learning_rate(settings: Experiment, round_number: int) -> float:
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def accumulated(num_steps: int, momentum: float) -> float:
+    """a_k: the sum of what each gradient contributes to the change, in units of the learning rate.
+
+    >>> accumulated(5, 0.0), round(accumulated(2, 0.5), 6)
+    (5.0, 2.5)
+    """
+    if momentum == 0:
+        return float(num_steps)
+    return (num_steps - momentum * (1 - momentum**num_steps) / (1 - momentum)) / (1 - momentum)
+
+
 def sgd(parameters: Sequence[Tensor], rate: float, momentum: float = 0.0, weight_decay: float = 0.0) -> Step:
     """Stochastic gradient descent; the momentum buffer starts as the first gradient, as in torch."""
     velocity: list[Tensor] = []

@@ -35,6 +35,8 @@ class HostInfo:
         label_names: its label space.
         versions: of what it computes with, by name (``flwr``, ``python``, ...); empty where
             the server's are used.
+        unannotated: labels that no client of the federation annotates, where the host knows: in a
+            simulation. A device knows its own annotations only, which it does not announce: None.
     """
 
     host: str
@@ -42,6 +44,7 @@ class HostInfo:
     sizes: NDArray[np.int64]
     label_names: tuple[str, ...]
     versions: Mapping[str, str] = field(default_factory=dict)
+    unannotated: tuple[str, ...] | None = None
 
 
 STATISTICS = "statistics/"

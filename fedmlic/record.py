@@ -89,8 +89,12 @@ class RunFolder:
         return str(read_json(self.path / "experiment.json").get("token", ""))
 
     def data(self) -> dict[str, Any]:
-        """``warnings``, ``untrained_labels`` and ``client_names`` of the run's data, empty where not noted."""
-        empty: dict[str, Any] = {"warnings": [], "untrained_labels": [], "client_names": []}
+        """What was noted of the run's data, empty where it was not.
+
+        ``warnings``, ``untrained_labels``, ``unannotated_labels`` and ``client_names``.
+        """
+        names = ("warnings", "untrained_labels", "unannotated_labels", "client_names")
+        empty: dict[str, Any] = {name: [] for name in names}
         path = self.path / "data.json"
         return {**empty, **read_json(path)} if path.exists() else empty
 

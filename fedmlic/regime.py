@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from fedmlic.dataset import Objects
 
 
+def _nothing_judged() -> NDArray[np.int64]:
+    return np.zeros(0, dtype=np.int64)
+
+
 @dataclass(frozen=True)
 class Assignment:
     """One client's images and true labels, as an annotation regime gets them.
@@ -40,6 +44,9 @@ class Assignment:
         path: place in a composition; part of every stream's name, so the same regime twice
             draws twice. The first part draws what it would draw alone, and adding a part
             leaves those before it as they were.
+        judged: how well each label can be judged: int64 ``[labels]``, the smaller of the numbers of
+            test images on which it is known to be present and known to be absent (of validation
+            images where there are no test images; empty without either).
     """
 
     labels: NDArray[np.int8]
@@ -50,6 +57,7 @@ class Assignment:
     label_names: tuple[str, ...] = ()
     image_size: tuple[int, int] = (0, 0)
     path: tuple[int, ...] = (0,)
+    judged: Callable[[], NDArray[np.int64]] = _nothing_judged
 
     def _name(self, purpose: str) -> str:
         place = "".join(f"{number}." for number in self.path) if self.path != (0,) else ""

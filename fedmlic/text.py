@@ -32,6 +32,9 @@ KINDS = (
     *("learned", "one_hot", "random_orthogonal", "simplex_etf", "etf"),
     *("file", "clip", "minilm", "glove", "shuffled"),
 )
+SMALL = 1e-6
+"""Share of a length below which there is only rounding."""
+
 STATE_NAMES = ("negative", "positive")
 """Words for the states absent and present, in the order of their rows 1 and 2; row 0 is unknown."""
 
@@ -78,10 +81,13 @@ class Kind(NamedTuple):
     Attributes:
         make: float64 ``[names, any width]`` and the line for the record.
         trainable: as in ``LabelVectors``.
+        by_name: whether a name's vector depends on that name alone, so that vectors of further names
+            can be made after training.
     """
 
     make: Callable[[Request], tuple[NDArray[np.float64], str]]
     trainable: bool = False
+    by_name: bool = False
 
 
 def label_vectors(
@@ -122,6 +128,55 @@ def state_vectors(spec: str, features: int, seed: int) -> LabelVectors:
     """
     table = _answer(spec, Request(STATE_NAMES, {}, features, seed, states=True))
     return table._replace(vectors=np.concatenate([np.zeros((1, features), np.float32), table.vectors]))
+
+
+def further_vectors(
+    spec: str, names: Sequence[str], label_names: Sequence[str], features: int, seed: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Vectors of names that are asked for after training, made as the labels' own were.
+
+    Where the change of width depends on the set of labels (vectors wider than the network, no more
+    labels than its width), the labels' vectors fix a linear map of what they span; a further name's
+    vector is what it has in common with that span, mapped alike and scaled to its own length. A name
+    whose vector is that of a label before the change of width has the label's vector after it too.
+
+    Args:
+        spec: the kind and its arguments, as given for the labels.
+        names: what is asked for; labels may be among them.
+        label_names: the labels that the network was trained with, in column order.
+        features: width of the vectors.
+        seed: the experiment's.
+
+    Returns:
+        float32 ``[names, features]``, and the labels' own ``[labels, features]``.
+
+    Raises:
+        InputError: the kind does not make vectors from names alone, a name that it cannot make a
+            vector of, or one that has nothing in common with the labels.
+    """
+    kind = _kind(spec)
+    if not kind.by_name:
+        msg = (
+            "Expected label vectors that are made from a name alone (minilm, glove, clip, or a file that holds the "
+            f"name), got {spec}: a name that was not among the labels has none. Train with one of these."
+        )
+        raise InputError(msg)
+    every = list(dict.fromkeys([*label_names, *names]))
+    rows, _ = kind.make(Request(tuple(every), {}, features, seed, states=False))
+    num_labels, width = len(label_names), rows.shape[1]
+    request = Request(tuple(label_names), {}, features, seed, states=False)
+    own, _ = _fit(rows[:num_labels], request)
+    if width <= features:
+        fitted, _ = _fit(rows, request)
+    elif num_labels <= features:
+        fitted = _extended(rows, own, every)
+    else:
+        fitted = _projected(rows, request)
+    place = {tuple(row): number for number, row in reversed(list(enumerate(rows[:num_labels].tolist())))}
+    same = [place.get(tuple(row), -1) for row in rows.tolist()]
+    fitted = np.where(np.array(same)[:, None] >= 0, own[same], fitted)
+    asked = fitted[[every.index(name) for name in names]]
+    return asked.astype(np.float32), own.astype(np.float32)
 
 
 def save_vectors(path: str, names: Sequence[str], vectors: NDArray[np.float32]) -> None:
@@ -243,7 +298,7 @@ def file(*, path: str) -> Kind:
         rows, note = _rows_of(content, request.names, path)
         return rows, f"file {Path(path).name}{note}"
 
-    return Kind(make)
+    return Kind(make, by_name=suffix != ".npy")
 
 
 def clip(
@@ -290,7 +345,7 @@ def clip(
         rows, note = prompts.features(tower, request.names, request.fine_names, bare=request.states)
         return rows, f"clip {model} ({tower.source}), {note}"
 
-    return Kind(make)
+    return Kind(make, by_name=True)
 
 
 def minilm(
@@ -329,7 +384,7 @@ def minilm(
         rows, note = prompts.features(encoder, request.names, request.fine_names, bare=request.states)
         return rows, f"minilm ({encoder.source}), {note}{_alike_note(request.names, rows)}"
 
-    return Kind(make)
+    return Kind(make, by_name=True)
 
 
 def glove(*, path: str = "", unknown: Literal["error", "skip"] = "error") -> Kind:
@@ -349,7 +404,7 @@ def glove(*, path: str = "", unknown: Literal["error", "skip"] = "error") -> Kin
         rows, note = mean_vectors(path, request.names, skip_unknown=unknown == "skip")
         return rows, f"glove ({note}){_alike_note(request.names, rows)}"
 
-    return Kind(make)
+    return Kind(make, by_name=True)
 
 
 def shuffled(*, of: str) -> Kind:
@@ -403,20 +458,44 @@ def _fit(rows: NDArray[np.float64], request: Request) -> tuple[NDArray[np.float6
     (count, width), features = rows.shape, request.features
     if width == features:
         return rows, ""
-    rng = stream(request.seed, "text/width", width, features)
     if width < features:
         # One map for labels and states, so that their cosines to each other are kept too.
+        rng = stream(request.seed, "text/width", width, features)
         return rows @ _orthonormal_rows(width, features, rng), f"; rotated from {width} into {features} features"
     if count <= features:
         own = stream(request.seed, "text/width/states" if request.states else "text/width/labels", width, features)
         coordinates = _square_root(rows @ rows.T)
         note = f"; {width} to {features} features, cosines kept"
         return coordinates @ _orthonormal_rows(count, features, own), note
-    projected = rows @ _orthonormal_rows(features, width, rng).T
-    before, after = (np.linalg.norm(part, axis=1, keepdims=True) for part in (rows, projected))
-    scaled = projected * np.divide(before, after, out=np.zeros_like(before), where=after > 0)
+    scaled = _projected(rows, request)
     shift = float(np.abs(_cosines(scaled) - _cosines(rows)).max())
     return scaled, f"; projected from {width} to {features} features, cosines moved by up to {shift:.3f}"
+
+
+def _projected(rows: NDArray[np.float64], request: Request) -> NDArray[np.float64]:
+    """``rows`` on fewer random directions, each scaled back to its length."""
+    width, features = rows.shape[1], request.features
+    rng = stream(request.seed, "text/width", width, features)
+    projected = rows @ _orthonormal_rows(features, width, rng).T
+    before, after = (np.linalg.norm(part, axis=1, keepdims=True) for part in (rows, projected))
+    return np.asarray(projected * np.divide(before, after, out=np.zeros_like(before), where=after > 0))
+
+
+def _extended(rows: NDArray[np.float64], own: NDArray[np.float64], names: Sequence[str]) -> NDArray[np.float64]:
+    """float64 ``[names, features]``: all ``rows`` under the linear map that takes the first of them to ``own``.
+
+    The map is pinv(first rows) @ own: an isometry of what those rows span, zero across it. Lengths are kept.
+    """
+    mapped = rows @ np.linalg.pinv(rows[: len(own)], rcond=SMALL) @ own
+    before, after = (np.linalg.norm(part, axis=1, keepdims=True) for part in (rows, mapped))
+    lost = [name for name, gone in zip(names, (after <= SMALL * before)[:, 0], strict=True) if gone]
+    if lost:
+        msg = (
+            f"Expected names that have something in common with the labels, got {', '.join(map(repr, lost[:5]))}, "
+            "whose vectors are orthogonal to those of all labels. Train with a width of at least that of the vectors."
+        )
+        raise InputError(msg)
+    return np.asarray(mapped * (before / after), dtype=np.float64)
 
 
 def _derangement(count: int, seed: int) -> NDArray[np.intp]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -96,12 +96,15 @@ def fit(resident: Resident, shard: Shard, local: Local, loss: Loss | Objective) 
         return Trained(0.0, 0, {})
     settings, device = local.experiment, local.device
     inputs = objective.inputs(local)
+    terms = [hooks.term for hooks in local.hooks if hooks.term is not None]
+    before = [hooks.gradient for hooks in local.hooks if hooks.gradient is not None]
+    after = [hooks.after_step for hooks in local.hooks if hooks.after_step is not None]
     losses: list[Tensor] = []
     order = local.rng("order")
     views = None if settings.augmentation == "none" else local.torch_rng("augmentation")
     with (
         torch_global_stream(settings.seed, "train/torch", local.client, local.round, device=device),
-        captured_features(resident.network, wanted=any(hooks.term for hooks in local.hooks)) as features,
+        captured_features(resident.network, wanted=bool(terms)) as features,
     ):
         for epochs in stages(resident, local):
             network = resident.training_network()
@@ -113,16 +116,16 @@ def fit(resident: Resident, shard: Shard, local: Local, loss: Loss | Objective) 
                     given = inputs.of(images, labels, numbers)
                     observed = labels.to(device, non_blocking=True)
                     value = objective.loss(network, images, observed, *given)
-                    for hooks in local.hooks:
-                        if hooks.term is not None:
-                            value = value + hooks.term(Step(network, images, observed, features()))
+                    for term in terms:
+                        value = value + term(Step(network, images, observed, features()))
                 value.backward()  # type: ignore[no-untyped-call]
-                for hooks in local.hooks:
-                    if hooks.gradient is not None:
-                        hooks.gradient()
+                for change_gradients in before:
+                    change_gradients()
                 if settings.clip_norm > 0:
                     clip_norm(resident.parameters, settings.clip_norm)
                 step()
+                for change_parameters in after:
+                    change_parameters()
                 losses.append(value.detach())
     total = float(torch.stack(losses).sum(dtype=torch.float64)) if losses else 0.0
     return checked(Trained(total / max(len(losses), 1), len(losses), inputs.metrics()))
@@ -352,7 +355,11 @@ def augment(images: Tensor, kind: str, rng: torch.Generator) -> Tensor:
 
 
 def classifier(
-    loss: Callable[..., Tensor], *, pool: str = "mean", inputs: Callable[[Local], Inputs] = no_inputs
+    loss: Callable[..., Tensor],
+    *,
+    pool: str = "mean",
+    hidden: Sequence[int] = (),
+    inputs: Callable[[Local], Inputs] = no_inputs,
 ) -> Method:
     """The method that trains a backbone with one logit per label by ``loss(logits, labels)``.
 
@@ -361,11 +368,12 @@ def classifier(
             shape; it decides what UNKNOWN means. Further inputs come after these.
         inputs: makes a turn's further inputs of the loss.
         pool: how the logit map becomes one logit per label (see ``fedmlic.model.Classifier``).
+        hidden: units of hidden layers between the feature map and the logits.
     """
 
     def build(task: Task) -> nn.Module:
         backbone = task.model.build(task.image_shape[2])
-        return Classifier(backbone, task.num_labels, pool=pool)
+        return Classifier(backbone, task.num_labels, pool=pool, hidden=hidden)
 
     def predict(network: nn.Module, images: Tensor) -> Tensor:
         return torch.sigmoid(network(images))

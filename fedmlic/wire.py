@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from fedmlic.arrays import Layout
 
-VERSION: Final = 3
+VERSION: Final = 4
 """Raised whenever the records change; both sides must have the same."""
 
 PACKAGES: Final = ("fedmlic", "clients")
@@ -211,6 +211,8 @@ def pack_introduction(introduction: Introduction) -> RecordDict:
             "num-hosts": introduction.num_hosts,
             "host": info.host,
             "label-names": list(info.label_names),
+            "knows-unannotated": info.unannotated is not None,
+            "unannotated": list(info.unannotated or ()),
         }
     )
     hosted = _arrays({"clients": info.clients, "sizes": info.sizes})
@@ -227,13 +229,18 @@ def unpack_introduction(content: RecordDict) -> Introduction:
     _raise_failure(content)
     _check_version(content, "introduction")
     _check_names("introduction", content, {"introduction", "hosted", "versions"})
-    about = _fields(content, "introduction", {"version", "code", "num-hosts", "host", "label-names"})
+    expected = {"version", "code", "num-hosts", "host", "label-names", "knows-unannotated", "unannotated"}
+    about = _fields(content, "introduction", expected)
     hosted = _record(content, "hosted", ArrayRecord)
     _check_names("hosted clients", hosted, {"clients", "sizes"})
     clients = _array(hosted, "clients", np.int64, (None,))
     sizes = _array(hosted, "sizes", np.int64, clients.shape)
     names = tuple(_texts(about, "label-names"))
-    info = HostInfo(_scalar(about, "host", str), clients, sizes, names, _unpack_versions(content))
+    apart = tuple(_texts(about, "unannotated"))
+    if not set(apart) <= set(names):
+        _fail("the field 'unannotated'", "to name labels of 'label-names'", sorted(set(apart) - set(names))[:5])
+    known_apart = apart if _scalar(about, "knows-unannotated", bool) else None
+    info = HostInfo(_scalar(about, "host", str), clients, sizes, names, _unpack_versions(content), known_apart)
     return Introduction(info, _scalar(about, "num-hosts", int), _scalar(about, "code", str))
 
 

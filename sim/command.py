@@ -469,17 +469,21 @@ def _finish(result: dict[str, Any], *, json_output: bool) -> None:
     if json_output:
         _print_json(result)
         return
-    from sim.console import open_console, results_table, say, spread_line
+    from sim.console import apart_line, open_console, results_table, say, spread_line
 
     console = open_console()
     console.print(results_table(result))
+    for side in ("server", "server/val", "client"):
+        apart = apart_line(result["metrics"], side)
+        if apart:
+            say(console, apart)
+    line = spread_line(result["metrics"])
+    if line:
+        say(console, line)
     if result.get("references"):
         from sim.sweep.table import study_table
 
         console.print(study_table(result["references"]["table"]))
-    line = spread_line(result["metrics"])
-    if line:
-        say(console, line)
     say(console, f"run folder: {result['run']}")
 
 
@@ -498,7 +502,7 @@ def describe(settings: Settings = None, *, out: Pictures = None, json_output: Js
         experiment, runtime = split_settings(read_settings(settings or []))
         with _working(json_output=json_output):
             federation = describe_federation(experiment, runtime)
-            found = report(federation, out, None if json_output else open_console())
+            found = report(federation, out, None if json_output else open_console(), experiment.method)
         _warn(found["warnings"])
         if json_output:
             _print_json(found)
@@ -563,18 +567,23 @@ def predict(
     *,
     round_number: Annotated[Optional[int], typer.Option("--round", help="A kept round (default: the best).")] = None,  # noqa: UP045
     client: Annotated[Optional[int], typer.Option(help="Whose model, where clients keep tensors of their own.")] = None,  # noqa: UP045
+    labels: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Ask for these names instead, with commas between them (needs a read-out shared by labels)."),
+    ] = None,
     json_output: Json = False,
 ) -> None:
     """Label images with a run's model (the best on validation).
 
-    RUN is the run's folder, IMAGE an image file. A filled mark stands before labels at or above the run's threshold.
+    RUN is the run's folder, IMAGE an image file or a folder of such. A filled mark stands before labels at or above the
+    run's threshold.
     """
     with _errors():
         from sim.console import open_console, plain, say
         from sim.predict import predict as label
 
         with _working(json_output=json_output):
-            found = label(path, images, round_number, client)
+            found = label(path, images, round_number, client, labels)
         if json_output:
             _print_json(found)
             return
@@ -582,9 +591,13 @@ def predict(
         present, absent = "*-" if console.options.ascii_only else "●○"
         for entry in found["images"]:
             console.print(plain(entry["image"], "bold"), soft_wrap=True)
-            for item in entry["labels"][: max(MAX_PREDICTED, len(entry["present"]))]:
+            most = max(MAX_PREDICTED, len(entry["present"]))
+            shown = entry["labels"] if labels is not None else entry["labels"][:most]
+            for item in shown:
                 mark = present if item["probability"] >= found["threshold"] else absent
                 say(console, f"  {mark} {item['probability']:.3f}  {item['label']}")
+        if found.get("note"):
+            say(open_console(stderr=True), f"note: {found['note']}", "yellow")
 
 
 @data.command("import")

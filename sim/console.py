@@ -305,6 +305,19 @@ def results_table(result: Mapping[str, Any]) -> Grid:
     return Grid(title, ("images", *SHOWN, "prevalence", "labels"), rows)
 
 
+def apart_line(metrics: Mapping[str, float], side: str) -> str:
+    """One line on the labels that nobody annotates, empty where there are none."""
+    if f"{side}/mAP/unannotated" not in metrics:
+        return ""
+    ap, chance = (number(metrics.get(f"{side}/{name}/unannotated")) for name in ("mAP", "prevalence"))
+    judged, labels = (number(metrics.get(f"{side}/{name}/unannotated"), 0) for name in ("num-evaluable", "num-labels"))
+    what = {"server": "test", "server/val": "validation", "client": "held-out"}[side]
+    return (
+        f"unannotated labels, {what} images: mAP {ap} (a constant score: {chance}) over {judged} of {labels}; "
+        "no other number counts them"
+    )
+
+
 def spread_line(metrics: Mapping[str, float]) -> str:
     """One line on how clients differ."""
     if "client/mAP/mean" not in metrics:

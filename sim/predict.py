@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,13 @@ if TYPE_CHECKING:
     from fedmlic.learner import Learner
 
 
+AT_ONCE = 256
+"""Images that are predicted at a time."""
+
+SUFFIXES = (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""Endings of the files that are images in a folder."""
+
+
 @dataclass(frozen=True)
 class Predictor:
     """A trained network ready to label images.
@@ -29,12 +38,14 @@ class Predictor:
         label_names: column names.
         round: the checkpoint's round.
         threshold: probability above which a label counts as predicted.
+        ask: ``images -> probabilities`` of labels asked for by name; None for those of the training.
     """
 
     learner: Learner
     label_names: tuple[str, ...]
     round: int
     threshold: float
+    ask: Callable[[Tensor], Tensor] | None = None
 
     def scores(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Probabilities float32 ``[images, labels]`` of uint8 ``[images, height, width, channels]``."""
@@ -43,9 +54,31 @@ class Predictor:
         from fedmlic.training import to_float
 
         network = self.learner.resident.network.eval()
+        predict = self.ask or partial(self.learner.method.predict, network)
         with torch.inference_mode():
-            batch = to_float(images, self.learner.device)
-            return self.learner.method.predict(network, batch).float().cpu().numpy()
+            blocks = [images[start : start + AT_ONCE] for start in range(0, len(images), AT_ONCE)]
+            found = [predict(to_float(block, self.learner.device)).float().cpu().numpy() for block in blocks]
+        return np.concatenate(found)
+
+    def asked(self, names: Sequence[str], method: str) -> Predictor:
+        """The same network, asked about labels by their names.
+
+        Args:
+            names: unique.
+            method: the experiment's, for messages.
+
+        Raises:
+            InputError: the method, its network or its label vectors do not allow it.
+        """
+        learner = self.learner
+        if learner.method.ask is None:
+            msg = (
+                f"Expected a run whose method can be asked about other names (fedlgt with readout='shared'), got "
+                f"{method}: it has an output for each label of the training and no other. Leave --labels out."
+            )
+            raise InputError(msg)
+        predict = learner.method.ask(learner.resident.network.eval(), learner.task, names)
+        return replace(self, label_names=tuple(names), ask=predict)
 
 
 def load_predictor(path: Path, round_number: int | None = None, client: int | None = None) -> Predictor:
@@ -118,21 +151,103 @@ def _checkpoint(folder: RunFolder, wanted: int | None) -> int:
 
 
 def predict(
-    path: Path, images: Sequence[Path], round_number: int | None = None, client: int | None = None
+    path: Path,
+    images: Sequence[Path],
+    round_number: int | None = None,
+    client: int | None = None,
+    labels: str | None = None,
 ) -> dict[str, Any]:
-    """Labels with probabilities for image files, as ``fedmlic predict --json`` prints them."""
+    """Labels with probabilities for image files, as ``fedmlic predict --json`` prints them.
+
+    Args:
+        path: the run folder.
+        images: image files, and folders of such.
+        round_number: a kept round; None for the best.
+        client: whose model, where clients keep tensors to themselves.
+        labels: names to ask for instead of the labels of the training, with commas between them; a
+            name given twice is asked for once.
+
+    Raises:
+        InputError: as ``load_predictor``; unreadable images, a folder without any, an empty name,
+            or a run that cannot be asked about names.
+    """
     from fedmlic.images import read_images
 
-    stored = read_images(images, load_shape(path))
+    names = None if labels is None else asked_names(labels)
+    files = image_files(images)
+    stored = read_images(files, load_shape(path))
     predictor = load_predictor(path, round_number, client)
+    asked: dict[str, Any] = {}
+    if names is not None:
+        folder = open_run(path)
+        unjudged = [name for name in names if name not in set(predictor.label_names)]
+        unannotated = [name for name in names if name in set(folder.data()["unannotated_labels"])]
+        asked = {"asked": names, "unjudged": unjudged, "unannotated": unannotated, "note": _note(unjudged, unannotated)}
+        predictor = predictor.asked(names, folder.settings()[0].method)
     scores = predictor.scores(stored)
     found = []
-    for file, row in zip(images, scores, strict=True):
+    for file, row in zip(files, scores, strict=True):
         order = np.argsort(-row, kind="stable")
-        labels = [{"label": predictor.label_names[i], "probability": float(row[i])} for i in order]
-        present = [entry["label"] for entry in labels if float(str(entry["probability"])) >= predictor.threshold]
-        found.append({"image": str(file), "present": present, "labels": labels})
-    return {"run": str(path.absolute()), "round": predictor.round, "threshold": predictor.threshold, "images": found}
+        ranked = [{"label": predictor.label_names[i], "probability": float(row[i])} for i in order]
+        present = [entry["label"] for entry in ranked if float(str(entry["probability"])) >= predictor.threshold]
+        found.append({"image": str(file), "present": present, "labels": ranked})
+    about = {"run": str(path.absolute()), "round": predictor.round, "threshold": predictor.threshold}
+    return {**about, **asked, "images": found}
+
+
+def asked_names(text: str) -> list[str]:
+    """Names from a text with commas between them, each once, in Unicode's composed form as labels are.
+
+    Raises:
+        InputError: a name is empty.
+
+    >>> asked_names("sea animal, kite,kite")
+    ['sea animal', 'kite']
+    """
+    pieces = [unicodedata.normalize("NFC", piece).strip() for piece in text.split(",")]
+    if not all(pieces):
+        place = pieces.index("") + 1
+        msg = f"Expected --labels to be names with commas between them, got an empty one at place {place}. Remove it."
+        raise InputError(msg)
+    return list(dict.fromkeys(pieces))
+
+
+def image_files(paths: Sequence[Path]) -> list[Path]:
+    """The files, and in place of a folder the images in it and below it, by name.
+
+    Raises:
+        InputError: a folder without an image.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        if not inside:
+            msg = f"Expected the folder {path} to hold images ({', '.join(SUFFIXES)}), got none. Check the path."
+            raise InputError(msg)
+        files += inside
+    return files
+
+
+def _note(unjudged: Sequence[str], unannotated: Sequence[str]) -> str:
+    """What to keep in mind of names that were not in the training, and of labels that nobody annotated there."""
+    notes = []
+    if unjudged:
+        notes.append(
+            f"Not labels of this run: {_some(unjudged)} ({len(unjudged)} in all). They were never judged, and the "
+            "threshold was not chosen for them: rank images by the probability, do not count on its value."
+        )
+    if unannotated:
+        notes.append(
+            f"Labels of this run that nobody annotated: {_some(unannotated)}. The threshold does not fit them."
+        )
+    return " ".join(notes)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def load_shape(path: Path) -> tuple[int, int, int]:

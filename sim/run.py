@@ -86,7 +86,7 @@ def _play(
         _check_cohort(experiment, federation)
         from sim.data.federation_warnings import examine
 
-        found = examine(federation.whole or federation)
+        found = examine(federation.whole or federation, experiment.method)
         for text in found.warnings:
             watch.warning(text)
         if engine == "flower":
@@ -129,6 +129,7 @@ def _noted(folder: RunFolder, federation: Federation, found: Findings) -> RunFol
         "federation": federation.content,
         "warnings": found.warnings,
         "untrained_labels": found.untrained,
+        "unannotated_labels": found.unannotated,
         "client_names": list(federation.client_names),
     }
     write_json(path, about)

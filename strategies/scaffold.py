@@ -27,6 +27,7 @@ CONTROL, CHANGE = "scaffold/control", "scaffold/change"
 def scaffold(
     *,
     option: Literal[1, 2] = 2,
+    correct: Literal["gradient", "step"] = "gradient",
     server_rate: Annotated[float, Field(gt=0)] = 1.0,
     weights: SharedWeight = "uniform",
 ) -> Strategy:
@@ -34,6 +35,8 @@ def scaffold(
 
     Args:
         option: how a client's control variate is made (the mod ``scaffold``).
+        correct: with momentum, whether gradients are corrected or the parameters after every
+            step (the mod ``scaffold``).
         server_rate: eta_g, the step of the server; 1 takes the mean of the models.
         weights: of the clients' models: ``uniform`` as in the paper, ``images`` or ``annotations``.
     """
@@ -53,4 +56,6 @@ def scaffold(
         norm = float(torch.linalg.vector_norm(control))
         return replace(state, flat=flat, shared={CONTROL: control.to(torch.float32)}, metrics={"control-norm": norm})
 
-    return Strategy(aggregate, init, weighting=Weighting(shared=weights), mods=(f"scaffold(option={option})",))
+    return Strategy(
+        aggregate, init, weighting=Weighting(shared=weights), mods=(f"scaffold(option={option}, correct={correct!r})",)
+    )

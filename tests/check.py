@@ -17,7 +17,8 @@ GATES = {
     "lint": ["ruff", "check", "."],
     "types": ["mypy"],
     "imports": ["lint-imports"],
-    "tests": ["pytest", "-q", "--durations=10"],
+    # Two processes use both cores of a small machine; what starts processes itself stays in one (tests/conftest.py).
+    "tests": ["pytest", "-q", "--durations=10", "-n", "2", "--dist", "loadgroup"],
 }
 
 

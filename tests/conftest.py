@@ -13,6 +13,17 @@ import pytest
 
 from fedmlic.experiment import split_settings
 
+STARTS_PROCESSES = ("tests/sim/engines", "tests/strategies/server/test_flower.py", "tests/test_deployment.py")
+"""Tests that start workers, Ray or Flower; run one after another where others run beside them."""
+
+
+def pytest_collection_modifyitems(items):
+    """Put the tests that start processes into one group of pytest-xdist."""
+    for item in items:
+        if item.nodeid.startswith(STARTS_PROCESSES):
+            item.add_marker(pytest.mark.xdist_group("processes"))
+
+
 TINY = {
     "dataset": "multidigits(num_train=240, num_val=30, num_test=60, image_size=24, num_owners=12)",
     "partition": "iid()",

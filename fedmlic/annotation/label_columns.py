@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,30 @@ def columns_of(names: Sequence[str], label_names: Sequence[str], what: str) -> N
         expected = f"Expected {what} to name labels of the data set"
         raise listing(expected, problems)
     return np.array([column_of[name] for name in names], dtype=np.int64)
+
+
+def names_of(labels: Sequence[str] | str, what: str) -> tuple[str, ...]:
+    """Label names from a list of them, or from one text with commas between them.
+
+    Unicode's composed form, as names of data sets are.
+
+    Raises:
+        InputError: a name is empty or there twice.
+
+    >>> names_of("sea animal, kite", "labels")
+    ('sea animal', 'kite')
+    """
+    pieces = labels.split(",") if isinstance(labels, str) else labels
+    names = tuple(unicodedata.normalize("NFC", piece).strip() for piece in pieces)
+    if not all(names):
+        place = names.index("") + 1
+        msg = f"Expected {what} to be names, got an empty one at place {place} of {len(names)}. Remove it."
+        raise InputError(msg)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        msg = f"Expected {what} to name each label once, got {', '.join(map(repr, twice))} more often. Remove the rest."
+        raise InputError(msg)
+    return names
 
 
 def per_label(

@@ -2,7 +2,8 @@
 
 The oldest answer to missing labels, and what many released data loaders do
 silently. It trains on every entry, right or wrong: with single positive labels
-all negatives of the loss are guesses. UNKNOWN and UNCERTAIN are treated alike.
+all negatives of the loss are guesses. UNKNOWN and UNCERTAIN are treated alike. A label
+that nobody annotates is trained as absent from every image, which a run warns of.
 
 Source: the "AN" baseline of Cole et al. 2021, "Multi-Label Learning from Single
 Positive Labels" (CVPR).
@@ -37,4 +38,4 @@ def assume_negative(*, pool: Literal["mean", "max", "logsumexp"] = "mean") -> Me
     Args:
         pool: how the logit map becomes one logit per label (``fedmlic.model.Classifier``).
     """
-    return classifier(all_entries_loss, pool=pool)
+    return classifier(all_entries_loss, pool=pool)._replace(guesses="absent")

@@ -15,13 +15,14 @@ Transformers" (CVPR).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from fedmlic.label_masking import masked_loss, reveal
-from fedmlic.label_transformer import build_label_transformer, label_rows, predict
+from fedmlic.label_transformer import ask, build_label_transformer, label_rows, predict
 from fedmlic.method import Inputs, Local, Method, Objective, Task
 from fedmlic.training import trainer
 
@@ -77,4 +78,5 @@ def ctran(
         return masked_loss(network(images, states), labels, states, reduction)
 
     objective = Objective(loss, inputs, needs_annotations=True, one_by_one="dropout draws at random" if dropout else "")
-    return Method(build, trainer(objective), predict, label_rows, objective=objective)
+    asked = partial(ask, text="learned()")
+    return Method(build, trainer(objective), predict, label_rows, objective=objective, ask=asked)

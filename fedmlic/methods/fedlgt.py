@@ -25,6 +25,7 @@ Classification" (AAAI, arXiv 2312.07165).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -32,7 +33,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedmlic.label_masking import masked_loss, reveal
-from fedmlic.label_transformer import build_label_transformer, label_rows, predict
+from fedmlic.label_transformer import ask, build_label_transformer, label_rows, predict
 from fedmlic.labels import UNKNOWN
 from fedmlic.method import Inputs, Local, Method, Objective, Task
 from fedmlic.training import trainer
@@ -182,4 +183,5 @@ def fedlgt(
         return masked_loss(network(images, told), labels, told, reduction)
 
     objective = Objective(loss, inputs, needs_annotations=True, one_by_one="dropout draws at random" if dropout else "")
-    return Method(build, trainer(objective), predict, label_rows, objective=objective)
+    asked = partial(ask, text=text)
+    return Method(build, trainer(objective), predict, label_rows, objective=objective, ask=asked)

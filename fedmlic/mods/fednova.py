@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fedmlic.mod import Hooks, Mod, Payload
+from fedmlic.optimiser import accumulated
 from fedmlic.update import SharedWeight, Weighting, weights_of
 
 if TYPE_CHECKING:
@@ -73,14 +74,3 @@ def refuses(experiment: Experiment) -> str:
     return (
         f"fednova knows the steps of sgd, not of {experiment.optimizer}. Set optimizer=sgd and a learning-rate for it"
     )
-
-
-def accumulated(num_steps: int, momentum: float) -> float:
-    """a_k: the sum of what each gradient contributes to the change, in units of the learning rate.
-
-    >>> accumulated(5, 0.0), round(accumulated(2, 0.5), 6)
-    (5.0, 2.5)
-    """
-    if momentum == 0:
-        return float(num_steps)
-    return (num_steps - momentum * (1 - momentum**num_steps) / (1 - momentum)) / (1 - momentum)

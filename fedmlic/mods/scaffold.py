@@ -7,8 +7,18 @@ step uses g - c_i + c; after K steps of rate eta the client's becomes (line 12)
 * option I: the gradient of its whole loss at the round's global model, or
 * option II: c_i - c + (x - y_i) / (K eta).
 
-Departures: gradients are limited in norm (``clip-norm``) after the correction; with momentum,
-which the paper does not have, option II divides by K eta all the same, as public code does.
+The paper has no momentum m. With it a client moves by about eta / (1 - m) times its gradients, so
+option II divides by K eta and makes control variates 1 / (1 - m) times as long as gradients. Two
+ways of correction are offered:
+
+* ``gradient``: c - c_i is added to every gradient, as in the paper. Momentum lengthens it as it
+  lengthens gradients, so option II divides by eta times the sum of what K gradients add up to with
+  momentum (``optimiser.accumulated``), which makes control variates gradients again;
+* ``step``: eta (c - c_i) is taken off the parameters after every step of the optimiser, beside
+  the momentum, as the authors of NIID-Bench and Flower's baseline of that name do.
+
+Without momentum the two are one. Gradients are limited in norm (``clip-norm``) after the
+correction ``gradient`` and before ``step``.
 Option I evaluates the network in evaluation mode. Statistics of norms and private tensors have
 no control variate.
 """
@@ -19,8 +29,9 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from fedmlic.errors import InputError
 from fedmlic.mod import Hooks, Mod
-from fedmlic.optimiser import learning_rate
+from fedmlic.optimiser import accumulated, learning_rate
 from fedmlic.training import full_gradient
 
 if TYPE_CHECKING:
@@ -37,28 +48,34 @@ CONTROL, CHANGE = "scaffold/control", "scaffold/change"
 """Names of a control variate, which is a vector like the exchanged model, and of its change."""
 
 
-def scaffold(*, option: Literal[1, 2] = 2) -> Mod:
+def scaffold(*, option: Literal[1, 2] = 2, correct: Literal["gradient", "step"] = "gradient") -> Mod:
     """Control variates against client drift; named by ``strategy = "scaffold()"``, which sends the server's.
 
     Args:
         option: how a client's control variate is made: 1 by a pass over its images, 2 from
             its steps.
+        correct: what is corrected, every gradient or the parameters after every step.
+
+    Raises:
+        InputError: option 1 with ``step``; its control variates are gradients.
     """
+    if option == 1 and correct == "step":
+        msg = "Expected correct of scaffold to be 'gradient' with option=1, got 'step'. Use option=2 with it."
+        raise InputError(msg)
 
     def begin(resident: Resident, shard: Shard, local: Local) -> Hooks:
         server = local.shared[CONTROL]
         own = local.memory.get(CONTROL)
         own = torch.zeros_like(server) if own is None else own.to(server.device)
-        at_start = torch.zeros_like(server)
         corrections = resident.per_parameter(server - own, local.layout)
-        if option == 1:
-            places = resident.per_parameter(at_start, local.layout)
-            for place, whole in zip(places, full_gradient(resident, shard, local), strict=True):
-                if place is not None:
-                    place.copy_(whole)
+        at_start = whole_gradient(resident, shard, local, server) if option == 1 else own
+        rate = learning_rate(local.experiment, local.round)
 
         def gradient() -> None:
             add_to_gradients(resident, corrections)
+
+        def after_step() -> None:
+            add_to_parameters(resident, corrections, -rate)
 
         def extras(change: Tensor, trained: Trained) -> Mapping[str, Tensor]:
             if trained.num_steps == 0:
@@ -66,15 +83,27 @@ def scaffold(*, option: Literal[1, 2] = 2) -> Mod:
             elif option == 1:
                 new = at_start
             else:
-                rate = learning_rate(local.experiment, local.round)
-                new = own - server - change / (trained.num_steps * rate)
+                momentum = local.experiment.momentum if correct == "gradient" else 0.0
+                new = own - server - change / (accumulated(trained.num_steps, momentum) * rate)
                 new[: statistics_end(local)] = 0
             local.memory[CONTROL] = new
             return {CHANGE: new - own}
 
+        if correct == "step":
+            return Hooks(after_step=after_step, extras=extras)
         return Hooks(gradient=gradient, extras=extras)
 
     return Mod(begin, changes_steps=True, remembers=True, refuses=refuses)
+
+
+def whole_gradient(resident: Resident, shard: Shard, local: Local, like: Tensor) -> Tensor:
+    """The gradient of the client's whole loss as it starts, a vector like the control variate ``like``."""
+    vector = torch.zeros_like(like)
+    places = resident.per_parameter(vector, local.layout)
+    for place, whole in zip(places, full_gradient(resident, shard, local), strict=True):
+        if place is not None:
+            place.copy_(whole)
+    return vector
 
 
 def refuses(experiment: Experiment) -> str:
@@ -99,3 +128,11 @@ def add_to_gradients(resident: Resident, corrections: list[Tensor | None]) -> No
                 parameter.grad = correction.clone()
             else:
                 parameter.grad.add_(correction)
+
+
+def add_to_parameters(resident: Resident, corrections: list[Tensor | None], factor: float) -> None:
+    """Add ``factor`` times a tensor to every parameter that has one."""
+    with torch.no_grad():
+        for parameter, correction in zip(resident.parameters, corrections, strict=True):
+            if correction is not None:
+                parameter.add_(correction, alpha=factor)

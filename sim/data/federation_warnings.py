@@ -6,8 +6,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from fedmlic import spec
 from fedmlic.labels import PRESENT, known
-from sim.data.prepare import blank_splits, row_blocks, source_warnings, untrained_labels, untrained_warnings
+from sim.data.prepare import (
+    blank_splits,
+    row_blocks,
+    source_warnings,
+    unannotated_warnings,
+    untrained_labels,
+    untrained_warnings,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,18 +31,26 @@ class Findings(NamedTuple):
     Attributes:
         warnings: sentences for the user.
         untrained: labels that no client knows a positive of, but test images have.
+        unannotated: labels of which no client has a known entry on a training image.
     """
 
     warnings: list[str]
     untrained: list[str]
+    unannotated: list[str]
 
 
-def examine(federation: Federation) -> Findings:
-    """Look at a built federation: its source, its partition, its regime, its labels."""
+def examine(federation: Federation, method: str = "") -> Findings:
+    """Look at a built federation: its source, its partition, its regime, its labels.
+
+    Args:
+        federation: what clients hold.
+        method: what they are to be trained by, to say what it does with labels that nobody annotates;
+            empty to leave that out.
+    """
     corpus, tallies = federation.corpus, federation.tallies()
     trained = tallies.positives.sum(axis=0, dtype=np.int64)
     tested = _positives(corpus.labels, corpus.splits.get("test", range(0)))
-    names = federation.label_names
+    names, unannotated = federation.label_names, list(federation.unannotated_labels or ())
     held_out = {split: corpus.splits.get(split, range(0)) for split in ("val", "test")}
     present = {split: int(_positives(corpus.labels, rows).sum()) for split, rows in held_out.items()}
     warnings = [
@@ -42,9 +58,24 @@ def examine(federation: Federation) -> Findings:
         *federation.manifest.get("warnings", ()),
         *(_hiding(federation, tallies) if corpus.own else []),
         *blank_splits({split: len(rows) for split, rows in held_out.items()}, present),
-        *untrained_warnings(names, trained, tested),
+        *untrained_warnings(names, trained, tested, unannotated),
+        *unannotated_warnings(names, unannotated),
+        *(_guessed(method, len(unannotated)) if method and unannotated else []),
     ]
-    return Findings(warnings, untrained_labels(names, trained, tested))
+    return Findings(warnings, untrained_labels(names, trained, tested), unannotated)
+
+
+def _guessed(method: str, num_labels: int) -> list[str]:
+    """What a method makes of labels that nobody annotates, if it trains on them nevertheless."""
+    guesses = spec.build("method", method).guesses
+    if not guesses:
+        return []
+    text = (
+        f"method {method} takes entries that nobody annotated as {guesses}: the {num_labels} labels that nobody "
+        f"annotates are trained as {guesses} on every image, so mAP/unannotated is that of a guess, not of labels left "
+        "alone. Use a method that leaves unknown entries out, such as bce or fedlgt"
+    )
+    return [text]
 
 
 def _positives(labels: LabelStore, rows: range) -> NDArray[np.int64]:

@@ -327,18 +327,35 @@ def untrained_labels(
 
 
 def untrained_warnings(
-    label_names: Sequence[str], trained: NDArray[np.integer[Any]], tested: NDArray[np.integer[Any]]
+    label_names: Sequence[str],
+    trained: NDArray[np.integer[Any]],
+    tested: NDArray[np.integer[Any]],
+    unannotated: Sequence[str] = (),
 ) -> list[str]:
-    """One line that names ``untrained_labels``."""
-    found = untrained_labels(label_names, trained, tested)
+    """One line that names ``untrained_labels``, but for those that nobody annotates at all."""
+    found = [name for name in untrained_labels(label_names, trained, tested) if name not in set(unannotated)]
     if not found:
         return []
-    shown = ", ".join(map(repr, found[:8])) + (", ..." if len(found) > 8 else "")
     line = (
         f"{len(found)} of {len(label_names)} labels are present on test images but on no training image as annotated: "
-        f"{shown}. No model can learn them, and they count in test mAP"
+        f"{_some(found)}. No model can learn them, and they count in test mAP"
     )
     return [line]
+
+
+def unannotated_warnings(label_names: Sequence[str], unannotated: Sequence[str]) -> list[str]:
+    """One line that names the labels that nobody annotates, and says where they count."""
+    if not unannotated:
+        return []
+    line = (
+        f"{len(unannotated)} of {len(label_names)} labels are annotated on no training image: {_some(unannotated)}. "
+        "No mAP counts them but mAP/unannotated, which is theirs alone"
+    )
+    return [line]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:8])) + (", ..." if len(names) > 8 else "")
 
 
 # Finding a corpus

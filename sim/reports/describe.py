@@ -65,7 +65,9 @@ MAX_COLUMNS = 16
 _CHUNK_ENTRIES = 1 << 22
 
 
-def describe(federation: Federation, out: Path | None = None, console: Console | None = None) -> dict[str, Any]:
+def describe(
+    federation: Federation, out: Path | None = None, console: Console | None = None, method: str = ""
+) -> dict[str, Any]:
     """Report what a federation's partition and regime achieved; clients that are named owners bear their names.
 
     Args:
@@ -75,26 +77,29 @@ def describe(federation: Federation, out: Path | None = None, console: Console |
             ``wrong.png``), ``summary.json`` (what is returned), ``labels.csv``, ``clients.csv``
             and ``cells.csv``; ``None`` writes nothing.
         console: where tables are printed; ``None`` prints nothing.
+        method: what clients are to be trained by; it may be what a warning is about. Empty for none.
 
     Returns:
-        JSON values: ``warnings`` (sentences), ``federation`` (settings and the partition's notes), ``summary``,
-        ``labels``, ``clients`` (up to 1,000 of them), ``cells`` (per client and label what
+        JSON values: ``warnings`` (sentences), ``untrained_labels`` and ``unannotated_labels``
+        (names), ``federation`` (settings and the partition's notes), ``summary``, ``labels``,
+        ``clients`` (up to 1,000 of them), ``cells`` (per client and label what
         ``fedmlic.statistics.CELLS`` names, as ``[clients][labels]``; ``None`` above 50,000
         pairs), ``arrays`` (the files that hold the same in full) and ``files`` (paths written).
 
     Raises:
         InputError: on a device's own images, whose truth is unknown.
     """
-    tallies, found = federation.tallies(), examine(federation)
+    tallies, found = federation.tallies(), examine(federation, method)
     statistics = summarise(tallies, federation.label_names)
     if federation.client_names:
         statistics.clients.insert(1, "name", list(federation.client_names))
-    elsewhere = {"files", "label_names", "client_names", "warnings"}
+    elsewhere = {"files", "label_names", "client_names", "warnings", "unannotated_labels"}
     settings = {name: value for name, value in federation.manifest.items() if name not in elsewhere}
     report = {
         "federation": settings,
         "warnings": found.warnings,
         "untrained_labels": found.untrained,
+        "unannotated_labels": found.unannotated,
         **statistics.to_json(MAX_CLIENTS),
         **_cells(federation, tallies),
         "files": [],

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedmlic.evaluation import SIDES
+from fedmlic.metrics import UNANNOTATED
 from fedmlic.record import open_run, read_json
-from sim.console import Grid, TextTable, cut, number, plain, say, spread_line
+from sim.console import Grid, TextTable, apart_line, cut, number, plain, say, spread_line
 from sim.reports.describe import client_title
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ MAX_OWN = 4
 """Most metrics of the method in the table of rounds."""
 
 METHOD = "method/"
+
+APART = f"server/mAP{UNANNOTATED}"
 
 MAX_REASON = 300
 """Most letters of a reason that a table shows."""
@@ -115,6 +119,9 @@ def show(found: Mapping[str, Any], console: Console) -> None:
         )
     for split, event in found["labels"].items():
         console.print(_labels(split, event, found["untrained_labels"]))
+        apart = _apart(split, found["rounds"], event["round"])
+        if apart:
+            say(console, apart)
     if found["failures"]:
         console.print(_failures(found["failures"], found["client_names"]))
     for text in found["warnings"]:
@@ -123,6 +130,10 @@ def show(found: Mapping[str, Any], console: Console) -> None:
 
 def _curve(rounds: list[dict[str, Any]], best: int | None) -> Grid:
     columns = {"loss": "loss", "test mAP": "server/mAP", "val mAP": "server/val/mAP", "test CF1": "server/CF1"}
+    common = len(columns)
+    if any(APART in event for event in rounds):
+        columns["not annotated"] = APART
+        common += 1
     own = sorted({key for event in rounds for key in event if key.startswith(METHOD)})
     columns |= {key.removeprefix(METHOD): key for key in own[:MAX_OWN]}
     step = max(1, -(-len(rounds) // MAX_ROWS))
@@ -137,9 +148,11 @@ def _curve(rounds: list[dict[str, Any]], best: int | None) -> Grid:
     # Time is counted from the start of the run, as in the record.
     heads = ("round", *columns, "failed", "total seconds")
     notes = ["* best on validation"] if best is not None else []
+    if APART in columns.values():
+        notes.append("not annotated: test mAP of the labels that nobody annotates, which no other column counts")
     if own:
         more = f" ({len(own) - MAX_OWN} more in rounds.parquet)" if len(own) > MAX_OWN else ""
-        notes.append(f"{', '.join(list(columns)[4:])}: the method's sums over a round's clients{more}")
+        notes.append(f"{', '.join(list(columns)[common:])}: the method's sums over a round's clients{more}")
     return Grid("rounds", heads, rows, caption="; ".join(notes), first="right")
 
 
@@ -147,14 +160,24 @@ def _labels(split: str, event: Mapping[str, Any], untrained: Sequence[str] = ())
     heads = ("label", "AP", "precision", "recall", "F1", "present", "known")
     columns = [event[name] for name in ("ap", "precision", "recall", "f1", "num_present", "num_known")]
     every = list(zip(event["label"], *columns, strict=True))
+    annotated = dict(zip(event["label"], event.get("annotated", [True] * len(every)), strict=True))
+    marks = {label: " *" * (label in untrained) if annotated[label] else " **" for label in event["label"]}
     rows = [
-        [label + " *" * (label in untrained), *[number(v) for v in values[:4]], *[str(v) for v in values[4:]]]
+        [label + marks[label], *[number(v) for v in values[:4]], *[str(v) for v in values[4:]]]
         for label, *values in every[: 4 * MAX_ROWS]
     ]
-    captions = ["* present on no training image as annotated"] if untrained else []
+    captions = ["* present on no training image as annotated"] if " *" in marks.values() else []
+    if " **" in marks.values():
+        captions.append("** annotated on no training image: in no average but mAP/unannotated")
     if len(every) > len(rows):
         captions.append(f"{len(every) - len(rows)} more labels in labels.parquet")
     return Grid(f"labels on {split}, round {event['round']}", heads, rows, "; ".join(captions))
+
+
+def _apart(split: str, rounds: list[dict[str, Any]], round_number: int) -> str:
+    """One line on the labels that nobody annotates, where there are such."""
+    evaluated = [event for event in rounds if event["round"] == round_number]
+    return apart_line(evaluated[-1], SIDES[split]) if evaluated else ""
 
 
 def _failures(failures: list[dict[str, Any]], client_names: Sequence[str] = ()) -> TextTable:

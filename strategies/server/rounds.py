@@ -17,10 +17,11 @@ import torch
 
 from fedmlic import spec
 from fedmlic.arrays import sha256
+from fedmlic.counting import ABSENT_COUNTS, PRESENT_COUNTS
 from fedmlic.errors import InputError
 from fedmlic.histograms import ScoreHistograms
 from fedmlic.method import stretch_of
-from fedmlic.metrics import across_clients
+from fedmlic.metrics import across_clients, unannotated_columns, unannotated_values
 from fedmlic.protocol import BY_IMAGES, CLIENTS_BEHIND, IMAGES_BEHIND, STATISTICS, HostInfo, Reply, Request, Turn
 from fedmlic.update import Update, method_metrics, units_for
 from strategies.server.balance import balance, hosts_of
@@ -29,6 +30,7 @@ from strategies.server.costs import Costs
 from strategies.strategy import Round, State, Strategy, total_of
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from fedmlic.evaluation import Evaluation, Evaluator
@@ -138,6 +140,7 @@ class Rounds:
         self._on_turn = on_turn or _ignore
         self._costs: Costs
         self._num_hosts = 0
+        self._unannotated: tuple[str, ...] | None = None
 
     def run(self, start: Progress) -> Outcome:
         """Play the remaining rounds after ``start`` and evaluate the final model on all clients.
@@ -151,12 +154,13 @@ class Rounds:
         self._costs, self._num_hosts = Costs(directory), len(hosts)
         self._write_versions(hosts)
         progress = self._count(start, directory)
+        self._unannotated = unannotated_of(hosts, progress.statistics, experiment)
         metrics: dict[str, float] = {}
         for number in range(start.round + 1, experiment.num_rounds + 1):
             progress, metrics = self._round(number, progress, directory)
         if not metrics and not self._personal:
             # Resumed after the last round: only the final evaluation is missing.
-            metrics = self._evaluator.score(progress.state.flat).values
+            metrics = self._evaluator.score(progress.state.flat, self._unannotated or ()).values
         metrics = {**metrics, **self._evaluate_clients(progress, directory)}
         return Outcome(progress, metrics, sha256(self._layout, progress.state.flat))
 
@@ -303,7 +307,7 @@ class Rounds:
             return None  # no client predicts with this model alone
         last = progress.round == self._experiment.num_rounds
         if last or progress.round % self._experiment.evaluate_every == 0:
-            return self._evaluator.score(progress.state.flat)
+            return self._evaluator.score(progress.state.flat, self._unannotated or ())
         return None
 
     def _evaluate_clients(self, progress: Progress, directory: Directory) -> dict[str, float]:
@@ -328,10 +332,10 @@ class Rounds:
         turns.sort(key=lambda turn: turn.client)  # a mean must not depend on who answered first
         found = across_clients([turn.metrics for turn in turns if turn.metrics], self._experiment.client_min_entries)
         values = {f"client/mAP/{name}": value for name, value in found.items()}
-        if pooled is not None:
-            values.update({f"client/{name}": value for name, value in pooled.metrics().items()})
-        if new is not None:
-            values.update({f"client/new/{name}": value for name, value in new.metrics().items()})
+        apart = unannotated_columns(self._label_names, self._unannotated)
+        for side, histograms in (("client", pooled), ("client/new", new)):
+            if histograms is not None:
+                values.update({f"{side}/{name}": value for name, value in pooled_metrics(histograms, apart).items()})
         values["client/new/num-clients"] = float(sum(turn.client not in progress.last for turn in turns))
         failed = sum(bool(turn.error) for turn in turns)
         self._record.event(
@@ -364,7 +368,9 @@ class Rounds:
         if evaluation is not None:
             for split, metrics in evaluation.splits.items():
                 table = {name: np.asarray(column).tolist() for name, column in asdict(metrics.per_label).items()}
-                names = {"label": list(self._label_names)}
+                names: dict[str, list[object]] = {"label": list(self._label_names)}
+                if self._unannotated is not None:
+                    names["annotated"] = (~unannotated_columns(self._label_names, self._unannotated)).tolist()
                 self._record.event("labels", {"round": progress.round, "split": split, **names, **table})
         self._record.event(
             "round",
@@ -395,6 +401,43 @@ class Rounds:
     def _write_turns(self, number: int, turns: list[Turn]) -> None:
         rows = [{"round": number, **written(turn)} for turn in sorted(turns, key=lambda turn: turn.client)]
         self._record.add_events("client", rows)
+
+
+def unannotated_of(
+    hosts: Sequence[HostInfo], statistics: Mapping[str, Tensor], experiment: Experiment
+) -> tuple[str, ...] | None:
+    """Labels that no client of the federation annotates, as far as the server knows.
+
+    A simulation's hosts say so. Devices do not; there the server knows if a method or a mod counted
+    every label's present and absent entries over all clients and no number was withheld.
+
+    Returns:
+        None where the server does not know.
+    """
+    names = hosts[0].label_names
+    told = [set(host.unannotated) for host in hosts if host.unannotated is not None]
+    if len(told) == len(hosts):
+        everywhere = set.intersection(*told)
+        return tuple(name for name in names if name in everywhere)
+    exact = experiment.statistics_min_clients == experiment.statistics_min_images == 1
+    if not exact or not {PRESENT_COUNTS, ABSENT_COUNTS} <= statistics.keys():
+        return None
+    counted = (statistics[PRESENT_COUNTS] + statistics[ABSENT_COUNTS]).tolist()
+    return tuple(name for name, count in zip(names, counted, strict=True) if count == 0)
+
+
+def pooled_metrics(histograms: ScoreHistograms, unannotated: NDArray[np.bool_]) -> dict[str, float]:
+    """Metrics of held-out images over the annotated labels; of the others apart, where any can be judged.
+
+    Args:
+        histograms: of all labels.
+        unannotated: bool ``[labels]``, the labels that nobody annotates.
+    """
+    parts = [ScoreHistograms(histograms.present[c], histograms.absent[c]) for c in (~unannotated, unannotated)]
+    found = parts[0].metrics()
+    if parts[1].evaluable.any():
+        found |= unannotated_values(parts[1].metrics(), int(unannotated.sum()))
+    return found
 
 
 def written(turn: Turn) -> dict[str, object]:

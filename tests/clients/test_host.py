@@ -14,6 +14,7 @@ from fedmlic.federation import local_federation
 from fedmlic.histograms import ScoreHistograms
 from fedmlic.labels import PRESENT, known
 from fedmlic.learner import build_learner
+from fedmlic.metrics import client_metrics
 from fedmlic.protocol import Request
 from fedmlic.stores import DamagedError, Images, damaged
 from fedmlic.update import Weighting, units_for
@@ -268,6 +269,31 @@ def test_clients_without_held_out_images_can_be_asked_all_the_same(host):
     assert not reply.turns[0].error
     assert reply.turns[0].num_images == 0
     assert np.isnan(reply.turns[0].metrics["mAP"])
+
+
+def test_a_clients_own_map_leaves_out_labels_that_nobody_annotates(tiny):
+    """Also where its held-out images could judge them."""
+    experiment, runtime = tiny(regime="complete()")
+    server = build_server(experiment, runtime)
+    federation = open_federation(experiment, runtime, server.corpus)
+    manifest = {**federation.manifest, "unannotated_labels": ["two", "seven"]}
+    apart = Host("test", experiment, replace(federation, manifest=manifest, path=None), server.learner)
+    whole = Host("test", experiment, federation, server.learner)
+    assert apart.info().unannotated == ("two", "seven")
+    assert whole.info().unannotated == ()
+    device = Host("test", experiment, replace(federation, manifest={}, path=None), server.learner)
+    assert device.info().unannotated is None
+    request = request_for(whole, "evaluate")
+
+    found, every, unknown = (h.play(request, [1]).turns[0].metrics for h in (apart, whole, device))
+
+    shard = federation.shard(1)
+    kept = [name not in {"two", "seven"} for name in federation.label_names]
+    scores = server.learner.predict(shard.images, shard.holdout_rows)
+    minimum = experiment.client_min_entries
+    assert found == client_metrics(scores[:, kept], shard.holdout_labels[:, kept], minimum)
+    assert every == unknown == client_metrics(scores, shard.holdout_labels, minimum)
+    assert found["num-labels"] < every["num-labels"]
 
 
 def test_an_unknown_client_is_a_failed_turn(host):

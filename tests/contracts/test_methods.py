@@ -127,6 +127,34 @@ def test_training_is_a_function_of_its_streams(method):
     assert not torch.equal(expected, turn(settings, fresh, data, start, round_number=3)[0])
 
 
+def test_labels_that_nobody_annotates_are_trained_only_by_a_method_that_says_so(method):
+    """The gradient of the loss for the logits of such a label is zero to the bit, unless the method guesses."""
+    settings = experiment(method)
+    learned = learner(settings)
+    pixels, labels = scenes()
+    labels[:, 2] = UNKNOWN
+    start = learned.resident.flat.clone()
+    phases = [phase.objective for phase in learned.method.phases] or [learned.method.objective]
+    for objective in filter(None, phases):
+        network, images = learned.resident.network, to_float(pixels, torch.device("cpu"))
+        frozen = copy.deepcopy(network).eval()
+        local = Local(settings, 1, 3, torch.device("cpu"), lambda frozen=frozen: frozen, start)
+        given = torch.from_numpy(labels)
+        inputs = objective.inputs(local).of(images, given, torch.arange(len(labels)))
+        seen = []
+
+        def spy(*arguments, network=network, seen=seen):
+            seen.append(network(*arguments))
+            seen[-1].retain_grad()
+            return seen[-1]
+
+        objective.loss(spy, images, given, *inputs).backward()
+
+        gradient = sum(logits.grad for logits in seen if logits.shape == labels.shape)
+        assert (gradient[:, 2] != 0).any() == bool(learned.method.guesses)
+        assert (gradient[:, [0, 1, 3]] != 0).any()
+
+
 def test_frozen_tensors_stay(method):
     settings = experiment(method)
     learned = learner(settings)

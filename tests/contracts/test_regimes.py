@@ -51,6 +51,8 @@ VARIANTS = [
     "single_positive(bias='semantic', mention_rates=[0, 1, 2, 3, 4, 5])",
     "single_positive(bias='size')",
     "uncertain(of='present')",
+    "compose(regimes=['label_noise()', 'withheld(count=2)', 'random_missing()'])",
+    "withheld(labels='dog, sofa')",
     "uncertain(rule='small', max_area_fraction=0.2, probability=0.7)",
 ]
 LABELS = ("person", "cat", "dog", "car", "bottle", "sofa")

@@ -76,3 +76,20 @@ def test_splits_without_images_are_left_out(tiny):
 
     assert found.values == {}
     assert found.splits == {}
+
+
+def test_labels_that_nobody_annotates_are_apart_on_both_splits(server):
+    evaluator = Evaluator(server.learner, server.corpus, 0.5)
+    flat = server.learner.resident.flat.clone()
+    names = server.corpus.label_names
+
+    found, whole = evaluator.score(flat, (names[2], names[5])), evaluator.score(flat)
+
+    rest = [label for label in range(10) if label not in {2, 5}]
+    for split, side in (("test", "server"), ("val", "server/val")):
+        ap = whole.splits[split].per_label.ap
+        np.testing.assert_array_equal(found.splits[split].per_label.ap, ap)
+        assert found.values[f"{side}/mAP"] == pytest.approx(np.nanmean(ap[rest]))
+        assert found.values[f"{side}/mAP/unannotated"] == pytest.approx(np.nanmean(ap[[2, 5]]))
+        assert found.values[f"{side}/num-labels/unannotated"] == 2
+    assert not any("unannotated" in name for name in whole.values)

@@ -15,6 +15,7 @@ from fedmlic.label_transformer import (
     EncoderLayer,
     LabelTransformer,
     Readout,
+    ask,
     build_label_transformer,
     dropout,
     sine_positions,
@@ -394,3 +395,111 @@ def test_the_last_layer_answers_for_labels_only(monkeypatch):
     monkeypatch.setattr(label_transformer.EncoderLayer, "forward", lambda self, tokens, _: forward(self, tokens))
 
     torch.testing.assert_close(ours(images), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_further_labels_look_and_are_not_looked_at():
+    """Against torch's own encoder layers, with a mask that says who looks at whom."""
+    torch.manual_seed(4)
+    ours = network(readout="shared", num_layers=2, dropout=0.0).eval()
+    images, further = torch.randn(3, 1, 8, 8), torch.randn(4, 8)
+
+    with torch.no_grad():
+        found = ours.beside(images, further)
+        labels = ours.told_labels(None, 3)
+        tokens = ours.norm(torch.cat([ours.image_tokens(images), labels, further.expand(3, -1, -1)], dim=1))
+        count, num_further = tokens.shape[1], len(further)
+        blocked = torch.zeros(count, count, dtype=torch.bool)
+        blocked[:, -num_further:] = True
+        blocked.fill_diagonal_(fill_value=False)
+        for layer in ours.layers:
+            theirs = nn.TransformerEncoderLayer(8, 2, 8, 0.0, batch_first=True).eval()
+            renamed = {}
+            for name, value in layer.state_dict().items():
+                for old, new in {
+                    "queries_keys_values.": "self_attn.in_proj_",
+                    "norm_attended": "norm1",
+                    "norm_contracted": "norm2",
+                    "attended": "self_attn.out_proj",
+                    "expand": "linear1",
+                    "contract.": "linear2.",
+                }.items():
+                    if name.startswith(old):
+                        renamed[name.replace(old, new, 1)] = value
+                        break
+            theirs.load_state_dict(renamed)
+            tokens = theirs(tokens, src_mask=blocked)
+        expected = ours.readout(tokens[:, -num_further:])
+        own = ours.readout(tokens[:, -num_further - 5 : -num_further])
+
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(own, ours(images), rtol=1e-5, atol=1e-5)
+
+
+def test_what_else_is_asked_for_does_not_matter():
+    ours = network(readout="shared").eval()
+    images, further = torch.randn(2, 1, 8, 8), torch.randn(200, 8)
+
+    together, alone = ours.beside(images, further), ours.beside(images, further[[7]])
+
+    assert together.shape == (2, 200)
+    torch.testing.assert_close(together[:, [7]], alone, rtol=1e-5, atol=1e-6)
+    assert together.std(dim=1).min() > 1e-3
+
+
+def asking(tmp_path, **settings):
+    """A network for three words of a GloVe file, its task, and the spec."""
+    lines = {"cat": (1, 0, 0), "dog": (0, 1, 0), "tree": (0, 0, 1), "kite": (1, 1, 0), "sea": (1, 2, 3)}
+    lines |= {"negative": (1, 0, 2), "positive": (0, 2, 1)}
+    file = tmp_path / "words.txt"
+    file.write_text("".join(f"{word} {' '.join(map(str, row))}\n" for word, row in lines.items()))
+    text = f"glove(path={str(file)!r})"
+    task = Task(("cat", "dog", "tree"), (8, 8, 1), Model(lambda _: Patches(8), "patches"), 3)
+    options = {"layers": 1, "heads": 2, "width": None, "feedforward": None, "dropout": 0.0, "positions": "none"}
+    torch.manual_seed(5)
+    return (
+        build_label_transformer(task, **{**options, "text": text, "readout": "shared", **settings}).eval(),
+        task,
+        text,
+    )
+
+
+def test_names_are_asked_for_in_any_order_and_labels_have_their_own_probability(tmp_path):
+    ours, task, text = asking(tmp_path)
+    images = torch.randn(3, 1, 8, 8)
+
+    with torch.no_grad():
+        found = ask(ours, task, ["kite", "tree", "Cat", "sea tree", "dog"], text)(images)
+        labels = torch.sigmoid(ours(images))
+
+    assert found.shape == (3, 5)
+    assert torch.equal(found[:, [2, 4, 1]], labels)
+    assert not torch.equal(found[:, 0], found[:, 3])
+    with torch.no_grad():
+        torch.testing.assert_close(ask(ours, task, ["sea tree"], text)(images), found[:, [3]])
+        assert torch.equal(ask(ours, task, ["dog"], text)(images), labels[:, [1]])
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"readout": "row"}, "a read-out row for each label.*Train with readout='shared'"),
+        ({"text": "learned()"}, "got learned ones"),
+        ({"text": "random_orthogonal()"}, "made from a name alone"),
+    ],
+)
+def test_a_network_that_cannot_be_asked_says_why(tmp_path, settings, told):
+    ours, task, text = asking(tmp_path, **settings)
+
+    with pytest.raises(InputError, match=told):
+        ask(ours, task, ["kite"], settings.get("text", text))
+
+
+def test_vectors_that_changed_since_the_training_are_an_error(tmp_path):
+    ours, task, text = asking(tmp_path)
+    file = tmp_path / "words.txt"
+    file.write_text(file.read_text().replace("dog 0 1 0", "dog 0 1 1"))
+
+    with pytest.raises(InputError, match="label vectors that the network was trained with, got others"):
+        ask(ours, task, ["kite"], text)
+    with pytest.raises(InputError, match="unheard"):
+        ask(ours, task, ["unheard"], text)

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import math
 import subprocess
@@ -22,8 +23,10 @@ from fedmlic.metrics import (
     average_precisions,
     client_metrics,
     evaluate,
+    evaluate_apart,
     random_average_precision,
     spread,
+    unannotated_columns,
 )
 from fedmlic.seeds import stream
 
@@ -638,3 +641,64 @@ def test_clients_without_a_label_that_counts_are_left_out_and_counted():
     )
     assert math.isnan(across_clients([nothing], 5)["chance"])
     assert across_clients([], 5)["num-clients"] == 0
+
+
+# --- Labels that nobody annotates -----------------------------------------------------------
+
+
+def test_labels_that_nobody_annotates_are_judged_apart_and_leave_every_other_number_alone():
+    rng = np.random.default_rng(8)
+    scores, labels = rng.random((60, 7)), rng.integers(-1, 2, (60, 7)).astype(np.int8)
+    apart = np.array([False, True, False, False, True, False, True])
+
+    found = evaluate_apart(scores, labels, apart, 0.4)
+
+    alone = evaluate(scores[:, ~apart], labels[:, ~apart], 0.4)
+    for name, value in alone.flat().items():
+        assert found.flat()[name] == pytest.approx(value, nan_ok=True), name
+    by_label = {
+        c: sklearn.metrics.average_precision_score(labels[labels[:, c] >= 0, c], scores[labels[:, c] >= 0, c])
+        for c in range(7)
+    }
+    shares = {c: (labels[:, c] == 1).sum() / (labels[:, c] >= 0).sum() for c in range(7)}
+    extra = {name: value for name, value in found.flat().items() if name not in alone.flat()}
+    assert extra == pytest.approx(
+        {
+            "mAP/unannotated": np.mean([by_label[c] for c in (1, 4, 6)]),
+            "prevalence/unannotated": np.mean([shares[c] for c in (1, 4, 6)]),
+            "num-evaluable/unannotated": 3,
+            "num-labels/unannotated": 3,
+        }
+    )
+    assert found.values["mAP"] == pytest.approx(np.mean([by_label[c] for c in (0, 2, 3, 5)]))
+    whole = evaluate(scores, labels, 0.4).per_label
+    for each in dataclasses.fields(whole):
+        np.testing.assert_array_equal(getattr(found.per_label, each.name), getattr(whole, each.name))
+        assert getattr(found.per_label, each.name).dtype == getattr(whole, each.name).dtype
+
+
+def test_without_such_labels_every_number_is_that_of_evaluate():
+    rng = np.random.default_rng(9)
+    scores, labels = rng.random((30, 4)), rng.integers(0, 2, (30, 4)).astype(np.int8)
+
+    found = evaluate_apart(scores, labels, np.zeros(4, np.bool_))
+
+    assert found.unannotated is None
+    assert found.flat() == evaluate(scores, labels).flat()
+
+
+def test_if_nobody_annotates_anything_only_the_numbers_apart_exist():
+    rng = np.random.default_rng(9)
+    scores, labels = rng.random((30, 2)), rng.integers(0, 2, (30, 2)).astype(np.int8)
+
+    found = evaluate_apart(scores, labels, np.ones(2, np.bool_)).flat()
+
+    assert math.isnan(found["mAP"])
+    assert found["num-evaluable"] == 0
+    assert found["mAP/unannotated"] == evaluate(scores, labels).values["mAP"]
+
+
+def test_columns_are_found_by_name():
+    assert unannotated_columns(("a", "b", "c"), ("c", "a")).tolist() == [True, False, True]
+    assert unannotated_columns(("a", "b"), None).tolist() == [False, False]
+    assert unannotated_columns((), ()).shape == (0,)

@@ -68,6 +68,22 @@ def test_classifier_equals_the_plain_loop(pool, temperature):
     torch.testing.assert_close(network(features), plain_logits(network, features, pool, temperature))
 
 
+@pytest.mark.parametrize("pool", ["mean", "max", "logsumexp"])
+def test_hidden_layers_are_1x1_convolutions_with_relu(pool):
+    network = Classifier(Identity(3), 2, pool=pool, hidden=(7, 5))
+    features = maps()
+    layers = [layer for layer in network.hidden if isinstance(layer, nn.Linear)]
+    convolved = features
+    for layer in layers:
+        convolved = F.relu(F.conv2d(convolved, layer.weight[:, :, None, None], layer.bias))
+    plain = Classifier(Identity(5), 2, pool=pool)
+    plain.head.load_state_dict(network.head.state_dict())
+
+    assert [layer.weight.shape for layer in layers] == [(7, 3), (5, 7)]
+    assert torch.allclose(network(features), plain(convolved), atol=1e-6)
+    assert [name for name, _ in plain.named_parameters()] == ["head.weight", "head.bias"]
+
+
 def test_the_head_is_a_1x1_convolution():
     network = Classifier(Identity(3), 2, "max")
     features = maps()

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from fedmlic import text as kinds
 from fedmlic.errors import InputError
 from fedmlic.seeds import stream
-from fedmlic.text import KINDS, LabelVectors, label_vectors, save_vectors, state_vectors
+from fedmlic.text import KINDS, LabelVectors, further_vectors, label_vectors, save_vectors, state_vectors
 
 NAMES = ["cat", "dog", "traffic light", "tv"]
 GEOMETRIC = ["learned()", "one_hot()", "random_orthogonal()", "simplex_etf()"]
@@ -536,3 +536,68 @@ def test_clip_tags_get_the_activation_they_were_trained_with(tiny, monkeypatch, 
 
     assert calls == [("ViT-B-16", {"pretrained": tag, "force_quick_gelu": quick})]
     assert f"open_clip {tag}" in table.source
+
+
+def words(folder, count, width, seed=0, **more):
+    """A file of vectors for ``count`` labels and for ``more`` names; the spec that reads it, and the labels."""
+    rng = np.random.default_rng(seed)
+    table = {name: rng.standard_normal(width).astype(np.float32) for name in names(count)}
+    table |= {
+        name: np.asarray(value, np.float32) if value is not None else rng.standard_normal(width).astype(np.float32)
+        for name, value in more.items()
+    }
+    save_vectors(str(folder / "v.safetensors"), list(table), np.stack(list(table.values())))
+    return f"file(path={str(folder / 'v.safetensors')!r})", names(count), table
+
+
+@pytest.mark.parametrize(("count", "width", "features"), [(3, 8, 8), (3, 5, 8), (4, 12, 6), (9, 12, 6)])
+def test_further_names_get_vectors_by_the_map_of_the_labels(tmp_path, count, width, features):
+    """All three changes of width: cosines among further names and labels are kept where the map keeps them."""
+    spec, labels, table = words(tmp_path, count, width, kite=None, whale=None)
+    made = label_vectors(spec, labels, features, seed=4).vectors
+
+    further, own = further_vectors(spec, ["whale", labels[1], "kite", labels[0]], labels, features, seed=4)
+
+    np.testing.assert_array_equal(own, made)
+    np.testing.assert_array_equal(further[[3, 1]], made[:2])
+    lengths = [np.linalg.norm(table[name].astype(np.float64)) for name in ("whale", "kite")]
+    np.testing.assert_allclose(np.linalg.norm(further[[0, 2]], axis=1), lengths, rtol=1e-5)
+    alone, _ = further_vectors(spec, ["kite"], labels, features, seed=4)
+    np.testing.assert_array_equal(alone[0], further[2])
+    if width <= features:
+        every = np.stack([table["whale"], table["kite"], *[table[name] for name in labels]])
+        np.testing.assert_allclose(cosines(np.concatenate([further[[0, 2]], made])), cosines(every), atol=1e-5)
+    elif count <= features:
+        # What a name has in common with the labels' span, found by least squares, has the cosines.
+        basis = np.stack([table[name] for name in labels]).astype(np.float64)
+        shadow = np.linalg.lstsq(basis.T, table["kite"].astype(np.float64), rcond=None)[0] @ basis
+        both = np.concatenate([shadow[None], basis])
+        np.testing.assert_allclose(cosines(np.concatenate([further[[2]], made])), cosines(both), atol=1e-5)
+
+
+def test_a_name_with_the_vector_of_a_label_is_that_label(tmp_path):
+    first = np.random.default_rng(0).standard_normal(12)
+    spec, labels, _ = words(tmp_path, 3, 12, Twin=first)
+
+    for features in (16, 12, 4):
+        further, own = further_vectors(spec, ["Twin"], labels, features, seed=1)
+        np.testing.assert_array_equal(further[0], own[0])
+
+
+def test_names_that_cannot_be_mapped_are_errors(tmp_path):
+    spec, labels, table = words(tmp_path, 2, 6)
+    basis = np.stack([table[name] for name in labels])
+    lost = np.linalg.svd(basis)[2][-1]
+    spec, labels, _ = words(tmp_path, 2, 6, lost=lost)
+
+    with pytest.raises(InputError, match="something in common with the labels, got 'lost'"):
+        further_vectors(spec, ["lost"], labels, 4, seed=0)
+    assert further_vectors(spec, ["lost"], labels, 6, seed=0)[0].shape == (1, 6)
+    with pytest.raises(InputError, match="got none for 1"):
+        further_vectors(spec, ["never heard of"], labels, 6, seed=0)
+
+
+@pytest.mark.parametrize("spec", [*GEOMETRIC, "etf()", "shuffled(of='one_hot()')", "file(path='a.npy')"])
+def test_vectors_that_do_not_come_from_a_name_have_none_for_further_names(spec):
+    with pytest.raises(InputError, match=r"made from a name alone .*minilm, glove, clip"):
+        further_vectors(spec, ["kite"], ["cat", "dog"], 4, seed=0)

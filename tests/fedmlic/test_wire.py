@@ -297,6 +297,10 @@ def test_introductions_survive_the_wire(clients, names, num_hosts):
     assert got.info.sizes.tolist() == [client + 7 for client in clients]
     assert (got.info.host, got.info.label_names) == ("device-3", tuple(names))
     assert got.info.versions == VERSIONS
+    assert got.info.unannotated is None
+    for apart in ((), tuple(names)):
+        said = replace(told, info=replace(told.info, unannotated=apart))
+        assert wire.unpack_introduction(through(wire.pack_introduction(said))).info.unannotated == apart
     assert (got.num_hosts, got.code, got.simulated) == (num_hosts, "abc", num_hosts > 0)
 
 
@@ -464,9 +468,14 @@ def as_in_protocol_2(content):
 
 
 BAD_INTRODUCTIONS = {
-    "the last protocol": (as_in_protocol_2, r"protocol version to be 3, got 2"),
+    "the last protocol": (as_in_protocol_2, r"protocol version to be 4, got 2"),
     "no protocol": (drop("introduction"), "introduction"),
     "a missing part": (drop("versions"), "parts of introduction"),
+    "an unannotated label that is none": (
+        lambda content: content["introduction"].update({"unannotated": ["cat", "dog"]}),
+        r"unannotated.*\['dog'\]",
+    ),
+    "no word on what is known": (put("introduction", "knows-unannotated", 1), "knows-unannotated"),
     "a missing version": (lambda content: content["versions"].pop("flwr"), "parts of versions"),
     "a version of something else": (put("versions", "hostname", "anna"), "hostname"),
     "a version that is a number": (put("versions", "flwr", 1.42), "1.42"),

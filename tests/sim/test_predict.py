@@ -58,3 +58,99 @@ def test_every_unreadable_file_is_named(finished, tmp_path):
 def test_a_round_that_was_not_kept_is_refused(finished):
     with pytest.raises(InputError, match="one of the kept checkpoints"):
         load_predictor(finished, 99)
+
+
+WORDS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "kite",
+    "sea",
+    "animal",
+    "negative",
+    "positive",
+]
+
+
+@pytest.fixture(scope="module")
+def by_words(play, tmp_path_factory):
+    """A run whose label vectors are words, read out alike; of ten labels two are withheld."""
+    folder = tmp_path_factory.mktemp("words")
+    rows = np.random.default_rng(6).standard_normal((len(WORDS), 6))
+    lines = (" ".join([word, *map(str, row)]) for word, row in zip(WORDS, rows, strict=True))
+    (folder / "words.txt").write_text("\n".join(lines) + "\n")
+    text = f"glove(path={str(folder / 'words.txt')!r})"
+    method = f'fedlgt(text="{text}", readout="shared", layers=1, heads=1, width=8, dropout=0.0)'
+    play(folder / "run", method=method, regime="withheld(labels='four, two')", num_rounds=1)
+    return folder / "run"
+
+
+def test_names_typed_at_run_time_are_scored_like_labels(by_words, pictures, tmp_path):
+    corpus, rows = pictures
+    for number, image in enumerate(corpus.images.take(rows[:2])):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    (tmp_path / "below").mkdir()
+    Image.fromarray(corpus.images.take(rows[2:3])[0]).save(tmp_path / "below" / "third.PNG")
+    (tmp_path / "notes.txt").write_text("no image")
+
+    asked = predict(by_words, [tmp_path], labels="kite, four,Nine,sea animal,kite")
+
+    assert asked["asked"] == ["kite", "four", "Nine", "sea animal"]
+    assert asked["unjudged"] == ["kite", "Nine", "sea animal"]
+    assert asked["unannotated"] == ["four"]
+    assert "Not labels of this run: kite, Nine, sea animal (3 in all). They were never judged" in asked["note"]
+    assert "nobody annotated: four" in asked["note"]
+    usual = predict(by_words, [tmp_path])
+    assert "note" not in usual
+    assert [entry["image"] for entry in asked["images"]] == [entry["image"] for entry in usual["images"]]
+    assert [entry["image"].removeprefix(str(tmp_path)) for entry in asked["images"]] == [
+        "/0.png",
+        "/1.png",
+        "/below/third.PNG",
+    ]
+    for entry, as_trained in zip(asked["images"], usual["images"], strict=True):
+        found, labels = ({i["label"]: i["probability"] for i in each["labels"]} for each in (entry, as_trained))
+        assert set(found) == set(asked["asked"])
+        assert found["four"] == labels["four"]
+        assert found["Nine"] == labels["nine"]
+        assert [i["probability"] for i in entry["labels"]] == sorted(found.values(), reverse=True)
+        assert entry["present"] == [i["label"] for i in entry["labels"] if i["probability"] >= 0.5]
+
+
+def test_two_hundred_names_and_what_else_is_asked_does_not_matter(by_words, pictures):
+    corpus, rows = pictures
+    images = corpus.images.take(rows[:5])
+    names = [f"{a} {b}" for a in WORDS for b in WORDS if a != b] + [
+        f"{a} {a} {b}" for a in WORDS[:6] for b in WORDS[:8]
+    ]
+    names = list(dict.fromkeys(names))[:200]
+
+    usual = load_predictor(by_words)
+    many, one = usual.asked(names, "m"), usual.asked([names[150]], "m")
+
+    assert many.scores(images).shape == (5, 200)
+    assert many.scores(images)[:, [150]] == pytest.approx(one.scores(images), abs=1e-6)
+    assert usual.scores(images).shape == (5, 10)
+
+
+def test_runs_that_cannot_be_asked_say_why(finished, by_words, tmp_path):
+    file = tmp_path / "a.png"
+    Image.fromarray(np.zeros((24, 24, 3), np.uint8)).save(file)
+
+    with pytest.raises(InputError, match=r"method can be asked .* got bce\(\): it has an output for each label"):
+        predict(finished, [file], labels="kite")
+    for labels, place in (("", 1), ("kite,,sea", 2), ("kite,", 2), (" , kite", 1)):
+        with pytest.raises(InputError, match=f"an empty one at place {place}"):
+            predict(by_words, [file], labels=labels)
+    with pytest.raises(InputError, match="unheard"):
+        predict(by_words, [file], labels="kite,unheard")
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(InputError, match=r"nothing to hold images .*got none"):
+        predict(by_words, [tmp_path / "nothing"])

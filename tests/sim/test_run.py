@@ -87,7 +87,8 @@ def test_your_own_images_with_what_is_to_be_known_of_them(tiny, photos, tmp_path
     noted = read_json(tmp_path / "run" / "data.json")
     hashes = {name: noted.pop(name) for name in ("corpus", "federation")}
     assert all(len(value) == 16 for value in hashes.values())
-    assert noted == {"warnings": result["warnings"], "untrained_labels": ["late"], "client_names": ["Nord", "Süd"]}
+    named = {"untrained_labels": ["late"], "unannotated_labels": [], "client_names": ["Nord", "Süd"]}
+    assert noted == {"warnings": result["warnings"], **named}
     assert resume(tmp_path / "run") == result
     clients = pd.read_parquet(tmp_path / "run" / "clients.parquet")
     assert dict(zip(clients["client"], clients["client-name"], strict=True)) == {0: "Nord", 1: "Süd"}
@@ -138,3 +139,28 @@ def test_a_cohort_larger_than_what_the_partition_found_is_refused_before_anythin
     assert not (tmp_path / "run").exists()
     found = run(*tiny(partition="natural()", num_clients=0, cohort_size=12, num_rounds=1), tmp_path / "run")
     assert found["rounds"] == 1
+
+
+def test_labels_that_nobody_annotates_are_recorded_apart(play, tmp_path):
+    """A run with two withheld labels: their numbers beside the others', in every table, and who they are."""
+    regime = "compose(regimes=['random_missing()', 'withheld(count=2)'])"
+    result = play(tmp_path / "run", regime=regime, num_rounds=2, method="assume_negative()")
+
+    noted = read_json(tmp_path / "run" / "data.json")
+    apart, metrics = noted["unannotated_labels"], result["metrics"]
+    assert len(apart) == 2
+    told, guessed = result["warnings"]
+    assert f"2 of 10 labels are annotated on no training image: {apart[0]!r}, {apart[1]!r}" in told
+    assert "assume_negative() takes entries that nobody annotated as absent: the 2 labels" in guessed
+    labels = pd.read_parquet(tmp_path / "run" / "labels.parquet").query("round == 2")
+    assert set(labels.query("not annotated")["label"]) == set(apart)
+    for split, side in (("test", "server"), ("val", "server/val")):
+        here = labels[labels["split"] == split]
+        assert metrics[f"{side}/mAP"] == pytest.approx(here[here["annotated"]]["ap"].mean())
+        assert metrics[f"{side}/mAP/unannotated"] == pytest.approx(here[~here["annotated"]]["ap"].mean())
+        assert metrics[f"{side}/num-evaluable"] + metrics[f"{side}/num-evaluable/unannotated"] == here["ap"].count()
+    rounds = pd.read_parquet(tmp_path / "run" / "rounds.parquet")
+    assert rounds["best-round"].iloc[-1] == rounds["server/val/mAP"].idxmax() + 1
+    assert not any("unannotated" in name for name in metrics if name.startswith("client/"))
+    clean = play(tmp_path / "bce", regime=regime, num_rounds=1)
+    assert [text for text in clean["warnings"] if "assume" in text] == []

@@ -11,12 +11,13 @@ from clients.host import Host
 from clients.memory import FolderMemory
 from fedmlic import spec
 from fedmlic.arrays import Resident
+from fedmlic.errors import InputError
 from fedmlic.experiment import Experiment
 from fedmlic.learner import Learner
 from fedmlic.losses import mean_binary_cross_entropy
 from fedmlic.method import Method, Objective, Task
-from fedmlic.mods.fednova import accumulated
 from fedmlic.mods.int8 import quantised
+from fedmlic.optimiser import accumulated
 from fedmlic.protocol import Request
 from fedmlic.shard import Shard
 from fedmlic.training import to_float, trainer
@@ -213,6 +214,35 @@ def test_scaffold_with_everybody_and_one_step_is_gradient_descent(tmp_path):
     for model in played.models:
         weights = weights - RATE * (gradient(weights, shards[0]) + gradient(weights, shards[1])) / 2
         close(model, weights)
+
+
+@pytest.mark.parametrize("correct", ["gradient", "step"])
+def test_scaffold_with_momentum(tmp_path, correct):
+    """Three full-batch steps with momentum; control variates as option 2 makes them from what the steps did."""
+    shards, weights, momentum = clients(sizes=(3, 5)), start(), 0.9
+    played = play(tmp_path, shards, f"scaffold(correct={correct!r})", local_epochs=3, momentum=momentum)
+
+    server, own = torch.zeros_like(weights), [torch.zeros_like(weights) for _ in shards]
+    # With constant gradients, 3 steps move by 1 + (1 + m) + (1 + m + m^2) gradients.
+    length = 3 + 2 * momentum + momentum**2 if correct == "gradient" else 3
+    for model in played.models:
+        news, models = [], []
+        for client, shard in enumerate(shards):
+            drift, local, velocity = server - own[client], weights, torch.zeros_like(weights)
+            for _ in range(3):
+                inside, outside = (drift, 0 * drift) if correct == "gradient" else (0 * drift, drift)
+                velocity = momentum * velocity + gradient(local, shard) + inside
+                local = local - RATE * (velocity + outside)
+            news.append(own[client] - server + (weights - local) / (length * RATE))
+            models.append(local)
+        server = server + sum(new - old for new, old in zip(news, own, strict=True)) / len(shards)
+        own, weights = news, sum(models) / len(models)
+        close(model, weights, 5e-6)
+
+
+def test_scaffold_cannot_take_whole_gradients_off_after_a_step():
+    with pytest.raises(InputError, match="Expected correct of scaffold to be 'gradient' with option=1"):
+        spec.build("mods", "scaffold(option=1, correct='step')")
 
 
 def test_feddyn(tmp_path):

@@ -374,9 +374,17 @@ def test_clients_that_are_owners_bear_their_names(tmp_path):
     assert "2 Ost [2]" in console.file.getvalue()
     assert report["untrained_labels"] == ["bus"]
     assert report["federation"]["notes"]["images_without_owner_left_out"] == 14
-    nobody, hidden, untrained = report["warnings"]
+    nobody, hidden, apart = report["warnings"]
     assert nobody.startswith("14 of 54 training images have no owner")
     assert "hides 80 of 160 annotations of your own training images" in hidden
-    assert "1 of 4 labels are present on test images but on no training image" in untrained
+    assert report["unannotated_labels"] == [name for name in NAMES if name not in {"cat", "dog"}]
+    assert "2 of 4 labels are annotated on no training image" in apart
+    assert "unannotated_labels" not in report["federation"]
+    guessing = describe(built, method="assume_negative()")["warnings"]
+    assert guessing[:3] == report["warnings"]
+    assert "as absent: the 2 labels that nobody annotates" in guessing[3]
+    assert describe(built, method="bce()")["warnings"] == report["warnings"]
     whole = build_federation(corpus, partition="natural(no_owner='client')", regime="complete()", **settings)
-    assert describe(whole)["warnings"] == [untrained]
+    assert describe(whole)["unannotated_labels"] == []
+    (untrained,) = describe(whole)["warnings"]
+    assert "1 of 4 labels are present on test images but on no training image" in untrained

@@ -60,7 +60,8 @@ def test_a_run_that_has_not_begun(tiny, tmp_path):
 def test_names_of_clients_warnings_and_labels_that_nobody_trained(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     names = [f"ward [{place}]" for place in "ABCDEF"]
-    noted = {"warnings": ["something [odd]"], "untrained_labels": ["four"], "client_names": names}
+    noted = {"warnings": ["something [odd]"], "untrained_labels": ["four"], "unannotated_labels": []}
+    noted["client_names"] = names
     (tmp_path / "run" / "data.json").write_text(json.dumps(noted))
 
     found = summary(tmp_path / "run")
@@ -170,3 +171,24 @@ def test_clients_and_metrics_of_the_method_are_shown(finished):
     assert "[b]" in text
     assert "40.000" in text
     assert "the method's sums over a round's clients (1 more in rounds.parquet)" in text
+
+
+def test_labels_that_nobody_annotates_are_marked_and_have_numbers_of_their_own(finished):
+    found = summary(finished)
+    assert "annotate" not in printed(found, 160)
+    found["untrained_labels"] = ["four", "two"]
+    for event in found["labels"].values():
+        event["annotated"] = [name not in {"four", "six"} for name in event["label"]]
+    apart = {"mAP": 0.123, "prevalence": 0.045, "num-evaluable": 1.0, "num-labels": 2.0}
+    for side in ("server", "server/val"):
+        found["rounds"][-1] |= {f"{side}/{name}/unannotated": value for name, value in apart.items()}
+
+    text = printed(found, 160)
+
+    text = " ".join(text.split())
+    for name in ("four **", "six **", "two *"):
+        assert text.count(f"{name} ") == 2
+    assert "** annotated on no training image: in no average but mAP/unannotated" in text
+    assert "* present on no training image as annotated" in text
+    assert "unannotated labels, test images: mAP 0.123 (a constant score: 0.045) over 1 of 2" in text
+    assert "not annotated: test mAP of the labels that nobody annotates" in text

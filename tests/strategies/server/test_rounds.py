@@ -5,13 +5,16 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from clients.host import Host
 from clients.opening import open_federation
+from fedmlic.counting import ABSENT_COUNTS, PRESENT_COUNTS
+from fedmlic.histograms import ScoreHistograms
 from fedmlic.learner import build_learner
-from fedmlic.protocol import Reply, Turn
+from fedmlic.protocol import HostInfo, Reply, Turn
 from fedmlic.record import create, open_run
-from strategies.server.rounds import RunFailedError
+from strategies.server.rounds import RunFailedError, pooled_metrics, unannotated_of
 from strategies.server.server import build_server, serve
 
 FAULTY = """
@@ -338,3 +341,43 @@ def test_clients_with_too_few_images_have_no_map_of_their_own(play, tmp_path):
     found = {key: value for key, value in result["metrics"].items() if key.startswith("client/mAP/")}
     assert found["client/mAP/num-clients"] < found["client/mAP/num-evaluated"] == 6
     assert found["client/mAP/min-entries"] == 4
+
+
+def infos(*unannotated):
+    one = np.array([0])
+    return [HostInfo(f"h{i}", one + i, one + 9, ("a", "b", "c"), {}, names) for i, names in enumerate(unannotated)]
+
+
+def test_the_server_knows_what_nobody_annotates_only_if_everybody_says_so(tiny):
+    experiment, _ = tiny()
+
+    assert unannotated_of(infos(("b",), ("b",)), {}, experiment) == ("b",)
+    assert unannotated_of(infos(("c", "b"), ("c",)), {}, experiment) == ("c",)
+    assert unannotated_of(infos(()), {}, experiment) == ()
+    assert unannotated_of(infos(("b",), None), {}, experiment) is None
+    assert unannotated_of(infos(None), {}, experiment) is None
+
+
+def test_counts_of_labels_tell_it_unless_numbers_may_be_withheld(tiny):
+    counts = {PRESENT_COUNTS: torch.tensor([0, 0, 4]), ABSENT_COUNTS: torch.tensor([3, 0, 0])}
+    all_shown = tiny(statistics_min_clients=1, statistics_min_images=1)[0]
+
+    assert unannotated_of(infos(None, None), counts, all_shown) == ("b",)
+    assert unannotated_of(infos(None), {PRESENT_COUNTS: counts[PRESENT_COUNTS]}, all_shown) is None
+    assert unannotated_of(infos(None), counts, tiny(statistics_min_clients=1)[0]) is None
+
+
+def test_held_out_images_are_pooled_over_annotated_labels():
+    rng = np.random.default_rng(4)
+    scores, labels = rng.random((50, 3)), rng.integers(0, 2, (50, 3)).astype(np.int8)
+    whole = ScoreHistograms.of(scores, labels)
+    apart = np.array([False, True, False])
+
+    found = pooled_metrics(whole, apart)
+
+    two, one = (ScoreHistograms.of(scores[:, chosen], labels[:, chosen]).metrics() for chosen in (~apart, apart))
+    assert two.items() <= found.items()
+    assert found["mAP/unannotated"] == one["mAP"]
+    assert pooled_metrics(whole, np.zeros(3, np.bool_)) == whole.metrics()
+    labels[:, 1] = -1
+    assert not any("unannotated" in name for name in pooled_metrics(ScoreHistograms.of(scores, labels), apart))
