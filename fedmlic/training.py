@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmlic.errors import InputError
-from fedmlic.method import Inputs, Local, Method, Objective, Task, Trained, no_inputs
+from fedmlic.method import Inputs, Local, Method, Objective, Task, Trained, no_inputs, scalar_and_rest
 from fedmlic.mod import Step
 from fedmlic.model import Classifier
 from fedmlic.optimiser import clip_norm, make_optimiser
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 Loss = Callable[..., Tensor]
 """``(network, images [batch, channels, height, width], labels int8 [batch, labels]) -> scalar``."""
 
+ON_ALL_BATCH = 64
+"""Images at once where a network looks at all images of a client."""
+
 PIXEL_MEAN, PIXEL_STD = 127.5, 63.75
 """Stored bytes become (byte - 127.5) / 63.75, about -2 to 2 (see ``docs/training.md``)."""
 
@@ -45,13 +49,17 @@ def to_float(
 ) -> Tensor:
     """uint8 ``[batch, height, width, channels]`` to float32 ``[batch, channels, height, width]``.
 
+    Feature maps, float32 ``[batch, features, height', width']``, stay as they are.
+
     Args:
-        images: stored images.
+        images: stored images, or feature maps that stand in their place.
         device: where to.
         memory_format: that of the network's weights. With another, every convolution would
             reorder its weights first, which can cost as much as the convolution.
     """
     tensor = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
+    if tensor.is_floating_point():
+        return tensor.to(device, non_blocking=True).contiguous(memory_format=memory_format)
     tensor = tensor.to(device, non_blocking=True).permute(0, 3, 1, 2)
     return tensor.to(torch.float32, memory_format=memory_format).sub_(PIXEL_MEAN).div_(PIXEL_STD)
 
@@ -95,7 +103,7 @@ def fit(resident: Resident, shard: Shard, local: Local, loss: Loss | Objective) 
     if objective.needs_annotations and not shard.annotations.any():
         return Trained(0.0, 0, {})
     settings, device = local.experiment, local.device
-    inputs = objective.inputs(local)
+    inputs = objective.inputs(replace(local, shard=shard, on_all=_on_all(resident, shard, local)))
     terms = [hooks.term for hooks in local.hooks if hooks.term is not None]
     before = [hooks.gradient for hooks in local.hooks if hooks.gradient is not None]
     after = [hooks.after_step for hooks in local.hooks if hooks.after_step is not None]
@@ -115,7 +123,7 @@ def fit(resident: Resident, shard: Shard, local: Local, loss: Loss | Objective) 
                 with precision_of(settings, device), _batch_norm_explained(local, len(images), shard.num_images):
                     given = inputs.of(images, labels, numbers)
                     observed = labels.to(device, non_blocking=True)
-                    value = objective.loss(network, images, observed, *given)
+                    value, rest = scalar_and_rest(objective.loss(network, images, observed, *given))
                     for term in terms:
                         value = value + term(Step(network, images, observed, features()))
                 value.backward()  # type: ignore[no-untyped-call]
@@ -127,6 +135,8 @@ def fit(resident: Resident, shard: Shard, local: Local, loss: Loss | Objective) 
                 for change_parameters in after:
                     change_parameters()
                 losses.append(value.detach())
+                if inputs.seen is not None:
+                    inputs.seen(numbers, *(tensor.detach() for tensor in rest))
     total = float(torch.stack(losses).sum(dtype=torch.float64)) if losses else 0.0
     return checked(Trained(total / max(len(losses), 1), len(losses), inputs.metrics()))
 
@@ -152,25 +162,46 @@ def full_gradient(resident: Resident, shard: Shard, local: Local) -> list[Tensor
     if objective is None:
         msg = "Expected a method that trains by training.fit with an objective, got another. Choose another method."
         raise InputError(msg)
-    network, inputs = resident.network.eval(), objective.inputs(local)
+    copied = {name: tensor.clone() for name, tensor in local.memory.items()}  # looking changes nothing
+    looked = replace(local, memory=copied, shard=shard, on_all=_on_all(resident, shard, local))
+    network, inputs = resident.network.eval(), objective.inputs(looked)
     total = [torch.zeros_like(parameter) for parameter in resident.parameters]
-    everything = to_device(shard.images.take(shard.rows), local.device)
+    held = held_images([shard], local.device)
     observed = torch.from_numpy(np.ascontiguousarray(shard.labels))
     size = local.experiment.batch_size
     with torch_global_stream(local.experiment.seed, "gradient/torch", local.client, local.round, device=local.device):
         for start in range(0, shard.num_images, size):
             numbers = torch.arange(start, min(start + size, shard.num_images))
-            images = to_float(
-                everything.index_select(0, numbers.to(local.device)), local.device, resident.memory_format
-            )
+            images = to_float(held(numbers.numpy()), local.device, resident.memory_format)
             labels = observed.index_select(0, numbers)
             given = inputs.of(images, labels, numbers)
-            value = objective.loss(network, images, labels.to(local.device), *given)
+            value, _ = scalar_and_rest(objective.loss(network, images, labels.to(local.device), *given))
             found = torch.autograd.grad(value, resident.parameters, allow_unused=True)
             for each, gradient in zip(total, found, strict=True):
                 if gradient is not None:
                     each.add_(gradient, alpha=len(numbers) / shard.num_images)
     return total
+
+
+def _on_all(
+    resident: Resident, shard: Shard, local: Local
+) -> Callable[[Callable[[nn.Module, Tensor], Tensor]], Tensor]:
+    """See ``Local.on_all``."""
+
+    def outputs(call: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
+        network, was_training = resident.network, resident.network.training
+        found = []
+        held = held_images([shard], local.device)
+        with torch.no_grad():
+            network.eval()
+            for start in range(0, shard.num_images, ON_ALL_BATCH):
+                chosen = np.arange(start, min(start + ON_ALL_BATCH, shard.num_images))
+                found.append(call(network, to_float(held(chosen), local.device, resident.memory_format)))
+        if was_training:
+            resident.training_network()
+        return torch.cat(found)
+
+    return outputs
 
 
 def stages(resident: Resident, local: Local) -> Iterator[int]:
@@ -255,18 +286,41 @@ def batches(shard: Shard, local: Local) -> Iterator[tuple[Tensor, Tensor]]:
 def _batches(
     shard: Shard, local: Local, memory_format: torch.memory_format, plan: _Plan
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Images on the client's device, where the shard lies whole; labels and which images these are on the CPU."""
+    """Images on the client's device; labels and which images these are on the CPU."""
     kind = local.experiment.augmentation
-    everything = to_device(shard.images.take(shard.rows), local.device)
+    held = held_images([shard], local.device)
     observed = torch.from_numpy(np.ascontiguousarray(shard.labels))
     for chosen in _steps(shard.num_images, local.experiment, plan):
-        # index_select copies whole images, where brackets would copy byte by byte.
-        stored = everything.index_select(0, to_device(chosen, local.device))
-        images = to_float(stored, local.device, memory_format)
+        images = to_float(held(chosen), local.device, memory_format)
         if plan.views is not None:
             images = augment(images, kind, plan.views)
         numbers = torch.from_numpy(chosen)
         yield images, observed.index_select(0, numbers), numbers
+
+
+def held_images(shards: Sequence[Shard], device: torch.device) -> Callable[[NDArray[np.int64]], Tensor]:
+    """What gives stored images of clients, on ``device``, by their number: 0, 1, ..., client after client.
+
+    Pixels lie whole on the device. Feature maps, of which a client may hold more than fits
+    memory, are read from the disk batch by batch.
+    """
+    if any(getattr(shard.images, "as_maps", False) for shard in shards):  # a reader in a test may only know take
+        return lambda numbers: to_device(_maps(shards, numbers), device)
+    taken = [shard.images.take(shard.rows) for shard in shards]
+    everything = to_device(taken[0] if len(taken) == 1 else np.concatenate(taken), device)
+    # index_select copies whole images, where brackets would copy byte by byte.
+    return lambda numbers: everything.index_select(0, to_device(numbers, device))
+
+
+def _maps(shards: Sequence[Shard], numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+    if len(shards) == 1:
+        return shards[0].images.take(shards[0].rows[numbers])
+    firsts = np.cumsum([0, *(shard.num_images for shard in shards)])
+    owners = np.searchsorted(firsts, numbers, side="right") - 1
+    owned = {owner: numbers[owners == owner] - firsts[owner] for owner in dict.fromkeys(owners.tolist())}
+    taken = [shards[owner].images.take(shards[owner].rows[places]) for owner, places in owned.items()]
+    order = np.argsort(np.concatenate([np.flatnonzero(owners == owner) for owner in owned]), kind="stable")
+    return np.concatenate(taken)[order]
 
 
 class _Plan(NamedTuple):
@@ -355,18 +409,21 @@ def augment(images: Tensor, kind: str, rng: torch.Generator) -> Tensor:
 
 
 def classifier(
-    loss: Callable[..., Tensor],
+    loss: Callable[..., Tensor | tuple[Tensor, ...]],
     *,
     pool: str = "mean",
     hidden: Sequence[int] = (),
     inputs: Callable[[Local], Inputs] = no_inputs,
+    one_by_one: str = "",
 ) -> Method:
     """The method that trains a backbone with one logit per label by ``loss(logits, labels)``.
 
     Args:
         loss: scalar loss of logits float32 ``[batch, labels]`` and int8 labels of the same
-            shape; it decides what UNKNOWN means. Further inputs come after these.
+            shape; it decides what UNKNOWN means. Further inputs come after these. It may give
+            tensors beside the scalar (see ``Objective``).
         inputs: makes a turn's further inputs of the loss.
+        one_by_one: why clients cannot be trained at once; empty where they can.
         pool: how the logit map becomes one logit per label (see ``fedmlic.model.Classifier``).
         hidden: units of hidden layers between the feature map and the logits.
     """
@@ -378,7 +435,10 @@ def classifier(
     def predict(network: nn.Module, images: Tensor) -> Tensor:
         return torch.sigmoid(network(images))
 
-    objective = Objective(lambda network, images, labels, *given: loss(network(images), labels, *given), inputs)
+    def of_images(network: nn.Module, images: Tensor, labels: Tensor, *given: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return loss(network(images), labels, *given)
+
+    objective = Objective(of_images, inputs, one_by_one=one_by_one)
     return Method(build, trainer(objective), predict, label_rows=_head_rows, objective=objective)
 
 

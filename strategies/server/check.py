@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from fedmlic import spec
 from fedmlic.errors import InputError
+from fedmlic.method import why_one_by_one
 
 if TYPE_CHECKING:
     from fedmlic.experiment import Experiment, Runtime
@@ -55,6 +56,9 @@ def _note(wrong: list[str], key: str, text: str) -> None:
 def _conflicts(experiment: Experiment, runtime: Runtime, method: Method, strategy: Strategy) -> Iterator[str]:
     """What does not go together, a sentence each."""
     mods = mods_of(experiment, strategy)
+    alone = why_one_by_one(method)
+    if runtime.vectorize > 1 and alone:
+        yield f"Expected method {experiment.method} to allow vectorize, got {alone}. Use vectorize=1."
     for text, mod in mods.items():
         reason = mod.refuses(experiment) if mod.refuses is not None else ""
         if reason:
@@ -66,6 +70,10 @@ def _conflicts(experiment: Experiment, runtime: Runtime, method: Method, strateg
                 f"Expected method {experiment.method} to train by training.fit, since {text} changes its steps, got "
                 "one with a training of its own. Choose another method or leave the mod out."
             )
+    if experiment.features == "cached":
+        reason = _needs_images(experiment, method)
+        if reason:
+            yield reason
     asks = [text for text, mod in mods.items() if mod.statistics is not None]
     if method.statistics is not None:
         asks.append(experiment.method)
@@ -74,6 +82,17 @@ def _conflicts(experiment: Experiment, runtime: Runtime, method: Method, strateg
             f"Expected allow-statistics=true, since {', '.join(asks)} counts labels over all clients before the first "
             "round, which tells the server something of them, got false. Set it if the clients agree."
         )
+
+
+def _needs_images(experiment: Experiment, method: Method) -> str:
+    """Why feature maps cannot be used where they were asked for; empty where nothing is seen without data."""
+    from fedmlic.features import obstacle_before_data, refusal  # imports torch
+
+    try:
+        reason = obstacle_before_data(experiment, method)
+    except InputError as error:  # such as weights that are not there
+        return str(error)
+    return refusal(reason) if reason else ""
 
 
 def _objectives(method: Method) -> list[object]:
