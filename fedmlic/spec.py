@@ -249,6 +249,42 @@ def check(key: str, text: str) -> None:
     Raises:
         InputError: as ``build``, but for what only the factory itself can know.
     """
+    _arguments(key, text)
+
+
+def resolve(key: str, text: str) -> str:
+    """The text of an entry with every argument spelled out, as its signature reads it; nothing is built.
+
+    Two texts that ask for the same resolve to the same: ``bce`` and ``bce()``, ``alpha=1`` and ``alpha=1.0``. An
+    argument that is called like a catalogue (``regime``) or several of its entries (``regimes``) holds texts of that
+    catalogue, which are resolved too.
+
+    Raises:
+        InputError: as ``check``.
+
+    >>> resolve("partition", "dirichlet(alpha=1)")
+    "dirichlet(alpha=1.0, key='rarest', min_images=8)"
+    """
+    arguments = _arguments(key, text)
+    return str(Spec(parse(text, key).name, {name: _resolved(name, value) for name, value in arguments.items()}))
+
+
+def _resolved(name: str, value: Any) -> Any:  # noqa: ANN401  (arguments are any)
+    if isinstance(value, (list, tuple)):
+        return [_resolved(name, item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    catalogue = next((key for key in CATALOGUES if name in {key, f"{key}s"}), None)
+    if catalogue is None or not isinstance(value, str):
+        return value
+    try:
+        return ", ".join(resolve(catalogue, str(each)) for each in parse_all(value, catalogue))
+    except InputError:  # a text of another kind, or wrong: the entry itself says what
+        return value
+
+
+def _arguments(key: str, text: str) -> dict[str, Any]:
+    """All arguments of an entry by name, checked and converted by its signature."""
     spec, make = _checked_names(key, text)
     hints = get_type_hints(make, include_extras=True)
     fields: dict[str, Any] = {
@@ -257,9 +293,10 @@ def check(key: str, text: str) -> None:
     }
     schema = create_model(spec.name, __config__=ConfigDict(arbitrary_types_allowed=True), **fields)
     try:
-        schema(**spec.arguments)
+        made = schema(**spec.arguments)
     except ValidationError as error:
         raise InputError(_explain(key, spec.name, error)) from None
+    return {name: getattr(made, name) for name in fields}
 
 
 def _checked_names(key: str, text: str) -> tuple[Spec, Callable[..., Any]]:

@@ -236,7 +236,7 @@ class Processes:
         limit(ours, self._timeout)
         arguments = (theirs, held.name, self._model, held.sums, dict(os.environ), list(sys.path))
         held.process = self._context.Process(target=_serve, args=arguments, name=held.name, daemon=True)
-        with _nameless_main():
+        with nameless_main():
             held.process.start()
         theirs.close()
         held.pipe = ours
@@ -349,7 +349,7 @@ def _without_interrupts() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _nameless_main() -> Iterator[None]:
+def nameless_main() -> Iterator[None]:
     """While a process starts: hide the main module, which workers would otherwise import again."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
