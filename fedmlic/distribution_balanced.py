@@ -8,7 +8,7 @@ Datasets" (ECCV); ``shares`` is the variant DB* of HP-DVAL (``docs/methods/hp_dv
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from fedmlic.counting import PRESENT_COUNTS, label_counts
 from fedmlic.guesses import precise
 from fedmlic.labels import ABSENT, PRESENT
+from fedmlic.losses import known_mean
 from fedmlic.method import Inputs, Local
 from fedmlic.protocol import STATISTICS
 
@@ -94,6 +95,48 @@ def tolerant_entries(
     if focal:
         entries = 2 * torch.sigmoid(-towards).square() * entries
     return torch.where(labels >= ABSENT, entries, 0.0)
+
+
+class Balance(NamedTuple):
+    """The whole loss.
+
+    Attributes:
+        rebalance: whether entries are re-weighted.
+        floor: a.
+        steepness: b.
+        middle: u.
+        kappa: how strongly logits are shifted.
+        tolerance: lambda.
+        focal: whether easy entries fade.
+        positive_share: whether logits of present entries are multiplied by ``shares`` (DB*).
+    """
+
+    rebalance: bool
+    floor: float
+    steepness: float
+    middle: float
+    kappa: float
+    tolerance: float
+    focal: bool
+    positive_share: bool = False
+
+    def __call__(self, logits: Tensor, labels: Tensor, present: Tensor, shift: Tensor) -> Tensor:
+        """The mean over known entries, a scalar.
+
+        Args:
+            logits: floating ``[batch, labels]``.
+            labels: int8 ``[batch, labels]``.
+            present: ``[labels]``, counts.
+            shift: ``[labels]``, as ``shifts`` gives them.
+        """
+        share = shares(present) if self.positive_share else 1.0
+        shifted = self.kappa / self.tolerance * shift
+        entries = tolerant_entries(logits, labels, shifted, self.tolerance, focal=self.focal, share=share)
+        if self.rebalance:
+            entries = entries * rebalanced(
+                labels, present, floor=self.floor, steepness=self.steepness, middle=self.middle
+            )
+        return known_mean(entries, labels)
 
 
 def count_inputs(counts: str) -> Callable[[Local], Inputs]:

@@ -267,7 +267,7 @@ def _check_lengths(names: Sequence[str], rows: Sequence[Sequence[int]], context:
         raise InputError(msg)
 
 
-def open_reader(weights: str, model: str, features: int, seed: int, who: str) -> Reader:
+def open_reader(weights: str, model: str, *, features: int, seed: int, who: str) -> Reader:
     """The text half that a method's ``weights`` names.
 
     Args:

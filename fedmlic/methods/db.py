@@ -25,17 +25,13 @@ Datasets" (ECCV); defaults are the released code's for COCO-MLT.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fedmlic.distribution_balanced import count_inputs, counted, rebalanced, shifts, tolerant_entries
-from fedmlic.losses import known_mean
+from fedmlic.distribution_balanced import Balance, count_inputs, counted, rebalanced, shifts, tolerant_entries
 from fedmlic.method import Method
 from fedmlic.training import classifier
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 __all__ = ("counted", "db", "rebalanced", "shifts", "tolerant_entries")
 
@@ -66,12 +62,6 @@ def db(
         focal: whether easy entries fade (DB-focal).
         pool: how the logit map becomes one logit per label (``fedmlic.model.Classifier``).
     """
-
-    def loss(logits: Tensor, labels: Tensor, present: Tensor, shift: Tensor) -> Tensor:
-        entries = tolerant_entries(logits, labels, kappa / tolerance * shift, tolerance, focal=focal)
-        if rebalance:
-            entries = entries * rebalanced(labels, present, floor=floor, steepness=steepness, middle=middle)
-        return known_mean(entries, labels)
-
+    loss = Balance(rebalance, floor, steepness, middle, kappa, tolerance, focal)
     method = classifier(loss, pool=pool, inputs=count_inputs(counts))
     return method._replace(statistics=counted) if counts == "global" else method

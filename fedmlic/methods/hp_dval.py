@@ -36,13 +36,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedmlic import spec
-from fedmlic.distribution_balanced import counted, known_counts, rebalanced, shares, tolerant_entries
+from fedmlic.distribution_balanced import Balance, counted, known_counts
 from fedmlic.errors import InputError
-from fedmlic.losses import known_mean
 from fedmlic.method import Inputs, Local, Method, Objective, Phase, Task, none
 from fedmlic.model import Model, TwoViews
 from fedmlic.pretrained import freeze
-from fedmlic.prompt_learner import PromptLearner, open_reader
+from fedmlic.prompt_learner import PromptLearner, Reader, open_reader
 from fedmlic.training import trainer
 
 TRIAL = "hp_dval(weights='random', counts='client')"
@@ -272,57 +271,19 @@ def hp_dval(
         tolerance: how negatives are tolerated (COCO-LT 2, VOC-LT 5).
         focal: whether easy entries fade, exponent 2.
     """
-    how = Scoring(alpha, top, scores)
-
-    def build(task: Task) -> nn.Module:
-        backbone = TwoViews(task.model.build(task.image_shape[2]))
-        reader = open_reader(weights, text_model, backbone.num_features, task.seed, "hp_dval")
-        learner = PromptLearner(reader, task.label_names, template, context_length)
-        taught = None
-        if schedule == "prompts":
-            _check_shared(backbone, reader.features)
-            freeze(backbone, {name for name, _ in backbone.named_parameters()})
-        elif distill > 0:
-            taught = _teacher(task, teacher, backbone, reader.features, real=weights != "random")
-        network = DualViewNetwork(backbone, learner, taught, how, scale=scale, start=start)
-        for name in CONTEXTS:
-            network.get_parameter(name).requires_grad_(schedule != "alignment")
-        network.log_scale.requires_grad_(schedule != "prompts")
-        return network
-
-    def balanced(logits: Tensor, labels: Tensor, present: Tensor, shift: Tensor) -> Tensor:
-        share = shares(present) if positive_share else 1.0
-        shifted = kappa / tolerance * shift
-        entries = tolerant_entries(logits, labels, shifted, tolerance, focal=focal, share=share)
-        if rebalance:
-            entries = entries * rebalanced(labels, present, floor=floor, steepness=steepness, middle=middle)
-        return known_mean(entries, labels)
-
-    def align(network: nn.Module, images: Tensor, labels: Tensor, present: Tensor, shift: Tensor) -> Tensor:
-        views, pull = _views_and_pull(network, images, distill)
-        return balanced(network(views, "scores"), labels, present, shift) + pull
-
-    def prompt(
-        network: nn.Module, images: Tensor, labels: Tensor, present: Tensor, shift: Tensor, *kept: Tensor
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        views = kept[0] if kept and kept[0].numel() else network(images, "views")
-        texts = network(images, "texts")
-        value = balanced(network(views, "scores", texts), labels, present, shift)
-        value = value + consistency * difference(texts, consistent_view)
-        return (value, views) if kept and not kept[0].numel() else value
-
-    def joint(network: nn.Module, images: Tensor, labels: Tensor, present: Tensor, shift: Tensor) -> Tensor:
-        views, pull = _views_and_pull(network, images, distill)
-        texts = network(images, "texts")
-        value = balanced(network(views, "scores", texts), labels, present, shift)
-        return value + pull + consistency * difference(texts, consistent_view)
-
-    inputs = partial(_inputs, counts=counts)
-    stages = {
-        "alignment": Objective(align, inputs, one_by_one=ALONE),
-        "prompts": Objective(prompt, partial(inputs, keep=True), one_by_one=ALONE),
-        "joint": Objective(joint, inputs, one_by_one=ALONE),
-    }
+    balance = Balance(rebalance, floor, steepness, middle, kappa, tolerance, focal, positive_share)
+    read = partial(open_reader, weights, text_model, who="hp_dval")
+    build = partial(
+        _build,
+        read=read,
+        prompts=(template, context_length, start),
+        how=Scoring(alpha, top, scores),
+        scale=scale,
+        trains=schedule,
+        teacher=None if distill == 0 or schedule == "prompts" else teacher,
+        real=weights != "random",
+    )
+    stages = _stages(balance, distill, consistency, consistent_view, counts)
     first, second = stages["alignment"], stages["prompts"]
     phases = (
         Phase(trainer(first), align_rounds, _aligned, first),
@@ -337,9 +298,69 @@ def hp_dval(
         objective=whole,
         phases=phases if schedule == "two_stages" else (),
         statistics=counted if counts == "global" else None,
-        ask=partial(_ask, weights=weights, text_model=text_model, template=template),
+        ask=partial(_ask, read=read, template=template),
         needs_pixels=bool(teacher) and distill > 0 and schedule != "prompts",
     )
+
+
+def _build(
+    task: Task,
+    *,
+    read: Callable[..., Reader],
+    prompts: tuple[str, int, str],
+    how: Scoring,
+    scale: float,
+    trains: str,
+    teacher: str | None,
+    real: bool,
+) -> nn.Module:
+    """The network; see ``hp_dval``. ``teacher`` is None where there is none."""
+    template, context_length, start = prompts
+    backbone = TwoViews(task.model.build(task.image_shape[2]))
+    reader = read(features=backbone.num_features, seed=task.seed)
+    learner = PromptLearner(reader, task.label_names, template, context_length)
+    if trains == "prompts":
+        _check_shared(backbone, reader.features)
+        freeze(backbone, {name for name, _ in backbone.named_parameters()})
+    taught = None if teacher is None else _teacher(task, teacher, backbone, reader.features, real=real)
+    network = DualViewNetwork(backbone, learner, taught, how, scale=scale, start=start)
+    for name in CONTEXTS:
+        network.get_parameter(name).requires_grad_(trains != "alignment")
+    network.log_scale.requires_grad_(trains != "prompts")
+    return network
+
+
+def _stages(
+    balance: Balance, distill: float, consistency: float, consistent_view: str, counts: str
+) -> dict[str, Objective]:
+    """What each schedule minimises."""
+
+    def align(network: nn.Module, images: Tensor, labels: Tensor, *known: Tensor) -> Tensor:
+        views, pull = _views_and_pull(network, images, distill)
+        return balance(network(views, "scores"), labels, *known) + pull
+
+    def with_prompts(network: nn.Module, images: Tensor, views: Tensor, labels: Tensor, *known: Tensor) -> Tensor:
+        texts = network(images, "texts")
+        value = balance(network(views, "scores", texts), labels, *known)
+        return value + consistency * difference(texts, consistent_view)
+
+    def prompt(
+        network: nn.Module, images: Tensor, labels: Tensor, present: Tensor, shift: Tensor, *kept: Tensor
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        views = kept[0] if kept and kept[0].numel() else network(images, "views")
+        value = with_prompts(network, images, views, labels, present, shift)
+        return (value, views) if kept and not kept[0].numel() else value
+
+    def joint(network: nn.Module, images: Tensor, labels: Tensor, *known: Tensor) -> Tensor:
+        views, pull = _views_and_pull(network, images, distill)
+        return with_prompts(network, images, views, labels, *known) + pull
+
+    inputs = partial(_inputs, counts=counts)
+    return {
+        "alignment": Objective(align, inputs, one_by_one=ALONE),
+        "prompts": Objective(prompt, partial(inputs, keep=True), one_by_one=ALONE),
+        "joint": Objective(joint, inputs, one_by_one=ALONE),
+    }
 
 
 def predict(network: nn.Module, images: Tensor) -> Tensor:
@@ -464,7 +485,7 @@ def _teacher(task: Task, text: str, backbone: TwoViews, features: int, *, real: 
 
 
 def _ask(
-    network: nn.Module, task: Task, names: Sequence[str], weights: str, text_model: str, template: str
+    network: nn.Module, task: Task, names: Sequence[str], read: Callable[..., Reader], template: str
 ) -> Callable[[Tensor], Tensor]:
     """Probabilities of labels by their names, those of the training and others; see ``Method.ask``."""
     trained = cast("DualViewNetwork", network)
@@ -475,8 +496,7 @@ def _ask(
         )
         raise InputError(msg)
     device = trained.start.device
-    width = trained.learner.handwritten.shape[1]
-    reader = open_reader(weights, text_model, width, task.seed, "hp_dval")
+    reader = read(features=trained.learner.handwritten.shape[1], seed=task.seed)
     learner = PromptLearner(reader, names, template, trained.learner.num_context).to(device)
     own = trained.contexts().detach()
     with torch.no_grad():

@@ -168,7 +168,7 @@ def test_random_ones_are_those_of_their_seed_and_move_nobodys_stream():
 def test_what_cannot_be_read_is_said():
     reader = random_reader(6, seed=0)
     with pytest.raises(InputError, match=r"got nothing. Copy the folder openai/clip-vit-base-patch16"):
-        open_reader("", "ViT-B-16", 6, 0, "hp_dval")
+        open_reader("", "ViT-B-16", features=6, seed=0, who="hp_dval")
     with pytest.raises(InputError, match=r"at most 77 tokens with 4 of context, got 1 longer .* 'aaaa"):
         PromptLearner(reader, ["cat", "a" * 72], "{}", 4)
     assert PromptLearner(reader, ["a" * 71], "{}", 4).handwritten.isfinite().all()
@@ -180,7 +180,7 @@ def test_what_cannot_be_read_is_said():
 @needs_open_clip
 def test_files_and_folders_of_something_else_are_refused(clip, tmp_path):
     with pytest.raises(InputError, match="nothing at"):
-        open_reader(str(tmp_path / "none.pt"), MODEL, 6, 0, "hp_dval")
+        open_reader(str(tmp_path / "none.pt"), MODEL, features=6, seed=0, who="hp_dval")
     folder = tmp_path / "folder"
     shutil.copytree(clip[2] / "folder", folder)
     config = json.loads((folder / "config.json").read_text())

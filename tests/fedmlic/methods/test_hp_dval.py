@@ -202,7 +202,7 @@ def test_views_are_computed_once_a_turn_while_the_tower_stays(monkeypatch):
     for limit in (2**30, -1):
         monkeypatch.setattr(hp_dval, "LARGEST_CACHE", limit)
         learned = learner()
-        handle = learned.resident.network.backbone.register_forward_hook(lambda *_: calls.append(limit))
+        handle = learned.resident.network.backbone.register_forward_hook(lambda *_, limit=limit: calls.append(limit))
         results.append((play_phase(learned, shard, 1, local_epochs=3)[1].loss, learned.resident.flat.clone()))
         handle.remove()
 
