@@ -120,7 +120,7 @@ class Balance(NamedTuple):
     focal: bool
     positive_share: bool = False
 
-    def __call__(self, logits: Tensor, labels: Tensor, present: Tensor, shift: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, labels: Tensor, present: Tensor, shift: Tensor) -> Tensor:
         """The mean over known entries, a scalar.
 
         Args:

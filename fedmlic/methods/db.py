@@ -62,6 +62,6 @@ def db(
         focal: whether easy entries fade (DB-focal).
         pool: how the logit map becomes one logit per label (``fedmlic.model.Classifier``).
     """
-    loss = Balance(rebalance, floor, steepness, middle, kappa, tolerance, focal)
+    loss = Balance(rebalance, floor, steepness, middle, kappa, tolerance, focal).loss
     method = classifier(loss, pool=pool, inputs=count_inputs(counts))
     return method._replace(statistics=counted) if counts == "global" else method

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from fedmlic import spec
 from fedmlic.distribution_balanced import Balance, counted, known_counts
 from fedmlic.errors import InputError
-from fedmlic.method import Inputs, Local, Method, Objective, Phase, Task, none
+from fedmlic.method import Inputs, Local, Method, Objective, Phase, Task
 from fedmlic.model import Model, TwoViews
 from fedmlic.pretrained import freeze
 from fedmlic.prompt_learner import PromptLearner, Reader, open_reader
@@ -98,6 +98,7 @@ class DualViewNetwork(nn.Module):
         how: how views become scores.
         scale: exp(w) at the start.
         start: how contexts begin.
+        prompted: names of the contexts that are used; another view has the hand-written texts.
 
     Attributes:
         aligned: names of the tensors that train in stage 1.
@@ -112,6 +113,7 @@ class DualViewNetwork(nn.Module):
         *,
         scale: float,
         start: str,
+        prompted: Sequence[str] = CONTEXTS,
     ) -> None:
         super().__init__()
         self.backbone, self.learner, self.how = backbone, learner, how
@@ -123,6 +125,7 @@ class DualViewNetwork(nn.Module):
         self.context_whole = nn.Parameter(learner.begin(start))
         self.context_places = nn.Parameter(learner.begin(start))
         self.register_buffer("start", self.contexts().detach().clone())
+        self.prompted = prompted
         self.log_scale = nn.Parameter(torch.tensor(scale).log())
         self.aligned = self._aligned()
         self._known: tuple[Tensor, Tensor] | None = None
@@ -155,11 +158,17 @@ class DualViewNetwork(nn.Module):
         if part == "taught":
             return self._taught(given)
         if part == "texts":
-            trained: Tensor = self.learner(self.contexts())
-            return torch.cat([trained, self.learner.handwritten[None].to(trained.dtype)])
+            return self._read()
         if part == "scores":
             return self.scores(given, *more)
         return self.scores(self.views(given), self.texts())
+
+    def _read(self) -> Tensor:
+        """``[3, labels, features]``: for the whole image, for places, hand-written."""
+        trained = self.learner(torch.stack([self.get_parameter(name) for name in self.prompted]))
+        written = self.learner.handwritten.to(trained.dtype)
+        rows = dict(zip(self.prompted, trained, strict=True))
+        return torch.stack([*(rows.get(name, written) for name in CONTEXTS), written])
 
     def views(self, images: Tensor) -> Tensor:
         """``[batch, 1 + places, features]``: the whole image, then its places."""
@@ -191,14 +200,14 @@ class DualViewNetwork(nn.Module):
 
     @torch.no_grad()
     def texts(self) -> Tensor | None:
-        """Texts for prediction ``[2, labels, features]``, computed once for the same contexts; None: hand-written."""
+        """Texts for prediction ``[3, labels, features]``, computed once for the same contexts; None: hand-written."""
         with torch.inference_mode(mode=False):
             contexts = self.contexts().clone()
             if torch.equal(contexts, self.start):
                 return None
             known = self._known
             if known is None or known[0].device != contexts.device or not torch.equal(known[0], contexts):
-                known = self._known = (contexts, self.learner(contexts).clone())
+                known = self._known = (contexts, self._read().clone())
             return known[1]
 
     def train(self, mode: bool = True) -> DualViewNetwork:  # noqa: FBT001, FBT002  (torch's signature)
@@ -219,6 +228,7 @@ def hp_dval(
     align_rounds: Annotated[int, Field(ge=1)] = 20,
     context_length: Annotated[int, Field(ge=1)] = 4,
     start: Literal["normal", "template"] = "normal",
+    prompted: Literal["both", "whole", "places"] = "both",
     local_context: Literal["shared", "private"] = "shared",
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.4,
     top: Annotated[int, Field(ge=1)] = 32,
@@ -250,6 +260,8 @@ def hp_dval(
         align_rounds: rounds of stage 1 in ``two_stages``; all others are of stage 2.
         context_length: M, trained vectors of each context.
         start: contexts begin ``normal``, with a deviation of 0.02, or as the words of the ``template``.
+        prompted: which views have a trained context; the other one keeps the hand-written texts, and its
+            context is not sent.
         local_context: exchange the context of places, or every client keeps its own (``private``).
         alpha: weight of the whole image, in [0, 1]; places have the rest.
         top: k, places of which a label's local score is the mean.
@@ -271,12 +283,15 @@ def hp_dval(
         tolerance: how negatives are tolerated (COCO-LT 2, VOC-LT 5).
         focal: whether easy entries fade, exponent 2.
     """
+    chosen = tuple(name for name in CONTEXTS if prompted in {"both", name.removeprefix("context_")})
+    own = CONTEXTS[1:] if local_context == "private" and schedule != "alignment" else ()
     balance = Balance(rebalance, floor, steepness, middle, kappa, tolerance, focal, positive_share)
     read = partial(open_reader, weights, text_model, who="hp_dval")
     build = partial(
         _build,
         read=read,
         prompts=(template, context_length, start),
+        prompted=chosen,
         how=Scoring(alpha, top, scores),
         scale=scale,
         trains=schedule,
@@ -287,14 +302,14 @@ def hp_dval(
     first, second = stages["alignment"], stages["prompts"]
     phases = (
         Phase(trainer(first), align_rounds, _aligned, first),
-        Phase(trainer(second), 0, lambda _: CONTEXTS, second),
+        Phase(trainer(second), 0, lambda _: chosen, second),
     )
     whole = stages["joint" if schedule == "two_stages" else schedule]
     return Method(
         build,
         trainer(whole),
         predict,
-        private=(lambda _: CONTEXTS[1:]) if local_context == "private" and schedule != "alignment" else none,
+        private=lambda _: [name for name in own if name in chosen],
         objective=whole,
         phases=phases if schedule == "two_stages" else (),
         statistics=counted if counts == "global" else None,
@@ -308,6 +323,7 @@ def _build(
     *,
     read: Callable[..., Reader],
     prompts: tuple[str, int, str],
+    prompted: Sequence[str],
     how: Scoring,
     scale: float,
     trains: str,
@@ -323,9 +339,9 @@ def _build(
         _check_shared(backbone, reader.features)
         freeze(backbone, {name for name, _ in backbone.named_parameters()})
     taught = None if teacher is None else _teacher(task, teacher, backbone, reader.features, real=real)
-    network = DualViewNetwork(backbone, learner, taught, how, scale=scale, start=start)
+    network = DualViewNetwork(backbone, learner, taught, how, scale=scale, start=start, prompted=prompted)
     for name in CONTEXTS:
-        network.get_parameter(name).requires_grad_(trains != "alignment")
+        network.get_parameter(name).requires_grad_(trains != "alignment" and name in prompted)
     network.log_scale.requires_grad_(trains != "prompts")
     return network
 
@@ -337,11 +353,11 @@ def _stages(
 
     def align(network: nn.Module, images: Tensor, labels: Tensor, *known: Tensor) -> Tensor:
         views, pull = _views_and_pull(network, images, distill)
-        return balance(network(views, "scores"), labels, *known) + pull
+        return balance.loss(network(views, "scores"), labels, *known) + pull
 
     def with_prompts(network: nn.Module, images: Tensor, views: Tensor, labels: Tensor, *known: Tensor) -> Tensor:
         texts = network(images, "texts")
-        value = balance(network(views, "scores", texts), labels, *known)
+        value = balance.loss(network(views, "scores", texts), labels, *known)
         return value + consistency * difference(texts, consistent_view)
 
     def prompt(
@@ -499,10 +515,12 @@ def _ask(
     reader = read(features=trained.learner.handwritten.shape[1], seed=task.seed)
     learner = PromptLearner(reader, names, template, trained.learner.num_context).to(device)
     own = trained.contexts().detach()
-    with torch.no_grad():
-        texts = None if torch.equal(own, trained.start) else learner(own)
-    handwritten = learner.handwritten
-    whole, places = (handwritten, handwritten) if texts is None else (texts[0], texts[1])
+    whole = places = learner.handwritten
+    if not torch.equal(own, trained.start):
+        with torch.no_grad():
+            texts = learner(own)
+        whole = texts[0] if CONTEXTS[0] in trained.prompted else whole
+        places = texts[1] if CONTEXTS[1] in trained.prompted else places
 
     def probabilities(images: Tensor) -> Tensor:
         found = fused(trained.views(images), whole, places, trained.how) * trained.log_scale.exp()

@@ -293,6 +293,40 @@ def test_a_private_context_stays_at_its_client():
     assert learned.resident.layout.names == ("context_whole",)
 
 
+@pytest.mark.parametrize("view", ["whole", "places"])
+def test_one_prompted_view_leaves_the_other_its_handwritten_texts(view):
+    learned, shard = learner(method=f"prompted={view!r}"), data()
+    network = learned.resident.network
+
+    changed, _ = play_phase(learned, shard, 1)
+
+    assert changed == {f"context_{view}"}
+    assert [name for name in learned.resident.layout.names if "context" in name] == [f"context_{view}"]
+    whole, places, written = network(torch.zeros(0), "texts")
+    trained, other = (whole, places) if view == "whole" else (places, whole)
+    assert torch.equal(other, written)
+    assert not torch.allclose(trained, written, atol=1e-3)
+
+
+def test_prompts_for_whole_images_without_balance_are_prompts_by_cross_entropy():
+    """PromptFL: one context on a fixed tower, which is all that is sent."""
+    method = (
+        "schedule='prompts', alpha=1.0, prompted='whole', consistency=0.0, rebalance=False, kappa=0.0, "
+        "tolerance=1.0, focal=False"
+    )
+    learned, shard = learner(method=method), data()
+    network, images = learned.resident.network.eval(), to_float(shard.images.pixels)
+    labels = torch.from_numpy(shard.labels)
+    given = learned.method.objective.inputs(Local(settings(), 1, 3, torch.device("cpu"), lambda: None, shard=shard))
+    with torch.no_grad():
+        found = learned.method.objective.loss(network, images, labels, *given.of(images, labels, torch.arange(9)))
+        logits = network(network(images, "views"), "scores", network(images, "texts"))
+        expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels.float())
+
+    assert learned.resident.layout.names == ("context_whole",)
+    torch.testing.assert_close(found, expected)
+
+
 @needs_open_clip
 def test_a_folder_of_both_halves(tmp_path):
     path = CLIP["folder"](tmp_path / "clip")
