@@ -165,8 +165,8 @@ class DualViewNetwork(nn.Module):
 
     def _read(self) -> Tensor:
         """``[3, labels, features]``: for the whole image, for places, hand-written."""
-        trained = self.learner(torch.stack([self.get_parameter(name) for name in self.prompted]))
-        written = self.learner.handwritten.to(trained.dtype)
+        trained = self.learner(torch.stack([self.get_parameter(name) for name in self.prompted])).float()
+        written = self.learner.handwritten
         rows = dict(zip(self.prompted, trained, strict=True))
         return torch.stack([*(rows.get(name, written) for name in CONTEXTS), written])
 
