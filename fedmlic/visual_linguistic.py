@@ -77,7 +77,7 @@ class CrossAttention(nn.Module):
         return result
 
     def _heads(self, tokens: Tensor) -> Tensor:
-        return tokens.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        return tokens.reshape(*tokens.shape[:2], self.num_heads, -1).transpose(1, 2)
 
 
 class Interaction(nn.Module):
@@ -123,7 +123,7 @@ class Interaction(nn.Module):
         if self.to_map is not None:
             labels = tokens[:, :num_labels].expand(len(places), -1, -1)
             added = self.gamma * self.to_map(places, labels)
-            features = features + added.transpose(1, 2).unflatten(2, features.shape[2:])
+            features = features + added.transpose(1, 2).reshape(features.shape)
         if self.gate is not None:
             tokens = tokens + common
             tokens = tokens + self.gate(tokens).tanh() * tokens

@@ -65,7 +65,7 @@ def hsvlt(
         raise InputError(msg)
 
     def build(task: Task) -> nn.Module:
-        backbone = require(task.model.build(task.image_shape[2]), StageBackbone, "hsvlt")
+        backbone = require(task.model.build(task.image_shape[2]), StageBackbone, "hsvlt")  # type: ignore[type-abstract]
         if interaction == "none":
             return ScaleClassifier(backbone, task.num_labels, scales)
         labels = label_vectors(text, task.label_names, text_width or backbone.num_features, task.seed)

@@ -14,7 +14,7 @@ from fedmlic.learner import build_learner
 from fedmlic.method import Local
 from fedmlic.models import convnext
 from fedmlic.shard import Shard
-from fedmlic.training import to_float
+from fedmlic.training import captured_features, to_float
 
 NAMES = ("a", "b", "c")
 SIDE = 32
@@ -35,7 +35,7 @@ class Pixels:
 
 
 def learner_of(method="hsvlt()", model="convnext()", names=NAMES):
-    experiment = Experiment(method=method, model=model, batch_size=4, learning_rate=3e-3)
+    experiment = Experiment(method=method, model=model, batch_size=4, local_epochs=1)
     return experiment, build_learner(experiment, names, (SIDE, SIDE, 3))
 
 
@@ -75,6 +75,21 @@ def test_a_client_without_annotations_keeps_the_model():
     assert torch.equal(learner.resident.flat, start)
 
 
+@pytest.mark.parametrize("interaction", ["labels", "both", "none"])
+def test_mods_see_the_trunks_last_map(interaction):
+    """Such as moon, which contrasts it; the method goes through the trunk block by block."""
+    network = learner_of(f"hsvlt(interaction='{interaction}')")[1].resident.network
+    given = to_float(pixels())
+
+    with captured_features(network, wanted=True) as features, torch.no_grad():
+        network(given)
+        expected = network.backbone(given).mean(dim=(2, 3))
+        network(given)
+        found = features()
+
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_ablations():
     off = learner_of("hsvlt(interaction='none')")[1].resident.network
     shuffled = learner_of("hsvlt(text=\"shuffled(of='random_orthogonal()')\")")[1].resident.network
@@ -95,7 +110,7 @@ def test_text_width_is_the_last_stages_or_as_given():
 
 
 def test_what_it_refuses():
-    with pytest.raises(InputError, match=r"to give hsvlt its stages, got SmallCNN\. Choose convnext"):
+    with pytest.raises(InputError, match=r"to give hsvlt its stages, got SmallCnn\. Choose convnext"):
         learner_of(model="small_cnn()")
     with pytest.raises(InputError, match=r"readout to be 'row' with interaction='none'"):
         spec.build("method", "hsvlt(interaction='none', readout='shared')")
