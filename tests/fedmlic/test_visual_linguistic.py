@@ -207,7 +207,19 @@ def test_the_papers_size_counts_what_the_formulas_say():
     assert counted(network, "projections") == linears
     assert counted(network, "readout") == 80 * (1440 + 1)
     assert counted(network) == 96_003_824
-    assert 154_409_466 - (counted(network) + 2 * 768**2) == 57_225_994
+
+
+def test_the_released_codes_other_numbers_are_what_nothing_reads():
+    """Its log says 154,409,466: the network here, the last block's gate, and what the page lists as never read."""
+    depths, widths = (3, 3, 27, 3), (96, 192, 384, 768)
+    perceptrons = sum(n * (8 * d * d + 5 * d + 2 * d) for n, d in zip(depths, widths, strict=True))
+    inputs = (1024 + 512, 512, 512 + 256, 512, 512 + 128, 512)  # of convolutions over 3 labels to 512 channels
+    aggregation = sum(3 * 512 * each for each in inputs) + 6 * 2 * 512 + 2 * 512 + 2
+    attention = 4 * 768**2 + 768
+    classifier = 2 * 768 + 1000 * 769
+
+    assert (perceptrons, aggregation, attention, classifier) == (47_206_944, 6_888_450, 2_360_064, 770_536)
+    assert 96_003_824 + 2 * 768**2 + perceptrons + aggregation + attention + classifier == 154_409_466
 
 
 @pytest.mark.parametrize("trainable", ["all", "head", "last(2)", "lora(1)"])
