@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from fedmlic.arrays import Resident
     from fedmlic.experiment import Experiment
+    from fedmlic.model import Stage
     from fedmlic.shard import Shard
 
 Loss = Callable[..., Tensor]
@@ -227,7 +228,9 @@ def captured_features(network: nn.Module, *, wanted: bool) -> Iterator[Callable[
         return
     seen: dict[str, Tensor] = {}
     # A method may go through a network in stages by itself: its last block makes the map in either case.
-    maker = backbone.stages[-1].blocks[-1] if isinstance(backbone, StageBackbone) else backbone
+    maker: nn.Module = backbone
+    if isinstance(backbone, StageBackbone):
+        maker = cast("Stage", backbone.stages[-1]).blocks[-1]
 
     def note(_module: nn.Module, _inputs: object, output: Tensor) -> None:
         seen["map"] = output
