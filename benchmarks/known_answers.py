@@ -177,7 +177,7 @@ def accuracy(run: Path) -> float:
     server.learner.resident.load(layout.pack({name: tensors[f"model/{name}"] for name in layout.names}))
     span = server.corpus.splits["test"]
     rows = np.arange(span.start, span.stop)
-    scores = server.learner.predict(server.corpus.images, rows)
+    scores = server.learner.predict(server.learner.stored(server.corpus), rows)
     truth = (server.corpus.labels.take(rows) == PRESENT).argmax(axis=1)
     return 100 * float((scores.argmax(axis=1) == truth).mean())
 

@@ -20,11 +20,12 @@ import torch
 from fedmlic import spec
 from fedmlic.histograms import ScoreHistograms
 from fedmlic.labels import known
-from fedmlic.learner import build_network, check_at_once
+from fedmlic.learner import check_at_once
 from fedmlic.method import Local, Trained, stretch_of
 from fedmlic.metrics import client_metrics, unannotated_columns
 from fedmlic.mod import Payload
 from fedmlic.protocol import CLIENTS_BEHIND, IMAGES_BEHIND, HostInfo, Reply, Request, Turn
+from fedmlic.shard import OwnImages
 from fedmlic.stores import DamagedError
 from fedmlic.training import checked
 from fedmlic.update import Update, turn_metrics, units_for
@@ -159,7 +160,7 @@ class Host:
         return Turn(client, self.name, started=started, seconds=time.perf_counter() - began, **turn)  # type: ignore[arg-type]
 
     def _train(self, request: Request, client: int) -> dict[str, object]:
-        shard = self._federation.shard(client)
+        shard = self._shard(client)
         resident = self._learner.resident
         self._evaluated = None
         local = self._local(request, client)
@@ -186,7 +187,7 @@ class Host:
 
     def _count(self, request: Request, client: int) -> dict[str, object]:
         """Named sums of one client's labels, and how many clients and images stand behind every number."""
-        shard = self._federation.shard(client)
+        shard = self._shard(client)
         counted = counts_of(shard, [self._learner.method.statistics, *(mod.statistics for mod in self._mods(request))])
         nothing = torch.zeros(0, device=self._learner.device)
         return self._sum_up(request, shard, nothing, Trained(0.0, 0, {}), counted)
@@ -199,7 +200,7 @@ class Host:
         if together is None or len(clients) == 1:
             return [self._turn(request, client) for client in clients]
         try:
-            shards = [self._federation.shard(client) for client in clients]
+            shards = [self._shard(client) for client in clients]
             locals_ = [self._local(request, client) for client in clients]
             self._learner.resident.load(request.flat)  # as mods find it when one client is trained after another
             for place, (shard, local) in enumerate(zip(shards, locals_, strict=True)):
@@ -216,6 +217,10 @@ class Host:
             turns.append(Turn(shard.client, self.name, started=started, **turn))  # type: ignore[arg-type]
         each = (time.perf_counter() - began) / sum(shard.num_images for shard in shards)
         return [replace(turn, seconds=each * s.num_images) for turn, s in zip(turns, shards, strict=True)]
+
+    def _shard(self, client: int) -> Shard:
+        shard, maps = self._federation.shard(client), self._learner.features
+        return shard if maps is None else replace(shard, images=OwnImages(maps, shard.rows, shard.holdout_rows))
 
     def _local(self, request: Request, client: int) -> Local:
         memory = self._recall(request, client)
@@ -310,7 +315,7 @@ class Host:
         }
 
     def _evaluate(self, request: Request, client: int) -> dict[str, object]:
-        shard = self._federation.shard(client)
+        shard = self._shard(client)
         if self._private_tensors:
             self._learner.resident.load(request.flat, private_of(self._recall(request, client)))
         elif self._evaluated is not request:  # all clients score the same model
@@ -335,7 +340,7 @@ class Host:
         """The round's global model, with the client's own private tensors, in a second network."""
         layout = self._learner.resident.layout
         if self._incoming is None:
-            network = build_network(self._experiment, self._learner.task)[1].to(self._learner.device)
+            network = self._learner.build_network(self._experiment).to(self._learner.device)
             self._start_of_private = {name: tensor.clone() for name, tensor in network.state_dict().items()}
             self._incoming = (None, network.eval().requires_grad_(requires_grad=False))
         loaded, network = self._incoming

@@ -18,6 +18,7 @@ from fedmlic import spec
 from fedmlic.corpus import load_corpus, open_corpus
 from fedmlic.errors import InputError
 from fedmlic.experiment import home_of
+from fedmlic.features import features_of
 from fedmlic.federation import build_federation
 from fedmlic.learner import build_learner, choose_device, label_space
 from fedmlic.process import prepare
@@ -34,7 +35,12 @@ MEMORY_FOLDER = "memory"
 """Where clients of a simulation keep tensors, in the run folder."""
 
 
-def images_of(experiment: Experiment, runtime: Runtime, path: str = "") -> Corpus:
+def images_of(
+    experiment: Experiment,
+    runtime: Runtime,
+    path: str = "",
+    progress: Callable[[int, int], None] | None = None,
+) -> Corpus:
     """The experiment's corpus: the folder ``path`` where it is there, else the data set's, built first if need be.
 
     Args:
@@ -42,10 +48,12 @@ def images_of(experiment: Experiment, runtime: Runtime, path: str = "") -> Corpu
         runtime: where corpora are kept.
         path: a corpus folder that the server has opened, so that a worker on the same disk need
             not ask the data set again; empty for none.
+        progress: called with (images done, images in all) while it is built.
     """
     if path and Path(path).is_dir():
         return load_corpus(Path(path))
-    return open_corpus(spec.build("dataset", experiment.dataset), home_of(runtime), **experiment.reading())
+    dataset = spec.build("dataset", experiment.dataset)
+    return open_corpus(dataset, home_of(runtime), progress=progress, **experiment.reading())
 
 
 def open_federation(experiment: Experiment, runtime: Runtime, corpus: Corpus) -> Federation:
@@ -61,14 +69,31 @@ def open_federation(experiment: Experiment, runtime: Runtime, corpus: Corpus) ->
     )
 
 
-def learner_for(experiment: Experiment, runtime: Runtime, federation: Federation) -> Learner:
-    """The network that a host trains the clients of ``federation`` in."""
+def learner_for(
+    experiment: Experiment,
+    runtime: Runtime,
+    federation: Federation,
+    progress: Callable[[int, int], None] | None = None,
+) -> Learner:
+    """The network that a host trains the clients of ``federation`` in.
+
+    Where its backbone does not train, the feature maps of all images are opened, computed first if they
+    are not there.
+
+    Args:
+        experiment: what is trained.
+        runtime: where and how fast; where feature maps are kept.
+        federation: whose images.
+        progress: called with (images done, images in all) while feature maps are computed.
+    """
+    device = choose_device(runtime.device)
     return build_learner(
         experiment,
         federation.label_names,
         federation.corpus.image_shape,
-        choose_device(runtime.device),
+        device,
         channels_last=runtime.channels_last,
+        features=features_of(experiment, federation.corpus, device, home_of(runtime), progress),
     )
 
 

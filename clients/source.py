@@ -10,6 +10,7 @@ threads are its own business: those in the run's configuration are the server's.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from fedmlic.corpus import open_corpus
 from fedmlic.errors import InputError, nearest
 from fedmlic.experiment import Experiment, Runtime, home_of, split_settings
 from fedmlic.federation import local_federation
-from fedmlic.process import prepare
+from fedmlic.process import prepare, progress_lines
 
 Setting = bool | int | float | str
 
@@ -133,7 +134,8 @@ def _open_device(experiment: Experiment, node_config: Mapping[str, Setting]) -> 
         seed=experiment.seed,
         client=client,
     )
-    learner = learner_for(experiment, Runtime(device=str(node_config.get("device", "auto"))), federation)
+    here = Runtime(device=str(node_config.get("device", "auto")), home=str(home or ""))
+    learner = learner_for(experiment, here, federation, progress_lines("features", _say))
     host = Host(node_name(node_config), experiment, federation, learner, memory=kept_in(home))
     discreet = node_config.get("tracebacks") is not True
     return Node(host, 0, discreet=discreet, rest=FolderRest((home or default_home()) / "memory" / host.name))
@@ -143,6 +145,11 @@ def kept_in(home: Path | None) -> Callable[[str], ClientMemory]:
     """Client memory of every run in a folder of its own below ``home``, named by the run."""
     base = (home or default_home()) / "memory"
     return lambda run: FolderMemory(base / hashlib.sha256(run.encode()).hexdigest()[:32])
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"fedmlic: {text}\n")
+    sys.stdout.flush()
 
 
 def _integer(node_config: Mapping[str, Setting], key: str) -> int:

@@ -74,7 +74,7 @@ class Evaluator:
         values: dict[str, float] = {}
         splits: dict[str, Metrics] = {}
         for split, rows in self._rows.items():
-            scores = self._learner.predict(self._corpus.images, rows)
+            scores = self._learner.predict(self._learner.stored(self._corpus), rows)
             metrics = evaluate_apart(scores, self._corpus.labels.take(rows), apart, self._threshold)
             splits[split] = metrics
             values.update({f"{SIDES[split]}/{name}": value for name, value in metrics.flat().items()})

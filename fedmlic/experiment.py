@@ -27,7 +27,7 @@ DEFAULT_DATASET = (
 DEFAULT_METHOD = "fedlgt(layers=1, dropout=0.0, known_fraction_max=0.25)"
 """Sized so that the default run teaches something in a minute (``docs/default_experiment.md``)."""
 
-LATER_FIELDS = ("mods", "allow_statistics", "statistics_min_clients", "statistics_min_images")
+LATER_FIELDS = ("mods", "allow_statistics", "statistics_min_clients", "statistics_min_images", "features")
 """Settings that older runs do not have: their defaults do not count, so that old identities hold."""
 
 Positive = Annotated[int, Field(ge=1)]
@@ -74,6 +74,10 @@ class Experiment(BaseModel):
     clip_norm: Annotated[float, Field(ge=0)] = Field(10.0, description="gradient norm limit (0: none)")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of local training (bfloat16: autocast)")
     augmentation: Literal["none", "flip", "shift", "flip+shift"] = Field("none", description="random views")
+    features: Literal["auto", "cached", "computed"] = Field(
+        "auto",
+        description="of a backbone that does not train: computed once and kept (auto: where it can be), or every time",
+    )
     holdout_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1, description="of a client's images, kept for federated evaluation"
     )

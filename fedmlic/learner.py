@@ -6,7 +6,7 @@ which is why frozen tables never travel.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from torch import nn
 from fedmlic import spec
 from fedmlic.arrays import Resident
 from fedmlic.errors import InputError
+from fedmlic.features import BACKBONE, FeatureMaps, Passed
 from fedmlic.method import Method, Task
 from fedmlic.mod import Mod
 from fedmlic.seeds import torch_global_stream
@@ -32,18 +33,40 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Learner:
-    """A method and its resident network, with the experiment's own mods (the server's rule may bring more)."""
+    """A method and its resident network.
+
+    Attributes:
+        method: what a client does.
+        resident: the network.
+        task: what it is to learn.
+        device: where it is.
+        mods: the experiment's own (the server's rule may bring more).
+        features: the feature maps that the network is given in place of the corpus's images, if
+            its backbone does not train; the network has none then.
+    """
 
     method: Method
     resident: Resident
     task: Task
     device: torch.device
     mods: tuple[Mod, ...] = ()
+    features: FeatureMaps | None = None
+
+    def stored(self, corpus: Corpus) -> Images:
+        """What the network is given of a corpus: its images, or the feature maps in their place."""
+        return corpus.images if self.features is None else self.features
+
+    def build_network(self, experiment: Experiment) -> nn.Module:
+        """Another network like the resident one, with initial weights, on the CPU."""
+        network = build_network(experiment, self.task)[1]
+        if self.features is not None:
+            Passed.put_into(network)
+        return network
 
     def predict(
         self, images: Images | OwnImages, rows: NDArray[np.int64], batch_size: int = 256
     ) -> NDArray[np.float32]:
-        """Probabilities float32 ``[rows, labels]`` of the loaded network for stored images."""
+        """Probabilities float32 ``[rows, labels]`` of the loaded network for stored images (see ``stored``)."""
         network = self.resident.network.eval()
         scores = torch.empty(len(rows), self.task.num_labels)
         with torch.inference_mode():
@@ -104,6 +127,7 @@ def build_learner(
     device: torch.device | str = "cpu",
     *,
     channels_last: bool = False,
+    features: Callable[[Method, nn.Module], FeatureMaps | None] | None = None,
 ) -> Learner:
     """Build the network of ``experiment`` for a label space and make it resident on ``device``.
 
@@ -113,11 +137,17 @@ def build_learner(
         image_shape: height, width, channels.
         device: where the network lives.
         channels_last: memory order of convolutions' weights.
+        features: gives the feature maps that a method's network, which does not change, can be given in place
+            of images (``fedmlic.features.open_features``). None: the network is always given images.
     """
     task = Task(label_names, image_shape, spec.build("model", experiment.model), experiment.seed)
     method, network = build_network(experiment, task)
     mods: tuple[Mod, ...] = tuple(spec.build_all("mods", experiment.mods))
     own = [name for mod in mods if mod.private is not None for name in mod.private(network, method)]
+    maps = None if features is None else features(method, network)
+    if maps is not None:
+        Passed.put_into(network)
+        own = [name for name in own if not name.startswith(BACKBONE)]  # what never changes need not be kept
     resident = Resident(
         network,
         num_labels=task.num_labels,
@@ -127,7 +157,7 @@ def build_learner(
         device=device,
         channels_last=channels_last,
     )
-    return Learner(method, resident, task, torch.device(device), mods)
+    return Learner(method, resident, task, torch.device(device), mods, maps)
 
 
 def check_at_once(mods: Iterable[Mod]) -> None:

@@ -208,6 +208,8 @@ class Method(NamedTuple):
         ask: predicts labels by their names after training: ``(network, task, names) -> predict``, where
             ``predict(images)`` gives float32 ``[batch, names]``. Raises ``InputError`` where this
             network or its label vectors do not allow it. None where no network of the method does.
+        needs_pixels: whether it does more with images than give them to its network's ``backbone``,
+            such as cut, mix or change them; then it is never given feature maps in their place.
 
     Everything trainable is exchanged unless it is private. Frozen tensors are never sent:
     every host builds them itself from the experiment.
@@ -223,6 +225,7 @@ class Method(NamedTuple):
     statistics: Callable[[Shard], Mapping[str, Tensor]] | None = None
     guesses: str = ""
     ask: Callable[[nn.Module, Task, Sequence[str]], Callable[[Tensor], Tensor]] | None = None
+    needs_pixels: bool = False
 
 
 def stretch_of(method: Method, round_number: int) -> Stretch:

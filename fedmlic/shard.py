@@ -6,7 +6,7 @@ The hidden truth is not in it, so no method can peek.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,16 +22,19 @@ class OwnImages:
     """A client's own images out of a corpus that holds everybody's.
 
     Args:
-        images: of the whole corpus.
+        images: of the whole corpus, or the feature maps that stand in their place.
         rows: int64, which of them are the client's.
     """
 
     def __init__(self, images: Images, *rows: NDArray[np.int64]) -> None:
         self._images = images
+        self.as_maps = images.as_maps
         self._own = np.unique(np.concatenate(rows)) if rows else np.zeros(0, dtype=np.int64)
 
-    def take(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def take(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         """uint8 ``[rows, height, width, channels]``: a contiguous copy, in the order asked.
+
+        Where feature maps stand in place of images (``as_maps``): float32 ``[rows, features, height', width']``.
 
         Raises:
             ValueError: a row is not one of this client's.
@@ -50,7 +53,8 @@ class Shard:
     Attributes:
         client: the client's id, 0, 1, ...
         label_names: the federation's label names, in column order.
-        images: its images, memory-mapped; other clients' cannot be read from them.
+        images: its images, memory-mapped; other clients' cannot be read from them. Feature maps
+            where the backbone does not train (``fedmlic.features``).
         rows: int64 ``[images]``, which of them this client trains on.
         labels: int8 ``[images, labels]``, observed.
         holdout_rows: int64 ``[held-out images]``, kept for federated evaluation, never trained on.

@@ -10,7 +10,7 @@ import hashlib
 import json
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
@@ -111,6 +111,12 @@ class Images:
         files: the hashes of the folder's files.
     """
 
+    raw: ClassVar[str] = PIXELS["raw"]
+    """File of a storage that is read without decoding."""
+
+    as_maps: ClassVar[bool] = False
+    """Whether these are feature maps that stand in place of images (``fedmlic.features``)."""
+
     def __init__(
         self, folder: Path, shape: tuple[int, int, int, int], storage: str, files: WrittenFiles | None = None
     ) -> None:
@@ -118,7 +124,7 @@ class Images:
         self.shape = shape
         self.storage = storage
         self.files = files or WrittenFiles(folder, {})
-        self._pixels: NDArray[np.uint8] | None = None
+        self._pixels: NDArray[Any] | None = None
         self._offsets: NDArray[np.int64] | None = None
         self._hashes: NDArray[np.uint64] | None = None
         self._compared: NDArray[np.bool_] | None = None
@@ -136,7 +142,7 @@ class Images:
         """How many images there are."""
         return self.shape[0]
 
-    def take(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def take(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         """uint8 ``[rows, height, width, channels]``: a contiguous copy, in the order asked.
 
         Raises:
@@ -146,9 +152,9 @@ class Images:
             return self._take_raw(np.asarray(rows, dtype=np.int64))
         return self._take_jpeg(np.asarray(rows, dtype=np.int64))
 
-    def _take_raw(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def _take_raw(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         if self._pixels is None:
-            self._pixels = np.load(self.folder / PIXELS["raw"], mmap_mode="r")
+            self._pixels = np.load(self.folder / self.raw, mmap_mode="r")
         # The copy is an ordinary array: a subclass that remembers the map would be pickled whole.
         out = np.asarray(self._pixels)[rows]
         self._compare(rows, lambda place: out[place].data)

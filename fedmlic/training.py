@@ -45,13 +45,17 @@ def to_float(
 ) -> Tensor:
     """uint8 ``[batch, height, width, channels]`` to float32 ``[batch, channels, height, width]``.
 
+    Feature maps, float32 ``[batch, features, height', width']``, stay as they are.
+
     Args:
-        images: stored images.
+        images: stored images, or feature maps that stand in their place.
         device: where to.
         memory_format: that of the network's weights. With another, every convolution would
             reorder its weights first, which can cost as much as the convolution.
     """
     tensor = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
+    if tensor.is_floating_point():
+        return tensor.to(device, non_blocking=True).contiguous(memory_format=memory_format)
     tensor = tensor.to(device, non_blocking=True).permute(0, 3, 1, 2)
     return tensor.to(torch.float32, memory_format=memory_format).sub_(PIXEL_MEAN).div_(PIXEL_STD)
 
@@ -154,15 +158,13 @@ def full_gradient(resident: Resident, shard: Shard, local: Local) -> list[Tensor
         raise InputError(msg)
     network, inputs = resident.network.eval(), objective.inputs(local)
     total = [torch.zeros_like(parameter) for parameter in resident.parameters]
-    everything = to_device(shard.images.take(shard.rows), local.device)
+    held = held_images([shard], local.device)
     observed = torch.from_numpy(np.ascontiguousarray(shard.labels))
     size = local.experiment.batch_size
     with torch_global_stream(local.experiment.seed, "gradient/torch", local.client, local.round, device=local.device):
         for start in range(0, shard.num_images, size):
             numbers = torch.arange(start, min(start + size, shard.num_images))
-            images = to_float(
-                everything.index_select(0, numbers.to(local.device)), local.device, resident.memory_format
-            )
+            images = to_float(held(numbers.numpy()), local.device, resident.memory_format)
             labels = observed.index_select(0, numbers)
             given = inputs.of(images, labels, numbers)
             value = objective.loss(network, images, labels.to(local.device), *given)
@@ -255,18 +257,41 @@ def batches(shard: Shard, local: Local) -> Iterator[tuple[Tensor, Tensor]]:
 def _batches(
     shard: Shard, local: Local, memory_format: torch.memory_format, plan: _Plan
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Images on the client's device, where the shard lies whole; labels and which images these are on the CPU."""
+    """Images on the client's device; labels and which images these are on the CPU."""
     kind = local.experiment.augmentation
-    everything = to_device(shard.images.take(shard.rows), local.device)
+    held = held_images([shard], local.device)
     observed = torch.from_numpy(np.ascontiguousarray(shard.labels))
     for chosen in _steps(shard.num_images, local.experiment, plan):
-        # index_select copies whole images, where brackets would copy byte by byte.
-        stored = everything.index_select(0, to_device(chosen, local.device))
-        images = to_float(stored, local.device, memory_format)
+        images = to_float(held(chosen), local.device, memory_format)
         if plan.views is not None:
             images = augment(images, kind, plan.views)
         numbers = torch.from_numpy(chosen)
         yield images, observed.index_select(0, numbers), numbers
+
+
+def held_images(shards: Sequence[Shard], device: torch.device) -> Callable[[NDArray[np.int64]], Tensor]:
+    """What gives stored images of clients, on ``device``, by their number: 0, 1, ..., client after client.
+
+    Pixels lie whole on the device. Feature maps, of which a client may hold more than fits
+    memory, are read from the disk batch by batch.
+    """
+    if any(getattr(shard.images, "as_maps", False) for shard in shards):  # a reader in a test may only know take
+        return lambda numbers: to_device(_maps(shards, numbers), device)
+    taken = [shard.images.take(shard.rows) for shard in shards]
+    everything = to_device(taken[0] if len(taken) == 1 else np.concatenate(taken), device)
+    # index_select copies whole images, where brackets would copy byte by byte.
+    return lambda numbers: everything.index_select(0, to_device(numbers, device))
+
+
+def _maps(shards: Sequence[Shard], numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+    if len(shards) == 1:
+        return shards[0].images.take(shards[0].rows[numbers])
+    firsts = np.cumsum([0, *(shard.num_images for shard in shards)])
+    owners = np.searchsorted(firsts, numbers, side="right") - 1
+    owned = {owner: numbers[owners == owner] - firsts[owner] for owner in dict.fromkeys(owners.tolist())}
+    taken = [shards[owner].images.take(shards[owner].rows[places]) for owner, places in owned.items()]
+    order = np.argsort(np.concatenate([np.flatnonzero(owners == owner) for owner in owned]), kind="stable")
+    return np.concatenate(taken)[order]
 
 
 class _Plan(NamedTuple):

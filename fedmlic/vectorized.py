@@ -29,7 +29,7 @@ from torch.func import functional_call
 from fedmlic.errors import InputError
 from fedmlic.method import Inputs, Trained
 from fedmlic.optimiser import clip_rows, make_optimiser
-from fedmlic.training import augment, precision_of, steps, to_device, to_float
+from fedmlic.training import augment, held_images, precision_of, steps, to_float
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -181,7 +181,7 @@ def _told(turn: _Turn, loss: float) -> Trained:
 def _train(stack: Stack, turns: Sequence[_Turn], objective: Objective) -> list[float]:
     """All steps of all turns; the sum of each turn's losses."""
     settings, device = turns[0].local.experiment, turns[0].local.device
-    images = to_device(np.concatenate([turn.shard.images.take(turn.shard.rows) for turn in turns]), device)
+    held = held_images([turn.shard for turn in turns], device)
     labels = torch.from_numpy(np.concatenate([turn.shard.labels for turn in turns]))
     firsts = np.cumsum([0, *(turn.shard.num_images for turn in turns)])
     change = make_optimiser(stack.parameters, settings, turns[0].local.round)
@@ -194,10 +194,9 @@ def _train(stack: Stack, turns: Sequence[_Turn], objective: Objective) -> list[f
             rows = np.concatenate(
                 [first + turn.steps[number] for first, turn in zip(firsts[part], active[part], strict=True)]
             )
-            stored = images.index_select(0, to_device(rows, device))
             observed = labels.index_select(0, torch.from_numpy(rows))
             numbers = [torch.from_numpy(turn.steps[number]) for turn in active[part]]
-            batch = _batch(active[part], to_float(stored, device), observed, numbers)
+            batch = _batch(active[part], to_float(held(rows), device), observed, numbers)
             with precision_of(settings, device):
                 each = loss_of(stack.tensors(part), *batch)
             each.sum().backward()  # type: ignore[no-untyped-call]

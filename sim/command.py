@@ -570,14 +570,17 @@ def describe_data(
 
 @data.command("verify")
 def verify_data(
-    name: Annotated[str, typer.Argument(metavar="FOLDER|NAME", help="A corpus or federation folder, or a data set.")],
+    name: Annotated[
+        str,
+        typer.Argument(metavar="FOLDER|NAME", help="A folder of a corpus, a federation or features, or a data set."),
+    ],
     options: Options = None,
     *,
     root: Root = None,
     workers: Workers = None,
     json_output: Json = False,
 ) -> None:
-    """Compare a corpus or federation with what was written: exit code 0 if it is the same, 1 if not."""
+    """Compare a corpus, a federation or feature maps with what was written: exit code 0 if it is the same, 1 if not."""
     with _errors("Nothing was changed."):
         from rich.console import Console
 
@@ -597,6 +600,30 @@ def verify_data(
             _print_verified(found)
         if not found["ok"]:
             raise typer.Exit(EXIT_FAILED)
+
+
+@data.command("features")
+def data_features(settings: Settings = None, *, json_output: Json = False) -> None:
+    """Compute the feature maps of a backbone that does not train, ahead of 'fedmlic run'.
+
+    RECIPE and KEY=VALUE are those of 'fedmlic run'. The same command goes on with maps that were interrupted.
+    """
+    with _errors("What was computed is kept; the same command goes on."):
+        from fedmlic.experiment import split_settings
+        from sim.console import open_console, say
+        from sim.data import prepare as tools
+        from sim.data.features import compute
+
+        experiment, runtime = split_settings(read_settings(settings or []))
+        errors = open_console(stderr=True)
+        with _working(json_output=json_output):
+            found = compute(experiment, runtime, lambda what: tools.Counting(errors, what))
+        if json_output:
+            _print_json(found)
+            return
+        count, *shape = found["shape"]
+        size = f"{count:,} maps of {' x '.join(map(str, shape))}, {found['bytes'] / 1e6:,.1f} MB"
+        say(open_console(), f"{found['features']}: {size}; computed at {found['images_per_s']:,.1f} images/s")
 
 
 def _print_verified(found: dict[str, Any]) -> None:

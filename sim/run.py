@@ -80,7 +80,7 @@ def _play(
         from clients.opening import MEMORY_FOLDER, open_federation
         from strategies.server.server import build_server, serve  # imports torch
 
-        server = build_server(experiment, runtime, lambda done, total: watch.building("images", done, total))
+        server = build_server(experiment, runtime, watch.building)
         federation = open_federation(experiment, runtime, server.corpus)
         _check_cohort(experiment, federation)
         from sim.data.federation_warnings import examine

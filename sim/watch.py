@@ -15,7 +15,7 @@ class Watch:
     """Hooks by which a display follows a run; each does nothing by default."""
 
     def building(self, what: str, done: int, total: int) -> None:
-        """A corpus or federation is being built."""
+        """Images or feature maps are being built."""
 
     def warning(self, text: str) -> None:
         """Something about the data that a person should know."""

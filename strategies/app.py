@@ -23,6 +23,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedmlic import corpus, wire
 from fedmlic.errors import InputError
 from fedmlic.experiment import Experiment, Runtime, home_of, split_settings
+from fedmlic.process import progress_lines
 from fedmlic.record import RunFolder, create, default_path, is_run, open_run, write_json
 from strategies.server.flower import FlowerTransport
 from strategies.server.server import build_server, serve
@@ -69,7 +70,8 @@ def play(grid: Grid, run_config: Mapping[str, bool | int | float | str]) -> tupl
         # once the nodes have answered it has started.
         transport.hosts()
         wire.enter_work_folder()
-    server = build_server(experiment, runtime)
+    lines = {what: progress_lines(what, _say) for what in ("images", "features")}
+    server = build_server(experiment, runtime, lambda what, done, total: lines[what](done, total))
     transport.layout = server.learner.resident.layout
     folder = open_run(path) if is_run(path) else create(path, experiment, runtime)
     folder.listeners.append(_show)

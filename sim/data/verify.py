@@ -1,4 +1,4 @@
-"""Compare a corpus or a federation with what was written, to the last byte."""
+"""Compare a corpus, a federation or feature maps with what was written, to the last byte."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Watch = Callable[[int, int], None]
 
 
 def verify(folder: Path, watch: Watch | None = None, workers: int | None = None) -> dict[str, Any]:
-    """Read every file of a corpus or federation and compare it with its hash.
+    """Read every file of a corpus, a federation or feature maps and compare it with its hash.
 
     A corpus of an earlier version, which holds no hash of its images, gets them if all of it is as it was written.
 
     Args:
-        folder: of a corpus, or of a federation.
+        folder: of a corpus, a federation or feature maps.
         watch: called with (MB read, MB in all).
         workers: threads; one per core up to 8 by default.
 
@@ -36,7 +36,7 @@ def verify(folder: Path, watch: Watch | None = None, workers: int | None = None)
         JSON values; ``problems`` holds all of them, ``ok`` says that there is none.
 
     Raises:
-        InputError: the folder is neither.
+        InputError: the folder is none of these.
     """
     started = time.perf_counter()
     manifest = _manifest(folder)
@@ -77,8 +77,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
     msg = (
-        f"Expected {folder} to be a corpus or a federation, got {reason}. Check the path, or delete the folder to have "
-        "it built again."
+        f"Expected {folder} to be a corpus, a federation or feature maps, got {reason}. Check the path, or delete the "
+        "folder to have it built again."
     )
     raise InputError(msg)
 

@@ -66,6 +66,10 @@ def _conflicts(experiment: Experiment, runtime: Runtime, method: Method, strateg
                 f"Expected method {experiment.method} to train by training.fit, since {text} changes its steps, got "
                 "one with a training of its own. Choose another method or leave the mod out."
             )
+    if experiment.features == "cached":
+        reason = _needs_images(experiment, method)
+        if reason:
+            yield reason
     asks = [text for text, mod in mods.items() if mod.statistics is not None]
     if method.statistics is not None:
         asks.append(experiment.method)
@@ -74,6 +78,17 @@ def _conflicts(experiment: Experiment, runtime: Runtime, method: Method, strateg
             f"Expected allow-statistics=true, since {', '.join(asks)} counts labels over all clients before the first "
             "round, which tells the server something of them, got false. Set it if the clients agree."
         )
+
+
+def _needs_images(experiment: Experiment, method: Method) -> str:
+    """Why feature maps cannot be used where they were asked for; empty where nothing is seen without data."""
+    from fedmlic.features import obstacle_before_data, refusal  # imports torch
+
+    try:
+        reason = obstacle_before_data(experiment, method)
+    except InputError as error:  # such as weights that are not there
+        return str(error)
+    return refusal(reason) if reason else ""
 
 
 def _objectives(method: Method) -> list[object]:

@@ -6,6 +6,7 @@ two functions, so that there is one way a run starts, resumes and ends.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import time
@@ -23,8 +24,9 @@ from fedmlic.corpus import Corpus, load_corpus, open_corpus
 from fedmlic.errors import InputError
 from fedmlic.evaluation import Evaluator
 from fedmlic.experiment import home_of
+from fedmlic.features import BACKBONE, features_of
 from fedmlic.federation import modules_behind
-from fedmlic.learner import Learner, build_learner, choose_device, label_space
+from fedmlic.learner import Learner, build_learner, build_network, choose_device, label_space
 from fedmlic.process import prepare
 from fedmlic.record import RunFolder, read_json, write_bytes, write_json
 from fedmlic.tensorboard import curves
@@ -74,9 +76,16 @@ class Server:
 
 
 def build_server(
-    experiment: Experiment, runtime: Runtime, progress: Callable[[int, int], None] | None = None
+    experiment: Experiment, runtime: Runtime, progress: Callable[[str, int, int], None] | None = None
 ) -> Server:
     """Open (or first build) the corpus and build the network and the strategy.
+
+    Where the network's backbone does not train, its feature maps are opened (or first computed) too.
+
+    Args:
+        experiment: what is run.
+        runtime: where and how fast.
+        progress: called with ("images" or "features", how many are built, of how many).
 
     Raises:
         InputError: anything that the configuration or the data have wrong.
@@ -85,7 +94,8 @@ def build_server(
     prepare(runtime.threads)
     strategy: Strategy = spec.build("strategy", experiment.strategy)
     dataset: Dataset = spec.build("dataset", experiment.dataset)
-    corpus = open_corpus(dataset, home_of(runtime), progress=progress, **experiment.reading())
+    home = home_of(runtime)
+    corpus = open_corpus(dataset, home, progress=_counting(progress, "images"), **experiment.reading())
     device = choose_device(runtime.device)
     learner = build_learner(
         experiment,
@@ -93,8 +103,13 @@ def build_server(
         corpus.image_shape,
         device,
         channels_last=runtime.channels_last,
+        features=features_of(experiment, corpus, device, home, _counting(progress, "features")),
     )
     return Server(experiment, runtime, corpus, learner, strategy, _about_data(dataset, corpus))
+
+
+def _counting(progress: Callable[[str, int, int], None] | None, what: str) -> Callable[[int, int], None] | None:
+    return None if progress is None else functools.partial(progress, what)
 
 
 def _about_data(dataset: Dataset, corpus: Corpus) -> tuple[str, ...]:
@@ -248,7 +263,12 @@ def _write_frozen(folder: RunFolder, server: Server) -> None:
     """Keep what is frozen in the network, so that prediction needs no weight file of the past."""
     from safetensors.torch import save
 
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in server.learner.resident.other_state().items()}
+    learner = server.learner
+    others = learner.resident.other_state()
+    if learner.features is not None:  # the backbone that it stands for is frozen too
+        built = build_network(server.experiment, learner.task)[1].state_dict()
+        others |= {name: tensor for name, tensor in built.items() if name.startswith(BACKBONE)}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in others.items()}
     about = {
         "label_names": json.dumps(list(server.learner.task.label_names)),
         "image_shape": json.dumps(list(server.learner.task.image_shape)),
@@ -283,6 +303,25 @@ def note_code(folder: RunFolder, experiment: Experiment, *, resumed: bool) -> li
     return [text]
 
 
+def note_features(folder: RunFolder, server: Server, *, resumed: bool) -> list[str]:
+    """Keep which feature maps a new run uses as ``features.json``; for one that goes on, a line if it uses others."""
+    path, maps = folder.path / "features.json", server.learner.features
+    before = read_json(path)["key"] if path.exists() else ""
+    now = "" if maps is None else maps.key
+    if resumed and before != now:
+        text = (
+            f"this run was started with feature maps {before or 'computed in every step'} and goes on with "
+            f"{now or 'maps computed in every step'}: code, packages, weights or device were changed since. The last "
+            "bits of the result may not be those of a run that was never interrupted."
+        )
+        return [text]
+    if not resumed:
+        path.unlink(missing_ok=True)
+        if maps is not None:
+            write_json(path, maps.about())
+    return []
+
+
 def serve(
     server: Server,
     transport: Transport,
@@ -293,7 +332,12 @@ def serve(
     start = start_of(folder, server)
     with curves(folder):
         folder.event("start", {"round": start.round, "num-rounds": server.experiment.num_rounds})
-        for text in (*server.warnings, *note_code(folder, server.experiment, resumed=start.round > 0)):
+        resumed = start.round > 0
+        changes = (
+            *note_code(folder, server.experiment, resumed=resumed),
+            *note_features(folder, server, resumed=resumed),
+        )
+        for text in (*server.warnings, *changes):
             folder.event("warning", {"text": text})
         record = FolderRecord(folder, server)
         rounds = Rounds(

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ import torch
 
 from fedmlic import spec
 from fedmlic.experiment import Experiment
+from fedmlic.features import Passed
 from fedmlic.labels import ABSENT, PRESENT, UNCERTAIN, UNKNOWN
-from fedmlic.learner import build_learner, build_network
+from fedmlic.learner import build_learner
 from fedmlic.method import Local
 from fedmlic.shard import Shard
 from fedmlic.training import to_float
@@ -23,8 +25,8 @@ METHODS = spec.entries("method")
 class Pixels:
     """Images in memory, as a shard reads them."""
 
-    def __init__(self, pixels):
-        self.pixels = pixels
+    def __init__(self, pixels, *, as_maps=False):
+        self.pixels, self.as_maps = pixels, as_maps
 
     def take(self, rows):
         return self.pixels[rows]
@@ -64,7 +66,7 @@ def turn(settings, learned, data, start, client=3, round_number=2):
     """One client's turn from ``start``; returns what it sends and what it told."""
 
     def incoming():
-        network = build_network(settings, learned.task)[1].eval().requires_grad_(requires_grad=False)
+        network = learned.build_network(settings).eval().requires_grad_(requires_grad=False)
         tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
         for name, view in learned.resident.layout.views(start):
             tensors[name].copy_(view)
@@ -254,3 +256,30 @@ def test_columns_that_nobody_annotated_do_not_matter(method):
         if name in before:
             changed = (before[name] != after[name]).any(dim=1).tolist()
             assert changed == [True, True, method == "assume_negative", True]
+
+
+def test_feature_maps_stand_for_images_unless_it_needs_pixels(method):
+    """A turn and predictions with a frozen backbone are the same from its maps, computed once."""
+    settings = experiment(method, model="timm(name='test_vit', trainable='head')")
+    if spec.build("method", settings.method).needs_pixels:
+        pytest.skip("it works on the images itself")
+    pixels, labels = scenes()
+    whole = learner(settings)
+    with torch.no_grad():
+        maps = whole.resident.network.eval().backbone(to_float(pixels)).numpy()
+    kept = build_learner(settings, NAMES, (SIDE, SIDE, 1), features=lambda *_: maps)
+    data = shard(pixels, partial(labels))
+    rows = np.arange(len(labels))
+
+    start = whole.resident.flat.clone()
+    expected, told = turn(settings, whole, data, start)
+    scores = whole.predict(data.images, rows)
+    assert not any(isinstance(module, Passed) for module in whole.resident.network.modules())
+    assert kept.resident.layout == whole.resident.layout
+    passed = replace(data, images=Pixels(maps, as_maps=True))
+    found, told_again = turn(settings, kept, passed, start)
+
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert told_again.loss == pytest.approx(told.loss, rel=1e-4)
+    assert told_again.num_steps == told.num_steps
+    np.testing.assert_allclose(kept.predict(passed.images, rows), scores, rtol=1e-4, atol=1e-5)

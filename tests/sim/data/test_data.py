@@ -731,4 +731,4 @@ def test_verify_takes_a_federation_too(fedmlic, photos, tmp_path):
 def test_verify_of_something_else_is_one_line(fedmlic, tmp_path):
     (tmp_path / "manifest.json").write_text("[]")
 
-    assert "to be a corpus or a federation" in one_line(fedmlic("verify", tmp_path))
+    assert "to be a corpus, a federation or feature maps" in one_line(fedmlic("verify", tmp_path))

@@ -1,0 +1,39 @@
+"""Feature maps computed ahead of a run."""
+
+from contextlib import nullcontext
+
+import pytest
+
+from fedmlic.errors import InputError
+from sim.data.features import compute
+from sim.data.verify import verify
+
+FROZEN = "resnet(depth=18, trainable='head')"
+SMALL = "multidigits(num_train=12, num_val=0, num_test=4, image_size=24, num_owners=3)"
+
+
+def watching(told):
+    return lambda what: nullcontext(lambda done, total: told.append((what, done, total)))
+
+
+def test_maps_are_computed_ahead_and_found_again(tiny, tmp_path):
+    settings = tiny(model=FROZEN, dataset=SMALL, home=str(tmp_path))
+    told = []
+
+    first = compute(*settings, watching(told))
+    assert told[-1] == ("computing features", 16, 16)
+    again = compute(*settings, watching(told := []))
+
+    assert first == again
+    assert told == []
+    assert first["shape"] == [16, 512, 1, 1]
+    assert first["bytes"] > 16 * 512 * 4
+    assert first["computed"] == 16
+    assert verify(tmp_path / "features" / first["key"])["ok"]
+
+
+def test_a_model_that_trains_is_refused_before_images_are_read(tiny, tmp_path):
+    with pytest.raises(InputError, match=r"tensors of model small_cnn.*trainable='head'"):
+        compute(*tiny(dataset=SMALL, home=str(tmp_path)), watching([]))
+
+    assert not list(tmp_path.iterdir())
