@@ -27,7 +27,7 @@ DEFAULT_DATASET = (
 DEFAULT_METHOD = "fedlgt(layers=1, dropout=0.0, known_fraction_max=0.25)"
 """Sized so that the default run teaches something in a minute (``docs/default_experiment.md``)."""
 
-LATER_FIELDS = ("mods", "allow_statistics", "statistics_min_clients", "statistics_min_images", "features")
+LATER_FIELDS = ("mods", "allow_statistics", "statistics_min_clients", "statistics_min_images", "features", "inference")
 """Settings that older runs do not have: their defaults do not count, so that old identities hold."""
 
 Positive = Annotated[int, Field(ge=1)]
@@ -45,7 +45,7 @@ class Experiment(BaseModel):
     """Everything that decides the result of a run.
 
     Each key is one sentence of the experiment: *dataset* split by *partition*, annotated
-    under *regime*, trained by *method* on *model*, merged by *strategy*.
+    under *regime*, trained by *method* on *model*, merged by *strategy*, evaluated by *inference*.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -56,6 +56,7 @@ class Experiment(BaseModel):
     model: str = Field("small_cnn()", description="the backbone")
     method: str = Field(DEFAULT_METHOD, description="what a client does")
     strategy: str = Field("labelwise()", description="how the server merges")
+    inference: str = Field("plain()", description="how a network is asked when it is evaluated")
     mods: str = Field("", description="what is added to a client's turn: mods separated by commas, in order")
     num_clients: Count = Field(20, description="clients in the federation (0: as many as the partition finds)")
     num_rounds: Positive = Field(12, description="rounds")
@@ -99,7 +100,7 @@ class Experiment(BaseModel):
     max_bad_fraction: Fraction = Field(0.01, description="with bad-files=skip: the share of images that is too many")
     seed: Count = Field(0, description="of every random stream")
 
-    @field_validator("dataset", "partition", "regime", "model", "method", "strategy")
+    @field_validator("dataset", "partition", "regime", "model", "method", "strategy", "inference")
     @classmethod
     def _known_entry(cls, text: str, info: Any) -> str:  # noqa: ANN401  (pydantic's ValidationInfo)
         name = spec.parse(text, info.field_name).name

@@ -39,3 +39,7 @@ class Inference(NamedTuple):
     of: Callable[[Predict], Predict]
     check: Callable[[Task, Predict], None] = anything
     needs_pixels: bool = False
+
+
+ONCE = Inference(lambda predict: predict)
+"""The network is asked once per image."""

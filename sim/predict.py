@@ -54,7 +54,7 @@ class Predictor:
         from fedmlic.training import to_float
 
         network = self.learner.resident.network.eval()
-        predict = self.ask or partial(self.learner.method.predict, network)
+        predict = self.learner.inference.of(self.ask or partial(self.learner.method.predict, network))
         with torch.inference_mode():
             blocks = [images[start : start + AT_ONCE] for start in range(0, len(images), AT_ONCE)]
             found = [predict(to_float(block, self.learner.device)).float().cpu().numpy() for block in blocks]

@@ -165,7 +165,8 @@ def pat(
     objective = Objective(loss, inputs if views else no_inputs)
     private = partial(names_of, ["attention"] if attention == "private" else [])
     heads = ["head", "evidence", *(["attention"] if mode == "cross" else [])]
-    return Method(build, trainer(objective), predict, partial(names_of, heads), private, objective)
+    rows = partial(names_of, heads)
+    return Method(build, trainer(objective), predict, rows, private, objective, needs_pixels=True)
 
 
 def predict(network: nn.Module, images: Tensor) -> Tensor:
