@@ -248,7 +248,8 @@ class Host:
 
     def _remembers(self, request: Request) -> bool:
         """Whether clients keep tensors from turn to turn."""
-        return self._private_tensors or any(mod.remembers for mod in self._mods(request))
+        own = self._private_tensors or self._learner.method.remembers
+        return own or any(mod.remembers for mod in self._mods(request))
 
     def _keep(self, request: Request, client: int, tensors: Mapping[str, Tensor]) -> None:
         # Nothing is kept too: the server will say that this turn was the last that counted.
@@ -275,8 +276,8 @@ class Host:
         # Kept before it is added: what is kept counts only once the server says that the turn did.
         self._keep(request, shard.client, local.memory)
         turn = self._sum_up(request, shard, sent, trained, extras)
-        turn["bytes_up"] = num_bytes + _num_bytes(extras)
-        turn["bytes_down"] = 4 * layout.num_values + _num_bytes(request.shared)
+        turn["bytes_up"] = num_bytes + num_bytes_of(extras)
+        turn["bytes_down"] = 4 * layout.num_values + num_bytes_of(request.shared)
         return turn
 
     def _layout(self, request: Request) -> Layout:
@@ -409,7 +410,7 @@ def _trained(stretch: Stretch, network: nn.Module) -> Sequence[str] | None:
     return None if stretch.phase.tensors is None else stretch.phase.tensors(network)
 
 
-def _num_bytes(tensors: Mapping[str, Tensor]) -> int:
+def num_bytes_of(tensors: Mapping[str, Tensor]) -> int:
     """Bytes of tensors on their way; floating numbers count as float32."""
     return sum(tensor.numel() * (4 if tensor.is_floating_point() else 8) for tensor in tensors.values())
 

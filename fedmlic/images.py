@@ -26,6 +26,7 @@ Resize = Literal["squash", "crop", "pad"]
 """Change the aspect, cut the longer side around the centre, or add black bars."""
 
 ORIENTATION, PHOTOMETRIC, BITS_PER_SAMPLE, IMAGE_WIDTH, IMAGE_LENGTH = 0x0112, 262, 258, 256, 257
+FILL_ORDER, SAMPLES_PER_PIXEL, PLANAR_CONFIGURATION, SAMPLE_FORMAT = 266, 277, 284, 339
 """Tags of TIFF 6.0; the first is also EXIF's."""
 
 MAX_PIXELS = 178_956_970
@@ -91,6 +92,7 @@ def _opened(path: Path | IO[bytes]) -> Iterator[Picture]:
     Image.MAX_IMAGE_PIXELS = None
     try:
         with Image.open(path) as picture:
+            _mend_raw_mode(picture)
             yield picture
     except InputError:
         raise
@@ -118,6 +120,29 @@ def _unrecognised(path: Path | IO[bytes]) -> str:
         if brand in BRANDS:
             return f"Expected an image that Pillow can read, got {BRANDS[brand]}"
     return "Expected an image, got a file that Pillow does not recognise. Replace it or take it out of the table."
+
+
+def _mend_raw_mode(picture: Picture) -> None:
+    """Let Pillow read uncompressed TIFF files that store their only channel as a plane of its own.
+
+    Programs for satellite images write them (PlanarConfiguration 2). Pillow takes the first letter
+    of its name for the pixels, so that "I;16" becomes "I": an error, or wrong values.
+    """
+    if picture.format != "TIFF":
+        return
+    from PIL.TiffImagePlugin import OPEN_INFO
+
+    file: Any = picture
+    tags = file.tag_v2
+    if tags.get(PLANAR_CONFIGURATION) != 2 or tags.get(SAMPLES_PER_PIXEL, 1) != 1:
+        return
+    defaults = ((PHOTOMETRIC, 0), (SAMPLE_FORMAT, (1,)), (FILL_ORDER, 1), (BITS_PER_SAMPLE, (1,)))
+    known: Any = OPEN_INFO
+    _, raw = known.get((tags.prefix, *(tags.get(*tag) for tag in defaults), ()), (None, None))
+    if raw is not None:
+        file.tile = [
+            tile._replace(args=(raw, *tile.args[1:])) if tile.codec_name == "raw" else tile for tile in file.tile
+        ]
 
 
 def _num_frames(picture: Picture) -> int:
@@ -193,6 +218,23 @@ def decode(
         plain = _eight_bits(picture, path, channels)
         small = _fit(_turned(plain, orientation) if upright else plain, size, resize)
     return np.asarray(small, dtype=np.uint8).reshape(size, size, channels)
+
+
+def stored_values(path: Path | IO[bytes]) -> NDArray[np.int64]:
+    """int64 ``[height, width]`` of an image of one channel, as its file holds them: nothing is scaled or turned.
+
+    Raises:
+        InputError: it cannot be read whole, has several channels or values that are no whole numbers.
+    """
+    with _opened(path) as picture:
+        _leave_as_stored(picture)
+        _check_size(picture)
+        if picture.mode != "L" and not picture.mode.startswith("I"):
+            msg = f"Expected an image of one channel of whole numbers, got one that Pillow reads as {picture.mode}."
+            raise InputError(msg)
+        picture.load()
+        values: NDArray[np.int64] = np.asarray(picture).astype(np.int64)
+    return values
 
 
 def _check_size(picture: Picture) -> None:

@@ -82,22 +82,22 @@ class Hooks(NamedTuple):
         term: a scalar that is added to the loss of every step.
         gradient: called after the backward pass and before the step (and before the limit on the
             gradient's norm); it changes the gradients of ``resident.parameters`` in place.
-        after_step: called after every step of the optimiser; it changes ``resident.parameters`` in
-            place.
         stages: parts of the turn, one after another, in place of the experiment's epochs.
         extras: called once with the client's change, float32 ``[layout.size]`` of the exchanged
             tensors, before ``send`` changes it; named tensors (floating or int64) to be summed
             over clients. It is also the place to fill ``local.memory``.
         send: turns what is to be sent into something else; a mod that changes nothing must
             return the very tensor that it was given. Called in the order of the mods.
+        after_step: called after every step of the optimiser; it changes ``resident.parameters`` in
+            place.
     """
 
     term: Callable[[Step], Tensor] | None = None
     gradient: Callable[[], None] | None = None
-    after_step: Callable[[], None] | None = None
     stages: Sequence[Stage] | None = None
     extras: Callable[[Tensor, Trained], Mapping[str, Tensor]] | None = None
     send: Callable[[Payload, Trained], Payload] | None = None
+    after_step: Callable[[], None] | None = None
 
 
 NO_HOOKS = Hooks()

@@ -117,12 +117,12 @@ def read_settings(arguments: list[str]) -> dict[str, Any]:
 
 
 def read_recipe(name: str) -> dict[str, Any]:
-    """The settings of a recipe of ``sim/recipes`` or of any TOML file."""
+    """The settings of a recipe of ``sim/recipes``, one in a folder there as FOLDER/NAME, or of any TOML file."""
     path = Path(name)
     if path.suffix != ".toml":
         path = RECIPES / f"{name}.toml"
     if not path.is_file():
-        known = [file.stem for file in RECIPES.glob("*.toml")]
+        known = [file.relative_to(RECIPES).with_suffix("").as_posix() for file in RECIPES.rglob("*.toml")]
         hint = nearest(name, known) if known else ""
         msg = f"Expected a recipe or a TOML file, got {name!r}. {hint} Settings are written key=value."
         raise InputError(msg)
@@ -360,7 +360,7 @@ def _finish(result: dict[str, Any], *, json_output: bool) -> None:
 
 @app.command()
 def describe(settings: Settings = None, *, out: Pictures = None, json_output: Json = False) -> None:
-    """Show who holds which images and labels, before anything is trained.
+    """Show who holds which images and labels, and what clients will send, before anything is trained.
 
     RECIPE and KEY=VALUE are those of 'fedmlic run'. The federation is built if it is not there.
     """
@@ -368,12 +368,15 @@ def describe(settings: Settings = None, *, out: Pictures = None, json_output: Js
         from fedmlic.experiment import split_settings
         from sim.console import open_console
         from sim.reports.describe import describe as report
+        from sim.reports.exchange import exchange
         from sim.run import describe_federation
 
         experiment, runtime = split_settings(read_settings(settings or []))
         with _working(json_output=json_output):
             federation = describe_federation(experiment, runtime)
-            found = report(federation, out, None if json_output else open_console(), experiment.method)
+            messages = exchange(experiment, federation)
+            shown = None if json_output else open_console()
+            found = report(federation, out, shown, experiment.method, messages)
         _warn(found["warnings"])
         if json_output:
             _print_json(found)
@@ -405,6 +408,8 @@ def list_entries(
         else:
             found, others = catalogue.find(name, every, settings)
             show_found = shown.show_entries
+        if name is not None and "method" in found:
+            found = {**found, "method": [catalogue.with_traits(entry) for entry in found["method"]]}
         if not json_output:
             show_found(open_console(), found, others)
             return

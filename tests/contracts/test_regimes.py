@@ -5,6 +5,7 @@ reads those declarations and knows no regime by name.
 """
 
 import dataclasses
+import functools
 import inspect
 from pathlib import Path
 
@@ -61,6 +62,11 @@ every_regime = pytest.mark.parametrize("name", VARIANTS)
 
 
 def truth():
+    return drawn_labels().copy()
+
+
+@functools.cache
+def drawn_labels():
     rng = np.random.default_rng(12)
     labels = rng.choice(np.array([1, 0, -1, -2], dtype=np.int8), (NUM_IMAGES, NUM_LABELS), p=[0.3, 0.5, 0.15, 0.05])
     labels[0] = 0
@@ -69,19 +75,32 @@ def truth():
 
 def assignment(client=0, seed=0, rows=None, labels=None):
     """Labels in all four states, each present one with a box, of the images ``rows`` in that order."""
-    row, label = np.nonzero(truth() == 1)
-    box = SIZE * np.random.default_rng(13).random((len(row), 4)).astype(np.float32) / 2
-    objects = Objects(row.astype(np.int64), label.astype(np.int16), box, box[:, 2] * box[:, 3])
+    objects, all_keys = drawn_objects()
     rows = np.arange(NUM_IMAGES) if rows is None else rows
     labels = (truth() if labels is None else labels)[rows]
-    keys = text_keys([f"image {i}" for i in range(NUM_IMAGES)])[rows]
+    keys = all_keys[rows]
     labels.flags.writeable = False
     return Assignment(labels, keys, objects.take(rows), client, seed, LABELS, (SIZE, SIZE))
 
 
+@functools.cache
+def drawn_objects():
+    """Boxes of the present entries, and the key of every image."""
+    row, label = np.nonzero(truth() == 1)
+    box = SIZE * np.random.default_rng(13).random((len(row), 4)).astype(np.float32) / 2
+    objects = Objects(row.astype(np.int64), label.astype(np.int16), box, box[:, 2] * box[:, 3])
+    return objects, text_keys([f"image {i}" for i in range(NUM_IMAGES)])
+
+
+@functools.cache
+def regime_of(name):
+    """The regime when all images of the battery belong to the federation; all tests ask this one."""
+    return prepared(build("regime", name), assignment())
+
+
 def observe(name, assigned):
-    """What is written down when all images of the battery belong to the federation."""
-    return prepared(build("regime", name), assignment()).annotate(assigned)
+    """What it writes down; that it does not matter what it was asked before is a test of its own."""
+    return regime_of(name).annotate(assigned)
 
 
 def test_the_catalogue_is_found():
@@ -129,6 +148,7 @@ def test_the_same_client_gets_the_same_labels_whatever_others_do(name):
         regime.annotate(assignment(client=other))
 
     assert np.array_equal(regime.annotate(assignment(client=3)), alone)
+    assert np.array_equal(prepared(build("regime", name), assignment()).annotate(assignment(client=3)), alone)
     assert np.array_equal(observe(name, assignment(client=3)), alone)
 
 
@@ -189,7 +209,7 @@ def test_hidden_entries_carry_no_information_unless_it_is_selective(name, data):
 @every_regime
 def test_known_entries_are_equally_often_present_and_absent_unless_it_is_selective(name):
     """Of a label's present and absent entries the same share is known, within three standard deviations."""
-    if build("regime", name).selective:
+    if regime_of(name).selective:
         return
     gaps = []
     for client in range(100):

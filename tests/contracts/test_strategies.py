@@ -1,6 +1,7 @@
 """What every strategy promises: all entries of the catalogue are found by themselves."""
 
 import ast
+import functools
 import inspect
 from pathlib import Path
 from types import SimpleNamespace
@@ -168,12 +169,17 @@ def test_the_state_that_goes_in_is_left_alone(name):
     assert torch.isfinite(after.flat).all()
 
 
+@functools.cache
+def aggregated_one_by_one(name):
+    return bits(aggregate(name))
+
+
 @every_strategy
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_neither_order_nor_grouping_of_updates_changes_a_bit(name, data):
     strategy = build("strategy", name)
-    expected = bits(aggregate(name))
+    expected = aggregated_one_by_one(name)
     order = data.draw(st.permutations(range(4)))
     cut = data.draw(st.integers(1, 4))
     groups = [list(order[:cut]), *([client] for client in order[cut:])]

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, features
 
 from fedmlic.errors import InputError
-from fedmlic.images import decode, read_header, read_images
+from fedmlic.images import decode, read_header, read_images, stored_values
 
 SIDE = 32
 GRADIENT = np.add.outer(np.arange(SIDE) * 4, np.arange(SIDE) * 4).clip(0, 255).astype(np.uint8)
@@ -407,12 +407,12 @@ def test_deep_colours_keep_their_upper_byte(tmp_path):
     assert (stored(grey, size=4) == (values[..., 2] >> 8)[..., None]).all()
 
 
-def tiff(path, values, *, bits=16, photometric=1, order="<"):
-    """An uncompressed grey TIFF written byte by byte."""
+def tiff(path, values, *, bits=16, photometric=1, order="<", more=()):
+    """An uncompressed grey TIFF written byte by byte, with ``more`` tags above 279."""
     height, width = values.shape[0], values.shape[1]
     data = values.tobytes()
     tags = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric), (273, 0), (277, 1), (278, height)]
-    tags.append((279, len(data)))
+    tags += [(279, len(data)), *more]
     at = 8 + 2 + 12 * len(tags) + 4
     entries = [struct.pack(f"{order}HHII", tag, 4, 1, at if tag == 273 else value) for tag, value in tags]
     mark = b"II*\0" if order == "<" else b"MM\0*"
@@ -426,6 +426,26 @@ def test_sixteen_bit_tiff(tmp_path, order):
     path = tiff(tmp_path / "x.tif", (GRADIENT.astype(np.uint16) * 257).astype(f"{order}u2"), order=order)
 
     assert (stored(path, channels=1)[..., 0] == GRADIENT).all()
+
+
+@pytest.mark.parametrize("kind", ["<u2", ">u2", "<i2", ">i2", "<u4", "<i4", ">i4", "|u1"])
+def test_a_tiff_whose_only_channel_is_a_plane_of_its_own(tmp_path, kind):
+    """PlanarConfiguration 2 (tag 284) and SampleFormat 2 for signed numbers (339): as GDAL writes satellite images."""
+    values = (GRADIENT * np.uint16(1 if "1" in kind else 100)).astype(kind)
+    order = ">" if kind[0] == ">" else "<"
+    more = [(284, 2), (339, 2 if "i" in kind else 1)]
+    path = tiff(tmp_path / "x.tif", values, bits=8 * values.itemsize, order=order, more=more)
+
+    assert (stored_values(path) == values).all()
+    assert (stored(path, channels=1)[..., 0] == (values if "1" in kind else np.round(values / 257))).all()
+
+
+def test_stored_values_are_of_one_channel_of_whole_numbers(tmp_path):
+    assert (stored_values(saved(tmp_path / "a.png", GRADIENT)) == GRADIENT).all()
+    assert (stored_values(saved(tmp_path / "a.tif", GRADIENT * np.uint16(257))) == GRADIENT * np.uint16(257)).all()
+    for number, pixels in enumerate((COLOUR, GRADIENT.astype(np.float32))):
+        with pytest.raises(InputError, match="one channel of whole numbers"):
+            stored_values(saved(tmp_path / f"{number}.tif", pixels))
 
 
 def test_sixteen_bit_tiff_whose_zero_is_white(tmp_path):

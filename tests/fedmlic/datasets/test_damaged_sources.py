@@ -14,7 +14,18 @@ from fedmlic.spec import build
 TESTS = Path(__file__).parents[2]
 FIXTURES = {
     name: runpy.run_path(str(TESTS / "fixtures" / f"{name}.py"))
-    for name in ("chestxray14", "chexpert", "cub", "flair", "hapi", "mirflickr", "nuswide", "rsna_ich")
+    for name in (
+        "bigearthnet_s2",
+        "chestxray14",
+        "chexpert",
+        "cub",
+        "flair",
+        "hapi",
+        "mirflickr",
+        "nuswide",
+        "rsna_ich",
+        "uc_merced",
+    )
 }
 FLAIR = runpy.run_path(str(Path(__file__).parent / "test_flair.py"))["WRITERS"]
 
@@ -43,6 +54,7 @@ def write_flair(writer):
 WRITERS = {
     **{name: fixture["write"] for name, fixture in FIXTURES.items()},
     "rsna_ich exported": write_exported,
+    "bigearthnet_s2 of release 1": FIXTURES["bigearthnet_s2"]["write_v1"],
     **{f"flair {name}": write_flair(name) for name in FLAIR},
 }
 VALUES = (None, [], {}, True, -1, 1.5, 1e999, 10**30, "", " ", "\0", "x", [None], {"a": 1}, "9" * 5000)
@@ -141,7 +153,7 @@ def read(text):
 def damage(root, text, rng, times):
     """Damage one file after the other and read; every file is put back. How many were refused."""
     files = sorted(path for path in root.rglob("*") if path.is_file())
-    tables = [path for path in files if path.suffix not in {".jpg", ".png", ".dcm"}]
+    tables = [path for path in files if path.suffix not in {".jpg", ".png", ".dcm", ".tif"}]
     refused = 0
     for _ in range(times):
         path = rng.choice(tables if rng.random() < 0.9 else files)
