@@ -52,7 +52,7 @@ def cut(images: Tensor, grid: int, *, upsample: bool = True) -> Tensor:
     if not upsample or grid == 1:
         return patches
     larger = F.interpolate(patches.flatten(0, 1), size=(height, width), mode="bilinear", align_corners=False)
-    return larger.unflatten(0, (grid * grid, len(images)))
+    return larger.view(grid * grid, *images.shape)
 
 
 def check_grid(height: int, width: int, grid: int) -> None:

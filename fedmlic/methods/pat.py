@@ -21,19 +21,18 @@ Training" (ICML 2024, arXiv 2404.06287).
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedmlic.changed_views import Change, changed
 from fedmlic.errors import InputError
 from fedmlic.losses import asymmetric, known_mean
 from fedmlic.method import Inputs, Local, Method, Objective, Task, no_inputs
 from fedmlic.patches import check_grid, check_small_patches, cut, pivot
 from fedmlic.training import trainer
+from fedmlic.views import Change, changed
 
 if TYPE_CHECKING:
     from fedmlic.model import Backbone
@@ -58,7 +57,8 @@ class PatchedClassifier(nn.Module):
         self.backbone = backbone
         self.head = nn.Linear(backbone.num_features, num_labels)
         self.evidence = nn.Linear(backbone.num_features, num_labels)
-        self.attention = nn.Linear(backbone.num_features, num_labels) if cross else None
+        # A bias would be the same for all patches and so change nothing; Adam would let rounding errors drive it.
+        self.attention = nn.Linear(backbone.num_features, num_labels, bias=False) if cross else None
         self.grid, self.temperature, self.upsample = grid, temperature, upsample
 
     def forward(self, images: Tensor, patches: Tensor | None = None) -> Tensor:
@@ -82,11 +82,11 @@ class PatchedClassifier(nn.Module):
             parts = torch.stack([self.read(patch) for patch in patches])
             return self.read(images), parts
         if patches.shape[-2:] != images.shape[-2:]:
-            parts = self.read(patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
+            parts = self.read(patches.flatten(0, 1)).view(*patches.shape[:2], -1)
             return self.read(images), parts
         # One pass, whole images first: BatchNorm sees one batch of whole images and patches.
         found = self.read(torch.cat([images, patches.flatten(0, 1)]))
-        return found[: len(images)], found[len(images) :].unflatten(0, patches.shape[:2])
+        return found[: len(images)], found[len(images) :].view(*patches.shape[:2], -1)
 
     def read(self, images: Tensor) -> Tensor:
         """``[batch, features]`` of images of any size."""
@@ -117,8 +117,8 @@ def pat(
         patch_upsample: resize patches to the size of the image, as published; else the backbone gets
             them as small as they are, for 2 passes' cost in place of n * n + 1.
         views: random changes of the whole image and of every patch, each with draws of its own, in
-            this order, out of ``flip``, ``shift``, ``cutout``, ``randaugment``
-            (``fedmlic.changed_views``); the authors' are ``['cutout', 'randaugment']``.
+            this order, out of ``flip``, ``shift``, ``colours``, ``cutout``,
+            ``randaugment`` (``fedmlic.views.changed``); the authors' are ``['cutout', 'randaugment']``.
         gamma_pos: focusing exponent for present entries, 0 or more.
         gamma_neg: focusing exponent for absent entries, 0 or more.
         margin: probability that absent entries may have for free, in [0, 1).
@@ -149,7 +149,7 @@ def pat(
         def of(images: Tensor, labels: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
             del labels, numbers
             patches = cut(images, grid, upsample=patch_upsample)
-            parts = changed(patches.flatten(0, 1), views, rng).unflatten(0, patches.shape[:2])
+            parts = changed(patches.flatten(0, 1), views, rng).view(patches.shape)
             return changed(images, views, rng), parts
 
         return Inputs(of, dict)
@@ -163,10 +163,11 @@ def pat(
         return entries.sum() if reduction == "sum" else known_mean(entries, labels)
 
     objective = Objective(loss, inputs if views else no_inputs)
-    private = partial(names_of, ["attention"] if attention == "private" else [])
-    heads = ["head", "evidence", *(["attention"] if mode == "cross" else [])]
-    rows = partial(names_of, heads)
-    return Method(build, trainer(objective), predict, rows, private, objective, needs_pixels=True)
+
+    def private(network: nn.Module) -> list[str]:
+        return [name for name in label_rows(network) if attention == "private" and name.startswith("attention.")]
+
+    return Method(build, trainer(objective), predict, label_rows, private, objective, needs_pixels=True)
 
 
 def predict(network: nn.Module, images: Tensor) -> Tensor:
@@ -174,7 +175,6 @@ def predict(network: nn.Module, images: Tensor) -> Tensor:
     return torch.sigmoid(network(images).mean(dim=0))
 
 
-def names_of(heads: list[str], network: nn.Module) -> list[str]:
-    """Names of the tensors of these heads."""
-    del network
-    return [f"{head}.{part}" for head in heads for part in ("weight", "bias")]
+def label_rows(network: nn.Module) -> list[str]:
+    """Names of the tensors with one row per label: all that is not of the backbone."""
+    return [name for name, _ in network.named_parameters() if not name.startswith("backbone.")]

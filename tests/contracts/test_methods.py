@@ -182,9 +182,12 @@ def test_it_learns_a_few_images_by_heart(method):
         return probs[labels == PRESENT].mean() - probs[labels == ABSENT].mean()
 
     before = gap()
-    _, trained = turn(settings, learned, data, learned.resident.flat.clone())
+    for number in (1, 2, 3):  # a method whose loss fades away where it is nearly right takes longer
+        _, trained = turn(settings, learned, data, learned.resident.flat.clone(), round_number=number)
+        assert trained.num_steps == 60
+        if gap() > 0.4:
+            break
 
-    assert trained.num_steps == 60
     assert abs(before) < 0.2
     assert gap() > 0.4
 

@@ -43,12 +43,15 @@ def by_hand(network, image, temperature=1.0):
     g, d = [], []
     for label in range(len(NAMES)):
         score = {
-            name: [float(head.weight[label] @ each + head.bias[label]) for each in features]
-            for name, head in (("a", network.attention), ("e", network.evidence))
+            name: [float(weight[label] @ each) for each in features]
+            for name, weight in (("a", network.attention.weight), ("e", network.evidence.weight))
         }
         weights = [np.exp(each / temperature) for each in score["a"]]
         g.append(float(network.head.weight[label] @ whole + network.head.bias[label]))
-        d.append(sum(w * e for w, e in zip(weights, score["e"], strict=True)) / sum(weights))
+        d.append(
+            sum(w * (e + float(network.evidence.bias[label])) for w, e in zip(weights, score["e"], strict=True))
+            / sum(weights)
+        )
     return g, d
 
 
@@ -194,7 +197,7 @@ def test_each_view_is_changed_by_itself_and_replays():
 def test_a_private_attention_head_is_not_exchanged():
     learned = learner("pat(attention='private')")
 
-    assert learned.resident.private_names == ("attention.weight", "attention.bias")
+    assert learned.resident.private_names == ("attention.weight",)
     assert not any(name.startswith("attention") for name in learned.resident.layout.names)
     with pytest.raises(InputError, match="Expected mode='cross' with attention='private'"):
         spec.build("method", "pat(mode='self', attention='private')")
