@@ -16,6 +16,8 @@ from strategies.server.server import build_server
 VARIANTS = {
     "fedlgt": ["fedlgt(dropout=0.0, layers=1, known_fraction_max=0.25, band=0.2)", "fedlgt(dropout=0.0, layers=1)"],
     "ctran": ["ctran(dropout=0.0, layers=1)"],
+    "query2label": ["query2label(dropout=0.0)"],
+    "ml_decoder": ["ml_decoder(dropout=0.0)"],
     "pat": ["pat(mode='self')"],  # Adam makes much of rounding errors in gradients of attention that are nearly 0
     "bce": ["bce()", "bce(pool='logsumexp')", "bce(pool='max')"],
 }
