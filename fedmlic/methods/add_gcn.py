@@ -13,8 +13,8 @@ With F the feature map at P places and s_kp = <cam_k, F_p> the activation of lab
 act is a leaky ReLU of slope 0.2; B_jk, from node j to node k, is entry j of C's output at node k.
 
 Deviations: UNKNOWN and UNCERTAIN entries take no part in the loss (binary cross-entropy); norm is a
-LayerNorm where the source has BatchNorm, whose statistics would have to be exchanged. Written from the
-paper's description; details that it leaves open are ours.
+LayerNorm where the source has BatchNorm, whose statistics would have to be exchanged. Written from
+memory and a short description; slope, sums and norm were not compared with the paper.
 
 Source: Ye et al. 2020, "Attention-Driven Dynamic Graph Convolutional Network for Multi-Label Image
 Recognition" (ECCV, arXiv 2012.02994).
