@@ -248,7 +248,8 @@ class Host:
 
     def _remembers(self, request: Request) -> bool:
         """Whether clients keep tensors from turn to turn."""
-        return self._private_tensors or any(mod.remembers for mod in self._mods(request))
+        own = self._private_tensors or self._learner.method.remembers
+        return own or any(mod.remembers for mod in self._mods(request))
 
     def _keep(self, request: Request, client: int, tensors: Mapping[str, Tensor]) -> None:
         # Nothing is kept too: the server will say that this turn was the last that counted.

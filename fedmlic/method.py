@@ -67,6 +67,12 @@ class Local:
         memory: what the client kept of its last turn that counted, by name; what is put here
             is kept for its next one, if this turn counts. It never leaves the client.
         hooks: of the experiment's mods, in order; ``training.fit`` calls them.
+        shard: whose images and labels it trains on; ``training.fit`` and ``vectorized`` fill it in
+            before they ask for an objective's inputs.
+        on_all: of the network as it is at that moment, in evaluation mode, and all of the client's
+            training images, as stored: what ``call(network, images [batch, channels, height, width])``
+            gives for each of them, ``[images, ...]``, without gradient. ``training.fit`` fills it in;
+            None where clients are trained at once.
     """
 
     experiment: Experiment
@@ -80,6 +86,8 @@ class Local:
     shared: Mapping[str, Tensor] = field(default_factory=dict)
     memory: dict[str, Tensor] = field(default_factory=dict)
     hooks: tuple[Hooks, ...] = ()
+    shard: Shard | None = None
+    on_all: Callable[[Callable[[nn.Module, Tensor], Tensor]], Tensor] | None = None
 
     def rng(self, purpose: str) -> np.random.Generator:
         """A NumPy stream of this client in this round."""
@@ -114,10 +122,16 @@ class Inputs(NamedTuple):
             gradient. Labels are on the CPU so that random choices among them need not wait for a
             GPU; numbers, int64 ``[batch]``, tell which of the client's images these are.
         metrics: sums to report when the turn ends.
+        seen: called after every step with the numbers of its images and, without gradient, what the
+            loss gave beside the scalar.
+
+    What a client should find again in its next turn goes into ``local.memory``, best through
+    ``fedmlic.image_state``; the method then says that it ``remembers``.
     """
 
     of: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
     metrics: Callable[[], dict[str, float]]
+    seen: Callable[..., None] | None = None
 
 
 def no_inputs(local: Local) -> Inputs:
@@ -132,17 +146,22 @@ class Objective(NamedTuple):
     Attributes:
         loss: ``(network, images [batch, channels, height, width], labels int8 [batch, labels],
             *inputs) -> scalar``; it decides what UNKNOWN means. ``network`` is to be called and
-            nothing else.
+            nothing else. It may give ``(scalar, *tensors)``: ``Inputs.seen`` gets the tensors.
         inputs: makes a turn's further inputs of the loss.
         needs_annotations: a client without a single annotation takes no step.
         one_by_one: why clients cannot be trained at once (the network draws random numbers);
             empty where they can.
     """
 
-    loss: Callable[..., Tensor]
+    loss: Callable[..., Tensor | tuple[Tensor, ...]]
     inputs: Callable[[Local], Inputs] = no_inputs
     needs_annotations: bool = False
     one_by_one: str = ""
+
+
+def scalar_and_rest(given: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """What an objective's loss gave: the scalar, and the tensors beside it (none if it gave the scalar alone)."""
+    return (given, ()) if isinstance(given, Tensor) else (given[0], given[1:])
 
 
 def none(network: nn.Module) -> Sequence[str]:
@@ -202,6 +221,7 @@ class Method(NamedTuple):
         statistics: named sums over all clients that are asked for once, before the first round;
             int64 (counts) or floating tensors of one client's shard. They tell the server
             something of the clients' labels, so the experiment must allow them.
+        remembers: whether clients keep something in ``local.memory`` from turn to turn.
         guesses: what training takes entries for that nobody annotated, such as ``"absent"``; empty
             where they take no part. A label that nobody annotates is then trained on guesses alone,
             which whoever runs it is warned of.
@@ -223,9 +243,19 @@ class Method(NamedTuple):
     objective: Objective | None = None
     phases: tuple[Phase, ...] = ()
     statistics: Callable[[Shard], Mapping[str, Tensor]] | None = None
+    remembers: bool = False
     guesses: str = ""
     ask: Callable[[nn.Module, Task, Sequence[str]], Callable[[Tensor], Tensor]] | None = None
     needs_pixels: bool = False
+
+
+def why_one_by_one(method: Method) -> str:
+    """Why clients of a method cannot be trained at once, whatever the network; empty where they can."""
+    if method.objective is None:
+        return "a method that trains in a way of its own"
+    if method.phases:
+        return "a method in phases"
+    return method.objective.one_by_one
 
 
 def stretch_of(method: Method, round_number: int) -> Stretch:

@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmlic.errors import InputError
-from fedmlic.method import Inputs, Local, Method, Objective, Task, Trained, no_inputs
+from fedmlic.method import Inputs, Local, Method, Objective, Task, Trained, no_inputs, scalar_and_rest
 from fedmlic.mod import Step
 from fedmlic.model import Classifier
 from fedmlic.optimiser import clip_norm, make_optimiser
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 Loss = Callable[..., Tensor]
 """``(network, images [batch, channels, height, width], labels int8 [batch, labels]) -> scalar``."""
+
+ON_ALL_BATCH = 64
+"""Images at once where a network looks at all images of a client."""
 
 PIXEL_MEAN, PIXEL_STD = 127.5, 63.75
 """Stored bytes become (byte - 127.5) / 63.75, about -2 to 2 (see ``docs/training.md``)."""
@@ -99,7 +103,7 @@ def fit(resident: Resident, shard: Shard, local: Local, loss: Loss | Objective) 
     if objective.needs_annotations and not shard.annotations.any():
         return Trained(0.0, 0, {})
     settings, device = local.experiment, local.device
-    inputs = objective.inputs(local)
+    inputs = objective.inputs(replace(local, shard=shard, on_all=_on_all(resident, shard, local)))
     terms = [hooks.term for hooks in local.hooks if hooks.term is not None]
     before = [hooks.gradient for hooks in local.hooks if hooks.gradient is not None]
     after = [hooks.after_step for hooks in local.hooks if hooks.after_step is not None]
@@ -119,7 +123,7 @@ def fit(resident: Resident, shard: Shard, local: Local, loss: Loss | Objective) 
                 with precision_of(settings, device), _batch_norm_explained(local, len(images), shard.num_images):
                     given = inputs.of(images, labels, numbers)
                     observed = labels.to(device, non_blocking=True)
-                    value = objective.loss(network, images, observed, *given)
+                    value, rest = scalar_and_rest(objective.loss(network, images, observed, *given))
                     for term in terms:
                         value = value + term(Step(network, images, observed, features()))
                 value.backward()  # type: ignore[no-untyped-call]
@@ -131,6 +135,8 @@ def fit(resident: Resident, shard: Shard, local: Local, loss: Loss | Objective) 
                 for change_parameters in after:
                     change_parameters()
                 losses.append(value.detach())
+                if inputs.seen is not None:
+                    inputs.seen(numbers, *(tensor.detach() for tensor in rest))
     total = float(torch.stack(losses).sum(dtype=torch.float64)) if losses else 0.0
     return checked(Trained(total / max(len(losses), 1), len(losses), inputs.metrics()))
 
@@ -156,7 +162,9 @@ def full_gradient(resident: Resident, shard: Shard, local: Local) -> list[Tensor
     if objective is None:
         msg = "Expected a method that trains by training.fit with an objective, got another. Choose another method."
         raise InputError(msg)
-    network, inputs = resident.network.eval(), objective.inputs(local)
+    copied = {name: tensor.clone() for name, tensor in local.memory.items()}  # looking changes nothing
+    looked = replace(local, memory=copied, shard=shard, on_all=_on_all(resident, shard, local))
+    network, inputs = resident.network.eval(), objective.inputs(looked)
     total = [torch.zeros_like(parameter) for parameter in resident.parameters]
     held = held_images([shard], local.device)
     observed = torch.from_numpy(np.ascontiguousarray(shard.labels))
@@ -167,12 +175,33 @@ def full_gradient(resident: Resident, shard: Shard, local: Local) -> list[Tensor
             images = to_float(held(numbers.numpy()), local.device, resident.memory_format)
             labels = observed.index_select(0, numbers)
             given = inputs.of(images, labels, numbers)
-            value = objective.loss(network, images, labels.to(local.device), *given)
+            value, _ = scalar_and_rest(objective.loss(network, images, labels.to(local.device), *given))
             found = torch.autograd.grad(value, resident.parameters, allow_unused=True)
             for each, gradient in zip(total, found, strict=True):
                 if gradient is not None:
                     each.add_(gradient, alpha=len(numbers) / shard.num_images)
     return total
+
+
+def _on_all(
+    resident: Resident, shard: Shard, local: Local
+) -> Callable[[Callable[[nn.Module, Tensor], Tensor]], Tensor]:
+    """See ``Local.on_all``."""
+
+    def outputs(call: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
+        network, was_training = resident.network, resident.network.training
+        found = []
+        held = held_images([shard], local.device)
+        with torch.no_grad():
+            network.eval()
+            for start in range(0, shard.num_images, ON_ALL_BATCH):
+                chosen = np.arange(start, min(start + ON_ALL_BATCH, shard.num_images))
+                found.append(call(network, to_float(held(chosen), local.device, resident.memory_format)))
+        if was_training:
+            resident.training_network()
+        return torch.cat(found)
+
+    return outputs
 
 
 def stages(resident: Resident, local: Local) -> Iterator[int]:
@@ -380,18 +409,21 @@ def augment(images: Tensor, kind: str, rng: torch.Generator) -> Tensor:
 
 
 def classifier(
-    loss: Callable[..., Tensor],
+    loss: Callable[..., Tensor | tuple[Tensor, ...]],
     *,
     pool: str = "mean",
     hidden: Sequence[int] = (),
     inputs: Callable[[Local], Inputs] = no_inputs,
+    one_by_one: str = "",
 ) -> Method:
     """The method that trains a backbone with one logit per label by ``loss(logits, labels)``.
 
     Args:
         loss: scalar loss of logits float32 ``[batch, labels]`` and int8 labels of the same
-            shape; it decides what UNKNOWN means. Further inputs come after these.
+            shape; it decides what UNKNOWN means. Further inputs come after these. It may give
+            tensors beside the scalar (see ``Objective``).
         inputs: makes a turn's further inputs of the loss.
+        one_by_one: why clients cannot be trained at once; empty where they can.
         pool: how the logit map becomes one logit per label (see ``fedmlic.model.Classifier``).
         hidden: units of hidden layers between the feature map and the logits.
     """
@@ -403,7 +435,10 @@ def classifier(
     def predict(network: nn.Module, images: Tensor) -> Tensor:
         return torch.sigmoid(network(images))
 
-    objective = Objective(lambda network, images, labels, *given: loss(network(images), labels, *given), inputs)
+    def of_images(network: nn.Module, images: Tensor, labels: Tensor, *given: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return loss(network(images), labels, *given)
+
+    objective = Objective(of_images, inputs, one_by_one=one_by_one)
     return Method(build, trainer(objective), predict, label_rows=_head_rows, objective=objective)
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedmlic.errors import InputError
-from fedmlic.method import Inputs, Trained
+from fedmlic.method import Inputs, Trained, scalar_and_rest, why_one_by_one
 from fedmlic.optimiser import clip_rows, make_optimiser
 from fedmlic.training import augment, held_images, precision_of, steps, to_float
 
@@ -91,19 +92,13 @@ def objective_of(method: Method, resident: Resident, name: str) -> Objective:
     Raises:
         InputError: they cannot.
     """
-    objective = method.objective
-    if objective is None:
-        reason = "a method that trains in a way of its own"
-    elif objective.one_by_one:
-        reason = objective.one_by_one
-    elif resident.private_names:
+    reason = why_one_by_one(method)
+    if not reason and resident.private_names:
         reason = "tensors that every client keeps to itself"
-    elif method.phases:
-        reason = "a method in phases"
-    elif resident.layout.moments:
+    if not reason and resident.layout.moments:
         reason = "BatchNorm statistics, which every client changes (use a norm of group or frozen)"
-    else:
-        return objective
+    if method.objective is not None and not reason:
+        return method.objective
     msg = f"Expected method {name} to allow vectorize, got {reason}. Use vectorize=1."
     raise InputError(msg)
 
@@ -198,9 +193,12 @@ def _train(stack: Stack, turns: Sequence[_Turn], objective: Objective) -> list[f
             numbers = [torch.from_numpy(turn.steps[number]) for turn in active[part]]
             batch = _batch(active[part], to_float(held(rows), device), observed, numbers)
             with precision_of(settings, device):
-                each = loss_of(stack.tensors(part), *batch)
+                each, *rest = loss_of(stack.tensors(part), *batch)
             each.sum().backward()  # type: ignore[no-untyped-call]
             losses[part] += each.detach()
+            for place, (turn, chosen) in enumerate(zip(active[part], numbers, strict=True)):
+                if turn.inputs.seen is not None:
+                    turn.inputs.seen(chosen, *(tensor[place].detach() for tensor in rest))
         if settings.clip_norm > 0:
             clip_rows(stack.parameters, settings.clip_norm)
         change(len(active))
@@ -212,7 +210,8 @@ def _turns(shards: Sequence[Shard], locals_: Sequence[Local], objective: Objecti
     for shard, local in zip(shards, locals_, strict=True):
         idle = objective.needs_annotations and not shard.annotations.any()
         chosen = [] if idle else list(steps(shard.num_images, local))
-        turns.append(_Turn(shard, local, chosen, objective.inputs(local), local.torch_rng("augmentation")))
+        inputs = objective.inputs(replace(local, shard=shard))
+        turns.append(_Turn(shard, local, chosen, inputs, local.torch_rng("augmentation")))
     return turns
 
 
@@ -235,10 +234,12 @@ def _batch(turns: Sequence[_Turn], images: Tensor, labels: Tensor, numbers: Sequ
     return own_images, told, *(torch.stack(column) for column in zip(*further, strict=True))
 
 
-def _loss_of(objective: Objective, network: nn.Module) -> Callable[..., Tensor]:
-    """The loss of one client as a function of its parameters."""
+def _loss_of(objective: Objective, network: nn.Module) -> Callable[..., tuple[Tensor, ...]]:
+    """The loss of one client, and what it gives beside it, as a function of its parameters."""
 
-    def loss(parameters: dict[str, Tensor], images: Tensor, labels: Tensor, *told: Tensor) -> Tensor:
-        return objective.loss(lambda *inputs: functional_call(network, parameters, inputs), images, labels, *told)
+    def loss(parameters: dict[str, Tensor], images: Tensor, labels: Tensor, *told: Tensor) -> tuple[Tensor, ...]:
+        given = objective.loss(lambda *inputs: functional_call(network, parameters, inputs), images, labels, *told)
+        value, rest = scalar_and_rest(given)
+        return (value, *rest)
 
     return loss

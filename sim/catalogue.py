@@ -29,6 +29,8 @@ class Entry(NamedTuple):
         arguments: keyword and default, as text; no default means it must be given.
         meanings: keyword and what its docstring says of it.
         page: path of its page below the project's folder; empty if it has none there.
+        traits: of a method, what it needs and does with its default arguments, by name; empty for
+            other entries, and where nobody asked (``with_traits``).
     """
 
     name: str
@@ -36,6 +38,7 @@ class Entry(NamedTuple):
     arguments: dict[str, str | None]
     meanings: Mapping[str, str] = MappingProxyType({})
     page: str = ""
+    traits: Mapping[str, bool | str] = MappingProxyType({})
 
     @property
     def call(self) -> str:
@@ -45,7 +48,7 @@ class Entry(NamedTuple):
 
     def to_json(self) -> dict[str, object]:
         """All of it as JSON values."""
-        return {**self._asdict(), "meanings": dict(self.meanings)}
+        return {**self._asdict(), "meanings": dict(self.meanings), "traits": dict(self.traits)}
 
 
 def catalogue(key: str) -> list[Entry]:
@@ -53,6 +56,28 @@ def catalogue(key: str) -> list[Entry]:
     package = importlib.util.find_spec(spec.CATALOGUES[key])
     folder = Path(str(package.origin)).parent if package and package.origin else Path()
     return [_read(folder / f"{name}.py")._replace(page=_page(key, name)) for name in spec.entries(key)]
+
+
+def with_traits(entry: Entry) -> Entry:
+    """A method's entry with what the method says of itself; one that cannot be built has none.
+
+    This imports the entry, which listing alone does not.
+    """
+    from fedmlic.method import Method, none, why_one_by_one
+
+    try:
+        method: Method = spec.build("method", entry.name)
+    except Exception:  # noqa: BLE001  (a broken entry must not break the list)
+        return entry
+    traits: dict[str, bool | str] = {
+        "guesses": method.guesses,
+        "memory": method.remembers or method.private is not none,
+        "counts": method.statistics is not None,
+        "text": "text" in entry.arguments,
+        "phases": str(len(method.phases) or ""),
+        "one-by-one": why_one_by_one(method),
+    }
+    return entry._replace(traits=traits)
 
 
 PROJECT = Path(__file__).parents[1]

@@ -117,12 +117,12 @@ def read_settings(arguments: list[str]) -> dict[str, Any]:
 
 
 def read_recipe(name: str) -> dict[str, Any]:
-    """The settings of a recipe of ``sim/recipes`` or of any TOML file."""
+    """The settings of a recipe of ``sim/recipes``, one in a folder there as FOLDER/NAME, or of any TOML file."""
     path = Path(name)
     if path.suffix != ".toml":
         path = RECIPES / f"{name}.toml"
     if not path.is_file():
-        known = [file.stem for file in RECIPES.glob("*.toml")]
+        known = [file.relative_to(RECIPES).with_suffix("").as_posix() for file in RECIPES.rglob("*.toml")]
         hint = nearest(name, known) if known else ""
         msg = f"Expected a recipe or a TOML file, got {name!r}. {hint} Settings are written key=value."
         raise InputError(msg)
@@ -405,6 +405,8 @@ def list_entries(
         else:
             found, others = catalogue.find(name, every, settings)
             show_found = shown.show_entries
+        if name is not None and "method" in found:
+            found = {**found, "method": [catalogue.with_traits(entry) for entry in found["method"]]}
         if not json_output:
             show_found(open_console(), found, others)
             return

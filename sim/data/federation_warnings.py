@@ -18,6 +18,8 @@ from sim.data.prepare import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from fedmlic.corpus import LabelStore
@@ -61,6 +63,7 @@ def examine(federation: Federation, method: str = "") -> Findings:
         *untrained_warnings(names, trained, tested, unannotated),
         *unannotated_warnings(names, unannotated),
         *(_guessed(method, len(unannotated)) if method and unannotated else []),
+        *(_never_absent(names, tallies) if method and not spec.build("method", method).guesses else []),
     ]
     return Findings(warnings, untrained_labels(names, trained, tested), unannotated)
 
@@ -76,6 +79,22 @@ def _guessed(method: str, num_labels: int) -> list[str]:
         "alone. Use a method that leaves unknown entries out, such as bce or fedlgt"
     )
     return [text]
+
+
+def _never_absent(names: Sequence[str], tallies: Tallies) -> list[str]:
+    """A method that looks at annotations alone learns to call a label present if nobody ever said that it is absent."""
+    positives = tallies.positives.sum(axis=0, dtype=np.int64)
+    only_present = np.flatnonzero((positives > 0) & (tallies.known.sum(axis=0, dtype=np.int64) == positives))
+    if not len(only_present):
+        return []
+    shown = ", ".join(repr(names[place]) for place in only_present[:8]) + (", ..." if len(only_present) > 8 else "")
+    line = (
+        f"{len(only_present)} of {len(names)} labels are annotated as present and never as absent: {shown}. The method "
+        "learns from annotated entries alone, so it learns to call these present in every image. Use a method that "
+        "takes a stand on entries without annotation ('fedmlic list method' names them), or a regime that keeps "
+        "absences"
+    )
+    return [line]
 
 
 def _positives(labels: LabelStore, rows: range) -> NDArray[np.int64]:

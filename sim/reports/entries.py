@@ -27,6 +27,8 @@ def show_catalogues(console: Console, found: Mapping[str, list[Entry]], settings
             table.add_row(entry.name, entry.summary.replace("``", ""))
             if entry.arguments:
                 table.add_row("", plain(entry.call, "dim"))
+            if entry.traits:
+                table.add_row("", plain(in_words(entry.traits), "dim"))
         console.print(table)
         console.print()
     if settings:
@@ -40,6 +42,18 @@ def show_entries(console: Console, found: Mapping[str, list[Entry]], settings: S
             _show_entry(console, key, entry)
     if settings:
         _show_settings(console, "setting (key=value)", settings)
+
+
+def in_words(traits: Mapping[str, bool | str]) -> str:
+    """What a method needs and does, in a line."""
+    guesses = traits["guesses"]
+    words = [f"takes entries without annotation as {guesses}" if guesses else "learns from annotated entries alone"]
+    words += ["keeps state on the client"] * bool(traits["memory"])
+    words += ["counts labels over all clients (allow-statistics)"] * bool(traits["counts"])
+    words += ["label vectors: text"] * bool(traits["text"])
+    words += [f"{traits['phases']} phases"] * bool(traits["phases"])
+    alone = traits["one-by-one"]
+    return "; ".join([*words, f"no vectorize ({alone})" if alone else "vectorize"])
 
 
 def _show_settings(console: Console, title: str, settings: Settings) -> None:
@@ -63,5 +77,7 @@ def _show_entry(console: Console, key: str, entry: Entry) -> None:
         console.print()
     required = ", ".join(f"{name}=..." for name, default in entry.arguments.items() if default is None)
     say(console, f'written: {key}="{entry.name}({required})"')
+    if entry.traits:
+        say(console, f"with its defaults: {in_words(entry.traits)}")
     if entry.page:
         say(console, f"page: {entry.page}")

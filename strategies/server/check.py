@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from fedmlic import spec
 from fedmlic.errors import InputError
+from fedmlic.method import why_one_by_one
 
 if TYPE_CHECKING:
     from fedmlic.experiment import Experiment, Runtime
@@ -55,6 +56,9 @@ def _note(wrong: list[str], key: str, text: str) -> None:
 def _conflicts(experiment: Experiment, runtime: Runtime, method: Method, strategy: Strategy) -> Iterator[str]:
     """What does not go together, a sentence each."""
     mods = mods_of(experiment, strategy)
+    alone = why_one_by_one(method)
+    if runtime.vectorize > 1 and alone:
+        yield f"Expected method {experiment.method} to allow vectorize, got {alone}. Use vectorize=1."
     for text, mod in mods.items():
         reason = mod.refuses(experiment) if mod.refuses is not None else ""
         if reason:

@@ -264,7 +264,7 @@ class Rounds:
     @property
     def _remembers(self) -> bool:
         """Whether clients keep tensors from turn to turn."""
-        return self._personal or any(mod.remembers for mod in self._mods)
+        return self._personal or self._method.remembers or any(mod.remembers for mod in self._mods)
 
     def _last(self, progress: Progress, clients: Sequence[int]) -> dict[int, int]:
         if not self._remembers:

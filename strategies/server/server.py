@@ -72,7 +72,8 @@ class Server:
     def remembers(self) -> bool:
         """Whether clients keep tensors from turn to turn."""
         mods = mods_of(self.experiment, self.strategy).values()
-        return bool(self.learner.resident.private_names) or any(mod.remembers for mod in mods)
+        own = bool(self.learner.resident.private_names) or self.learner.method.remembers
+        return own or any(mod.remembers for mod in mods)
 
 
 def build_server(

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from clients.host import Host
+from clients.memory import FolderMemory
 from clients.opening import open_federation
 from fedmlic.errors import InputError
 from fedmlic.learner import build_learner
@@ -25,7 +26,7 @@ METHODS = [text for text in EVERY if not build("method", text).phases]
 
 
 @pytest.fixture(scope="module")
-def hosts(tiny):
+def hosts(tiny, tmp_path_factory):
     """A function: a host that trains ``size`` clients at once, over clients of unlike sizes."""
 
     def made(size, **changes):
@@ -34,7 +35,9 @@ def hosts(tiny):
         server = build_server(experiment, runtime)
         learner = build_learner(experiment, server.learner.task.label_names, server.learner.task.image_shape)
         federation = open_federation(experiment, runtime, server.corpus)
-        return Host("test", experiment, federation, learner, vectorize=size), learner.resident.flat.clone()
+        memory = FolderMemory(tmp_path_factory.mktemp("memory"))
+        host = Host("test", experiment, federation, learner, vectorize=size, memory=lambda _run: memory)
+        return host, learner.resident.flat.clone()
 
     return made
 
@@ -80,8 +83,15 @@ def test_the_same_as_one_after_another(hosts, method):
     changes = {"method": method, "local_epochs": 2, "batch_size": 7}
     alone, flat = play(hosts(1, **changes))
 
+    together, _ = play(hosts(3, **changes))  # three at once, then two
+    assert_alike(together, alone, flat)
+
+
+def test_the_same_for_any_number_at_once(hosts):
+    alone, flat = play(hosts(1, batch_size=7))
+
     for size in (2, 5):
-        together, _ = play(hosts(size, **changes))
+        together, _ = play(hosts(size, batch_size=7))
         assert_alike(together, alone, flat)
 
 

@@ -116,10 +116,16 @@ def test_options_win_over_pairs_and_pairs_over_the_recipe(fedmlic, pairs, tmp_pa
 
 
 def test_the_shipped_recipes_are_valid():
-    for file in (Path(__file__).parents[2] / "sim" / "recipes").glob("*.toml"):
-        found = read_settings([file.stem])
+    folder = Path(__file__).parents[2] / "sim" / "recipes"
+    for file in folder.rglob("*.toml"):
+        found = read_settings([file.relative_to(folder).with_suffix("").as_posix()])
         assert found, file
         assert {key.replace("-", "_") for key in found} <= set(Experiment.model_fields) | {"engine", "workers"}
+    assert read_settings(["methods/label_bias", "seed=3"])["regime"] == "single_positive(bias='size')"
+
+
+def test_a_recipe_in_a_folder_that_does_not_exist_names_the_nearest(fedmlic):
+    assert "Did you mean 'methods/label_bias'" in one_line(fedmlic("run", "methods/label_bais"))
 
 
 # Bad input
@@ -393,6 +399,23 @@ def test_one_entry_is_shown_with_its_arguments_and_page(fedmlic):
     assert found["meanings"]["layers"] == "encoder layers."
     assert "local learning rate" in fedmlic("list", "learning-rate").stdout
     assert "Did you mean 'fedlgt'" in one_line(fedmlic("list", "fedlgtt"))
+
+
+def test_methods_are_listed_with_what_they_say_of_themselves(fedmlic):
+    found = {
+        entry["name"]: entry["traits"] for entry in json.loads(fedmlic("list", "method", "--json").stdout)["method"]
+    }
+
+    assert found["bce"]["guesses"] == ""
+    assert found["assume_negative"]["guesses"] == "absent"
+    assert found["role"]["memory"] is True
+    assert found["bce"]["memory"] is False
+    assert found["fedlgt"]["text"] is True
+    assert "dropout" in found["fedlgt"]["one-by-one"]
+    assert found["role"]["one-by-one"] == ""
+    assert "keeps state on the client" in " ".join(fedmlic("list", "role").stdout.split())
+    assert json.loads(fedmlic("list", "seed", "--json").stdout)
+    assert json.loads(fedmlic("list", "--json").stdout)["method"][0]["traits"] == {}
 
 
 def test_the_version_is_shown(fedmlic):

@@ -30,7 +30,7 @@ def test_bce_is_the_mean_over_known_entries(monkeypatch):
     loss, settings = loss_of(monkeypatch, bce, "bce", pool="max")
 
     assert loss(LOGITS, LABELS).item() == pytest.approx((2 * SURE + 2 * WRONG + EVEN) / 5, rel=1e-6)
-    assert settings == {"pool": "max"}
+    assert settings == {"pool": "max", "hidden": ()}
 
 
 def test_assume_negative_is_torchs_loss_against_present(monkeypatch):
