@@ -29,12 +29,13 @@ QUEUE = "queue/"
 def label_overlap(first: Tensor, second: Tensor, index: Index = "jaccard") -> tuple[Tensor, Tensor]:
     """How much the present labels of two images overlap, over the labels that are known in both.
 
-    With A and B the labels present in either image, out of those known in both:
+    With a and b the numbers of labels present in either image and s of those present in both, out of
+    the labels known in both:
 
-    * ``jaccard``: \\|A and B\\| / \\|A or B\\|;
-    * ``overlap``: \\|A and B\\| / min(\\|A\\|, \\|B\\|);
-    * ``dice``: 2 \\|A and B\\| / (\\|A\\| + \\|B\\|);
-    * ``cosine``: \\|A and B\\| / sqrt(\\|A\\| \\|B\\|).
+    * ``jaccard``: s / (a + b - s);
+    * ``overlap``: s / min(a, b);
+    * ``dice``: 2 s / (a + b);
+    * ``cosine``: s / sqrt(a b).
 
     All lie in [0, 1], and 0 / 0 is 0. UNCERTAIN counts as UNKNOWN.
 
@@ -45,7 +46,7 @@ def label_overlap(first: Tensor, second: Tensor, index: Index = "jaccard") -> tu
 
     Returns:
         float64 ``[images, others]``, the index; bool of the same shape, whether the pair can be
-        judged: A or B is not empty.
+        judged: a + b > 0.
 
     >>> first = torch.tensor([[1, 1, 0, -1]], dtype=torch.int8)
     >>> second = torch.tensor([[1, 0, 0, 1], [-1, -1, -1, 1]], dtype=torch.int8)
@@ -82,7 +83,7 @@ class Pairs(NamedTuple):
         return int(self.positive.any(dim=1).sum())
 
 
-def pairs_of(anchors: Tensor, queue: Tensor, index: Index, threshold: float) -> Pairs:
+def pairs_of(anchors: Tensor, queue: Tensor | None, index: Index, threshold: float) -> Pairs:
     """Pairs of anchors with each other, themselves left out, and with the keys of a queue.
 
     A pair is positive if it can be judged and its index is ``threshold`` or more; other pairs that can
@@ -90,11 +91,12 @@ def pairs_of(anchors: Tensor, queue: Tensor, index: Index, threshold: float) -> 
 
     Args:
         anchors: int8 ``[anchors, labels]``; two views of an image are two anchors.
-        queue: int8 ``[queue, labels]``.
+        queue: int8 ``[queue, labels]``, or None without any.
         index: as ``label_overlap`` has it.
         threshold: alpha, in (0, 1]: 1 asks for the same labels, a number near 0 for one label in common.
     """
-    overlap, judged = label_overlap(anchors, torch.cat([anchors, queue]), index)
+    keys = anchors if queue is None else torch.cat([anchors, queue])
+    overlap, judged = label_overlap(anchors, keys, index)
     judged[:, : len(anchors)].fill_diagonal_(False)
     return Pairs(judged & (overlap >= threshold), judged)
 
@@ -129,14 +131,16 @@ class Queue:
     Args:
         local: whose turn it is.
         size: keys that are kept; 0 keeps none.
-        num_labels: of the labels kept beside them.
+
+    Attributes:
+        labels: int8 ``[keys, labels]``, on the CPU; None while there are no keys.
+        keys: what was pushed, the oldest first, on the client's device.
     """
 
-    def __init__(self, local: Local, size: int, num_labels: int) -> None:
+    def __init__(self, local: Local, size: int) -> None:
         self._memory, self._size = local.memory, size
-        nothing = torch.zeros((0, num_labels), dtype=torch.int8)
         kept = {name: tensor for name, tensor in local.memory.items() if name.startswith(QUEUE)}
-        self.labels = kept.pop(QUEUE + "labels", nothing)
+        self.labels = kept.pop(QUEUE + "labels", None)
         self.keys = tuple(kept[name].to(local.device) for name in sorted(kept))
 
     def push(self, labels: Tensor, keys: Sequence[Tensor]) -> None:
@@ -150,6 +154,6 @@ class Queue:
             return
         before = self.keys or [key[:0] for key in keys]
         self.keys = tuple(torch.cat([old, new])[-self._size :] for old, new in zip(before, keys, strict=True))
-        self.labels = torch.cat([self.labels, labels])[-self._size :]
+        self.labels = (labels if self.labels is None else torch.cat([self.labels, labels]))[-self._size :]
         self._memory.update({f"{QUEUE}{number}": key for number, key in enumerate(self.keys)})
         self._memory[QUEUE + "labels"] = self.labels

@@ -87,10 +87,10 @@ def log_overlap(first: Mixtures, second: Mixtures, *, matched: bool = False) -> 
         flat = Mixtures(*(tensor.flatten(0, 1) for tensor in second))
 
         def sums(*rows: Tensor) -> Tensor:
-            return _log_terms(Mixtures(*rows), flat).unflatten(1, others).logsumexp(dim=2)
+            return _log_terms(Mixtures(*rows), flat).view(-1, *others).logsumexp(dim=2)
 
         found = _in_blocks(sums, [tensor.flatten(0, 1) for tensor in first], step)
-        return found.unflatten(0, first.log_weights.shape).logsumexp(dim=1)
+        return found.view(*first.log_weights.shape, -1).logsumexp(dim=1)
 
 
 def log_norm(mixtures: Mixtures, *, matched: bool = False) -> Tensor:
@@ -186,7 +186,7 @@ def _log_gaussian(gaps: Tensor, variances: Tensor) -> Tensor:
 
 def _in_blocks(compute: Callable[..., Tensor], rows: Sequence[Tensor], step: int) -> Tensor:
     """``compute`` of ``step`` rows at a time; what it needs for the gradient is computed again, not kept."""
-    blocks = list(zip(*(tensor.split(step) for tensor in rows), strict=True))
+    blocks = list(zip(*(torch.split(tensor, step) for tensor in rows), strict=True))
     if len(blocks) == 1:
         return compute(*blocks[0])
     if not torch.is_grad_enabled():
