@@ -78,7 +78,7 @@ def log_overlap(first: Mixtures, second: Mixtures, *, matched: bool = False) -> 
     there by Bhattacharyya coefficients.
     """
     with torch.autocast(first.means.device.type, enabled=False):
-        first, second = _centred(first.precise(), second.precise())
+        first, second = first.precise(), second.precise()
         others = second.log_weights.shape
         dimensions = max(first.variances.shape[-1], second.variances.shape[-1])
         step = max(1, TERMS // (others.numel() * dimensions))
@@ -108,7 +108,7 @@ def log_norm(mixtures: Mixtures, *, matched: bool = False) -> Tensor:
         def sums(*rows: Tensor) -> Tensor:
             return _log_terms(Mixtures(*rows), Mixtures(*rows)).flatten(1).logsumexp(dim=1)
 
-        return _in_blocks(sums, _centred(mixtures, mixtures)[0], TERMS // size)
+        return _in_blocks(sums, mixtures, TERMS // size)
 
 
 def log_similarity(first: Mixtures, second: Mixtures, *, matched: bool = False) -> Tensor:
@@ -152,12 +152,6 @@ def spread(mixtures: Mixtures) -> dict[str, Tensor]:
     }
 
 
-def _centred(first: Mixtures, second: Mixtures) -> tuple[Mixtures, Mixtures]:
-    """Both moved by the same vector: distances stay, and their squares lose fewer digits near the origin."""
-    middle = second.means.detach().mean(dim=(0, 1))
-    return first._replace(means=first.means - middle), second._replace(means=second.means - middle)
-
-
 def _overlap_matched(second: Mixtures, *rows: Tensor) -> Tensor:
     """``[rows, images of second]``: components stand first, so that only equal ones meet."""
     here, there = (Mixtures(*(tensor.transpose(0, 1) for tensor in each)) for each in (rows, second))
@@ -171,11 +165,13 @@ def _log_terms(first: Mixtures, second: Mixtures) -> Tensor:
     if variances.shape[-1] > 1:
         gaps = (first.means[..., :, None, :] - second.means[..., None, :, :]).square()
         return weights + _log_gaussian(gaps, variances)
-    # One variance for all dimensions needs the squared distance only, which a product of matrices gives.
-    ends = first.means.square().sum(-1)[..., :, None] + second.means.square().sum(-1)[..., None, :]
-    distances = (ends - 2 * first.means @ second.means.transpose(-1, -2)).clamp(min=0)
+    # One variance for all dimensions needs the squared distance only, which a product of matrices gives;
+    # in float64, since small distances are small differences of large squares, and then count by 1 / variance.
+    here, there = first.means.double(), second.means.double()
+    ends = here.square().sum(-1)[..., :, None] + there.square().sum(-1)[..., None, :]
+    distances = (ends - 2 * here @ there.transpose(-1, -2)).clamp(min=0).to(weights.dtype)
     same = variances[..., 0]
-    return weights - 0.5 * (first.means.shape[-1] * (2 * math.pi * same).log() + distances / same)
+    return weights - 0.5 * (here.shape[-1] * (2 * math.pi * same).log() + distances / same)
 
 
 def _log_gaussian(gaps: Tensor, variances: Tensor) -> Tensor:
