@@ -24,6 +24,7 @@ from fedmlic.learner import check_at_once
 from fedmlic.method import Local, Trained, stretch_of
 from fedmlic.metrics import client_metrics, unannotated_columns
 from fedmlic.mod import Payload
+from fedmlic.process import restored
 from fedmlic.protocol import CLIENTS_BEHIND, IMAGES_BEHIND, HostInfo, Reply, Request, Turn
 from fedmlic.shard import OwnImages
 from fedmlic.stores import DamagedError
@@ -152,7 +153,8 @@ class Host:
         began, started = time.perf_counter(), time.time()
         play = {"train": self._train, "evaluate": self._evaluate, "count": self._count}[request.kind]
         try:
-            turn = play(request, client)
+            with restored():
+                turn = play(request, client)
         except DamagedError:
             raise  # a client less in each round would be another result
         except (Exception, SystemExit) as error:  # noqa: BLE001  (a client may fail in any way; it is recorded)
@@ -205,7 +207,8 @@ class Host:
             self._learner.resident.load(request.flat)  # as mods find it when one client is trained after another
             for place, (shard, local) in enumerate(zip(shards, locals_, strict=True)):
                 locals_[place] = replace(local, hooks=self._hooks(request, shard, local))
-            trained = together.fit(request.flat, shards, locals_)
+            with restored():
+                trained = together.fit(request.flat, shards, locals_)
         except (Exception, SystemExit):  # noqa: BLE001  (one after another shows whose fault it is)
             return [self._turn(request, client) for client in clients]
         turns = []
@@ -276,8 +279,8 @@ class Host:
         # Kept before it is added: what is kept counts only once the server says that the turn did.
         self._keep(request, shard.client, local.memory)
         turn = self._sum_up(request, shard, sent, trained, extras)
-        turn["bytes_up"] = num_bytes + _num_bytes(extras)
-        turn["bytes_down"] = 4 * layout.num_values + _num_bytes(request.shared)
+        turn["bytes_up"] = num_bytes + num_bytes_of(extras)
+        turn["bytes_down"] = 4 * layout.num_values + num_bytes_of(request.shared)
         return turn
 
     def _layout(self, request: Request) -> Layout:
@@ -410,7 +413,7 @@ def _trained(stretch: Stretch, network: nn.Module) -> Sequence[str] | None:
     return None if stretch.phase.tensors is None else stretch.phase.tensors(network)
 
 
-def _num_bytes(tensors: Mapping[str, Tensor]) -> int:
+def num_bytes_of(tensors: Mapping[str, Tensor]) -> int:
     """Bytes of tensors on their way; floating numbers count as float32."""
     return sum(tensor.numel() * (4 if tensor.is_floating_point() else 8) for tensor in tensors.values())
 

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from fedmlic.errors import InputError, nearest
-from fedmlic.model import check_weights_file
+from fedmlic.pretrained import check_weights_file
 from fedmlic.prompts import check_lengths
 from fedmlic.seeds import torch_global_stream
 

@@ -13,26 +13,20 @@ neither trained nor private. Every backbone states one of three policies:
 
 from __future__ import annotations
 
-import hashlib
 import math
-import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fedmlic.errors import InputError, nearest
 
 BatchNormPolicy = Literal["none", "frozen", "pooled"]
 POOLS = ("mean", "max", "logsumexp")
-WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
 class Backbone(nn.Module, ABC):
@@ -55,6 +49,134 @@ class Backbone(nn.Module, ABC):
                 them, (byte - 127.5) / 63.75. A network that was pretrained on another scale
                 converts by itself.
         """
+
+
+class Tokens(NamedTuple):
+    """What a transformer works on.
+
+    Attributes:
+        values: float32 ``[batch, prefix + height' * width', width]``: class and register tokens in
+            front, then the places of the map, row by row.
+        grid: height' and width'.
+    """
+
+    values: Tensor
+    grid: tuple[int, int]
+
+
+class TokenBackbone(Backbone):
+    """A transformer whose inside methods may use: its tokens, and its blocks one by one.
+
+    ``forward`` is ``embed``, all ``blocks``, ``finish``, and the places back on their grid. A method that
+    adds tokens of its own (prompts) appends them to those of ``embed`` and does the rest likewise::
+
+        values, grid = backbone.embed(images)
+        values = torch.cat([values, prompts.expand(len(images), -1, -1)], dim=1)
+        for block in backbone.blocks:
+            values = block(values)
+        values = backbone.finish(values)
+
+    Attributes:
+        width: of tokens inside; ``num_features`` is that of ``finish``.
+        num_prefix_tokens: class and register tokens in front.
+        blocks: each takes and gives ``[batch, tokens, width]``.
+    """
+
+    width: int
+    num_prefix_tokens: int
+    blocks: nn.ModuleList
+
+    @abstractmethod
+    def embed(self, images: Tensor) -> Tokens:
+        """The tokens before the first block, positions added."""
+
+    @abstractmethod
+    def finish(self, values: Tensor) -> Tensor:
+        """``[batch, tokens, width]`` after the last block to ``[batch, tokens, num_features]``."""
+
+    def tokens(self, images: Tensor) -> Tokens:
+        """The finished tokens of images, class and register tokens included."""
+        values, grid = self.embed(images)
+        for block in self.blocks:
+            values = block(values)
+        return Tokens(self.finish(values), grid)
+
+    def on_grid(self, tokens: Tokens) -> Tensor:
+        """``[batch, features, height', width']``: the places, without what is in front of them and after them."""
+        (height, width), first = tokens.grid, self.num_prefix_tokens
+        places = tokens.values[:, first : first + height * width]
+        return places.transpose(1, 2).reshape(len(places), -1, height, width)
+
+
+class Stage(nn.Module):
+    """Blocks that work at one resolution.
+
+    Attributes:
+        downsample: makes this stage's map of the one before it.
+        blocks: each takes and gives ``[batch, num_features, height', width']``.
+        num_features: channels.
+    """
+
+    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module], num_features: int) -> None:
+        super().__init__()
+        self.downsample, self.blocks, self.num_features = downsample, nn.ModuleList(blocks), num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The stage's map of the map before it."""
+        features = self.downsample(features)
+        for block in self.blocks:
+            features = block(features)
+        return features
+
+
+class StageBackbone(Backbone):
+    """A network in stages whose inside methods may use: the map of every stage, and its blocks one by one.
+
+    ``forward`` is ``embed`` and all ``stages``.
+
+    Attributes:
+        stages: of ``Stage``, from the finest map to the coarsest.
+    """
+
+    stages: nn.ModuleList
+
+    @abstractmethod
+    def embed(self, images: Tensor) -> Tensor:
+        """The map before the first stage."""
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The map after each stage, ``[batch, stage.num_features, height', width']``; the last is ``forward``'s."""
+        features, maps = self.embed(images), []
+        for stage in self.stages:
+            features = stage(features)
+            maps.append(features)
+        return maps
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The last stage's map."""
+        return self.maps(images)[-1]
+
+
+_Kind = TypeVar("_Kind", bound=Backbone)
+
+
+def require(backbone: Backbone, kind: type[_Kind], who: str) -> _Kind:
+    """``backbone``, if its inside is open in this way.
+
+    Args:
+        backbone: that of the experiment.
+        kind: ``TokenBackbone`` or ``StageBackbone``.
+        who: who needs it, for the message.
+
+    Raises:
+        InputError: it is another kind.
+    """
+    if isinstance(backbone, kind):
+        return backbone
+    known = {TokenBackbone: "vit, clip_image or siglip_image", StageBackbone: "convnext"}.get(kind, kind.__name__)
+    what = {TokenBackbone: "tokens and blocks", StageBackbone: "stages"}.get(kind, kind.__name__)
+    msg = f"Expected model to give {who} its {what}, got {type(backbone).__name__.strip('_')}. Choose {known}."
+    raise InputError(msg)
 
 
 class Model(NamedTuple):
@@ -306,73 +428,3 @@ def _take_over(layer: nn.modules.batchnorm._BatchNorm, new: _Norm) -> _Norm:
             new.to(device=tensor.device, dtype=tensor.dtype)
             break
     return new.train(layer.training)
-
-
-def check_weights_file(path: str) -> str:
-    """A line for the record: the file's name and the first 12 digits of its SHA-256.
-
-    Raises:
-        InputError: no such file, or not a format that is read without running code.
-    """
-    file = Path(path)
-    if file.suffix not in WEIGHT_SUFFIXES:
-        msg = f"Expected weights to be a file ending in {', '.join(WEIGHT_SUFFIXES)}, got {path!r}."
-        raise InputError(msg)
-    if not file.is_file():
-        msg = f"Expected weights to be a file, got nothing at {path!r}. Copy it there or correct the path."
-        raise InputError(msg)
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return f"{file.name} sha256:{digest[:12]}"
-
-
-def read_weights(path: str) -> dict[str, Tensor]:
-    """A state dict from a safetensors file, or from a torch file with ``weights_only=True``.
-
-    Raises:
-        InputError: missing, unreadable, or something else than names with tensors.
-    """
-    check_weights_file(path)
-    try:
-        if path.endswith(".safetensors"):
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        msg = f"Expected {path!r} to hold tensors only, got a file that cannot be read so: {reason}"
-        raise InputError(msg) from error
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        msg = f"Expected {path!r} to hold a state dict (names with tensors). Save model.state_dict() alone."
-        raise InputError(msg)
-    return dict(content)
-
-
-def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], ignore: tuple[str, ...], where: str) -> None:
-    """Load all of ``network`` from ``tensors``, or nothing.
-
-    Args:
-        network: changed in place.
-        tensors: by name; counters of BatchNorm (``num_batches_tracked``) may be missing.
-        ignore: prefixes of names that the network has no use for, such as a classifier's.
-        where: the file's name, for messages.
-
-    Raises:
-        InputError: names are missing, unknown or of another shape, or numbers are not finite.
-    """
-    given = {name: value for name, value in tensors.items() if not name.startswith(ignore)}
-    own = {name: value for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")}
-    problems = {
-        "missing": sorted(own.keys() - given.keys()),
-        "unknown": sorted(n for n in given.keys() - own.keys() if not n.endswith("num_batches_tracked")),
-        "of another shape": [
-            f"{n} {tuple(given[n].shape)} for {tuple(own[n].shape)}"
-            for n in own
-            if n in given and given[n].shape != own[n].shape
-        ],
-        "not finite": [n for n in own if n in given and not bool(given[n].isfinite().all())],
-    }
-    found = [f"{len(names)} {what} ({', '.join(names[:5])})" for what, names in problems.items() if names]
-    if found:
-        msg = f"Expected {where} to fit the network, got tensors {'; '.join(found)}. Use weights of this very network."
-        raise InputError(msg)
-    network.load_state_dict({name: given[name] for name in own}, strict=False)

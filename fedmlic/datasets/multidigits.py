@@ -35,6 +35,15 @@ from pydantic import Field
 from fedmlic.dataset import NO_OWNER, SPLITS, Dataset, Objects, Table
 from fedmlic.errors import InputError
 from fedmlic.labels import PRESENT
+from fedmlic.scenes.composition import (
+    TRIES,
+    free_places,
+    owner_mixtures,
+    owner_sizes,
+    pick,
+    pick_labels,
+    tight_boxes,
+)
 from fedmlic.seeds import entry_uniforms, stream
 
 if TYPE_CHECKING:
@@ -54,9 +63,6 @@ CELLS = 8
 
 MIN_PIXELS = 8.0
 """Smallest drawn size of a source glyph's 8 x 8 square: never fewer pixels than the source has."""
-
-TRIES = 16
-"""Random places considered for each glyph."""
 
 GRID = 4
 """Background texture: patches per side."""
@@ -116,25 +122,6 @@ def _context_weights(options: SimpleNamespace) -> Floats:
     return weights
 
 
-def _owner_mixtures(options: SimpleNamespace) -> Floats:
-    """float64 ``[owners, contexts]``, rows sum to one."""
-    alphas = np.full(options.num_contexts, options.context_alpha)
-    return np.stack(
-        [stream(options.seed, "multidigits/mixture", owner).dirichlet(alphas) for owner in range(options.num_owners)]
-    )
-
-
-def _owner_sizes(options: SimpleNamespace) -> Ints:
-    """int64 ``[owners]``: at least one image each, ``num_train`` in all, proportional to a log-normal draw."""
-    draws = stream(options.seed, "multidigits/sizes").lognormal(0.0, options.owner_spread, options.num_owners)
-    spare = options.num_train - options.num_owners
-    shares = draws / draws.sum() * spare
-    sizes = np.floor(shares).astype(np.int64)
-    largest_remainders = np.argsort(sizes - shares, kind="stable")[: spare - int(sizes.sum())]
-    sizes[largest_remainders] += 1
-    return np.asarray(sizes + 1, dtype=np.int64)
-
-
 class _Plan(NamedTuple):
     """Everything drawn for ``n`` scenes with up to ``slots`` glyphs, the last glyph on top.
 
@@ -178,11 +165,11 @@ def _plan(options: SimpleNamespace, keys: NDArray[np.uint64], splits: Ints, mixt
     def uniforms(what: str, *shape: int) -> Floats:
         return _uniforms(options, what, keys, *shape)
 
-    context = _pick(mixtures, uniforms("context", 1)[:, 0])
+    context = pick(mixtures, uniforms("context", 1)[:, 0])
     span = slots - options.min_glyphs + 1
     count = options.min_glyphs + (uniforms("count", 1) * span).astype(np.int64)
     weights = _context_weights(options)[context]
-    label = _labels(weights, uniforms("label", slots), uniforms("repeat", slots, 2), options.repeat_probability)
+    label = pick_labels(weights, uniforms("label", slots), uniforms("repeat", slots, 2), options.repeat_probability)
     drawn = np.arange(slots) < count
     low, high = (fraction * options.image_size for fraction in options.glyph_size)
     size = low + uniforms("size", slots) * (high - low)
@@ -191,34 +178,14 @@ def _plan(options: SimpleNamespace, keys: NDArray[np.uint64], splits: Ints, mixt
         label=label,
         glyph=_choose_glyphs(splits, label, uniforms("glyph", slots)),
         drawn=drawn,
-        centre=_places(size, uniforms("place", slots, TRIES, 2), options).astype(np.float32),
+        centre=free_places(size, uniforms("place", slots, TRIES, 2), options.image_size, options.max_overlap).astype(
+            np.float32
+        ),
         size=size.astype(np.float32),
         tilt=((2 * uniforms("tilt", slots) - 1) * half_turn).astype(np.float32),
         key=keys,
         **_colours(options, uniforms("colour", 2 + 3 * (slots + 1)), uniforms("texture", GRID + 1, GRID + 1, 3)),
     )
-
-
-def _pick(weights: Floats, uniforms: Floats) -> Ints:
-    """int64 ``[rows]``: a column of float64 ``weights [rows, columns]``, with that probability."""
-    steps = np.cumsum(weights, axis=1)
-    below = steps <= uniforms[:, None] * steps[:, -1:]
-    return np.asarray(np.minimum(below.sum(axis=1), weights.shape[1] - 1), dtype=np.int64)
-
-
-def _labels(weights: Floats, uniforms: Floats, repeats: Floats, repeat_probability: float) -> Ints:
-    """int64 ``[scenes, slots]``: new labels without replacement; some slots repeat an earlier one."""
-    left = weights.copy()
-    num_scenes, slots = uniforms.shape
-    chosen = np.zeros((num_scenes, slots), dtype=np.int64)
-    everyone = np.arange(num_scenes)
-    for slot in range(slots):
-        new = _pick(left, uniforms[:, slot])
-        earlier = chosen[everyone, (repeats[:, slot, 1] * slot).astype(np.int64)]
-        again = (repeats[:, slot, 0] < repeat_probability) & (slot > 0)
-        chosen[:, slot] = np.where(again, earlier, new)
-        left[everyone, chosen[:, slot]] = 0
-    return chosen
 
 
 def _choose_glyphs(splits: Ints, label: Ints, uniforms: Floats) -> Ints:
@@ -228,30 +195,6 @@ def _choose_glyphs(splits: Ints, label: Ints, uniforms: Floats) -> Ints:
     pool = splits[:, None] * NUM_LABELS + label
     place = starts[pool] + (uniforms * sizes[pool]).astype(np.int64)
     return np.asarray(np.concatenate(pools)[place], dtype=np.int64)
-
-
-def _places(size: Floats, uniforms: Floats, options: SimpleNamespace) -> Floats:
-    """float64 ``[scenes, slots, 2]``: for each glyph the first of its random places that is free enough.
-
-    A place is free enough if no glyph before it shares more than ``max_overlap`` of the
-    smaller square; if none of its places is, the one with the least overlap is taken.
-    """
-    num_scenes, slots = size.shape
-    everyone = np.arange(num_scenes)
-    tries = size[:, :, None, None] / 2 + uniforms * (options.image_size - size)[:, :, None, None]
-    centre = np.zeros((num_scenes, slots, 2))
-    for slot in range(slots):
-        worst = np.zeros((num_scenes, TRIES))
-        for other in range(slot):
-            smaller = np.minimum(size[:, slot], size[:, other])[:, None, None]
-            reach = (size[:, slot] + size[:, other])[:, None, None] / 2
-            shared = reach - np.abs(tries[:, slot] - centre[:, None, other])
-            sides = np.minimum(np.maximum(shared, 0), smaller) / smaller
-            worst = np.maximum(worst, sides[..., 0] * sides[..., 1])
-        free = worst <= options.max_overlap
-        chosen = np.where(free.any(axis=1), free.argmax(axis=1), worst.argmin(axis=1))
-        centre[:, slot] = tries[everyone, slot, chosen]
-    return centre
 
 
 def _colours(options: SimpleNamespace, draws: Floats, texture: Floats) -> dict[str, NDArray[np.float32]]:
@@ -329,17 +272,8 @@ def _visible(plan: _Plan, options: SimpleNamespace) -> tuple[NDArray[np.bool_], 
         covered[some[keep]] |= ink[keep]
         stays[some[keep], slot] = True
         areas[some[keep], slot] = area[keep]
-        boxes[some[keep], slot] = _boxes(shown[keep])
+        boxes[some[keep], slot] = tight_boxes(shown[keep])
     return stays, boxes, areas
-
-
-def _boxes(masks: NDArray[np.bool_]) -> Ints:
-    """int64 ``[masks, 4]``: the tight x, y, width, height of each bool ``[height, width]``, none empty."""
-    columns, rows = np.asarray(masks.any(axis=1)), np.asarray(masks.any(axis=2))
-    x, y = columns.argmax(axis=1), rows.argmax(axis=1)
-    right = masks.shape[2] - columns[:, ::-1].argmax(axis=1)
-    bottom = masks.shape[1] - rows[:, ::-1].argmax(axis=1)
-    return np.stack([x, y, right - x, bottom - y], axis=1)
 
 
 def _paint(plan: _Plan, options: SimpleNamespace) -> NDArray[np.uint8]:
@@ -397,7 +331,9 @@ class _Scenes(NamedTuple):
 
 
 def _scenes(options: SimpleNamespace) -> _Scenes:
-    sizes = _owner_sizes(options)
+    sizes = owner_sizes(
+        stream(options.seed, "multidigits/sizes"), options.num_owners, options.num_train, options.owner_spread
+    )
     owners = np.repeat(np.arange(options.num_owners), sizes)
     within = np.arange(options.num_train) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     counts = (options.num_train, options.num_val, options.num_test)
@@ -405,9 +341,12 @@ def _scenes(options: SimpleNamespace) -> _Scenes:
     index = np.concatenate([within, np.arange(options.num_val), np.arange(options.num_test)])
     owners = np.concatenate([owners, np.full(sum(counts[1:]), NO_OWNER)])
     keys = (splits << 60 | np.maximum(owners, 0) << 32 | index).astype(np.uint64)
+    mixtures = owner_mixtures(
+        options.seed, "multidigits/mixture", options.num_owners, np.full(options.num_contexts, options.context_alpha)
+    )
     even = np.full((1, options.num_contexts), 1 / options.num_contexts)
     # NO_OWNER is -1: it picks the last row.
-    plan = _plan(options, keys, splits, np.concatenate([_owner_mixtures(options), even])[owners])
+    plan = _plan(options, keys, splits, np.concatenate([mixtures, even])[owners])
     parts = [_visible(plan.take(rows), options) for rows in _blocks(np.arange(len(keys)), options)]
     stays, boxes, areas = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     row, slot = np.nonzero(stays)

@@ -26,22 +26,18 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedmlic.errors import InputError
-from fedmlic.model import (
-    Backbone,
-    BatchNormPolicy,
-    Model,
-    apply_bn_policy,
-    check_weights_file,
-    load_weights,
-    read_weights,
-)
+from fedmlic.model import Backbone, BatchNormPolicy, Model, apply_bn_policy
 from fedmlic.pretrained import (
     NO_WEIGHTS,
     Norm,
     bn_policy_of,
+    check_channels,
     check_trainable,
+    check_weights_file,
+    load_weights,
     num_parts_trained,
     parts_by_prefix,
+    read_weights,
     train_parts,
 )
 from fedmlic.training import PIXEL_MEAN, PIXEL_STD
@@ -155,8 +151,9 @@ def efficientnet_lite0(
             GroupNorm; ``pooled``: BatchNorm whose statistics are exchanged; ``auto``:
             ``frozen`` with weights, ``group`` from scratch.
         num_groups: upper limit of groups of GroupNorm.
-        trainable: ``all``, ``last(n)`` or ``head``: which parts of the backbone train. There are
-            eight: the stem and seven stages, the last one with the convolution after it.
+        trainable: ``all``, ``last(n)``, ``lora(rank)`` or ``head``: which parts of the backbone train. There are
+            eight: the stem and seven stages, the last one with the convolution after it. ``lora`` adapts
+            the convolutions of 1 x 1.
 
     Raises:
         InputError: no such weights, or others than the package's release has; ``frozen``
@@ -173,17 +170,11 @@ def efficientnet_lite0(
         source = f"{PACKAGE} {source}"
 
     def build(channels: int) -> Backbone:
-        if pretrained and channels not in {1, 3}:
-            msg = (
-                f"Expected images of 1 or 3 channels for a pretrained efficientnet_lite0, got {channels}. "
-                "Train from scratch."
-            )
-            raise InputError(msg)
-        network = _EfficientNetLite0(3 if pretrained else channels, policy)
+        network = _EfficientNetLite0(check_channels("efficientnet_lite0", channels, pretrained=pretrained), policy)
         if pretrained:
             load_weights(network, renamed(read_weights(path)), ("classifier.",), source)
         apply_bn_policy(network, policy, num_groups)
-        train_parts(network, parts_by_prefix(network, PARTS), trainable)
+        train_parts(network, parts_by_prefix(network, PARTS), trainable, "efficientnet_lite0")
         return network
 
     return Model(build, source, policy)

@@ -17,31 +17,25 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedmlic.errors import InputError, nearest
-from fedmlic.model import (
-    Backbone,
-    BatchNormPolicy,
-    Model,
-    apply_bn_policy,
+from fedmlic.lora import read_lora
+from fedmlic.model import Backbone, BatchNormPolicy, Model, apply_bn_policy
+from fedmlic.pretrained import (
+    PIXELS,
+    Norm,
+    PixelScale,
+    bn_policy_of,
+    check_channels,
+    check_trainable,
     check_weights_file,
     load_weights,
-    read_weights,
-)
-from fedmlic.pretrained import (
-    Norm,
-    bn_policy_of,
-    check_trainable,
     num_parts_trained,
     parts_by_prefix,
-    to_scale,
+    read_weights,
     train_parts,
 )
 
 IMPORTS = ("torchvision.models",)
 """What ``build`` imports late; worker processes import it before they are forked."""
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-"""What torchvision's ImageNet weights expect images in [0, 1] to be standardised by."""
 
 PARTS = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
 TRAINABLE_PARTS = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
@@ -50,24 +44,16 @@ TRAINABLE_PARTS = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("la
 class _ResNet(Backbone):
     """The convolutional part; ``imagenet`` converts the scale and the channels of images."""
 
-    scale: Tensor
-    shift: Tensor
-
     def __init__(self, trunk: nn.Module, bn_policy: BatchNormPolicy, *, imagenet: bool) -> None:
         super().__init__()
         for part in PARTS:
             self.add_module(part, trunk.get_submodule(part))
         self.num_features = int(trunk.get_submodule("fc").get_parameter("weight").shape[1])
         self.bn_policy = bn_policy
-        self.imagenet = imagenet
-        if imagenet:
-            scale, shift = to_scale(IMAGENET_MEAN, IMAGENET_STD)
-            self.register_buffer("scale", scale, persistent=False)
-            self.register_buffer("shift", shift, persistent=False)
+        self.pixels = PixelScale(*PIXELS["imagenet"]) if imagenet else nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
-        # A grey image of one channel broadcasts to three equal ones here.
-        features = images * self.scale + self.shift if self.imagenet else images
+        features: Tensor = self.pixels(images)
         for part in PARTS:
             features = self.get_submodule(part)(features)
         return features
@@ -95,8 +81,9 @@ def resnet(
             GroupNorm; ``pooled``: BatchNorm whose statistics are exchanged; ``auto``:
             ``frozen`` with weights, ``group`` from scratch.
         num_groups: upper limit of groups of GroupNorm.
-        trainable: ``all``, ``last(n)`` or ``head``: which parts of the backbone train. There are
-            five: ``conv1`` with ``bn1``, and ``layer1`` to ``layer4``.
+        trainable: ``all``, ``last(n)``, ``lora(rank)`` or ``head``: which parts of the backbone train. There are
+            five: ``conv1`` with ``bn1``, and ``layer1`` to ``layer4``. ``lora`` adapts the convolutions
+            of 1 x 1, which 18 and 34 layers hardly have.
 
     Raises:
         InputError: no such weights; ``frozen`` without weights, whose statistics would be
@@ -105,6 +92,12 @@ def resnet(
     pretrained = bool(weights) or download
     policy = bn_policy_of("resnet", norm, pretrained=pretrained)
     check_trainable("resnet", trainable, len(TRAINABLE_PARTS), policy, pretrained=pretrained)
+    if depth < 50 and read_lora(trainable):
+        msg = (
+            f"Expected depth of resnet to be 50, 101 or 152 for trainable={trainable!r}, since the others are made of "
+            f"convolutions of 3 x 3, got {depth}. Choose a deeper one, 'last(n)' or 'head'."
+        )
+        raise InputError(msg)
     if policy == "pooled" and num_parts_trained(trainable) == 0:
         policy = "frozen"
     source = "scratch"
@@ -115,16 +108,13 @@ def resnet(
         source = check_weights_file(weights)
 
     def build(channels: int) -> Backbone:
-        if pretrained and channels not in {1, 3}:
-            msg = f"Expected images of 1 or 3 channels for a pretrained resnet, got {channels}. Train from scratch."
-            raise InputError(msg)
-        trunk = _trunk(depth, 3 if pretrained else channels)
+        trunk = _trunk(depth, check_channels("resnet", channels, pretrained=pretrained))
         if pretrained:
             tensors = _download(depth, weights) if download else read_weights(weights)
             load_weights(_without_head(trunk), tensors, ("fc.",), source)
         apply_bn_policy(trunk, policy, num_groups)
         network = _ResNet(trunk, policy, imagenet=pretrained)
-        train_parts(network, parts_by_prefix(network, TRAINABLE_PARTS), trainable)
+        train_parts(network, parts_by_prefix(network, TRAINABLE_PARTS), trainable, f"resnet{depth}")
         return network
 
     return Model(build, source, policy)

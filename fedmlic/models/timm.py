@@ -22,23 +22,19 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedmlic.errors import InputError, nearest
-from fedmlic.model import (
-    Backbone,
-    BatchNormPolicy,
-    Model,
-    apply_bn_policy,
-    check_weights_file,
-    load_weights,
-    read_weights,
-)
+from fedmlic.model import Backbone, BatchNormPolicy, Model, apply_bn_policy
 from fedmlic.pretrained import (
     NO_WEIGHTS,
     Norm,
+    PixelScale,
     bn_policy_of,
+    check_channels,
     check_trainable,
+    check_weights_file,
     freeze,
+    load_weights,
     num_parts_trained,
-    to_scale,
+    read_weights,
     train_parts,
 )
 
@@ -91,28 +87,19 @@ class _Timm(Backbone):
         network: timm's.
         out_index: which intermediate map; None: the last features.
         facts: what is known of it.
-        scale: factor and summand of pixels, if any.
+        pixels: takes images to the network's scale.
     """
 
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(
-        self, network: nn.Module, out_index: int | None, facts: _Facts, scale: tuple[Tensor, Tensor] | None
-    ) -> None:
+    def __init__(self, network: nn.Module, out_index: int | None, facts: _Facts, pixels: nn.Module) -> None:
         super().__init__()
         self.network, self.out_index = network, out_index
         self.side, self.normed, self.num_features = facts.side, facts.normed, facts.num_features
-        self.scaled = scale is not None
-        if scale is not None:
-            self.register_buffer("scale", scale[0], persistent=False)
-            self.register_buffer("shift", scale[1], persistent=False)
+        self.pixels = pixels
         size = getattr(getattr(network, "patch_embed", None), "patch_size", None)
         self.patch = (size, size) if isinstance(size, int) else size
 
     def forward(self, images: Tensor) -> Tensor:
-        # A grey image of one channel broadcasts to three equal ones here.
-        features = images * self.scale + self.shift if self.scaled else images
+        features: Tensor = self.pixels(images)
         if self.side and features.shape[2:] != (self.side, self.side):
             features = F.interpolate(features, (self.side, self.side), mode="bilinear", antialias=True)
         if self.patch is not None:
@@ -162,8 +149,8 @@ def timm(
             ``auto``: ``frozen`` with weights, ``group`` from scratch. Other norms stay as they
             are, and a network without BatchNorm is not changed.
         num_groups: upper limit of groups of GroupNorm.
-        trainable: ``all``, ``last(n)`` or ``head``: which parts of the backbone train. Parts are
-            timm's coarse groups: the stem, then stages or blocks.
+        trainable: ``all``, ``last(n)``, ``lora(rank)`` or ``head``: which parts of the backbone train. Parts
+            are timm's coarse groups: the stem, then stages or blocks.
 
     Raises:
         InputError: timm is not installed; no such network, weights, map or ``trainable``;
@@ -178,10 +165,8 @@ def timm(
     stated = _policy_of_parts(policy, facts, trainable)
 
     def build(channels: int) -> Backbone:
-        if pretrained and channels not in {1, 3}:
-            msg = f"Expected images of 1 or 3 channels for a pretrained {name}, got {channels}. Train from scratch."
-            raise InputError(msg)
-        network = _create(name, {**facts.options, "in_chans": 3 if pretrained else channels})
+        inputs = check_channels(name, channels, pretrained=pretrained)
+        network = _create(name, {**facts.options, "in_chans": inputs})
         known = {*network.state_dict(), *(buffer for buffer, _ in network.named_buffers())}
         index = _pruned(network, out_index)
         if facts.removable:
@@ -190,9 +175,10 @@ def timm(
             _load(network, read_weights(weights), known, facts.classifier, source)
         apply_bn_policy(network, policy, num_groups)
         freeze(network, facts.unused)
-        train_parts(network, facts.parts, trainable)
-        scale = to_scale(facts.mean, facts.std) if pretrained or channels == len(facts.mean) else None
-        backbone = _Timm(network, index, facts, scale)
+        train_parts(network, facts.parts, trainable, f"timm {name}")
+        scaled = pretrained or channels == len(facts.mean)
+        pixels = PixelScale(facts.mean, facts.std) if scaled else nn.Identity()
+        backbone = _Timm(network, index, facts, pixels)
         backbone.bn_policy = stated
         return backbone
 

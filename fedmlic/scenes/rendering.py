@@ -71,6 +71,26 @@ def _block(scenes: World, rows: Ints) -> NDArray[np.uint8]:
     canvas = _background(options, ground, style)
     _overlay(scenes, rows, canvas, style)
     _paint_objects(scenes, rows, canvas, style, ground)
+    return finished(options, key, canvas, style)
+
+
+def blank(options: Options, key: Keys, context: Ints, style: Style) -> Canvas:
+    """float32 ``[images, channels, height, width]``: backgrounds without anything on them.
+
+    Args:
+        options: of looks only ``background``, ``background_reliability``, sizes and ``seed`` are used.
+        key: uint64 ``[images]``.
+        context: int64 ``[images]``, picks the background with probability ``background_reliability``.
+        style: of these images.
+    """
+    return _background(options, _ground(options, key, context, style), style)
+
+
+def finished(options: Options, key: Keys, canvas: Canvas, style: Style) -> NDArray[np.uint8]:
+    """uint8 ``[images, height, width, channels]``: light, blur, noise and compression over what was painted.
+
+    The canvas, float32 ``[images, channels, height, width]``, is used up.
+    """
     _light(options, key, canvas)
     canvas = _blurred(canvas, style.blur)
     _add_noise(options, key, canvas, style.noise)

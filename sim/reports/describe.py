@@ -16,6 +16,7 @@ import numpy as np
 from fedmlic.statistics import CELLS, Statistics, Tallies, share_of, summarise
 from sim.console import Grid, TextTable, plain, visible
 from sim.data.federation_warnings import examine
+from sim.reports.exchange import table as exchange_table
 from sim.reports.figures import (
     ACCENT,
     INK,
@@ -30,7 +31,7 @@ from sim.reports.figures import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from matplotlib.axes import Axes
     from matplotlib.colors import Normalize
@@ -66,7 +67,11 @@ _CHUNK_ENTRIES = 1 << 22
 
 
 def describe(
-    federation: Federation, out: Path | None = None, console: Console | None = None, method: str = ""
+    federation: Federation,
+    out: Path | None = None,
+    console: Console | None = None,
+    method: str = "",
+    exchanged: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Report what a federation's partition and regime achieved; clients that are named owners bear their names.
 
@@ -78,13 +83,15 @@ def describe(
             and ``cells.csv``; ``None`` writes nothing.
         console: where tables are printed; ``None`` prints nothing.
         method: what clients are to be trained by; it may be what a warning is about. Empty for none.
+        exchanged: what ``sim.reports.exchange`` counted of the network, to be shown with the rest.
 
     Returns:
         JSON values: ``warnings`` (sentences), ``untrained_labels`` and ``unannotated_labels``
         (names), ``federation`` (settings and the partition's notes), ``summary``, ``labels``,
         ``clients`` (up to 1,000 of them), ``cells`` (per client and label what
         ``fedmlic.statistics.CELLS`` names, as ``[clients][labels]``; ``None`` above 50,000
-        pairs), ``arrays`` (the files that hold the same in full) and ``files`` (paths written).
+        pairs), ``arrays`` (the files that hold the same in full), ``exchange`` (as given) and
+        ``files`` (paths written).
 
     Raises:
         InputError: on a device's own images, whose truth is unknown.
@@ -102,11 +109,13 @@ def describe(
         "unannotated_labels": found.unannotated,
         **statistics.to_json(MAX_CLIENTS),
         **_cells(federation, tallies),
+        **({} if exchanged is None else {"exchange": dict(exchanged)}),
         "files": [],
     }
     if console is not None:
         cells = _cell_tables(tallies, federation.label_names, federation.client_names)
-        for shown in [*_tables(settings, statistics), *cells]:
+        messages = [] if exchanged is None else [exchange_table(exchanged)]
+        for shown in [*_tables(settings, statistics), *cells, *messages]:
             console.print(shown)
     if out is not None:
         report["files"] = [str(path) for path in _write(out, federation, tallies, statistics, report)]

@@ -1,4 +1,4 @@
-"""Pools, BatchNorm policies and weight files, each against torch's own or a plain loop."""
+"""Pools and BatchNorm policies, each against torch's own or a plain loop."""
 
 import math
 
@@ -7,7 +7,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -17,10 +16,7 @@ from fedmlic.model import (
     Classifier,
     FrozenBatchNorm2d,
     apply_bn_policy,
-    check_weights_file,
     group_norm,
-    load_weights,
-    read_weights,
 )
 
 
@@ -334,63 +330,3 @@ def test_batch_norm_of_every_kind_is_replaced_wherever_it_stands(policy, layer, 
     assert network["a"] is network["b"][0] is network["c"]
     torch.testing.assert_close(network["a"].train()(values), expected)
     assert [p.requires_grad for p in network["a"].parameters()] == ([True, False] if layer.affine else [])
-
-
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt", ".bin"])
-def test_weights_survive_the_file(tmp_path, suffix):
-    network = used_batch_norm()
-    path = str(tmp_path / f"weights{suffix}")
-    save_file(network.state_dict(), path) if suffix == ".safetensors" else torch.save(network.state_dict(), path)
-    other = used_batch_norm()
-
-    load_weights(other, {**read_weights(path), "fc.weight": torch.zeros(2)}, ("fc.",), "weights")
-
-    torch.testing.assert_close(other.eval()(maps()), network.eval()(maps()), rtol=0, atol=0)
-    assert check_weights_file(path).startswith(f"weights{suffix} sha256:")
-
-
-def test_misfits_are_listed_together_and_nothing_is_loaded():
-    network = used_batch_norm()
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    tensors = {
-        "0.weight": torch.zeros(4, 1, 3, 3),
-        "1.0.weight": torch.full((4,), math.nan),
-        "1.0.bias": torch.zeros(4),
-        "1.0.running_mean": torch.zeros(4),
-        "head.weight": torch.zeros(2),
-    }
-
-    with pytest.raises(InputError) as caught:
-        load_weights(network, tensors, ("fc.",), "weights.pth")
-
-    for part in ("1 missing (1.0.running_var)", "1 unknown (head.weight)", "0.weight (4, 1, 3, 3) for (4, 3, 3, 3)"):
-        assert part in str(caught.value)
-    assert "1 not finite (1.0.weight)" in str(caught.value)
-    for name, value in network.state_dict().items():
-        assert torch.equal(value, before[name])
-
-
-class Evil:
-    """Unpickling it would run code."""
-
-    def __reduce__(self):
-        return (print, ("run",))
-
-
-def test_unreadable_files_are_input_errors(tmp_path, capsys):
-    with pytest.raises(InputError, match="nothing at"):
-        read_weights(str(tmp_path / "none.pth"))
-    (tmp_path / "weights.pkl").write_bytes(b"")
-    with pytest.raises(InputError, match="ending in"):
-        read_weights(str(tmp_path / "weights.pkl"))
-    for name in ("broken.pth", "broken.safetensors"):
-        (tmp_path / name).write_bytes(b"not weights at all")
-        with pytest.raises(InputError, match="cannot be read"):
-            read_weights(str(tmp_path / name))
-    torch.save({"state_dict": {}}, tmp_path / "nested.pth")
-    with pytest.raises(InputError, match="state dict"):
-        read_weights(str(tmp_path / "nested.pth"))
-    torch.save({"weight": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(InputError, match="cannot be read"):
-        read_weights(str(tmp_path / "evil.pth"))
-    assert "run" not in capsys.readouterr().out

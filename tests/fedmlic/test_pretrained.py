@@ -1,7 +1,13 @@
-"""Options that pretrained backbones share: parts that train, scales of pixels."""
+"""What pretrained backbones share: parts that train, scales and sizes of images, files of weights."""
 
+import argparse
+import math
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 from fedmlic.arrays import Resident
@@ -9,7 +15,21 @@ from fedmlic.errors import InputError
 from fedmlic.learner import pooled_moments
 from fedmlic.model import Classifier, FrozenBatchNorm2d
 from fedmlic.models.resnet import resnet
-from fedmlic.pretrained import bn_policy_of, check_trainable, num_parts_trained, parts_by_prefix, to_scale, train_parts
+from fedmlic.pretrained import (
+    PixelScale,
+    Resize,
+    bn_policy_of,
+    check_channels,
+    check_trainable,
+    check_weights_file,
+    load_weights,
+    num_parts_trained,
+    parts_by_prefix,
+    read_weights,
+    renamed,
+    to_scale,
+    train_parts,
+)
 
 
 @pytest.mark.parametrize("text", ["last", "last(0)", "last(-1)", "last(1.5)", "last(²)", "none", "", "all()", "head\n"])
@@ -106,3 +126,148 @@ def test_batch_norm_without_weights_goes_with_the_module_around_it():
     assert [type(part[1]) for part in network] == [nn.BatchNorm2d, nn.BatchNorm2d]
     train_parts(network, parts, "last(1)")
     assert [type(part[1]) for part in network] == [FrozenBatchNorm2d, nn.BatchNorm2d]
+
+
+def images():
+    return torch.randn(4, 3, 5, 6, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_grey_image_becomes_equal_channels_and_other_channels_are_refused():
+    scale = PixelScale((0.1, 0.5, 0.9), (0.2, 0.3, 0.5))
+    grey = images()[:, :1]
+
+    assert torch.equal(scale(grey), scale(grey.expand(-1, 3, -1, -1)))
+    assert not scale.state_dict()
+    assert [check_channels("x", count, pretrained=True) for count in (1, 3)] == [3, 3]
+    assert check_channels("x", 4, pretrained=False) == 4
+    with pytest.raises(InputError, match="1 or 3 channels for a pretrained x"):
+        check_channels("x", 4, pretrained=True)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(40, 60), (9, 7)])
+def test_images_are_resized_as_pillow_does(mode, size):
+    stored = np.random.default_rng(0).integers(60, 200, (*size, 3), dtype=np.uint8)
+    picture = Image.fromarray(stored)
+    batch = torch.from_numpy(stored).permute(2, 0, 1)[None].float()
+    how = Image.Resampling[mode.upper()]
+    height, width = size
+    short = min(size)
+    cut = picture.resize((20 * width // short, 20 * height // short), how)
+    left, top = (cut.width - 16) // 2, (cut.height - 16) // 2
+
+    for made, expected in (
+        (Resize(16, mode), picture.resize((16, 16), how)),
+        (Resize(16, mode, crop=True, resized=20), cut.crop((left, top, left + 16, top + 16))),
+    ):
+        found = made(batch)[0].permute(1, 2, 0).numpy()
+        assert found.shape == (16, 16, 3)
+        assert np.abs(found - np.asarray(expected, dtype=float)).max() <= 1.01
+    same = torch.rand(1, 3, 16, 16)
+    assert Resize(16, mode)(same) is same
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt", ".bin"])
+def test_weights_survive_the_file(tmp_path, suffix):
+    network = three_parts()
+    path = str(tmp_path / f"weights{suffix}")
+    save_file(network.state_dict(), path) if suffix == ".safetensors" else torch.save(network.state_dict(), path)
+    other = three_parts()
+
+    load_weights(other, {**read_weights(path), "fc.weight": torch.zeros(2)}, ("fc.",), "weights")
+
+    torch.testing.assert_close(other.eval()(images()), network.eval()(images()), rtol=0, atol=0)
+    assert check_weights_file(path).startswith(f"weights{suffix} sha256:")
+
+
+def test_misfits_are_listed_together_and_nothing_is_loaded():
+    network = three_parts()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    tensors = {
+        **before,
+        "0.0.weight": torch.zeros(4, 1, 3, 3),
+        "1.1.weight": torch.full((3,), math.nan),
+        "head.weight": torch.zeros(2),
+    }
+    del tensors["1.1.running_var"]
+
+    with pytest.raises(InputError) as caught:
+        load_weights(network, tensors, ("fc.",), "weights.pth")
+
+    for part in ("1 missing (1.1.running_var)", "1 unknown (head.weight)", "0.0.weight (4, 1, 3, 3) for (3, 3, 1, 1)"):
+        assert part in str(caught.value)
+    assert "1 not finite (1.1.weight)" in str(caught.value)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+class Evil:
+    """Unpickling it would run code."""
+
+    def __reduce__(self):
+        return (print, ("run",))
+
+
+def test_unreadable_files_are_input_errors(tmp_path, capsys):
+    with pytest.raises(InputError, match="nothing at"):
+        read_weights(str(tmp_path / "none.pth"))
+    (tmp_path / "weights.pkl").write_bytes(b"")
+    with pytest.raises(InputError, match="ending in"):
+        read_weights(str(tmp_path / "weights.pkl"))
+    for name in ("broken.pth", "broken.safetensors"):
+        (tmp_path / name).write_bytes(b"not weights at all")
+        with pytest.raises(InputError, match="cannot be read"):
+            read_weights(str(tmp_path / name))
+    torch.save({"state_dict": {}}, tmp_path / "nested.pth")
+    with pytest.raises(InputError, match="state dict"):
+        read_weights(str(tmp_path / "nested.pth"))
+    torch.save({"weight": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_weights(str(tmp_path / "evil.pth"))
+    assert "run" not in capsys.readouterr().out
+
+
+WRAPPED = {
+    "as it is": lambda state: state,
+    "of a training script": lambda state: {"model": state, "epoch": 3, "args": argparse.Namespace(lr=0.1)},
+    "the average before the rest": lambda state: {"model": {"x": torch.zeros(1)}, "model_ema": state},
+    "of several processes": lambda state: {"state_dict": {f"module.{name}": t for name, t in state.items()}},
+    "of Lightning and torch.compile": lambda state: {
+        "state_dict": {f"model._orig_mod.{name}": t for name, t in state.items()},
+        "optimizer": [1],
+    },
+}
+
+
+@pytest.mark.parametrize("how", WRAPPED)
+def test_released_checkpoints_are_opened(tmp_path, how):
+    state = dict(three_parts().state_dict())
+    torch.save(WRAPPED[how](state), tmp_path / "checkpoint.pth")
+
+    found = read_weights(str(tmp_path / "checkpoint.pth"))
+
+    assert list(found) == list(state)
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+
+
+def test_a_prefix_that_some_names_lack_stays(tmp_path):
+    state = {"module.a": torch.zeros(1), "b": torch.zeros(1)}
+    save_file(state, tmp_path / "weights.safetensors")
+
+    assert set(read_weights(str(tmp_path / "weights.safetensors"))) == set(state)
+
+
+@pytest.mark.parametrize(
+    "content", [[torch.zeros(1)], {"model": {"a": 1}}, {"epoch": 3}, {"a": torch.zeros(1), "b": 2}]
+)
+def test_what_holds_no_state_dict_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "other.pth")
+
+    with pytest.raises(InputError, match="state_dict_ema, model_ema, state_dict, model, module"):
+        read_weights(str(tmp_path / "other.pth"))
+
+
+def test_names_change_by_the_first_rule_that_fits_all_of_them():
+    rules = [(r"a\.(\d)", r"first.\1"), (r"a\.(\w+)", r"second.\1")]
+
+    assert list(renamed({"a.1": 0, "a.x": 1, "xa.1": 2, "a.1.w": 3}, rules)) == ["first.1", "second.x", "xa.1", "a.1.w"]

@@ -230,7 +230,7 @@ def test_labels_follow_the_weights():
     weights = np.array([0.5, 0.3, 0.15, 0.05] + [0.0] * 6)
     uniforms = rng.random((20000, 2))
 
-    chosen = module._labels(np.tile(weights, (20000, 1)), uniforms, np.ones((20000, 2, 2)), 0)
+    chosen = module.pick_labels(np.tile(weights, (20000, 1)), uniforms, np.ones((20000, 2, 2)), 0)
 
     first = np.bincount(chosen[:, 0], minlength=10) / 20000
     second_after_0 = np.bincount(chosen[chosen[:, 0] == 0, 1], minlength=10) / (chosen[:, 0] == 0).sum()
@@ -269,11 +269,7 @@ def test_contexts_make_labels_co_occur():
     seed=st.integers(0, 99),
 )
 def test_owner_sizes_add_up(num_owners, spare, spread, seed):
-    options = module.SimpleNamespace(
-        num_owners=num_owners, num_train=num_owners + spare, owner_spread=spread, seed=seed
-    )
-
-    sizes = module._owner_sizes(options)
+    sizes = module.owner_sizes(np.random.default_rng(seed), num_owners, num_owners + spare, spread)
 
     assert sizes.sum() == num_owners + spare
     assert sizes.min() >= 1
