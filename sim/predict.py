@@ -61,7 +61,7 @@ class Predictor:
         return np.concatenate(found)
 
     def uncertainty(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        """How sure the network is of stored images, float32 ``[images]`` by name; empty where its method says nothing."""
+        """How sure the network is of stored images, float32 ``[images]`` by name; empty where a method does not say."""
         import torch
 
         from fedmlic.training import to_float

@@ -137,10 +137,10 @@ class MixtureEncoder(nn.Module):
         super().__init__()
         self.backbone = backbone
         features = backbone.num_features
+        self.head = nn.Linear(features, num_labels)
         layers = [nn.Linear(features, hidden), nn.ReLU()] if hidden else []
         self.projection = nn.Sequential(*layers, nn.Linear(hidden or features, dimensions))
         self.density = MixtureMaps(num_labels, dimensions, diagonal=diagonal) if mixtures else None
-        self.head = nn.Linear(features, num_labels)
 
     def forward(self, images: Tensor, read: bool = False) -> Tensor | Read:  # noqa: FBT001, FBT002  (called by position)
         """Logits float32 ``[batch, labels]`` of images ``[batch, channels, height, width]``, or with ``read`` all."""
@@ -367,7 +367,8 @@ def probmcl(
         value, _, *keys = contrasting.loss(network, images, labels, *given)
         return (value, *keys)
 
-    probe = Objective(second, needs_annotations=True)
+    judges = not contrasting.absent  # else entries without annotation count, too
+    probe = Objective(second, needs_annotations=judges)
     method = Method(
         build,
         trainer(probe),
@@ -380,7 +381,7 @@ def probmcl(
         uncertainty=uncertainty if contrasting.mixtures else None,
     )
     if stages == "joint":
-        together = Objective(both, contrasting.inputs, needs_annotations=True, one_by_one=ONE_BY_ONE)
+        together = Objective(both, contrasting.inputs, needs_annotations=judges, one_by_one=ONE_BY_ONE)
         return method._replace(train=trainer(together), objective=together)
     unlabelled = contrasting.mixtures and nll == "all"
     encoder = Objective(first, contrasting.inputs, needs_annotations=not unlabelled, one_by_one=ONE_BY_ONE)
