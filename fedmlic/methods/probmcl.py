@@ -30,7 +30,7 @@ Visual Classification" (ICASSP, arXiv 2401.01448).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
@@ -351,23 +351,27 @@ def probmcl(
         absent=unknown == "absent",
     )
     build = partial(_build, contrasting, dimensions=dimensions, hidden=hidden, diagonal=covariance == "diagonal")
+    classify = partial(_mean_asymmetric, gamma_pos=gamma_pos, gamma_neg=gamma_neg, margin=margin)
+    return _staged(build, contrasting, classify, encoder_rounds if stages == "two" else 0)
 
-    def probe_loss(logits: Tensor, labels: Tensor) -> Tensor:
-        entries = asymmetric(logits, labels, gamma_pos=gamma_pos, gamma_neg=gamma_neg, margin=margin)
-        return known_mean(entries, labels)
 
-    def second(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        return probe_loss(network(images), contrasting.known(labels))
-
-    def both(network: nn.Module, images: Tensor, labels: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
-        value, logits, *keys = contrasting.loss(network, images, labels, *given)
-        return (value + probe_loss(logits, contrasting.known(labels).repeat(2, 1)), *keys)
+def _staged(
+    build: Callable[[Task], nn.Module], contrast: Contrast, classify: Callable[..., Tensor], encoder_rounds: int
+) -> Method:
+    """The method in two stages, or with ``encoder_rounds=0`` in one."""
 
     def first(network: nn.Module, images: Tensor, labels: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
-        value, _, *keys = contrasting.loss(network, images, labels, *given)
+        value, _, *keys = contrast.loss(network, images, labels, *given)
         return (value, *keys)
 
-    judges = not contrasting.absent  # else entries without annotation count, too
+    def second(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        return classify(network(images), contrast.known(labels))
+
+    def both(network: nn.Module, images: Tensor, labels: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
+        value, logits, *keys = contrast.loss(network, images, labels, *given)
+        return (value + classify(logits, contrast.known(labels).repeat(2, 1)), *keys)
+
+    judges = not contrast.absent  # else entries without annotation count, too
     probe = Objective(second, needs_annotations=judges)
     method = Method(
         build,
@@ -375,21 +379,26 @@ def probmcl(
         predict,
         label_rows,
         objective=probe,
-        remembers=queue > 0,
-        guesses="absent" if contrasting.absent else "",
+        remembers=contrast.queue > 0,
+        guesses="absent" if contrast.absent else "",
         needs_pixels=True,
-        uncertainty=uncertainty if contrasting.mixtures else None,
+        uncertainty=uncertainty if contrast.mixtures else None,
     )
-    if stages == "joint":
-        together = Objective(both, contrasting.inputs, needs_annotations=judges, one_by_one=ONE_BY_ONE)
+    if not encoder_rounds:
+        together = Objective(both, contrast.inputs, needs_annotations=judges, one_by_one=ONE_BY_ONE)
         return method._replace(train=trainer(together), objective=together)
-    unlabelled = contrasting.mixtures and nll == "all"
-    encoder = Objective(first, contrasting.inputs, needs_annotations=not unlabelled, one_by_one=ONE_BY_ONE)
+    unlabelled = contrast.mixtures and contrast.nll == "all"
+    encoder = Objective(first, contrast.inputs, needs_annotations=not unlabelled, one_by_one=ONE_BY_ONE)
     phases = (
         Phase(trainer(encoder), encoder_rounds, encoder_tensors, encoder),
         Phase(trainer(probe), 0, head_tensors, probe),
     )
     return method._replace(phases=phases, refuses=partial(too_short, encoder_rounds))
+
+
+def _mean_asymmetric(logits: Tensor, labels: Tensor, *, gamma_pos: float, gamma_neg: float, margin: float) -> Tensor:
+    entries = asymmetric(logits, labels, gamma_pos=gamma_pos, gamma_neg=gamma_neg, margin=margin)
+    return known_mean(entries, labels)
 
 
 def _build(contrast: Contrast, task: Task, *, dimensions: int, hidden: int | None, diagonal: bool) -> nn.Module:
