@@ -55,8 +55,6 @@ if TYPE_CHECKING:
 HIDDEN, WIDE = 2048, 1024
 """Units of the layer before the projection, and features from which on there is none."""
 
-LEAST_VARIANCE = 1e-3
-
 ONE_BY_ONE = "its loss compares the images of a batch with each other"
 
 Nll = Literal["positive", "all", "posterior"]
@@ -91,17 +89,19 @@ class MixtureMaps(nn.Module):
         num_labels: components.
         dimensions: of points and components.
         diagonal: a variance per dimension, or one for all of a component.
+        least_variance: variances are larger than this.
     """
 
-    def __init__(self, num_labels: int, dimensions: int, *, diagonal: bool) -> None:
+    def __init__(self, num_labels: int, dimensions: int, *, diagonal: bool, least_variance: float) -> None:
         super().__init__()
+        self.least_variance = least_variance
         self.weights = nn.Linear(dimensions, num_labels)
         self.means = LabelLinear(num_labels, dimensions, dimensions)
         self.variances = LabelLinear(num_labels, dimensions, dimensions if diagonal else 1)
 
     def forward(self, points: Tensor) -> Mixtures:
         """One mixture per point ``[batch, dimensions]``."""
-        variances = 1 + F.elu(self.variances(points)) + LEAST_VARIANCE
+        variances = 1 + F.elu(self.variances(points)) + self.least_variance
         return Mixtures(self.weights(points).log_softmax(dim=1), self.means(points), variances)
 
 
@@ -127,20 +127,21 @@ class MixtureEncoder(nn.Module):
         num_labels: labels, and components of the mixtures.
         dimensions: of points and components.
         hidden: units of a layer with ReLU before the projection to points; 0 for none.
-        diagonal: a variance per dimension.
-        mixtures: whether there are mixtures, or points alone.
+
+    Attributes:
+        density: the maps to mixtures; None in the ablation.
     """
 
-    def __init__(
-        self, backbone: Backbone, num_labels: int, *, dimensions: int, hidden: int, diagonal: bool, mixtures: bool
-    ) -> None:
+    density: MixtureMaps | None
+
+    def __init__(self, backbone: Backbone, num_labels: int, *, dimensions: int, hidden: int) -> None:
         super().__init__()
         self.backbone = backbone
         features = backbone.num_features
         self.head = nn.Linear(features, num_labels)
         layers = [nn.Linear(features, hidden), nn.ReLU()] if hidden else []
         self.projection = nn.Sequential(*layers, nn.Linear(hidden or features, dimensions))
-        self.density = MixtureMaps(num_labels, dimensions, diagonal=diagonal) if mixtures else None
+        self.density = None
 
     def forward(self, images: Tensor, read: bool = False) -> Tensor | Read:  # noqa: FBT001, FBT002  (called by position)
         """Logits float32 ``[batch, labels]`` of images ``[batch, channels, height, width]``, or with ``read`` all."""
@@ -297,6 +298,7 @@ def probmcl(
     balance: Annotated[float, Field(ge=0)] = 0.3,
     nll: Nll = "positive",
     covariance: Literal["isotropic", "diagonal"] = "isotropic",
+    least_variance: Annotated[float, Field(gt=0)] = 1.0,
     components: Literal["all", "matched"] = "all",
     scale: Scale = "log",
     dimensions: Annotated[int, Field(ge=1)] = 128,
@@ -320,6 +322,7 @@ def probmcl(
         balance: lambda, weight of the contrastive loss beside L_NLL.
         nll: components under which an image's point should be likely (``density_loss``).
         covariance: a variance per component, or per component and dimension.
+        least_variance: variances are larger than this; it sets the scale of points, which shrink with it.
         components: compare every component with every other, or equal ones only, which with hundreds of labels
             is much cheaper.
         scale: the logarithm of the similarity per dimension, or the similarity itself, which in many
@@ -350,7 +353,8 @@ def probmcl(
         views=views,
         absent=unknown == "absent",
     )
-    build = partial(_build, contrasting, dimensions=dimensions, hidden=hidden, diagonal=covariance == "diagonal")
+    maps = partial(MixtureMaps, dimensions=dimensions, diagonal=covariance == "diagonal", least_variance=least_variance)
+    build = partial(_build, maps if contrasting.mixtures else None, dimensions, hidden)
     classify = partial(_mean_asymmetric, gamma_pos=gamma_pos, gamma_neg=gamma_neg, margin=margin)
     return _staged(build, contrasting, classify, encoder_rounds if stages == "two" else 0)
 
@@ -401,17 +405,14 @@ def _mean_asymmetric(logits: Tensor, labels: Tensor, *, gamma_pos: float, gamma_
     return known_mean(entries, labels)
 
 
-def _build(contrast: Contrast, task: Task, *, dimensions: int, hidden: int | None, diagonal: bool) -> nn.Module:
+def _build(maps: Callable[[int], MixtureMaps] | None, dimensions: int, hidden: int | None, task: Task) -> nn.Module:
     backbone = task.model.build(task.image_shape[2])
     usual = 0 if backbone.num_features >= WIDE else HIDDEN
-    return MixtureEncoder(
-        backbone,
-        task.num_labels,
-        dimensions=dimensions,
-        hidden=usual if hidden is None else hidden,
-        diagonal=diagonal,
-        mixtures=contrast.mixtures,
-    )
+    units = usual if hidden is None else hidden
+    network = MixtureEncoder(backbone, task.num_labels, dimensions=dimensions, hidden=units)
+    if maps is not None:  # drawn last: with and without it, all else begins the same
+        network.density = maps(task.num_labels)
+    return network
 
 
 def too_short(encoder_rounds: int, experiment: Experiment) -> str:
