@@ -298,7 +298,7 @@ def probmcl(
     balance: Annotated[float, Field(ge=0)] = 0.3,
     nll: Nll = "positive",
     covariance: Literal["isotropic", "diagonal"] = "isotropic",
-    least_variance: Annotated[float, Field(gt=0)] = 1.0,
+    least_variance: Annotated[float, Field(gt=0)] = 1e-3,
     components: Literal["all", "matched"] = "all",
     scale: Scale = "log",
     dimensions: Annotated[int, Field(ge=1)] = 128,
