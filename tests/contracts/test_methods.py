@@ -13,13 +13,20 @@ from fedmlic.experiment import Experiment
 from fedmlic.features import Passed
 from fedmlic.labels import ABSENT, PRESENT, UNCERTAIN, UNKNOWN
 from fedmlic.learner import build_learner
+<<<<<<< HEAD
 from fedmlic.method import Local, scalar_and_rest
+=======
+from fedmlic.method import Local
+from fedmlic.models import convnext
+>>>>>>> main
 from fedmlic.shard import Shard
 from fedmlic.training import to_float
 
 NAMES = ("zero", "one", "two", "three")
 SIDE = 16
 METHODS = spec.entries("method")
+MODELS = {"hsvlt": "convnext(image_size=32)"}
+"""For methods that need a network's inside; the others get a small CNN."""
 
 
 class Pixels:
@@ -33,7 +40,8 @@ class Pixels:
 
 
 def experiment(method, **settings):
-    values = {"model": "small_cnn(width=8)", "batch_size": 8, "local_epochs": 1, "learning_rate": 3e-3, **settings}
+    model = MODELS.get(method, "small_cnn(width=8)")
+    values = {"model": model, "batch_size": 8, "local_epochs": 1, "learning_rate": 3e-3, **settings}
     return Experiment(method=f"{method}()", **values)
 
 
@@ -81,7 +89,8 @@ def turn(settings, learned, data, start, client=3, round_number=2, memory=None):
 
 
 @pytest.fixture(params=METHODS)
-def method(request):
+def method(request, monkeypatch):
+    monkeypatch.setitem(convnext.SIZES, "atto", ((1, 1, 1, 1), (8, 8, 16, 16)))  # a network that costs little
     return request.param
 
 
@@ -158,12 +167,18 @@ def test_labels_that_nobody_annotates_are_trained_only_by_a_method_that_says_so(
         value, _ = scalar_and_rest(objective.loss(spy, images, given, *inputs))
         value.backward()
 
+<<<<<<< HEAD
         trained = [logits.grad for logits in seen if logits.grad is not None and logits.shape[-1] == len(NAMES)]
         if not trained:  # a stage that trains no logits
             continue
         judged += 1
         gradient = torch.cat([each.reshape(-1, len(NAMES)) for each in trained])
         assert learned.method.guesses or not (gradient[:, 2] != 0).any()
+=======
+        found = [logits.grad.reshape(-1, len(NAMES)) for logits in seen if logits.shape[-1] == len(NAMES)]
+        gradient = torch.cat(found)
+        assert (gradient[:, 2] != 0).any() == bool(learned.method.guesses)
+>>>>>>> main
         assert (gradient[:, [0, 1, 3]] != 0).any()
     assert judged > 0
 
@@ -190,9 +205,12 @@ def test_it_learns_a_few_images_by_heart(method):
         return probs[labels == PRESENT].mean() - probs[labels == ABSENT].mean()
 
     before = gap()
-    _, trained = turn(settings, learned, data, learned.resident.flat.clone())
+    for number in (1, 2, 3):  # a method whose loss fades away where it is nearly right takes longer
+        _, trained = turn(settings, learned, data, learned.resident.flat.clone(), round_number=number)
+        assert trained.num_steps == 60
+        if gap() > 0.4:
+            break
 
-    assert trained.num_steps == 60
     assert abs(before) < 0.2
     assert gap() > 0.4
 
