@@ -213,18 +213,14 @@ def predict(
         ranked = [{"label": predictor.label_names[i], "probability": float(row[i])} for i in order]
         present = [entry["label"] for entry in ranked if float(str(entry["probability"])) >= predictor.threshold]
         found.append({"image": str(file), "present": present, "labels": ranked})
-<<<<<<< HEAD
         if unsure:
             found[-1]["uncertainty"] = {name: float(values[number]) for name, values in unsure.items()}
-    about = {"run": str(path.absolute()), "round": predictor.round, "threshold": predictor.threshold}
-=======
     about = {
         "run": str(path.absolute()),
         "round": predictor.round,
         "threshold": predictor.threshold,
         "inference": inference or open_run(path).settings()[0].inference,
     }
->>>>>>> main
     return {**about, **asked, "images": found}
 
 
