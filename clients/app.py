@@ -15,7 +15,7 @@ from dataclasses import replace
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from clients.source import Node, is_device, node_name, open_node
+from clients.source import Node, is_device, node_name, open_node, shows_paths
 from fedmlic import wire
 from fedmlic.protocol import Reply, Request, Turn
 
@@ -55,11 +55,12 @@ def answer_to(content: RecordDict, context: Context) -> RecordDict:
     """Play the clients of a request; a failure in or around a turn is part of the answer."""
     try:
         here = node_of(context)
-        request, clients = wire.unpack_request(content, here.host.layout, here.rest)
+        request, clients = wire.unpack_request(content, here.host.layout, here.rest, here.plugins)
         device = here.host.device
         shared = {name: tensor.to(device) for name, tensor in request.shared.items()}
         reply = play(here, replace(request, flat=request.flat.to(device), shared=shared), clients)
         # In a simulation the reply is pickled before this process does anything else.
+        reply = replace(reply, token=request.token)
         return wire.pack_reply(reply, request.layout(here.host.layout), copy=here.num_hosts == 0)
     except Exception as error:  # noqa: BLE001  (whatever it is, the server should hear of it)
         _log.exception("The request failed.")
@@ -70,19 +71,22 @@ def play(here: Node, request: Request, clients: list[int]) -> Reply:
     """Play ``clients`` and keep their tracebacks here if the node is discreet."""
     here.host.collect()  # forget what a broken-off message left behind
     reply = here.host.play(request, clients)
-    return replace(reply, turns=tuple(_discreet(turn) for turn in reply.turns)) if here.discreet else reply
+    if not here.discreet:
+        return reply
+    return replace(reply, turns=tuple(_discreet(turn, paths=here.paths) for turn in reply.turns))
 
 
-def _discreet(turn: Turn) -> Turn:
+def _discreet(turn: Turn, *, paths: bool) -> Turn:
     if not turn.error:
         return turn
     _log.error("Client %d failed: %s", turn.client, turn.error)
-    return replace(turn, error=wire.first_line(turn.error))
+    return replace(turn, error=wire.discreet(turn.error, paths=paths))
 
 
 def _failure(error: Exception, context: Context) -> RecordDict:
-    keys = context.node_config.keys()
-    return wire.pack_failure(error, simulated="num-partitions" in keys and "data" not in keys)
+    node = context.node_config
+    simulated = "num-partitions" in node and "data" not in node
+    return wire.pack_failure(error, simulated=simulated, paths=shows_paths(node))
 
 
 def node_of(context: Context) -> Node:

@@ -25,6 +25,7 @@ from fedmlic.learner import check_at_once
 from fedmlic.method import Local, Trained, stretch_of
 from fedmlic.metrics import client_metrics, unannotated_columns
 from fedmlic.mod import Payload
+from fedmlic.process import restored
 from fedmlic.protocol import CLIENTS_BEHIND, IMAGES_BEHIND, ROUND_SUMS, HostInfo, Reply, Request, Turn
 from fedmlic.shard import OwnImages
 from fedmlic.stores import DamagedError
@@ -153,7 +154,8 @@ class Host:
         began, started = time.perf_counter(), time.time()
         play = {"train": self._train, "evaluate": self._evaluate, "count": self._count}[request.kind]
         try:
-            turn = play(request, client)
+            with restored():
+                turn = play(request, client)
         except DamagedError:
             raise  # a client less in each round would be another result
         except (Exception, SystemExit) as error:  # noqa: BLE001  (a client may fail in any way; it is recorded)
@@ -206,7 +208,8 @@ class Host:
             self._learner.resident.load(request.flat)  # as mods find it when one client is trained after another
             for place, (shard, local) in enumerate(zip(shards, locals_, strict=True)):
                 locals_[place] = replace(local, hooks=self._hooks(request, shard, local))
-            trained = together.fit(request.flat, shards, locals_)
+            with restored():
+                trained = together.fit(request.flat, shards, locals_)
         except (Exception, SystemExit):  # noqa: BLE001  (one after another shows whose fault it is)
             return [self._turn(request, client) for client in clients]
         turns = []

@@ -57,8 +57,8 @@ def images_of(
 
 
 def open_federation(experiment: Experiment, runtime: Runtime, corpus: Corpus) -> Federation:
-    """The experiment's federation over its corpus, built first if it is not there."""
-    return build_federation(
+    """The experiment's federation over its corpus, built first if it is not there; one client of it if so asked."""
+    federation = build_federation(
         corpus,
         partition=experiment.partition,
         regime=experiment.regime,
@@ -67,6 +67,7 @@ def open_federation(experiment: Experiment, runtime: Runtime, corpus: Corpus) ->
         holdout_fraction=experiment.holdout_fraction,
         home=home_of(runtime),
     )
+    return federation.single(experiment.single_client) if experiment.single_client else federation
 
 
 def learner_for(

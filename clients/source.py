@@ -36,6 +36,8 @@ NODE_KEYS = {
     "home": "folder for prepared images (default: $FEDMLIC_HOME or the user's cache)",
     "device": "auto, cpu, cuda or cuda:N",
     "threads": "torch threads",
+    "allow-plugins": "code from outside the catalogues that a run may use here, such as 'my_lab.methods.*'",
+    "error-paths": "whether the one line that is sent of an error may name files",
     "tracebacks": "whether errors are sent with their traceback, which may show file names",
 }
 """What ``--node-config`` of a SuperNode may hold."""
@@ -50,12 +52,16 @@ class Node:
         num_hosts: nodes of the simulation, 0 on a device.
         discreet: whether errors leave the node without their traceback.
         rest: where a device keeps the part of the model that is not exchanged at present.
+        plugins: patterns of the names from outside the catalogues that a run may use here.
+        paths: whether the one line that is sent of an error may name files.
     """
 
     host: Host
     num_hosts: int
     discreet: bool
     rest: FolderRest | None = None
+    plugins: tuple[str, ...] = ("*",)
+    paths: bool = False
 
 
 def is_device(node_config: Mapping[str, Setting]) -> bool:
@@ -123,6 +129,8 @@ def _open_simulation(experiment: Experiment, runtime: Runtime, node_config: Mapp
 
 def _open_device(experiment: Experiment, node_config: Mapping[str, Setting]) -> Node:
     client = client_id(node_config)
+    plugins = _plugins(node_config)
+    _check_plugins(experiment, plugins)
     prepare(_integer(node_config, "threads") if "threads" in node_config else 1)
     home = Path(str(node_config["home"])).expanduser() if "home" in node_config else None
     corpus = open_corpus(spec.build("dataset", str(node_config["data"])), home, **experiment.reading())
@@ -138,7 +146,35 @@ def _open_device(experiment: Experiment, node_config: Mapping[str, Setting]) -> 
     learner = learner_for(experiment, here, federation, progress_lines("features", _say))
     host = Host(node_name(node_config), experiment, federation, learner, memory=kept_in(home))
     discreet = node_config.get("tracebacks") is not True
-    return Node(host, 0, discreet=discreet, rest=FolderRest((home or default_home()) / "memory" / host.name))
+    rest = FolderRest((home or default_home()) / "memory" / host.name)
+    return Node(host, 0, discreet=discreet, rest=rest, plugins=plugins, paths=shows_paths(node_config))
+
+
+def shows_paths(node_config: Mapping[str, Setting]) -> bool:
+    """Whether what a device sends of its errors may name files."""
+    return node_config.get("error-paths") is True or node_config.get("tracebacks") is True
+
+
+def _plugins(node_config: Mapping[str, Setting]) -> tuple[str, ...]:
+    """Patterns of the names that this device's owner allows; none by default."""
+    return tuple(each.strip() for each in str(node_config.get("allow-plugins", "")).split(",") if each.strip())
+
+
+def _check_plugins(experiment: Experiment, plugins: tuple[str, ...]) -> None:
+    """Make sure that a run names no code from outside the catalogues but what this device's owner allows.
+
+    Raises:
+        InputError: it does; nothing of it was imported.
+    """
+    for key in ("model", "method", "mods"):
+        refused = spec.not_allowed(key, getattr(experiment, key), plugins)
+        if refused:
+            allowed, others = ", ".join(plugins) or "nothing", ", ".join(refused)
+            msg = (
+                f"Expected {key} to be of the catalogue or of what this device allows ({allowed}), got {others}. "
+                f"Its owner can add allow-plugins='{refused[0].rpartition('.')[0]}.*' to --node-config."
+            )
+            raise InputError(msg)
 
 
 def kept_in(home: Path | None) -> Callable[[str], ClientMemory]:

@@ -25,6 +25,33 @@ class InputError(ValueError):
     problems: Sequence[str] = ()
 
 
+def shown(text: object, most: int = 300, *, lines: bool = False) -> str:
+    r"""Text that somebody else wrote, as it may be written into a log, a record or a terminal.
+
+    Characters that print nothing (control sequences, marks that reverse a line) are written as
+    escapes, and what is longer than ``most`` characters is cut.
+
+    Args:
+        text: anything; its ``str`` is shown.
+        most: characters that are kept.
+        lines: leave line breaks and tabs as they are.
+
+    >>> shown("all is\x1b[2J well")
+    'all is\\x1b[2J well'
+    >>> shown("9" * 1000, most=5)
+    '99999... (1,000 characters)'
+    """
+    whole = str(text)
+    kept = "\n\t" if lines else ""
+    escaped = "".join(
+        each if each.isprintable() or each in kept else each.encode("unicode_escape").decode("ascii")
+        for each in whole[:most]
+    )
+    if len(whole) <= most and len(escaped) <= 2 * most:
+        return escaped
+    return f"{escaped[: 2 * most]}... ({len(whole):,} characters)"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint that names the closest known name, or all of them.
 

@@ -27,7 +27,14 @@ DEFAULT_DATASET = (
 DEFAULT_METHOD = "fedlgt(layers=1, dropout=0.0, known_fraction_max=0.25)"
 """Sized so that the default run teaches something in a minute (``docs/default_experiment.md``)."""
 
-LATER_FIELDS = ("mods", "allow_statistics", "statistics_min_clients", "statistics_min_images", "features")
+LATER_FIELDS = (
+    "mods",
+    "single_client",
+    "allow_statistics",
+    "statistics_min_clients",
+    "statistics_min_images",
+    "features",
+)
 """Settings that older runs do not have: their defaults do not count, so that old identities hold."""
 
 Positive = Annotated[int, Field(ge=1)]
@@ -97,6 +104,9 @@ class Experiment(BaseModel):
     label_names: str = Field("", description="comma-separated label space of a deployment (empty: the data set's)")
     bad_files: Literal["fail", "skip"] = Field("fail", description="unreadable images: an error, or left out, recorded")
     max_bad_fraction: Fraction = Field(0.01, description="with bad-files=skip: the share of images that is too many")
+    single_client: Annotated[str, Field(pattern=r"^(pooled|[0-9]+)?$")] = Field(
+        "", description="train one client instead of all: pooled (all images together) or a client's number"
+    )
     seed: Count = Field(0, description="of every random stream")
 
     @field_validator("dataset", "partition", "regime", "model", "method", "strategy")
@@ -181,6 +191,12 @@ class Runtime(BaseModel):
     round_timeout: Annotated[float, Field(gt=0)] = Field(3600.0, description="seconds to wait for a round's replies")
     node_timeout: Annotated[float, Field(gt=0)] = Field(120.0, description="seconds to wait for enough hosts")
     min_hosts: Positive = Field(1, description="Flower nodes to wait for before the first round")
+    node_ids: str = Field(
+        "", description="Flower node of each client, 0=NODE, 1=NODE (empty: who claims an id first keeps it)"
+    )
+    most_client_images: Positive = Field(
+        10_000_000, description="images that a device may announce, else it is set aside"
+    )
     out: str = Field("", description="run folder (empty: runs/DATE-TIME)")
     home: str = Field("", description="folder of corpora and federations (empty: $FEDMLIC_HOME or the user's cache)")
 

@@ -91,6 +91,10 @@ class Holdings(NamedTuple):
         return np.array(self.rows[start:stop]), self.labels.take(np.arange(start, stop))
 
 
+POOLED = "pooled"
+"""The value of ``single-client`` that puts all clients' images together."""
+
+
 @dataclass(frozen=True)
 class Federation:
     """All clients of one experiment (or the one client of a device).
@@ -103,6 +107,7 @@ class Federation:
         training: images that clients train on.
         holdout: images that clients only evaluate on.
         path: its folder, ``None`` on a device.
+        whole: the federation that this is one client of (``single``), else ``None``.
     """
 
     corpus: Corpus
@@ -112,9 +117,12 @@ class Federation:
     training: Holdings
     holdout: Holdings
     path: Path | None = None
+    whole: Federation | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the path, never the maps: each process opens the files itself."""
+        if self.whole is not None:
+            return Federation.single, (self.whole, self.manifest["single_client"])
         if self.path is None:
             return Federation, tuple(getattr(self, field.name) for field in fields(self))
         return open_federation, (self.path, self.corpus)
@@ -157,6 +165,34 @@ class Federation:
             return np.asarray((self.training.of(0)[1] == PRESENT).sum(axis=0, keepdims=True, dtype=np.int64))
         return np.asarray(_load(self._files, "tallies.positives"), dtype=np.int64)
 
+    def single(self, which: str) -> Federation:
+        """One client instead of all: the reference of training without a federation.
+
+        Args:
+            which: ``pooled``, all clients' images with the labels that each of them sees, as client 0; or a
+                client's number: that client alone.
+
+        Raises:
+            InputError: there is no such client.
+        """
+        manifest = {**self.manifest, "single_client": which}
+        if which == POOLED:
+            manifest.pop("client_names", None)
+            every = np.array([0, self.training.client_ptr[-1]]), np.array([0, self.holdout.client_ptr[-1]])
+            training, holdout = self.training._replace(client_ptr=every[0]), self.holdout._replace(client_ptr=every[1])
+            return Federation(self.corpus, manifest, self.label_names, range(1), training, holdout, whole=self)
+        if not which.isdecimal() or int(which) not in self.clients:
+            msg = f"Expected single-client to be pooled or a client from 0 to {self.num_clients - 1}, got {which!r}."
+            raise InputError(msg)
+        client = int(which)
+        parts = []
+        for held in (self.training, self.holdout):
+            rows, labels = held.of(client - self.clients.start)
+            parts.append(Holdings(np.array([0, len(rows)]), rows, _Array(labels)))
+        return Federation(
+            self.corpus, manifest, self.label_names, range(client, client + 1), parts[0], parts[1], whole=self
+        )
+
     @functools.cached_property
     def _files(self) -> WrittenFiles:
         return WrittenFiles(self.path or Path(), self.manifest.get("files", {}))
@@ -164,6 +200,8 @@ class Federation:
     @property
     def content(self) -> str:
         """Hash of what clients hold: equal for equal rows and labels, whatever code dealt them out; "" on a device."""
+        if self.whole is not None:
+            return code.digest({"whole": self.whole.content, "single_client": self.manifest["single_client"]})
         files = self.manifest.get("files", {})
         held = {name: about["sha256"] for name, about in files.items() if not name.startswith("tallies.")}
         return code.digest({**held, "corpus": self.corpus.content}) if files else ""

@@ -32,6 +32,12 @@ if TYPE_CHECKING:
 
 DEFAULT_BINS: Final = 1000
 
+MOST_COUNTED: Final = 1 << 44
+"""Entries in all histograms together: far beyond any federation, and far from where int64 wraps around."""
+
+ONE_BY_ONE: Final = 1 << 22
+"""Present entries of a label up to which they are added one by one; more are added a bin at a time."""
+
 OUTERMOST_LOGIT: Final = 10.0
 """Scores beyond about this logit share the first or the last bin (below 0.00005, above 0.99995)."""
 
@@ -114,6 +120,10 @@ class ScoreHistograms:
         """The inverse of ``to_arrays``. Raises ``InputError`` on anything but such arrays."""
         present, absent = checked_arrays(arrays, ("present", "absent"), num_dims=2)
         bin_edges(present.shape[1])
+        counted = float(present.sum(dtype=np.float64) + absent.sum(dtype=np.float64))  # an int64 sum may wrap around
+        if counted > MOST_COUNTED:
+            msg = f"Expected histograms of at most {MOST_COUNTED} entries, got {counted:.3g}. Send what was counted."
+            raise InputError(msg)
         return ScoreHistograms(present, absent)
 
     @property
@@ -168,6 +178,8 @@ def _binned_ap(present: NDArray[np.int64], absent: NDArray[np.int64]) -> tuple[f
     AP is the mean of (present at or above) / (known at or above) over present entries; each
     array below has one number per present entry.
     """
+    if int(present.sum()) > ONE_BY_ONE:
+        return _binned_ap_by_bins(present, absent)
     rank = np.arange(1, present.sum() + 1)
     in_bin = np.repeat(present, present)
     bin_end = np.repeat(np.cumsum(present), present)
@@ -178,3 +190,32 @@ def _binned_ap(present: NDArray[np.int64], absent: NDArray[np.int64]) -> tuple[f
     value = rank / (rank + absent_above + passed * absent_in_bin)
     upper = bin_end / (bin_end + absent_above)
     return float(lower.mean()), float(value.mean()), float(upper.mean())
+
+
+def _binned_ap_by_bins(present: NDArray[np.int64], absent: NDArray[np.int64]) -> tuple[float, float, float]:
+    """As ``_binned_ap``, in memory and time that depend on the number of bins alone.
+
+    Within a bin the terms are (a + j) / (b + c * j) for j = 1, 2, ..., n, whose sum is
+    n / c + (a - b / c) / c * (psi(b / c + n + 1) - psi(b / c + 1)) with the digamma function psi.
+    """
+    held = present > 0
+    n = present[held].astype(np.float64)
+    here = absent[held].astype(np.float64)
+    above = (np.cumsum(present) - present)[held].astype(np.float64)
+    wrong = (np.cumsum(absent) - absent)[held].astype(np.float64)
+    slope = 1 + here / (n + 1)
+    total = float(n.sum())
+    lower = _sum_of_ratios(n, above, above + wrong + here, np.ones_like(n))
+    value = _sum_of_ratios(n, above, above + wrong, slope)
+    upper = n * (above + n) / (above + n + wrong)
+    return tuple(float(each.sum()) / total for each in (lower, value, upper))  # type: ignore[return-value]
+
+
+def _sum_of_ratios(
+    n: NDArray[np.float64], a: NDArray[np.float64], b: NDArray[np.float64], c: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    import torch  # for digamma, where there are more entries than can be listed
+
+    start = b / c + 1
+    steps = [torch.special.digamma(torch.from_numpy(each)).numpy() for each in (start + n, start)]
+    return np.asarray(n / c + (a - b / c) / c * (steps[0] - steps[1]), dtype=np.float64)

@@ -78,6 +78,7 @@ class Request:
         last: for each client that has had a turn that counted, the round of the last such.
         run: a name of the run that stays when it is resumed.
         needed: rounds that a resumed run may start from, for which clients keep what they kept.
+        token: of this one message over a network; the reply repeats it.
     """
 
     kind: Kind
@@ -92,6 +93,7 @@ class Request:
     last: Mapping[int, int] = field(default_factory=dict)
     run: str = ""
     needed: tuple[int, ...] = ()
+    token: str = ""
 
     def layout(self, everything: Layout) -> Layout:
         """Of the tensors that clients send.
@@ -145,8 +147,10 @@ class Reply:
         turns: the turns that ended since the last reply.
         updates: sums (or single updates) that are complete.
         evaluation: mergeable int64 arrays of the held-out scores, by name.
+        token: that of the request which it answers.
     """
 
     turns: tuple[Turn, ...] = ()
     updates: tuple[Update, ...] = ()
     evaluation: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    token: str = ""

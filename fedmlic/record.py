@@ -16,13 +16,15 @@
 
 A file is written under a temporary name, synced and renamed. A checkpoint counts
 once its JSON is there; it says how long ``events.jsonl`` was then, and a resumed
-run cuts the log back to that length. Nothing is ever unpickled.
+run cuts the log back to that length. Both files of a checkpoint are hashed; where one
+is damaged, a resumed run goes on from the one before. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import platform
@@ -45,7 +47,15 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
+_log = logging.getLogger("fedmlic")
+
 SCHEMA = 1
+
+MANIFEST_HASH = "manifest_sha256"
+"""Key of a checkpoint's manifest under which its hash of itself stands."""
+
+DAMAGED = ".damaged"
+"""Ends the names of a checkpoint's files that a resumed run could not use."""
 PACKAGES = ("fedmlic", "flwr", "numpy", "pandas", "pydantic", "ray", "safetensors", "torch", "torchvision")
 TABLES = {
     "rounds": "round",
@@ -59,12 +69,24 @@ TABLES = {
 Listener = Callable[[str, Mapping[str, object]], None]
 
 
+class DamagedCheckpointError(InputError):
+    """A checkpoint whose files are not as they were written."""
+
+
 class RunFolder:
-    """The folder of one run. Make it with ``create`` or open it with ``open_run``."""
+    """The folder of one run. Make it with ``create`` or open it with ``open_run``.
+
+    Attributes:
+        path: of the folder.
+        listeners: called with every event.
+        damage: what was found damaged and gone around since it was opened, a sentence each.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.listeners: list[Listener] = []
+        self.damage: list[str] = []
+        self._damaged_lines: set[int] = set()
 
     @property
     def events_path(self) -> Path:
@@ -130,18 +152,20 @@ class RunFolder:
                 listener(kind, values)
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """All complete events so far; NaN comes back as NaN."""
+        """All complete events so far; NaN comes back as NaN. A damaged line is skipped with a warning that names it."""
         if not self.events_path.exists():
             return
         with self.events_path.open(encoding="utf-8", errors="replace") as log:
             for number, line in enumerate(log, 1):
                 if not line.endswith("\n"):
                     return  # the writer was killed in the middle of this line
-                try:
-                    yield json.loads(line)
-                except json.JSONDecodeError as error:
-                    msg = f"Expected line {number} of {self.events_path} to be JSON, got damaged content ({error})."
-                    raise InputError(msg) from None
+                found = _event_of(line)
+                if found is not None:
+                    yield found
+                elif number not in self._damaged_lines:
+                    self._damaged_lines.add(number)
+                    what = "Expected line %d of %s to be an event, got damaged content. The tables lack it."
+                    _log.warning(what, number, self.events_path)
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """The tables of ``TABLES``, made from the events so far, also while the run goes on.
@@ -205,6 +229,7 @@ class RunFolder:
             "events_bytes": self.events_path.stat().st_size if self.events_path.exists() else 0,
             **jsonable(values),
         }
+        manifest[MANIFEST_HASH] = _hash_of(manifest)
         write_json(stem.with_suffix(".json"), manifest)
 
     def identity(self) -> str:
@@ -219,36 +244,86 @@ class RunFolder:
         return sorted(int(number) for number in numbers if number.isdecimal())
 
     def checkpoint_values(self, number: int) -> dict[str, Any]:
-        """The values of the checkpoint of round ``number``, without its tensors."""
-        return read_json(self.checkpoint_folder / f"round-{number:05d}.json")
+        """The values of the checkpoint of round ``number``, without its tensors.
+
+        Raises:
+            DamagedCheckpointError: they are not those that were written.
+        """
+        file = self.checkpoint_folder / f"round-{number:05d}.json"
+        try:
+            found = read_json(file)
+        except InputError as error:
+            raise DamagedCheckpointError(str(error)) from None
+        stated = found.get(MANIFEST_HASH)  # older runs have none
+        if stated is not None and stated != _hash_of(found):
+            msg = (
+                f"Expected {file}, which says what belongs to its .safetensors, to have the hash that it states, got "
+                "another. Restore it from a copy, or resume from the checkpoint before."
+            )
+            raise DamagedCheckpointError(msg)
+        return found
 
     def load_checkpoint(self, number: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The tensors and values of the checkpoint of round ``number``.
 
         Raises:
-            InputError: it is missing, damaged or of another experiment.
+            DamagedCheckpointError: it is missing or damaged.
+            InputError: it is of another experiment.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load
 
         stem = self.checkpoint_folder / f"round-{number:05d}"
-        manifest = read_json(stem.with_suffix(".json"))
+        manifest = self.checkpoint_values(number)
         if manifest.get("identity") != self.identity():
             msg = (
                 f"Expected the checkpoint of round {number} in {self.path} to belong to this run's experiment, "
                 f"got one with identity {str(manifest.get('identity'))[:12]}. Restore the right file."
             )
-            raise InputError(msg)
+            raise InputError(msg) if MANIFEST_HASH in manifest else DamagedCheckpointError(msg)
         file = stem.with_suffix(".safetensors")
         data = file.read_bytes() if file.exists() else b""
         if hashlib.sha256(data).hexdigest() != manifest.get("sha256") or manifest.get("round") != number:
             msg = f"Expected {file} to have the hash its manifest states, got another. Delete both files and resume."
-            raise InputError(msg)
+            raise DamagedCheckpointError(msg)
         try:
             return load(data), manifest
         except SafetensorError as error:
             msg = f"Expected {file} to be safetensors, got {error}. Delete both files and resume."
-            raise InputError(msg) from None
+            raise DamagedCheckpointError(msg) from None
+
+    def newest_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The tensors and values of the newest checkpoint that is as it was written; None without any.
+
+        Newer ones are noted in ``damage``, and their files get the ending ``.damaged``: they no longer
+        count, and nothing is lost.
+
+        Raises:
+            InputError: all are damaged, or the newest sound one is of another experiment.
+        """
+        problems: list[str] = []
+        numbers = self.checkpoints()
+        for number in reversed(numbers):
+            try:
+                tensors, values = self.load_checkpoint(number)
+            except DamagedCheckpointError as error:
+                problems.append(f"The checkpoint of round {number} is damaged and was left out. {error}")
+                continue
+            for damaged in numbers[numbers.index(number) + 1 :]:
+                stem = self.checkpoint_folder / f"round-{damaged:05d}"
+                for suffix in (".json", ".safetensors"):
+                    file = stem.with_suffix(suffix)
+                    if file.exists():
+                        file.replace(file.with_name(file.name + DAMAGED))
+            self.damage += problems
+            return tensors, values
+        if not numbers:
+            return None
+        msg = (
+            f"Expected a sound checkpoint in {self.checkpoint_folder}, got {len(numbers)} damaged ones: {problems[0]} "
+            "Restore one from a copy, or move the folder away to start again from round 1."
+        )
+        raise InputError(msg)
 
     def prune_checkpoints(self, keep: int, best: int) -> None:
         """Delete all checkpoints but the ``keep`` last ones and the ``best``."""
@@ -262,16 +337,17 @@ class RunFolder:
     def rewind(self, events_bytes: int) -> None:
         """Cut the event log back to what it was at a checkpoint, and clear what was half-written.
 
-        Raises:
-            InputError: the log is shorter than it was then.
+        Where the log is shorter than it was then, it goes on, or a new one starts, and ``damage`` says
+        so: the tables lack the rounds that are gone. The model does not depend on it.
         """
         there = self.events_path.stat().st_size if self.events_path.exists() else 0
         if there < events_bytes:
-            msg = (
-                f"Expected {self.events_path} to have at least the {events_bytes} bytes of the last checkpoint, "
-                f"got {there}. Restore it from a copy."
+            missing = f"{there}" if self.events_path.exists() else "no such file"
+            self.damage.append(
+                f"Expected {self.events_path.name} to have the {events_bytes} bytes of the last checkpoint, got "
+                f"{missing}. The log goes on with what is there; the tables lack the rounds that are missing."
             )
-            raise InputError(msg)
+            events_bytes = self._whole_lines(there)
         if there > events_bytes:
             with self.events_path.open("r+b") as log:
                 log.truncate(events_bytes)
@@ -282,6 +358,28 @@ class RunFolder:
         ]
         for leftover in [*self.path.glob(".*.tmp"), *self.checkpoint_folder.glob(".*.tmp"), *orphans]:
             leftover.unlink(missing_ok=True)
+
+    def _whole_lines(self, there: int) -> int:
+        """Bytes of the log up to the end of its last complete line."""
+        if not there:
+            return 0
+        with self.events_path.open("rb") as log:
+            return log.read().rfind(b"\n") + 1
+
+
+def _event_of(line: str) -> dict[str, Any] | None:
+    """The event in a line of the log; None if it is damaged."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("event"), str) else None
+
+
+def _hash_of(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest's other values, in JSON with sorted keys."""
+    others = {key: value for key, value in manifest.items() if key != MANIFEST_HASH}
+    return hashlib.sha256(json.dumps(jsonable(others), sort_keys=True).encode()).hexdigest()
 
 
 def create(path: Path | None, experiment: Experiment, runtime: Runtime) -> RunFolder:

@@ -9,6 +9,7 @@ factory's keyword-only signature is the schema; pydantic checks the arguments.
 from __future__ import annotations
 
 import ast
+import fnmatch
 import importlib
 import importlib.util
 import inspect
@@ -21,7 +22,8 @@ from pydantic import ConfigDict, ValidationError, create_model, validate_call
 from fedmlic.errors import InputError, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
+    from types import ModuleType
 
 CATALOGUES = {
     "dataset": "fedmlic.datasets",
@@ -43,6 +45,9 @@ RESULTS = {
     "strategy": "Strategy",
 }
 """What a factory of each catalogue returns; a partition is any function."""
+
+OWN_PACKAGES = ("fedmlic", "strategies", "clients")
+"""Packages of this project that plug-ins import from."""
 
 
 class Spec(NamedTuple):
@@ -159,7 +164,49 @@ def factory(key: str, name: str) -> Callable[..., Any]:
     if not callable(found):
         msg = f"Expected {module.__name__} to define a factory {attribute!r}, got none. {nearest(attribute, names)}"
         raise InputError(msg)
+    if "." in name and key in CATALOGUES:
+        _check_plugin(key, name, found, module)
     return found  # type: ignore[no-any-return]
+
+
+def _check_plugin(key: str, name: str, found: object, module: ModuleType) -> None:
+    """Refuse, before it is called, what is no entry of this catalogue: any name of any package can be written down.
+
+    An entry is a function that says what it returns (``-> Method``), or one that says nothing in
+    a module that uses this project.
+    """
+    kind = RESULTS.get(key, "Partitioner")
+    made = inspect.unwrap(found) if callable(found) else found
+    stated = getattr(made, "__annotations__", {}).get("return")
+    if inspect.isfunction(made) and stated is not None:
+        text = stated if isinstance(stated, str) else getattr(stated, "__name__", repr(stated))
+        right = text.rpartition(".")[2] == kind or (key not in RESULTS and "Callable" in text)
+    else:
+        uses = (getattr(each, "__module__", None) or getattr(each, "__name__", "") for each in vars(module).values())
+        right = inspect.isfunction(made) and any(str(each).partition(".")[0] in OWN_PACKAGES for each in uses)
+    if not right:
+        got = type(found).__name__ if stated is None else f"one that returns {stated}"
+        msg = (
+            f"Expected {key} {name} to be a factory that says that it returns a {kind}, got {got}. "
+            f"Write def {name.rpartition('.')[2]}(*, ...) -> {kind}."
+        )
+        raise InputError(msg)
+
+
+def not_allowed(key: str, text: str, patterns: Iterable[str]) -> list[str]:
+    """Names in ``text`` from outside the catalogues that no pattern allows; nothing is imported.
+
+    Args:
+        key: of the catalogue.
+        text: one entry, or several separated by commas.
+        patterns: dotted names, in which ``*`` stands for anything.
+
+    >>> not_allowed("mods", "clip(norm=1.0), my_lab.mods.mine(), os.system()", ["my_lab.*"])
+    ['os.system']
+    """
+    names = [name for name, _ in parse_all(text, key)]
+    allowed = list(patterns)
+    return [name for name in names if "." in name and not any(fnmatch.fnmatchcase(name, each) for each in allowed)]
 
 
 def modules(key: str, text: str) -> list[str]:
@@ -202,6 +249,42 @@ def check(key: str, text: str) -> None:
     Raises:
         InputError: as ``build``, but for what only the factory itself can know.
     """
+    _arguments(key, text)
+
+
+def resolve(key: str, text: str) -> str:
+    """The text of an entry with every argument spelled out, as its signature reads it; nothing is built.
+
+    Two texts that ask for the same resolve to the same: ``bce`` and ``bce()``, ``alpha=1`` and ``alpha=1.0``. An
+    argument that is called like a catalogue (``regime``) or several of its entries (``regimes``) holds texts of that
+    catalogue, which are resolved too.
+
+    Raises:
+        InputError: as ``check``.
+
+    >>> resolve("partition", "dirichlet(alpha=1)")
+    "dirichlet(alpha=1.0, key='rarest', min_images=8)"
+    """
+    arguments = _arguments(key, text)
+    return str(Spec(parse(text, key).name, {name: _resolved(name, value) for name, value in arguments.items()}))
+
+
+def _resolved(name: str, value: Any) -> Any:  # noqa: ANN401  (arguments are any)
+    if isinstance(value, (list, tuple)):
+        return [_resolved(name, item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    catalogue = next((key for key in CATALOGUES if name in {key, f"{key}s"}), None)
+    if catalogue is None or not isinstance(value, str):
+        return value
+    try:
+        return ", ".join(resolve(catalogue, str(each)) for each in parse_all(value, catalogue))
+    except InputError:  # a text of another kind, or wrong: the entry itself says what
+        return value
+
+
+def _arguments(key: str, text: str) -> dict[str, Any]:
+    """All arguments of an entry by name, checked and converted by its signature."""
     spec, make = _checked_names(key, text)
     hints = get_type_hints(make, include_extras=True)
     fields: dict[str, Any] = {
@@ -210,9 +293,10 @@ def check(key: str, text: str) -> None:
     }
     schema = create_model(spec.name, __config__=ConfigDict(arbitrary_types_allowed=True), **fields)
     try:
-        schema(**spec.arguments)
+        made = schema(**spec.arguments)
     except ValidationError as error:
         raise InputError(_explain(key, spec.name, error)) from None
+    return {name: getattr(made, name) for name in fields}
 
 
 def _checked_names(key: str, text: str) -> tuple[Spec, Callable[..., Any]]:

@@ -340,6 +340,25 @@ def check_finite(layout: Layout, flat: Tensor, metrics: Mapping[str, float]) -> 
             raise ValueError(msg)
 
 
+def largest_terms(sums: Tensor, *, exact: bool = True) -> tuple[float, bool]:
+    """The largest magnitude among sums, NaN if one is NaN, and whether all are multiples of 2**-36.
+
+    Args:
+        sums: float64, one dimension.
+        exact: False leaves the second question open (True is returned).
+    """
+    largest, on_grid = 0.0, True
+    for start in range(0, len(sums), _BLOCK):
+        block = sums[start : start + _BLOCK]
+        low, high = (float(each) for each in torch.aminmax(block))
+        largest = max(largest, high, -low) if low <= high else math.nan
+        if not largest <= 2 * LIMIT:
+            return largest, False
+        if exact and on_grid:
+            on_grid = torch.equal(block + _ROUNDER - _ROUNDER, block)
+    return largest, on_grid
+
+
 def _add_scaled(total: Tensor, values: Tensor, weight: float) -> None:
     for start in range(0, len(total), _BLOCK):
         block = values[start : start + _BLOCK].to(torch.float64)

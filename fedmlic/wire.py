@@ -26,19 +26,19 @@ import platform
 import re
 import traceback
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Protocol, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, ParamSpec, Protocol, TypeVar, get_args
 
 import flwr
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fedmlic import code
-from fedmlic.errors import InputError
+from fedmlic import code, spec
+from fedmlic.errors import InputError, shown
 from fedmlic.protocol import HostInfo, Kind, Reply, Request, Turn
 from fedmlic.update import RowWeight, SharedWeight, Units, Update, Weighting
 
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from fedmlic.arrays import Layout
 
-VERSION: Final = 4
+VERSION: Final = 5
 """Raised whenever the records change; both sides must have the same."""
 
 PACKAGES: Final = ("fedmlic", "clients")
@@ -69,14 +69,44 @@ _VERSION_TEXT = re.compile(r"[0-9A-Za-z.+!_-]{1,64}")
 MOST_DIMENSIONS: Final = 8
 """Of an array in a message."""
 
+MOST_NAMES: Final = 256
+"""Named numbers or tensors beside a model: shared tensors, further sums, metrics of a turn or an update."""
+
+MOST_LETTERS: Final = 256
+"""Of such a name."""
+
+MOST_BESIDE: Final = 1 << 20
+"""Numbers of a tensor beside a model, where the model itself is smaller."""
+
+MOST_ERROR: Final = 2000
+"""Characters of the other side's error text that are kept; the rest is dropped before anything is done with it."""
+
 _TURN: Final = {kind: tuple(f.name for f in fields(Turn) if f.type == kind) for kind in ("int", "float", "str")}
 """The names of a turn's plain fields by their type; they travel as columns."""
 
 _Scalar = TypeVar("_Scalar", bool, int, float, str)
+_Read = TypeVar("_Read")
+_Given = ParamSpec("_Given")
 
 
 class WireError(ValueError):
     """A message that does not follow the protocol."""
+
+
+def _strictly(read: Callable[_Given, _Read]) -> Callable[_Given, _Read]:
+    """Whatever a message makes its reader raise is a ``WireError``: nobody else's handler must know NumPy's errors."""
+
+    @wraps(read)
+    def reads(*args: _Given.args, **kwargs: _Given.kwargs) -> _Read:
+        try:
+            return read(*args, **kwargs)
+        except (WireError, RemoteError):
+            raise
+        except Exception as error:
+            msg = f"Expected a message that follows the protocol, got one that cannot be read: {shown(error)}."
+            raise WireError(msg) from error
+
+    return reads
 
 
 class RemoteError(RuntimeError):
@@ -89,6 +119,7 @@ class RemoteError(RuntimeError):
     """
 
     def __init__(self, kind: str, text: str, *, simulated: bool) -> None:
+        kind, text = shown(kind, 100), shown(text, MOST_ERROR, lines=simulated)
         super().__init__(f"{kind}: {text}")
         self.kind = kind
         self.text = text
@@ -219,6 +250,7 @@ def pack_introduction(introduction: Introduction) -> RecordDict:
     return RecordDict({"introduction": about, "hosted": hosted, "versions": ConfigRecord(dict(info.versions))})
 
 
+@_strictly
 def unpack_introduction(content: RecordDict) -> Introduction:
     """The answer to a query.
 
@@ -339,6 +371,7 @@ def pack_request(
             "mods": list(request.mods),
             "run": request.run,
             "needed": list(request.needed),
+            "token": request.token,
         }
     )
     numbers = {
@@ -351,7 +384,10 @@ def pack_request(
     return content
 
 
-def unpack_request(content: RecordDict, layout: Layout, rest: Rest | None = None) -> tuple[Request, list[int]]:
+@_strictly
+def unpack_request(
+    content: RecordDict, layout: Layout, rest: Rest | None = None, plugins: Sequence[str] = ()
+) -> tuple[Request, list[int]]:
     """The request and the clients it names.
 
     Args:
@@ -359,6 +395,7 @@ def unpack_request(content: RecordDict, layout: Layout, rest: Rest | None = None
         layout: of all exchanged tensors.
         rest: where this node keeps what is not exchanged at present; given the run's name it is
             asked only where a request leaves something out.
+        plugins: patterns of the names from outside the catalogue that the server's rule may use here.
 
     Raises:
         WireError: it does not follow the protocol, or it is for another network.
@@ -370,8 +407,9 @@ def unpack_request(content: RecordDict, layout: Layout, rest: Rest | None = None
     _check_layout(about, layout)
     tensors = None if _scalar(about, "all-tensors", bool) else tuple(_texts(about, "tensors"))
     mods = tuple(_texts(about, "mods"))
-    if any("." in text.partition("(")[0] for text in mods):
-        _fail("the mods of a server's rule", "to be of the catalogue", mods)
+    refused = [name for text in mods for name in spec.not_allowed("mods", text, plugins)]
+    if refused:
+        _fail("the mods of a server's rule", "to be of the catalogue or of those that allow-plugins names", refused[:8])
     played = _record(content, "played", ArrayRecord)
     _check_names("played clients", played, {"clients", "last"})
     clients = _array(played, "clients", np.int64, (None,)).tolist()
@@ -384,11 +422,12 @@ def unpack_request(content: RecordDict, layout: Layout, rest: Rest | None = None
         weighting=Weighting(_choice(about, "shared-weight", SharedWeight), _choice(about, "row-weight", RowWeight)),
         each=_scalar(about, "each", bool),
         tensors=tensors,
-        shared=_named_tensors(content, "shared", (np.float32, np.float64, np.int64)),
+        shared=_named_tensors(content, "shared", (np.float32, np.float64, np.int64), layout),
         mods=mods,
         last={client: number for client, number in zip(clients, last, strict=True) if number},
         run=_scalar(about, "run", str),
         needed=tuple(_integers(about, "needed")),
+        token=_scalar(about, "token", str),
     )
     try:
         return replace(request, flat=_unpack_flat(content, about, request, layout, rest)), clients
@@ -398,7 +437,7 @@ def unpack_request(content: RecordDict, layout: Layout, rest: Rest | None = None
 
 _REQUEST: Final = {
     *("version", "layout", "kind", "round", "units", "shared-weight", "row-weight", "each"),
-    *("all-tensors", "tensors", "rest", "mods", "run", "needed"),
+    *("all-tensors", "tensors", "rest", "mods", "run", "needed", "token"),
 }
 """Fields of a request."""
 
@@ -443,7 +482,14 @@ def pack_reply(reply: Reply, layout: Layout, *, copy: bool = True) -> RecordDict
         layout: of the tensors that were asked for (``Request.layout``).
         copy: False leaves sums where they are, as in ``pack_model``.
     """
-    about = ConfigRecord({"version": VERSION, "layout": layout_digest(layout), "num-updates": len(reply.updates)})
+    about = ConfigRecord(
+        {
+            "version": VERSION,
+            "layout": layout_digest(layout),
+            "num-updates": len(reply.updates),
+            "token": reply.token,
+        }
+    )
     content = RecordDict({"reply": about})
     turns, texts = _pack_turns(reply.turns)
     content["turns"], content["turn-texts"] = turns, texts
@@ -453,8 +499,14 @@ def pack_reply(reply: Reply, layout: Layout, *, copy: bool = True) -> RecordDict
     return content
 
 
-def unpack_reply(content: RecordDict, layout: Layout) -> Reply:
-    """What a host answered.
+@_strictly
+def unpack_reply(content: RecordDict, layout: Layout, most_clients: int | None = None) -> Reply:
+    """What a host answered: its form only; ``strategies.server.replies`` checks what it says.
+
+    Args:
+        content: the message.
+        layout: of the tensors that were asked for (``Request.layout``).
+        most_clients: that were asked; None for any number.
 
     Raises:
         RemoteError: the node says what went wrong there.
@@ -462,19 +514,21 @@ def unpack_reply(content: RecordDict, layout: Layout) -> Reply:
     """
     _raise_failure(content)
     _check_version(content, "reply")
-    about = _fields(content, "reply", {"version", "layout", "num-updates"})
+    about = _fields(content, "reply", {"version", "layout", "num-updates", "token"})
     _check_layout(about, layout)
     num_updates = _scalar(about, "num-updates", int)
-    if num_updates > len(content):
+    if not 0 <= num_updates <= len(content):
         _fail("the number of updates", "to be that of the parts", num_updates)
     stems = [f"update-{number}" for number in range(num_updates)]
     parts = {f"{stem}{part}" for stem in stems for part in ("", "-about", "-metrics", "-extras")}
     _check_names("reply", content, {"reply", "turns", "turn-texts", "evaluation", *parts})
     evaluation = _record(content, "evaluation", ArrayRecord)
+    _check_amount("arrays of an evaluation", evaluation)
     return Reply(
-        turns=_unpack_turns(content),
-        updates=tuple(_unpack_update(content, stem, layout) for stem in stems),
+        turns=_unpack_turns(content, most_clients),
+        updates=tuple(_unpack_update(content, stem, layout, most_clients) for stem in stems),
         evaluation={name: _array(evaluation, name, np.int64, None) for name in evaluation},
+        token=_scalar(about, "token", str),
     )
 
 
@@ -496,16 +550,19 @@ def _column(turns: Sequence[Turn], names: tuple[str, ...], dtype: type[Any]) -> 
     return np.array(values, dtype=dtype).reshape(len(turns), len(names))
 
 
-def _unpack_turns(content: RecordDict) -> tuple[Turn, ...]:
+def _unpack_turns(content: RecordDict, most: int | None) -> tuple[Turn, ...]:
     record = _record(content, "turns", ArrayRecord)
     _check_names("turns", record, {"counts", "numbers", "metric-turns", "metric-values"})
     counts = _array(record, "counts", np.int64, (None, len(_TURN["int"])))
+    _check_most("turns", len(counts), most)
     numbers = _array(record, "numbers", np.float64, (len(counts), len(_TURN["float"])))
     rows = _array(record, "metric-turns", np.int64, (None,))
+    _check_most("metrics of turns", len(rows), MOST_NAMES * len(counts))
     values = _array(record, "metric-values", np.float64, rows.shape)
     texts = _fields(content, "turn-texts", {*_TURN["str"], "metric-names"})
     columns = {name: _texts(texts, name, len(counts)) for name in _TURN["str"]}
     names = _texts(texts, "metric-names", len(rows))
+    _check_letters("metrics of turns", names)
     if len(rows) and (rows.min() < 0 or rows.max() >= len(counts)):
         _fail("metrics of turns", f"to belong to one of {len(counts)} turns", rows.max())
     metrics: list[dict[str, float]] = [{} for _ in counts]
@@ -537,23 +594,27 @@ def _pack_update(content: RecordDict, stem: str, update: Update, *, copy: bool) 
     content[f"{stem}-metrics"] = MetricRecord({name: float(value) for name, value in update.metrics.items()})
 
 
-def _unpack_update(content: RecordDict, stem: str, layout: Layout) -> Update:
+def _unpack_update(content: RecordDict, stem: str, layout: Layout, most: int | None) -> Update:
     record = _record(content, stem, ArrayRecord)
     _check_names(stem, record, {"sums", "row-weights", "clients", "annotations"})
     about = _fields(content, f"{stem}-about", {"units", "weight", "num-images"})
     metrics = _record(content, f"{stem}-metrics", MetricRecord)
+    _check_amount("metrics of an update", metrics)
+    clients = _array(record, "clients", np.int64, (None,))
+    _check_most("clients of an update", len(clients), most)
     return Update(
         layout=layout,
         units=_units(about),
         sums=_tensor(_array(record, "sums", np.float64, (layout.size,))),
         weight=_scalar(about, "weight", float),
         row_weights=torch.from_numpy(_array(record, "row-weights", np.float64, (layout.num_labels,)).copy()),
-        clients=[int(client) for client in _array(record, "clients", np.int64, (None,))],
+        clients=clients.tolist(),
         num_images=_scalar(about, "num-images", int),
         annotations=torch.from_numpy(_array(record, "annotations", np.int64, (layout.num_labels,)).copy()),
         metrics={name: _scalar(metrics, name, float) for name in metrics},
         extras={
-            n: sums.clone() for n, sums in _named_tensors(content, f"{stem}-extras", (np.float64, np.int64)).items()
+            name: sums.clone()
+            for name, sums in _named_tensors(content, f"{stem}-extras", (np.float64, np.int64), layout).items()
         },
     )
 
@@ -561,9 +622,15 @@ def _unpack_update(content: RecordDict, stem: str, layout: Layout) -> Update:
 # --- Failures --------------------------------------------------------------------------
 
 
-def pack_failure(error: BaseException, *, simulated: bool) -> RecordDict:
-    """An answer in place of any other: what went wrong; from a device one line, without a traceback."""
-    text = str(error) if simulated else first_line(str(error))
+def pack_failure(error: BaseException, *, simulated: bool, paths: bool = False) -> RecordDict:
+    """An answer in place of any other: what went wrong; from a device one line, without a traceback.
+
+    Args:
+        error: what was raised.
+        simulated: whether this is a node of a simulation.
+        paths: whether a device's line may name files.
+    """
+    text = str(error) if simulated else discreet(str(error), paths=paths)
     if simulated and not isinstance(error, InputError):
         text += "\n" + "".join(traceback.format_exception(error)).strip()
     return RecordDict({"failure": ConfigRecord({"kind": type(error).__name__, "text": text, "simulated": simulated})})
@@ -576,6 +643,30 @@ def first_line(text: str) -> str:
     'ValueError: 3 problems:'
     """
     return text.strip().split("\n", maxsplit=1)[0]
+
+
+_QUOTED = re.compile(r"""(['"])[^'"\n]*[/\\][^'"\n]*\1""")
+_WITH_SLASH = re.compile(r"[^\s'\",;()\[\]<>]*[/\\][^\s'\",;()\[\]<>]*")
+_FILE = re.compile(
+    r"(?i)[^\s'\",;()\[\]<>]+\.(?:bmp|csv|dcm|gif|jpe?g|json|jsonl|mhd|nii|nii\.gz|npy|npz|parquet|png|tiff?|tsv|txt|webp|zip)\b"
+)
+
+
+def discreet(text: str, *, paths: bool = False) -> str:
+    r"""What leaves a device of an error: its first line, at most 500 characters, and no name of a file.
+
+    Args:
+        text: the message.
+        paths: leave names of files in it.
+
+    >>> discreet("FileNotFoundError: no '/data/ward 3/anna.png' and no /data/b.csv\n  in line 3")
+    "FileNotFoundError: no '<path>' and no <path>"
+    """
+    line = first_line(text)[:MOST_ERROR]
+    if not paths:
+        line = _QUOTED.sub(r"\1<path>\1", line)
+        line = _FILE.sub("<path>", _WITH_SLASH.sub("<path>", line))
+    return shown(line, 500)
 
 
 def _raise_failure(content: RecordDict) -> None:
@@ -600,14 +691,31 @@ def _arrays(arrays: Mapping[str, NDArray[Any]], *, copy: bool = True) -> ArrayRe
 
 
 def _fail(what: str, expected: str, got: object) -> NoReturn:
-    msg = f"Expected {what} {expected}, got {got}. Both sides must run the same version of this project."
+    msg = f"Expected {shown(what)} {expected}, got {shown(got)}. Both sides must run the same version of this project."
     raise WireError(msg)
 
 
 def _check_names(what: str, found: Iterable[str], expected: set[str]) -> None:
     got = set(found)
     if got != expected:
-        _fail(f"the parts of {what}", f"to be {sorted(expected)}", f"{sorted(got)}")
+        _fail(f"the parts of {what}", f"to be {sorted(expected)}", f"{[shown(name, 40) for name in sorted(got)[:9]]}")
+
+
+def _check_most(what: str, number: int, most: int | None) -> None:
+    if most is not None and number > most:
+        _fail(f"the number of {what}", f"to be at most {most}", number)
+
+
+def _check_letters(what: str, names: Iterable[str]) -> None:
+    longest = max((len(name) for name in names), default=0)
+    if longest > MOST_LETTERS:
+        _fail(f"the names of {what}", f"to have at most {MOST_LETTERS} characters", longest)
+
+
+def _check_amount(what: str, record: Mapping[str, object]) -> None:
+    """Named things beside the model: not too many, and no name as long as a book."""
+    _check_most(what, len(record), MOST_NAMES)
+    _check_letters(what, record)
 
 
 def _record(content: RecordDict, name: str, kind: type[Any]) -> Any:  # noqa: ANN401  (the caller names the kind)
@@ -626,7 +734,7 @@ def _fields(content: RecordDict, name: str, expected: set[str]) -> Mapping[str, 
 def _array(record: ArrayRecord, name: str, dtype: type[Any], shape: tuple[int | None, ...] | None) -> Any:  # noqa: ANN401  (an array of the type asked for)
     """An array of exactly this type and shape, not to be written to; None in a shape stands for any length."""
     if name not in record:
-        _fail("arrays", f"to include {name!r}", sorted(record))
+        _fail("arrays", f"to include {name!r}", sorted(record)[:20])
     packed, kind = record[name], np.dtype(dtype).newbyteorder("<")
     if (packed.stype, packed.dtype) != (RAW, kind.str):
         _fail(f"the array {name!r}", f"to be {RAW} of {kind.str}", f"{packed.stype} of {packed.dtype}")
@@ -643,14 +751,24 @@ def _array(record: ArrayRecord, name: str, dtype: type[Any], shape: tuple[int | 
     return np.frombuffer(packed.data, kind).reshape(packed.shape)
 
 
-def _named_tensors(content: RecordDict, name: str, dtypes: Sequence[type[Any]]) -> dict[str, torch.Tensor]:
-    """The arrays of a record, of any shape and one of these types, as tensors that nobody writes to."""
+def _named_tensors(
+    content: RecordDict, name: str, dtypes: Sequence[type[Any]], layout: Layout
+) -> dict[str, torch.Tensor]:
+    """The arrays of a record, of any shape and one of these types, as tensors that nobody writes to.
+
+    One may have as many numbers as the model, or as there are pairs of labels.
+    """
     record = _record(content, name, ArrayRecord)
+    _check_amount("tensors beside the model", record)
+    most = max(layout.size, layout.num_labels**2, MOST_BESIDE)
     kinds = {np.dtype(dtype).newbyteorder("<").str: dtype for dtype in dtypes}
     found = {}
     for each in record:
         if record[each].dtype not in kinds:
             _fail(f"the array {each!r}", f"to be one of {sorted(kinds)}", record[each].dtype)
+        if max((abs(side) for side in record[each].shape), default=0) > most:
+            _fail(f"the array {each!r}", f"to have sides of at most {most}", max(record[each].shape))
+        _check_most(f"numbers in the array {each!r}", math.prod(record[each].shape), most)
         found[each] = _tensor(_array(record, each, kinds[record[each].dtype], None))
     return found
 
@@ -696,6 +814,8 @@ def _units(fields: Mapping[str, object]) -> Units:
     values = fields["units"]
     if not isinstance(values, list) or len(values) != 3 or any(type(value) is not float for value in values):
         _fail("the field 'units'", "to be three numbers", repr(values))
+    if any(math.frexp(value)[0] != 0.5 for value in values):
+        _fail("the field 'units'", "to be powers of two", repr(values))
     return Units(*values)
 
 
@@ -708,8 +828,9 @@ def _check_version(content: RecordDict, name: str) -> None:
 
 def _check_layout(fields: Mapping[str, object], layout: Layout) -> None:
     if fields["layout"] != layout_digest(layout):
+        other = shown(fields["layout"], 40)
         msg = (
-            f"Expected both sides to have one network ({layout_digest(layout)}), got {fields['layout']}. Give the "
+            f"Expected both sides to have one network ({layout_digest(layout)}), got {other}. Give the "
             "server and every device the same label-names, image size and channels."
         )
         raise WireError(msg)

@@ -60,6 +60,9 @@ Options = Annotated[
     typer.Argument(metavar="[KEY=VALUE ...]"),
 ]
 Workers = Annotated[Optional[int], typer.Option(min=1, help="Threads (default: one per core, up to 8).")]  # noqa: UP045
+References = Annotated[
+    bool, typer.Option("--references", help="Add central and local-only training and FedAvg, as runs of their own.")
+]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN")]
 
 EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
@@ -142,6 +145,11 @@ def _value(text: str, declared: Any = Any) -> Any:  # noqa: ANN401  (TOML is any
     except tomllib.TOMLDecodeError:
         return text
     return _as_declared(found, text, declared)
+
+
+def read_value(key: str, text: str) -> Any:  # noqa: ANN401  (TOML is any)
+    """What a person typed for the value of a setting."""
+    return _value(text, _setting_type(key))
 
 
 def _as_declared(value: Any, text: str, declared: Any) -> Any:  # noqa: ANN401
@@ -262,6 +270,7 @@ def run(
     workers: Annotated[Optional[int], typer.Option(help="Worker processes (0: one per core).")] = None,  # noqa: UP045
     gpus_per_worker: Annotated[Optional[float], typer.Option(help="Share of a GPU per worker.")] = None,  # noqa: UP045
     ray_address: Annotated[Optional[str], typer.Option(help="A running Ray cluster, host:port or auto.")] = None,  # noqa: UP045
+    references: References = False,
     json_output: Json = False,
 ) -> None:
     """Run an experiment: build the data if it is not there, train, evaluate, record.
@@ -286,7 +295,10 @@ def run(
         folder = Path(runtime.out).expanduser() if runtime.out else None
         with _working(json_output=json_output):
             result = _run(experiment, runtime, folder, resume_from=None)
-        _finish(result, json_output=json_output)
+            beside = _references(values, Path(result["run"])) if references else None
+        _finish({**result, "references": beside} if beside else result, json_output=json_output)
+    if beside and beside["failed"]:
+        raise typer.Exit(EXIT_FAILED)
 
 
 @app.command()
@@ -325,6 +337,21 @@ def _run(experiment: Any, runtime: Any, folder: Path | None, resume_from: dict[s
             raise KeyboardInterrupt(_standing(begun)) from None
 
 
+_ELSEWHERE = {"out", "engine", "workers", "ray-address", "gpus-per-worker"}
+"""Settings of a run that say how its rounds are carried: its references are played in processes of this machine."""
+
+
+def _references(values: dict[str, Any], run_folder: Path) -> dict[str, Any]:
+    """Play the references of a run, in its folder."""
+    from sim.console import open_console
+    from sim.sweep.start import sweep as play
+    from sim.sweep.study import check_study
+
+    base = {key: value for key, value in values.items() if key.replace("_", "-") not in _ELSEWHERE}
+    study = check_study({"base": base, "references": True})
+    return play(study, run_folder / "references", open_console(stderr=True), alone=True)
+
+
 def _standing(folder: RunFolder | None) -> str:
     """What an interrupted run leaves behind, and how to go on."""
     if folder is None:
@@ -338,6 +365,104 @@ def _standing(folder: RunFolder | None) -> str:
         return f"There is no checkpoint yet; the settings are kept in {path}. Start it again with: {again}"
     total = folder.settings()[0].num_rounds
     return f"The last checkpoint is kept: round {numbers[-1]} of {total}, in {path}. Go on with: {again}"
+
+
+@app.command()
+def sweep(
+    study: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(metavar="[STUDY.toml] [KEY=VALUE,VALUE ...]"),
+    ] = None,
+    *,
+    out: Annotated[Optional[Path], typer.Option(help="Folder of the study (default runs/NAME).")] = None,  # noqa: UP045
+    search: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="KEY=A,B,C: choose on validation data for every row; may be given several times."),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=0, help="Runs at the same time (0: as many as there are cores).")] = 0,
+    references: References = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would take; play two rounds of rows.")
+    ] = False,
+    json_output: Json = False,
+) -> None:
+    """Play many runs of one study, as many at once as there are cores, and write one table.
+
+    STUDY.toml names the base, the axes, the seeds and what to search (docs/sweep.md). KEY=VALUE sets a setting of
+    all runs, KEY=A,B,C makes an axis of it, seed=0..4 makes five seeds. The same command goes on after an interruption.
+    """
+    with _errors("Complete runs are kept; the same command goes on."):
+        from sim.console import open_console
+        from sim.sweep.start import study_of
+        from sim.sweep.start import sweep as play
+
+        asked, name = study_of(study or [], search or [], recipe=read_recipe, value=read_value, references=references)
+        place = (out or Path("runs") / name).expanduser()
+        with _working(json_output=json_output):
+            found = play(asked, place, open_console(stderr=True), jobs=jobs, dry_run=dry_run)
+        if json_output:
+            _print_json(found)
+        elif not dry_run:
+            _finish_sweep(found)
+    # Outside, where it is not taken for an error of the program.
+    if found.get("failed"):
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _finish_sweep(found: dict[str, Any]) -> None:
+    from sim.console import open_console, say
+    from sim.sweep.table import study_table
+
+    console = open_console()
+    console.print(study_table(found["table"]))
+    for failure in found["failed"]:
+        say(console, f"failed: {failure['label']}: {failure['reason'].splitlines()[0]} ({failure['run']})", "red")
+    say(console, f"study: {found['study']} (table.csv). Differences and tests: fedmlic compare {found['study']}")
+
+
+@app.command()
+def compare(
+    paths: Annotated[list[Path], typer.Argument(metavar="RUN|STUDY ...")],
+    *,
+    by: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Settings in which rows differ, separated by commas (default: a study's axes)."),
+    ] = None,
+    metric: Annotated[str, typer.Option(help="A name of docs/record.md (default server/mAP).")] = "",
+    model: Annotated[
+        Literal["last", "best"], typer.Option(help="After the last round, or best on validation.")
+    ] = "last",
+    test: Annotated[Literal["permutation", "wilcoxon"], typer.Option(help="Paired test over seeds.")] = "permutation",
+    baseline: Annotated[
+        str, typer.Option(help="Label of the row to compare all others with (default: all pairs).")
+    ] = "",
+    form: Annotated[
+        Literal["table", "csv", "markdown", "latex"], typer.Option("--format", help="What to print.")
+    ] = "table",
+    json_output: Json = False,
+) -> None:
+    """Compare runs over seeds: means, paired differences with intervals and tests, and whether the seeds suffice.
+
+    RUN and STUDY are folders. Runs that differ in more than the compared settings are refused.
+    """
+    with _errors("Nothing was changed."):
+        from sim.comparison.compare import compare as made
+        from sim.comparison.output import render, tables, to_json
+        from sim.console import open_console, say
+
+        keys = [key.strip().replace("_", "-") for text in by or [] for key in text.split(",")]
+        with _working(json_output=json_output):
+            found = made(paths, by=keys, metric=metric, model=model, test=test, baseline=baseline)
+        if json_output:
+            _print_json(to_json(found))
+        elif form != "table":
+            sys.stdout.write(render(found, form))
+        else:
+            console = open_console()
+            for grid in tables(found):
+                console.print(grid)
+            for note in found.notes:
+                say(console, f"note: {note}")
 
 
 def _finish(result: dict[str, Any], *, json_output: bool) -> None:
@@ -355,6 +480,10 @@ def _finish(result: dict[str, Any], *, json_output: bool) -> None:
     line = spread_line(result["metrics"])
     if line:
         say(console, line)
+    if result.get("references"):
+        from sim.sweep.table import study_table
+
+        console.print(study_table(result["references"]["table"]))
     say(console, f"run folder: {result['run']}")
 
 

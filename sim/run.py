@@ -36,7 +36,8 @@ def describe_federation(experiment: Experiment, runtime: Runtime) -> Federation:
     """The experiment's federation, without building any network."""
     from clients.opening import images_of, open_federation
 
-    return open_federation(experiment, runtime, images_of(experiment, runtime))
+    federation = open_federation(experiment, runtime, images_of(experiment, runtime))
+    return federation.whole or federation
 
 
 def run(experiment: Experiment, runtime: Runtime, out: Path | None, watch: Watch | None = None) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def _play(
         _check_cohort(experiment, federation)
         from sim.data.federation_warnings import examine
 
-        found = examine(federation, experiment.method)
+        found = examine(federation.whole or federation, experiment.method)
         for text in found.warnings:
             watch.warning(text)
         if engine == "flower":
@@ -176,7 +177,8 @@ def _start_workers(engine: str, experiment: Experiment, runtime: Runtime) -> Wor
     if engine == "processes":
         from sim.engines.processes import Processes, gpu_of, late_imports
 
-        carrier = Processes([*late_imports("model", experiment.model), *late_imports("method", experiment.method)])
+        imports = [*late_imports("model", experiment.model), *late_imports("method", experiment.method)]
+        carrier = Processes(imports, runtime.round_timeout)
         return Workers(carrier, num_workers(experiment, runtime), runtime, lambda number: gpu_of(number, runtime))
     from sim.engines.ray import RayCarrier
 

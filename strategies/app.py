@@ -73,6 +73,7 @@ def play(grid: Grid, run_config: Mapping[str, bool | int | float | str]) -> tupl
     lines = {what: progress_lines(what, _say) for what in ("images", "features")}
     server = build_server(experiment, runtime, lambda what, done, total: lines[what](done, total))
     transport.layout = server.learner.resident.layout
+    transport.label_names = server.learner.task.label_names
     folder = open_run(path) if is_run(path) else create(path, experiment, runtime)
     folder.listeners.append(_show)
     _say(f"run folder {folder.path}")

@@ -31,7 +31,8 @@ def loss_weighted(*, temperature: Annotated[float, Field(gt=0)] = 1.0) -> Strate
 
     def aggregate(state: State, updates: Iterable[Update], here: Round) -> State:
         del here
-        received = sorted(updates, key=lambda update: update.clients)
+        # An update of weight 0 says nothing; dividing by it would say anything.
+        received = sorted((update for update in updates if update.weight > 0), key=lambda update: update.clients)
         if not received:
             return state
         losses = torch.tensor([update.metrics["loss"] for update in received], dtype=torch.float64)

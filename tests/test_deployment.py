@@ -113,14 +113,14 @@ class Services:
         }
         return {**os.environ, **changes}
 
-    def start(self, name, *command):
+    def start(self, name, *command, environment=None):
         empty = self.folder / f"cwd-{name}"
         empty.mkdir(exist_ok=True)
         with (self.folder / f"{name}.log").open("wb") as log:
             self.running[name] = subprocess.Popen(
                 [BIN / command[0], *map(str, command[1:])],
                 cwd=empty,
-                env=self.environment(name),
+                env={**self.environment(name), **(environment or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -217,12 +217,13 @@ def deployment(tmp_path_factory):
         assert services.processes() == []
 
 
-def start_node(services, name, key, node_config):
+def start_node(services, name, key, node_config, environment=None):
     return services.start(
         name,
         *("flower-supernode", "--superlink", f"127.0.0.1:{services.port}", "--port", free_port()),
         *("--root-certificates", services.folder / "ca.crt", "--auth-supernode-private-key", key),
         *("--node-config", node_config),
+        environment=environment,
     )
 
 
@@ -328,3 +329,70 @@ def test_a_device_that_dies_does_not_end_the_run(deployment, deployed):
 
     assert "error" not in second[0]
     assert second[1]["error"].startswith("NodeFailed: device-1")
+
+
+LIAR = """
+import importlib.abc
+import importlib.machinery
+import os
+import sys
+
+
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != "fedmlic.wire":
+            return None
+        found = importlib.machinery.PathFinder.find_spec(name, path)
+        load = found.loader.exec_module
+
+        def exec_module(module):
+            load(module)
+            pack_reply, pack_introduction = module.pack_reply, module.pack_introduction
+
+            def reply(reply, layout, **options):
+                for update in reply.updates:
+                    update.sums.fill_(float("nan"))
+                return pack_reply(reply, layout, **options)
+
+            def introduction(introduction):
+                introduction.info.sizes[:] = 2**60
+                return pack_introduction(introduction)
+
+            if os.environ["LIE"] == "reply":
+                module.pack_reply = reply
+            else:
+                module.pack_introduction = introduction
+
+        found.loader.exec_module = exec_module
+        return found
+
+
+sys.meta_path.insert(0, Finder())
+"""
+"""A ``sitecustomize`` that makes a node lie; its files are those of an honest one."""
+
+
+@pytest.mark.slow
+def test_devices_that_lie_are_named_and_the_others_go_on(deployment, deployed):
+    """One sends NaN, one says that it has 2**60 images; last in this file, since both must be gone afterwards."""
+    folder = deployment.folder / "liars"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(LIAR, encoding="utf-8")
+    try:
+        for client, lie in ((3, "introduction"), (2, "reply")):
+            key = write_keys(deployment.folder, f"key-{client}")
+            deployment.flwr("supernode", "register", f"{key}.pub", "dep", "--name", f"device-{client}")
+            config = f'client={client} data="{deployment.data[0]}" device="cpu"'
+            start_node(deployment, f"node-{client}", key, config, {"PYTHONPATH": str(folder), "LIE": lie})
+        out = submit(deployment, "lied-to", deployed(min_hosts=3, node_timeout=200.0, num_clients=4))
+        wait_for((out / "result.json").exists, 400, deployment)
+    finally:
+        for client in (2, 3):
+            if f"node-{client}" in deployment.running:
+                deployment.kill(f"node-{client}")
+    events = list(open_run(out).events())
+    turns = [event for event in events if event["event"] == "client"]
+
+    assert {turn["client"] for turn in turns} == {0, 1, 2}
+    assert all(turn.get("error", "").startswith("Refused: device-2") is (turn["client"] == 2) for turn in turns)
+    assert any("most-client-images" in event["reason"] for event in events if event["event"] == "set-aside")

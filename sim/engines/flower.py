@@ -86,6 +86,8 @@ def run_flower(
     out = folder.path.absolute()
     with folder.alone():
         start = _rewind(folder)
+    for text in folder.damage if on_event else ():
+        on_event("warning", {"text": text})  # type: ignore[misc]
     with _service(runtime.threads) as service:
         home = str((home_of(runtime) or corpus.home()).absolute())
         settings = runtime.model_copy(update={"engine": "flower", "out": str(out), "home": home})
@@ -100,11 +102,9 @@ def run_flower(
 
 def _rewind(folder: RunFolder) -> int:
     """Cut the log of an unfinished run back to its last checkpoint; return its length then."""
-    numbers = folder.checkpoints()
-    last = folder.checkpoint_folder / f"round-{numbers[-1]:05d}.json" if numbers else None
-    length = int(read_json(last)["events_bytes"]) if last else 0
-    folder.rewind(length)
-    return length
+    newest = folder.newest_checkpoint()
+    folder.rewind(int(newest[1]["events_bytes"]) if newest else 0)
+    return folder.events_path.stat().st_size if folder.events_path.exists() else 0
 
 
 # --- the app ---------------------------------------------------------------------------

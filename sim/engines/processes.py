@@ -20,6 +20,8 @@ import multiprocessing.util
 import os
 import shutil
 import signal
+import socket
+import struct
 import sys
 import tempfile
 import types
@@ -81,9 +83,11 @@ class Processes:
 
     Args:
         imports: modules that workers need besides ``PRELOADED``.
+        timeout: seconds that one message to or from a worker may take.
     """
 
-    def __init__(self, imports: Sequence[str] = ()) -> None:
+    def __init__(self, imports: Sequence[str] = (), timeout: float = 3600.0) -> None:
+        self._timeout = timeout
         self._context = context_of_processes(imports)
         self._processes: dict[int, _Process] = {}
         self._numbers = itertools.count()
@@ -111,9 +115,11 @@ class Processes:
         call = Call(worker, held.made)
         held.made += 1
         # A worker that is gone is noticed when the answer is looked for.
-        with contextlib.suppress(OSError):
+        try:
             if held.pipe is not None:
                 held.pipe.send((method, arguments))
+        except OSError:
+            self._end(held)  # half a message may be on its way, after which nothing would be understood
         return call
 
     def wait(self, calls: Sequence[Call], timeout: float) -> list[Call]:
@@ -147,9 +153,18 @@ class Processes:
 
     def kill(self, worker: int) -> None:
         """Send SIGKILL."""
-        held = self._processes[worker]
+        self._end(self._processes[worker])
+
+    @staticmethod
+    def _end(held: _Process) -> None:
+        """End a process, also one that is stopped, and everything that is under way to it or from it."""
         if held.process is not None:
             held.process.kill()
+        if held.pipe is not None:
+            held.pipe.close()
+            held.pipe = None
+        if held.process is not None:
+            held.process.join(STOP_S)
 
     def share(self, request: Request) -> dict[str, Any]:
         """Write the model into the memory that all workers see."""
@@ -202,7 +217,9 @@ class Processes:
             if held.pipe is not None:
                 held.outcomes[held.answered] = held.pipe.recv()
                 held.answered += 1
-        except (EOFError, OSError):
+        except (EOFError, OSError) as error:
+            if isinstance(error, BlockingIOError):
+                held.process.kill()  # it was stopped in the middle of an answer
             if held.pipe is not None:
                 held.pipe.close()
                 held.pipe = None
@@ -216,9 +233,10 @@ class Processes:
             raise RuntimeError(msg)
         held.sums = _shared(len(self._model), torch.float64)
         ours, theirs = self._context.Pipe()
+        limit(ours, self._timeout)
         arguments = (theirs, held.name, self._model, held.sums, dict(os.environ), list(sys.path))
         held.process = self._context.Process(target=_serve, args=arguments, name=held.name, daemon=True)
-        with _nameless_main():
+        with nameless_main():
             held.process.start()
         theirs.close()
         held.pipe = ours
@@ -230,6 +248,20 @@ def gpu_of(number: int, runtime: Runtime) -> dict[str, Any]:
 
     count = torch.cuda.device_count() if runtime.device in {"auto", "cuda"} else 0
     return {"device": f"cuda:{number % count}"} if count else {}
+
+
+def limit(pipe: connection.Connection, seconds: float) -> None:
+    """Have a pipe raise ``BlockingIOError`` where the other end neither reads nor writes for so long.
+
+    A process that is stopped keeps its end open; without a limit, a message that is larger than the
+    pipe's buffer would wait for it for ever. Only where pipes are sockets (not on Windows).
+    """
+    if os.name == "nt":
+        return
+    value = struct.pack("@ll", int(seconds), int(seconds % 1 * 1_000_000) + (seconds < 1e-6))
+    with socket.socket(fileno=os.dup(pipe.fileno())) as ours:
+        for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+            ours.setsockopt(socket.SOL_SOCKET, option, value)
 
 
 def _shared(size: int, dtype: torch.dtype) -> Tensor:
@@ -317,7 +349,7 @@ def _without_interrupts() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _nameless_main() -> Iterator[None]:
+def nameless_main() -> Iterator[None]:
     """While a process starts: hide the main module, which workers would otherwise import again."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")

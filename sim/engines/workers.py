@@ -295,11 +295,21 @@ class Workers:
         Raises:
             InputError, RuntimeError: what went wrong in a worker's set-up.
         """
-        calls = [self._set_up(slot) for slot in self._slots]
-        waiting = set(calls)
-        while waiting:  # without a limit: another machine may first have to prepare the images
-            waiting -= set(self._carrier.wait(list(waiting), self._runtime.round_timeout))
-        return [self._carrier.result(call) for call in calls]
+        calls = {self._set_up(slot): slot for slot in self._slots}
+        infos: dict[str, HostInfo] = {}
+        while calls:  # another machine may first have to prepare the images: as long as a round may take
+            ended = self._carrier.wait(list(calls), self._runtime.round_timeout)
+            for call in ended or list(calls):
+                slot = calls.pop(call)
+                if ended:
+                    infos[slot.name] = self._carrier.result(call)
+                    continue
+                self._carrier.kill(slot.worker)
+                self._count_death(f"{slot.name} was not set up within {self._runtime.round_timeout:g} s")
+                self._replace(slot)
+                calls[self._set_up(slot)] = slot
+        self._deaths_in_a_row = 0
+        return [infos[slot.name] for slot in self._slots]
 
     def play(
         self, request: Request, clients: Sequence[int], costs: Mapping[int, float] | None = None
@@ -348,7 +358,8 @@ class Workers:
         calls = [call for slot in self._slots for call in slot.pending]
         ended = self._carrier.wait(calls, self._runtime.round_timeout)
         if not ended:
-            self._kill_silent()
+            for silent in [each for each in self._slots if each.pending]:
+                yield from self._bury(silent, shared, queue, suspects, self._killed(silent))
         for call in ended:
             slot = next((slot for slot in self._slots if call in slot.pending), None)
             if slot is None:
@@ -369,14 +380,17 @@ class Workers:
         from fedmlic.protocol import Reply
 
         calls = {self._carrier.call(slot.worker, "collect"): slot for slot in self._slots if slot.played}
-        waiting = list(calls)
+        waiting, silent = list(calls), []
         while waiting:
             ended = self._carrier.wait(waiting, self._runtime.round_timeout)
-            waiting = [call for call in waiting if call not in ended] if ended else []
             if not ended:
-                self._kill_silent()
-        died = []
+                silent = waiting
+                break
+            waiting = [call for call in waiting if call not in ended]
+        died: list[tuple[_Slot, Exception]] = [(calls[call], self._killed(calls[call])) for call in silent]
         for call, slot in calls.items():
+            if call in silent:
+                continue
             try:
                 packed, evaluation = self._carrier.result(call)
             except WorkerDiedError as error:
@@ -401,14 +415,7 @@ class Workers:
         """Replace a dead worker; play again what it had not handed over."""
         from fedmlic.protocol import Reply, Turn
 
-        self._num_deaths += 1
-        self._deaths_in_a_row += 1
-        if self._deaths_in_a_row > MAX_DEATHS_IN_A_ROW:
-            msg = (
-                f"Expected workers to live, got {self._deaths_in_a_row} deaths in a row: {error}. "
-                "Look for lack of memory; use fewer workers."
-            )
-            raise RuntimeError(msg) from error
+        self._count_death(error)
         # Only the first unfinished chunk can have been running when the worker died.
         chunks = list(slot.pending.values())
         running, waiting = (chunks[0] if chunks else []), chunks[1:]
@@ -424,17 +431,33 @@ class Workers:
                 queue.put_first(client)
         queue.put_last([*slot.played, *(c for chunk in waiting for c in chunk)])
         slot.played, slot.pending = [], {}
-        slot.name = f"{slot.name.split('+', maxsplit=1)[0]}+{self._num_deaths}"
-        slot.worker = self._carrier.start(slot.name)
+        self._replace(slot)
         self._set_up(slot)
         slot.begun = self._carrier.call(slot.worker, "begin", shared)
         yield Reply(tuple(failed))
 
-    def _kill_silent(self) -> None:
-        """Kill workers that exceed the time limit; their calls fail with ``WorkerDiedError``."""
-        for slot in self._slots:
-            if (slot.pending or slot.played) and self._carrier.wait([slot.begun], 0):
-                self._carrier.kill(slot.worker)
+    def _count_death(self, cause: object) -> None:
+        self._num_deaths += 1
+        self._deaths_in_a_row += 1
+        if self._deaths_in_a_row > MAX_DEATHS_IN_A_ROW:
+            msg = (
+                f"Expected workers to live, got {self._deaths_in_a_row} deaths in a row: {cause}. "
+                "Look for lack of memory; use fewer workers."
+            )
+            raise RuntimeError(msg)
+
+    def _replace(self, slot: _Slot) -> None:
+        """Start another worker in the place of a dead one."""
+        slot.name = f"{slot.name.split('+', maxsplit=1)[0]}+{self._num_deaths}"
+        slot.worker = self._carrier.start(slot.name)
+
+    def _killed(self, slot: _Slot) -> WorkerDiedError:
+        """End a worker that exceeds the time limit, wherever it stopped: in its set-up, before or during a turn.
+
+        Nothing of it is waited for afterwards: one that is stopped may not even say that it has ended.
+        """
+        self._carrier.kill(slot.worker)
+        return WorkerDiedError(f"no answer within {self._runtime.round_timeout:g} s")
 
 
 def _copied(update: Update) -> Update:

@@ -6,8 +6,9 @@ any client, so clients are dealt by cost, and what a node could not answer is de
 once more to the nodes that could. A device is one client: if it is silent, that
 client has failed this round and is asked again in the next. Every wait is bounded.
 
-Flower lets nodes of any version take part; here one of another minor version is set
-aside with a warning. Other differences between a node's versions and the server's are
+Flower lets anybody take part whose key is known; here one that introduces itself wrongly
+(another minor version of Flower, other code, a claimed id, impossible numbers) is set aside
+with a warning, and the record says so. Other differences between a node's versions and the server's are
 warned about, and every node's versions are in the record.
 """
 
@@ -15,20 +16,23 @@ from __future__ import annotations
 
 import gc
 import logging
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 import torch
 from flwr.app import Message, MessageType, RecordDict
 
 from fedmlic import wire
-from fedmlic.errors import InputError
-from fedmlic.protocol import HostInfo, Reply, Request, Turn
+from fedmlic.errors import InputError, shown
+from fedmlic.protocol import ROUND_SUMS, HostInfo, Reply, Request, Turn
 from fedmlic.update import Update
 from strategies.server.cohort import deal
+from strategies.server.introductions import Admission
+from strategies.server.replies import REFUSED, Expected, RefusedError, Shapes, shapes_of
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
@@ -45,6 +49,9 @@ LOOK_S: Final = 0.02
 
 GRACE_S: Final = 10.0
 """How long others may still appear after every node that is there has failed."""
+
+MOST_SHAPES: Final = 4
+"""Sums of a round that do not agree in what they hold beside the model, before further ones are refused."""
 
 PULL_AT_ONCE: Final = 8
 """Replies fetched together: bounds the memory in which finished updates wait."""
@@ -114,7 +121,7 @@ class _Exchange:
 
 
 def _reason(reply: Message) -> str:
-    return f"Flower's error {reply.error.code}: {wire.first_line(reply.error.reason or 'no reason given')}"
+    return f"Flower's error {reply.error.code}: {shown(wire.first_line(reply.error.reason or 'no reason given'), 500)}"
 
 
 class FlowerTransport:
@@ -133,8 +140,11 @@ class FlowerTransport:
 
     def __init__(self, grid: Grid, experiment: Experiment, runtime: Runtime) -> None:
         self._grid = grid
+        self._experiment = experiment
         self._runtime = runtime
         self._min_hosts = max(runtime.min_hosts, experiment.cohort_size)
+        self._admission = Admission.of(grid, experiment, runtime)
+        self._news: list[dict[str, object]] = []
         self._nodes: dict[str, int] = {}
         self._infos: dict[str, HostInfo] = {}
         self._strangers: set[int] = set()
@@ -151,9 +161,8 @@ class FlowerTransport:
         Asked again, it repeats what it knows.
 
         Raises:
-            InputError: too few within ``node-timeout`` (nodes of another minor version of Flower
-                do not count), two devices that claim one client, nodes that run other code, or
-                bad input that a simulated node found.
+            InputError: too few within ``node-timeout`` (nodes that ``introductions`` refuses do not
+                count), or bad input that a simulated node found.
         """
         if not self._infos:
             self._introduce()
@@ -165,8 +174,41 @@ class FlowerTransport:
         """Send every node its share of ``clients`` and yield what comes back, as it comes."""
         if not self._simulated:
             self._find_returned()
+        request = replace(request, token=f"{request.kind}-{request.round}-{secrets.token_hex(8)}")
         replies = self._replies(request, clients, costs or {})
         yield from self._singles(replies) if request.each else self._total(request, replies)
+
+    def _expected(self, request: Request, clients: Iterable[int]) -> Expected:
+        """What is known of the answers before they come."""
+        sizes = {
+            client: size
+            for info in self._infos.values()
+            for client, size in zip(info.clients.tolist(), info.sizes.tolist(), strict=True)
+        }
+        return Expected(
+            request,
+            request.layout(self.layout),
+            {client: sizes[client] for client in clients},
+            self._experiment.holdout_fraction,
+            lacks_sums=request.kind == "train"
+            and not request.mods
+            and not self._experiment.mods.strip()
+            and not any(name.startswith(ROUND_SUMS) for name in request.shared),
+        )
+
+    @property
+    def label_names(self) -> tuple[str, ...] | None:
+        """The run's labels, where they are known: a device with others is set aside."""
+        return self._admission.label_names
+
+    @label_names.setter
+    def label_names(self, names: Sequence[str]) -> None:
+        self._admission.label_names = tuple(names)
+
+    def set_aside(self) -> list[dict[str, object]]:
+        """``node`` and ``reason`` of every node that was set aside since the last call."""
+        news, self._news = self._news, []
+        return news
 
     def close(self) -> None:
         """Nothing to let go of: the connection is Flower's."""
@@ -178,32 +220,52 @@ class FlowerTransport:
             self._rest, self._having = model.digest, set()
         lost: dict[int, Turn] = {}
         answered: set[str] = set()
+        expected = self._expected(request, clients)
         shares = self._shares(clients, costs)
-        yield from self._try(request, model, shares, lost, answered)
+        yield from self._try(expected, model, shares, lost, answered)
         without = {host: shares[host] for host in self._without_rest}
         if without:
-            yield from self._try(request, model, without, lost, answered)
+            yield from self._try(expected, model, without, lost, answered)
         again, hosts = (list(lost), sorted(answered or self._infos)) if self._simulated else ([], [])
         for start in range(0, len(again), max(len(hosts), 1)):
             # One by one, so that a client that kills its worker takes no other along.
             replace_dead_actors()
             batch = {host: [client] for host, client in zip(hosts, again[start : start + len(hosts)], strict=False)}
-            yield from self._try(request, model, batch, lost, answered)
+            yield from self._try(expected, model, batch, lost, answered)
         if lost:
             replace_dead_actors()
             yield Reply(tuple(lost.values()))
 
     def _total(self, request: Request, replies: Iterable[Reply]) -> Iterator[Reply]:
-        """Replies without their sums, and last the sum of these, in memory that is used again in the next round."""
+        """Replies without their sums, and last the sum of these, in memory that is used again in the next round.
+
+        Sums that hold other things beside the model than most do are refused: they cannot be added.
+        """
         if self._sums is None:
             self._sums = torch.zeros(self.layout.size, dtype=torch.float64)
-        total = Update.zero(request.layout(self.layout), request.units, memory=self._sums)
+        totals: dict[Shapes, Update] = {}
+        hosts: dict[int, str] = {}
         for reply in replies:
-            for update in reply.updates:
-                total.merge(update)
+            hosts.update({turn.client: turn.host for turn in reply.turns})
             yield replace(reply, updates=())
-        if total.clients:
-            yield Reply((), (total,))
+            for update in reply.updates:
+                shapes = shapes_of(update)
+                if shapes not in totals and len(totals) < MOST_SHAPES:
+                    memory = None if totals else self._sums
+                    totals[shapes] = Update.zero(request.layout(self.layout), request.units, memory=memory)
+                if shapes in totals:
+                    totals[shapes].merge(update)
+                else:
+                    yield self._disagreeing(hosts, update.clients)
+        ranked = sorted(totals.values(), key=lambda total: (-len(total.clients), min(total.clients)))
+        for fewer in ranked[1:]:
+            yield self._disagreeing(hosts, fewer.clients)
+        yield from (Reply((), (total,)) for total in ranked[:1])
+
+    @staticmethod
+    def _disagreeing(hosts: Mapping[int, str], clients: Iterable[int]) -> Reply:
+        reason = f"{REFUSED}: Expected the same sums beside the model as others sent, got other names, types or shapes."
+        return Reply(tuple(Turn(client, hosts[client], error=reason) for client in clients))
 
     @staticmethod
     def _singles(replies: Iterable[Reply]) -> Iterator[Reply]:
@@ -219,21 +281,23 @@ class FlowerTransport:
 
     def _try(
         self,
-        request: Request,
+        expected: Expected,
         model: wire.Model,
         shares: Mapping[str, list[int]],
         lost: dict[int, Turn],
         answered: set[str],
     ) -> Iterator[Reply]:
         """Send one message per host and yield the replies; keep note of who answered and whom that leaves lost."""
+        request = expected.request
         exchange = _Exchange(self._grid, self._runtime.round_timeout, simulated=self._simulated)
         self._without_rest = []
         exchange.send({host: self._message(request, host, share, model) for host, share in shares.items()})
         for host, answer in exchange.until_answered():
-            reply = self._read(request, host, shares[host], answer)
+            reply = self._read(expected, host, shares[host], answer)
             if isinstance(reply, str):
-                lost.update({c: Turn(c, host, error=f"NodeFailed: {host}: {reply}") for c in shares[host]})
+                lost.update({c: Turn(c, host, error=reply) for c in shares[host]})
                 continue
+            expected.counted.update(client for update in reply.updates for client in update.clients)
             answered.add(host)
             self._having.add(self._nodes[host])
             for client in shares[host]:
@@ -246,34 +310,27 @@ class FlowerTransport:
         kind = MessageType.EVALUATE if request.kind == "evaluate" else MessageType.TRAIN
         return Message(content, self._nodes[host], kind, ttl=self._runtime.round_timeout, group_id=str(request.round))
 
-    def _read(self, request: Request, host: str, share: list[int], answer: RecordDict | str) -> Reply | str:
+    def _read(self, expected: Expected, host: str, share: list[int], answer: RecordDict | str) -> Reply | str:
         """A host's reply, or why it does not count."""
         if isinstance(answer, str):
-            return answer
+            return f"NodeFailed: {host}: {answer}"
         try:
-            reply = wire.unpack_reply(answer, request.layout(self.layout))
-        except (wire.WireError, wire.RemoteError) as error:
-            if isinstance(error, wire.RemoteError) and error.kind == wire.RestMissingError.__name__:
+            reply = wire.unpack_reply(answer, expected.layout, len(share))
+            return expected.reply(reply, host, share)
+        except (wire.WireError, RefusedError) as error:
+            return f"{REFUSED}: {host}: {error}"
+        except wire.RemoteError as error:
+            if error.kind == wire.RestMissingError.__name__:
                 self._having.discard(self._nodes[host])
                 self._without_rest.append(host)
-            return str(error)
-        turns = sorted(turn.client for turn in reply.turns if turn.host == host)
-        if turns != sorted(share):
-            return f"it answered for clients {turns[:8]} where {sorted(share)[:8]} were asked"
-        good = sorted(turn.client for turn in reply.turns if not turn.error and request.kind != "evaluate")
-        summed = sorted(client for update in reply.updates for client in update.clients)
-        if summed != good:
-            return f"its sum is of clients {summed[:8]} where {good[:8]} succeeded"
-        if not request.each and any(update.units != request.units for update in reply.updates):
-            return f"its sum is in units of {reply.updates[0].units} where {request.units} were asked for"
-        return reply
+            return f"NodeFailed: {host}: {error}"
 
     # --- who is there -----------------------------------------------------------------
 
     def _introduce(self) -> None:
         found, problems = self._query(self._are_enough)
         if not self._are_enough(found):
-            reasons = " ".join(problems) or "No other node has connected."
+            reasons = " ".join(problems[:8]) or "No other node has connected."
             msg = (
                 f"Expected {self._needed(found)} nodes within {self._runtime.node_timeout:g} s, got {len(found)}. "
                 f"{reasons} Start SuperNodes, raise node-timeout, or lower min-hosts and cohort-size."
@@ -281,17 +338,21 @@ class FlowerTransport:
             raise InputError(msg)
         _warn(problems)
         for node, who in found.items():
-            self._welcome(node, who)
+            self._nodes[who.info.host], self._infos[who.info.host] = node, who.info
+            _warn([text] if (text := _difference(who.info)) else [])
         self._simulated = any(who.simulated for who in found.values())
 
     def _query(
         self, enough: Callable[[Mapping[int, wire.Introduction]], bool], skip: set[int] | None = None
     ) -> tuple[dict[int, wire.Introduction], list[str]]:
-        """Ask all nodes but those in ``skip`` as they appear, until ``enough`` have answered or time is up."""
+        """Ask all nodes but those in ``skip`` as they appear, until ``enough`` have answered or time is up.
+
+        Returns:
+            Those that may take part, and why others may not; these are also noted for the record.
+        """
         exchange = _Exchange(self._grid, self._runtime.node_timeout)
         asked = set(skip or ())
-        found: dict[int, wire.Introduction] = {}
-        problems: list[str] = []
+        answered = _Answered()
         started = last_news = time.monotonic()
         while time.monotonic() - started < self._runtime.node_timeout:
             new = sorted(set(self._grid.get_node_ids()) - asked)
@@ -300,55 +361,70 @@ class FlowerTransport:
                 asked.update(new)
             answers = exchange.receive()
             for node, answer in answers:
-                self._note(int(node), answer, found, problems)
-            if not exchange.waiting and enough(found):
+                self._note(int(node), answer, answered)
+            here = answered.of_one_kind()
+            simulation = self._admission.simulated
+            if answered.fatal and (simulation or (simulation is None and not here and not exchange.waiting)):
+                raise answered.fatal
+            if not exchange.waiting and enough(here):
                 break
             last_news = time.monotonic() if new or answers else last_news
-            if problems and not found and not exchange.waiting and time.monotonic() - last_news > GRACE_S:
+            if answered.problems and not here and not exchange.waiting and time.monotonic() - last_news > GRACE_S:
                 break
             time.sleep(4 * FIRST_PAUSE_S)
-        return found, problems
+        return self._sorted(answered)
 
     def _question(self, node: int) -> Message:
         return Message(RecordDict(), node, MessageType.QUERY, ttl=self._runtime.node_timeout)
 
-    @staticmethod
-    def _note(node: int, answer: RecordDict | str, found: dict[int, wire.Introduction], problems: list[str]) -> None:
-        """Sort an answer; bad input in a simulation ends the run, as every other node will find it too."""
+    def _note(self, node: int, answer: RecordDict | str, answered: _Answered) -> None:
+        """Sort an answer; bad input in a simulation may end the run, as every other node will find it too."""
         if isinstance(answer, str):
-            problems.append(f"A node failed: {answer}. {wire.STALE_HINT}")
+            answered.problems[node] = f"A node failed: {answer}. {wire.STALE_HINT}"
             return
         try:
             who = wire.unpack_introduction(answer)
         except wire.RemoteError as error:
-            if error.simulated:
-                raise (InputError(error.text) if error.kind == InputError.__name__ else error) from None
-            problems.append(f"A node failed: {error}")
+            if error.simulated and answered.fatal is None:
+                answered.fatal = InputError(error.text) if error.kind == InputError.__name__ else error
+            answered.problems[node] = f"A node failed: {shown(error, 1000)}"
         except wire.WireError as error:
-            problems.append(f"A node does not follow the protocol: {error}")
+            answered.problems[node] = f"A node does not follow the protocol: {error}"
         else:
-            refusal = _refusal(who)
-            if refusal:
-                problems.append(refusal)
+            problem = self._admission.problem(node, who) or self._claimed(who, answered)
+            if problem:
+                answered.problems[node] = problem
             else:
-                found[node] = who
+                answered.found[node] = who
+
+    def _claimed(self, who: wire.Introduction, answered: _Answered) -> str:
+        """Why a node cannot be the client that it says it is: an earlier one is."""
+        name = who.info.host
+        if any(other.info.host == name for other in answered.found.values()):
+            return (
+                f"Expected every device to be another client, got two {name}; the first to claim it keeps it. Give "
+                "each SuperNode its own client=, and list their nodes in node-ids."
+            )
+        return ""
+
+    def _sorted(self, answered: _Answered) -> tuple[dict[int, wire.Introduction], list[str]]:
+        """Those of one kind, and the problems of all others, which are noted for the record."""
+        here = answered.of_one_kind()
+        problems = dict(answered.problems)
+        for node, who in answered.found.items():
+            if node not in here:
+                problems[node] = self._admission.of_another_kind(who)
+        self._put_aside(problems)
+        return here, list(problems.values())
+
+    def _put_aside(self, problems: Mapping[int, str]) -> None:
+        self._news += [{"node": str(node), "reason": shown(reason, 2000)} for node, reason in problems.items()]
 
     def _are_enough(self, found: Mapping[int, wire.Introduction]) -> bool:
         return len(found) >= self._needed(found)
 
     def _needed(self, found: Mapping[int, wire.Introduction]) -> int:
         return max((who.num_hosts for who in found.values() if who.simulated), default=self._min_hosts)
-
-    def _welcome(self, node: int, who: wire.Introduction) -> None:
-        name = who.info.host
-        if who.code != wire.code_digest():
-            msg = f"Expected {name} to run the server's code ({wire.code_digest()}), got {who.code}. {wire.STALE_HINT}"
-            raise InputError(msg)
-        if name in self._nodes:
-            msg = f"Expected every device to be another client, got two {name}. Give each SuperNode its own client=."
-            raise InputError(msg)
-        self._nodes[name], self._infos[name] = node, who.info
-        _warn([text] if (text := _difference(who.info)) else [])
 
     def _find_returned(self) -> None:
         """A device that came back under another node id takes its place again."""
@@ -360,20 +436,37 @@ class FlowerTransport:
         found, problems = self._query(lambda _: True, skip=known | self._strangers)
         _warn(problems)
         for node, who in found.items():
-            if who.info.host in missing and who.code == wire.code_digest():
-                self._nodes[who.info.host] = node
+            name = who.info.host
+            if name not in missing or who.simulated:
+                continue
+            before = self._infos[name].sizes.tolist()
+            if who.info.sizes.tolist() != before:
+                reason = f"Expected {name} to have the {before[0]} images that it announced, got {who.info.sizes[0]}."
+                self._put_aside({node: reason})
+                _warn([reason])
+                continue
+            self._nodes[name] = node
         self._strangers |= present - set(self._nodes.values())
 
 
-def _refusal(who: wire.Introduction) -> str:
-    """Why a node cannot take part, or nothing."""
-    own, other = wire.versions()["flwr"], who.info.versions["flwr"]
-    if wire.minor(own) == wire.minor(other):
-        return ""
-    return (
-        f"Expected {who.info.host} to run Flower {wire.minor(own)} as the server does ({own}), got {other}. "
-        f"Install flwr=={own} there and start the node again."
-    )
+@dataclass
+class _Answered:
+    """What nodes answered so far.
+
+    Attributes:
+        found: nodes that introduced themselves well, in the order of their answers.
+        problems: why others cannot take part, by node.
+        fatal: what a simulated node found wrong with the settings.
+    """
+
+    found: dict[int, wire.Introduction] = field(default_factory=dict)
+    problems: dict[int, str] = field(default_factory=dict)
+    fatal: InputError | wire.RemoteError | None = None
+
+    def of_one_kind(self) -> dict[int, wire.Introduction]:
+        """The devices, or the simulated nodes where there is no device: one node cannot make a simulation of them."""
+        devices = {node: who for node, who in self.found.items() if not who.simulated}
+        return devices or dict(self.found)
 
 
 def _difference(info: HostInfo) -> str:

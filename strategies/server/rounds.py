@@ -18,7 +18,7 @@ import torch
 from fedmlic import spec
 from fedmlic.arrays import sha256
 from fedmlic.counting import ABSENT_COUNTS, PRESENT_COUNTS
-from fedmlic.errors import InputError
+from fedmlic.errors import InputError, shown
 from fedmlic.histograms import ScoreHistograms
 from fedmlic.method import stretch_of
 from fedmlic.metrics import across_clients, unannotated_columns, unannotated_values
@@ -37,12 +37,15 @@ from fedmlic.update import Update, method_metrics, units_for
 from strategies.server.balance import balance, hosts_of
 from strategies.server.cohort import Directory, sample_cohort
 from strategies.server.costs import Costs
+from strategies.server.introductions import problem_of_host
+from strategies.server.replies import REFUSED, Expected, RefusedError, not_finite, scores_of, shapes_of
 from strategies.strategy import Round, State, Strategy, total_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from fedmlic.arrays import Layout
     from fedmlic.evaluation import Evaluation, Evaluator
     from fedmlic.experiment import Experiment
     from fedmlic.learner import Learner
@@ -159,7 +162,7 @@ class Rounds:
             RunFailedError: fewer clients than ``min-replies`` asks for succeeded in a round.
         """
         experiment = self._experiment
-        hosts = self._transport.hosts()
+        hosts = self._admitted(self._transport.hosts())
         directory = Directory(hosts)
         self._costs, self._num_hosts = Costs(directory), len(hosts)
         self._write_versions(hosts)
@@ -173,6 +176,30 @@ class Rounds:
             metrics = self._evaluator.score(progress.state.flat, self._unannotated or ()).values
         metrics = {**metrics, **self._evaluate_clients(progress, directory)}
         return Outcome(progress, metrics, sha256(self._layout, progress.state.flat))
+
+    def _admitted(self, hosts: Sequence[HostInfo]) -> list[HostInfo]:
+        """Hosts whose clients can be asked; devices that cannot are set aside.
+
+        Raises:
+            InputError: nobody is left, or clients of a host that is left are said otherwise by one that is not.
+        """
+        self._note_set_aside()
+        problems = {info.host: problem_of_host(info, tuple(self._label_names)) for info in hosts}
+        good = [info for info in hosts if not problems[info.host]]
+        clients = {client for info in good for client in info.clients.tolist()}
+        for info in hosts:
+            problem = problems[info.host]
+            if problem and (not good or clients & set(info.clients.tolist())):
+                raise InputError(problem)
+            if problem:
+                self._record.event("set-aside", {"host": shown(info.host, 80), "reason": problem})
+        return good
+
+    def _note_set_aside(self) -> None:
+        # Most transports only have hosts of this project's own making.
+        set_aside = getattr(self._transport, "set_aside", list)
+        for row in set_aside():
+            self._record.event("set-aside", row)
 
     def _count(self, start: Progress, directory: Directory) -> Progress:
         """Ask all clients for the sums that the method or a mod needs, once; a resumed run has them already."""
@@ -189,13 +216,17 @@ class Rounds:
         )
         played: dict[int, Turn] = {}
         replies = self._transport.play(request, clients, dict.fromkeys(clients, 1.0))
-        total = total_of(self._updates(0, replies, played, len(clients)))
+        expected = self._expected(request, clients, directory)
+        total = total_of(self._agreeing(self._updates(expected, replies, played), played))
         failed = [turn for turn in played.values() if turn.error]
         if failed or total is None:
             self._write_turns(0, list(played.values()))
+        failed = [turn for turn in failed if not turn.error.startswith(REFUSED)]
+        if failed or total is None:
             reason = failed[0].error.splitlines()[0] if failed else "no client answered"
             msg = f"Expected every client to count its labels, got {len(failed)} failures: {reason}. Mend the cause."
             raise RunFailedError(msg)
+        self._require_enough(0, list(played.values()), len(clients))
         counted, events = withheld(total, self._experiment)
         for event in events:
             self._record.event("statistics", event)
@@ -220,6 +251,13 @@ class Rounds:
         declared = self._method.round_sums
         zeros = {} if declared is None else declared(len(self._label_names))
         return {ROUND_SUMS + name: tensor for name, tensor in zeros.items()}
+
+    def _with_round_sums(self, before: State, after: State, sums: Mapping[str, Tensor]) -> tuple[State, dict[str, int]]:
+        """The rule's next state with what clients get beside the model, and how many numbers of it are withheld."""
+        counted, few = enough_behind(sums, self._experiment)
+        # The rule may have replaced all that it shares; where nobody answered, the old sums stay.
+        old = {name: before.shared[name] for name in self._no_round_sums()}
+        return replace(after, shared={**after.shared, **old, **counted}), few
 
     def _round(self, number: int, before: Progress, directory: Directory) -> tuple[Progress, dict[str, float]]:
         started = time.perf_counter()
@@ -255,15 +293,16 @@ class Rounds:
         inner = replace(before.state, flat=self._layout.gather(before.state.flat, part), metrics={})
         sums: dict[str, float] = {}
         tensors: dict[str, Tensor] = {}
-        updates = self._updates(number, replies, played, len(cohort))
-        state = self._strategy.aggregate(inner, _noted(updates, sums, tensors), here)
-        counted, few = enough_behind(tensors, experiment)
-        # Beside what the rule shares, which may have replaced everything; where nobody answered the old ones stay.
-        shared = {name: before.state.shared[name] for name in self._no_round_sums()} | counted
-        flat = self._layout.scatter(state.flat, part, before.state.flat)
-        state = replace(state, flat=flat, shared={**state.shared, **shared})
+        updates = self._updates(self._expected(request, cohort, directory), replies, played)
+        if self._mods or self._no_round_sums():  # there may be sums beside the model
+            updates = self._agreeing(updates, played)
+        state = self._merged(inner, _noted(updates, sums, tensors), here)
+        state, few = self._with_round_sums(before.state, state, tensors)
         turns = list(played.values())
+        self._note_set_aside()
         self._require_enough(number, turns, len(cohort))
+        self._require_finite(number, state, part, turns)
+        state = replace(state, flat=self._layout.scatter(state.flat, part, before.state.flat))
         self._costs.learn(turns)
         train_seconds = time.perf_counter() - started
 
@@ -297,16 +336,82 @@ class Rounds:
     def _shared(progress: Progress) -> dict[str, Tensor]:
         return {**progress.state.shared, **{STATISTICS + n: tensor for n, tensor in progress.statistics.items()}}
 
-    def _updates(self, number: int, replies: Iterable[Reply], turns: dict[int, Turn], total: int) -> Iterator[Update]:
+    def _expected(self, request: Request, clients: Sequence[int], directory: Directory) -> Expected:
+        """What is known of the answers before they come."""
+        sizes = dict(zip(clients, directory.sizes_of(clients).tolist(), strict=True))
+        return Expected(request, request.layout(self._layout), sizes, self._experiment.holdout_fraction)
+
+    def _updates(self, expected: Expected, replies: Iterable[Reply], turns: dict[int, Turn]) -> Iterator[Update]:
         """Pass updates on as they come, and note the turns beside them.
 
-        A client whose worker died is played again; its later turn is the one that counts.
+        A client whose worker died is played again; its later turn is the one that counts. An update
+        that cannot be right is the failed turn of its clients; a sum of nobody is nobody's.
         """
         for reply in replies:
             for turn in reply.turns:
-                turns[turn.client] = turn
-                self._on_turn(number, turn, total)
-            yield from reply.updates
+                if turn.client in expected.sizes:
+                    self._note(expected, turn, turns)
+            for update in reply.updates:
+                if not update.clients and not expected.request.each:
+                    continue
+                try:
+                    expected.update(update, exact=False)
+                except RefusedError as error:
+                    hosts = {turn.client: turn.host for turn in (*turns.values(), *reply.turns)}
+                    asked = [client for client in dict.fromkeys(update.clients) if client in expected.sizes]
+                    for client in set(asked) - expected.counted:
+                        reason = f"{REFUSED}: {error}"
+                        self._note(expected, Turn(client, hosts.get(client, ""), error=reason), turns)
+                    if not asked:
+                        self._record.event("warning", {"text": f"{REFUSED}: an update of no client that was asked."})
+                    continue
+                expected.counted.update(update.clients)
+                yield update
+
+    def _note(self, expected: Expected, turn: Turn, turns: dict[int, Turn]) -> None:
+        turns[turn.client] = turn
+        self._on_turn(expected.request.round, turn, len(expected.sizes))
+
+    def _merged(self, state: State, updates: Iterable[Update], here: Round) -> State:
+        """What the rule makes of the updates; an error of its own, which ends the run, says which it had got last."""
+        given: list[int] = []
+
+        def handed() -> Iterator[Update]:
+            for update in updates:
+                given[:] = update.clients[:8]
+                yield update
+
+        try:
+            return self._strategy.aggregate(state, handed(), here)
+        except Exception as error:
+            error.add_note(f"{self._experiment.strategy}, round {here.number}, after the update of clients {given}")
+            raise
+
+    @staticmethod
+    def _agreeing(updates: Iterable[Update], turns: dict[int, Turn]) -> Iterator[Update]:
+        """The updates that hold the same sums beside the model as most clients' do; the others' turns have failed."""
+        groups: dict[object, list[Update]] = {}
+        for update in updates:
+            groups.setdefault(shapes_of(update), []).append(update)
+        ranked = sorted(groups.values(), key=lambda group: (-sum(len(u.clients) for u in group), min(group[0].clients)))
+        for client in (client for group in ranked[1:] for update in group for client in update.clients):
+            reason = f"{REFUSED}: Expected the same sums as others sent, got other names, types or shapes."
+            turns[client] = replace(turns.get(client, Turn(client, "")), error=reason)
+        return iter(ranked[0] if ranked else ())
+
+    def _require_finite(self, number: int, state: State, part: Layout, turns: Sequence[Turn]) -> None:
+        """A model with NaN in it can never recover: the round fails, and the checkpoint before it is the last."""
+        wrong = not_finite([*part.views(state.flat), *state.memory.items(), *state.shared.items()])
+        if not wrong:
+            return
+        self._write_turns(number, list(turns))
+        counted = sorted(turn.client for turn in turns if not turn.error)
+        msg = (
+            f"Expected round {number} to lead to a finite model, got NaN or infinity in {shown(wrong[:5])} when "
+            f"{self._experiment.strategy} merged the updates of clients {shown(counted[:20])}, each of them within its "
+            "bounds. The model of the round before is kept. Lower the rule's rate or the learning rate in a new run."
+        )
+        raise RunFailedError(msg)
 
     def _require_enough(self, number: int, turns: list[Turn], asked: int) -> None:
         failed = [turn for turn in turns if turn.error]
@@ -369,11 +474,29 @@ class Rounds:
         """The scores of these clients' held-out images together; their turns are noted in ``played``."""
         pooled: ScoreHistograms | None = None
         for reply in self._transport.play(request, clients, dict.fromkeys(clients, 1.0)) if clients else ():
-            played.update({turn.client: turn for turn in reply.turns})
-            if reply.evaluation:
-                part = ScoreHistograms.from_arrays(reply.evaluation)
+            turns, part = self._judged(reply, set(clients))
+            played.update({turn.client: turn for turn in turns})
+            if part is not None:
                 pooled = part if pooled is None else pooled + part
         return pooled
+
+    def _judged(self, reply: Reply, asked: set[int]) -> tuple[list[Turn], ScoreHistograms | None]:
+        """The turns and scores of an evaluation, without those that cannot be right."""
+        everything = Expected(Request("evaluate", 0, torch.zeros(0)), self._layout, {})
+        turns = []
+        for turn in (turn for turn in reply.turns if turn.client in asked):
+            try:
+                if turn.metrics:
+                    everything.metrics(turn)
+            except RefusedError as error:
+                turns.append(Turn(turn.client, turn.host, error=f"{REFUSED}: {error}"))
+            else:
+                turns.append(turn)
+        try:
+            return turns, scores_of(reply, self._layout.num_labels) if reply.evaluation else None
+        except RefusedError as error:
+            self._record.event("warning", {"text": f"{REFUSED}: scores of clients {sorted(asked)[:8]}: {error}"})
+            return [Turn(turn.client, turn.host, error=f"{REFUSED}: {error}") for turn in turns], None
 
     def _write_round(
         self,

@@ -214,19 +214,20 @@ class FolderRecord:
 
 
 def start_of(folder: RunFolder, server: Server) -> Progress:
-    """Where a run goes on: its last checkpoint, or the initial model if there is none yet.
+    """Where a run goes on: its newest sound checkpoint, or the initial model if there is none yet.
 
     Raises:
-        InputError: the checkpoint is damaged, or of another experiment or of other images.
+        InputError: every checkpoint is damaged, or the newest sound one is of another experiment or
+            of other images.
     """
     layout = server.learner.resident.layout
-    numbers = folder.checkpoints()
-    if not numbers:
+    newest = folder.newest_checkpoint()
+    if newest is None:
         folder.rewind(0)
         flat = server.learner.resident.flat.clone()
         _write_frozen(folder, server)
         return Progress(0, State(flat))
-    tensors, values = folder.load_checkpoint(numbers[-1])
+    tensors, values = newest
     if values["corpus"] != server.corpus.key and not _same_content(values["corpus"], server.corpus):
         msg = (
             f"Expected the images and labels that {folder.path} was started with (corpus {values['corpus']}), "
@@ -338,7 +339,7 @@ def serve(
             *note_code(folder, server.experiment, resumed=resumed),
             *note_features(folder, server, resumed=resumed),
         )
-        for text in (*server.warnings, *changes):
+        for text in (*folder.damage, *server.warnings, *changes):
             folder.event("warning", {"text": text})
         record = FolderRecord(folder, server)
         rounds = Rounds(

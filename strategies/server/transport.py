@@ -9,7 +9,11 @@ from fedmlic.protocol import HostInfo, Reply, Request
 
 
 class Transport(Protocol):
-    """What carries requests to hosts and replies back."""
+    """What carries requests to hosts and replies back.
+
+    One that may refuse hosts also has ``set_aside()``: a list of rows with ``node`` and ``reason``,
+    those since the last call, for the record.
+    """
 
     def hosts(self) -> list[HostInfo]:
         """Ask everybody once what they host; waits until enough are there or raises."""

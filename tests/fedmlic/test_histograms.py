@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import fedmlic.histograms
 from fedmlic.counts import Counts
 from fedmlic.errors import InputError
 from fedmlic.histograms import ScoreHistograms, bin_edges
@@ -222,3 +224,23 @@ def test_nothing_known_is_nan():
 
     assert np.isnan([values["mAP"], values["O-AP-upper"], values["prevalence"]]).all()
     assert (values["num-evaluable"], values["num-known"]) == (0, 0)
+
+
+def test_adding_a_bin_at_a_time_is_adding_one_by_one():
+    rng = np.random.default_rng(4)
+    for _ in range(20):
+        present, absent = (rng.integers(0, 60, 40) * (rng.random(40) < 0.6) for _ in range(2))
+        present[0] = 1
+        one_by_one = fedmlic.histograms._binned_ap(present, absent)
+        assert fedmlic.histograms._binned_ap_by_bins(present, absent) == pytest.approx(one_by_one, abs=1e-12)
+
+
+def test_any_number_of_entries_takes_the_memory_of_its_bins():
+    present = np.zeros((2, 1000), np.int64)
+    present[:, 7] = 10**11
+    found = ScoreHistograms(present, present).metrics()
+
+    assert found["mAP"] == pytest.approx(0.5)
+    assert found["mAP-lower"] == pytest.approx(1 - math.log(2))
+    with pytest.raises(InputError, match="entries"):
+        ScoreHistograms.from_arrays({"present": present * 2**26, "absent": present})

@@ -145,13 +145,13 @@ def test_a_half_written_last_line_is_not_an_event(folder):
 
 
 @pytest.mark.parametrize("damage", [b"\x00\x00\n", b"{]\n", b"\xff\xff\n"])
-def test_a_damaged_line_is_named(folder, damage):
+def test_damaged_bytes_are_named(folder, damage, caplog):
     folder.event("a", {"n": 1})
     with folder.events_path.open("ab") as log:
         log.write(damage)
 
-    with pytest.raises(InputError, match="line 2 of"):
-        list(folder.events())
+    assert len(list(folder.events())) == 1
+    assert "line 2 of" in caplog.text
 
 
 def test_tables_have_one_row_per_round_client_and_label(folder):
@@ -299,12 +299,81 @@ def test_a_log_that_lost_events_is_not_padded_with_zeros(folder):
     length = folder.events_path.stat().st_size
     folder.events_path.write_text("")
 
-    with pytest.raises(InputError, match=f"at least the {length} bytes"):
-        folder.rewind(length)
+    folder.rewind(length)
+    assert f"the {length} bytes" in folder.damage[0]
     folder.events_path.unlink()
-    with pytest.raises(InputError, match="Restore it"):
-        folder.rewind(length)
+    folder.rewind(length)
+    assert "got no such file" in folder.damage[1]
+    assert not folder.events_path.exists()
     folder.rewind(0)
+    assert len(folder.damage) == 2
+
+
+def test_a_log_that_is_shorter_goes_on_after_its_last_whole_line(folder):
+    folder.event("round", {"round": 1})
+    length = folder.events_path.stat().st_size
+    folder.event("round", {"round": 2})
+    whole = folder.events_path.read_bytes()
+    folder.events_path.write_bytes(whole[: length + 5])
+
+    folder.rewind(len(whole))
+    folder.event("round", {"round": 3})
+
+    assert [event["round"] for event in folder.events()] == [1, 3]
+
+
+@pytest.mark.parametrize("line", ["{rubbish", "3", '{"round": 2}', '{"event": 7}', "[" * 100_000, "\ud800"])
+def test_a_damaged_line_is_skipped_and_named_once(folder, line, caplog):
+    folder.event("round", {"round": 1})
+    with folder.events_path.open("a", encoding="utf-8", errors="surrogatepass") as log:
+        log.write(line + "\n")
+    folder.event("round", {"round": 3})
+
+    for _ in range(2):
+        assert [event["round"] for event in folder.events()] == [1, 3]
+    assert len(folder.tables()["rounds"]) == 2
+    assert [f"line 2 of {folder.events_path}" in record.getMessage() for record in caplog.records] == [True]
+
+
+def damage_manifest(folder, number):
+    file = stem(folder, number).with_suffix(".json")
+    file.write_text(file.read_text().replace('"events_bytes": ', '"events_bytes": 1'))
+
+
+DAMAGES = {
+    "tensors": lambda folder, number: stem(folder, number).with_suffix(".safetensors").write_bytes(b"rubbish"),
+    "no tensors": lambda folder, number: stem(folder, number).with_suffix(".safetensors").unlink(),
+    "a manifest that is no JSON": lambda folder, number: stem(folder, number).with_suffix(".json").write_text("{"),
+    "an empty manifest": lambda folder, number: stem(folder, number).with_suffix(".json").write_text("{}"),
+    "a number in the manifest": damage_manifest,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_the_newest_sound_checkpoint_is_found_and_nothing_is_lost(folder, damage):
+    for number in (1, 2, 3):
+        save(folder, number, float(number))
+    for number in (2, 3):
+        DAMAGES[damage](folder, number)
+
+    tensors, values = folder.newest_checkpoint()
+
+    assert (values["round"], tensors["model/w"].tolist()) == (1, [1, 1, 1])
+    assert folder.checkpoints() == [1]
+    assert ["round 3" in text or "round 2" in text for text in folder.damage] == [True, True]
+    left = sorted(file.name for file in folder.checkpoint_folder.glob("*.damaged"))
+    assert left[0] == "round-00002.json.damaged"
+    assert len(left) == (2 if damage == "no tensors" else 4)
+
+
+def test_without_any_sound_checkpoint_the_run_does_not_start_again_by_itself(folder):
+    assert folder.newest_checkpoint() is None
+    save(folder, 1)
+    DAMAGES["tensors"](folder, 1)
+
+    with pytest.raises(InputError, match="got 1 damaged ones"):
+        folder.newest_checkpoint()
+    assert folder.checkpoints() == [1]
 
 
 # Small files

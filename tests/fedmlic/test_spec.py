@@ -119,3 +119,74 @@ def test_a_plug_in_is_found_by_its_dotted_name_and_checked_like_any_other(plug):
 
 def test_nearest_lists_all_when_nothing_is_close():
     assert nearest("zzz", ["b", "a"]) == "Known: a, b."
+
+
+KINDS = """
+import subprocess
+
+from fedmlic.method import Method
+from fedmlic.methods.bce import bce
+from fedmlic.mod import Mod
+
+called = []
+
+
+def right(*, n: int = 1) -> Method:
+    called.append("right")
+    return bce()
+
+
+def unsaid(*, n: int = 1):
+    called.append("unsaid")
+    return bce()
+
+
+def another() -> Mod:
+    called.append("another")
+
+
+def text() -> str:
+    called.append("text")
+
+
+class Thing:
+    def __init__(self):
+        called.append("Thing")
+
+
+bound = Thing.__init__
+"""
+
+
+@pytest.mark.parametrize("name", ["another", "text", "Thing", "subprocess.run", "called.append"])
+def test_what_is_no_entry_of_the_kind_is_refused_before_it_is_called(plug, name):
+    plug("kinds", KINDS)
+
+    for ask in (spec.build, spec.check):
+        with pytest.raises(InputError):
+            ask("method", f"kinds.{name}()")
+    import kinds
+
+    assert kinds.called == []
+
+
+@pytest.mark.parametrize("name", ["ctypes.util.test", "os.getcwd", "platform.python_version", "antigravity.geohash"])
+def test_functions_of_other_packages_are_no_entries(name):
+    for key in spec.CATALOGUES:
+        with pytest.raises(InputError):
+            spec.build(key, f"{name}()")
+
+
+def test_a_factory_may_leave_its_type_unsaid_in_a_module_that_uses_this_project(plug):
+    plug("kinds", KINDS)
+
+    assert type(spec.build("method", "kinds.right()")).__name__ == "Method"
+    assert type(spec.build("method", "kinds.unsaid(n=2)")).__name__ == "Method"
+
+
+def test_names_from_outside_are_listed_without_importing_them():
+    text = "clip(norm=1.0), my_lab.mods.mine(), gone.away(a=1)"
+
+    assert spec.not_allowed("mods", text, []) == ["my_lab.mods.mine", "gone.away"]
+    assert spec.not_allowed("mods", text, ["my_lab.*"]) == ["gone.away"]
+    assert spec.not_allowed("mods", text, ["*"]) == []

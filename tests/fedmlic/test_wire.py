@@ -468,7 +468,7 @@ def as_in_protocol_2(content):
 
 
 BAD_INTRODUCTIONS = {
-    "the last protocol": (as_in_protocol_2, r"protocol version to be 4, got 2"),
+    "the last protocol": (as_in_protocol_2, rf"protocol version to be {wire.VERSION}, got 2"),
     "no protocol": (drop("introduction"), "introduction"),
     "a missing part": (drop("versions"), "parts of introduction"),
     "an unannotated label that is none": (
@@ -597,3 +597,31 @@ def test_records_of_another_kind_are_refused():
     with pytest.raises(wire.WireError, match="ArrayRecord"):
         wire.unpack_request(content, LAYOUT)
     assert isinstance(request_records()["model"], ArrayRecord)
+
+
+def test_what_leaves_a_device_of_an_error_names_no_file():
+    told = {
+        "FileNotFoundError: [Errno 2] No such file: '/data/ward 3/anna.png'": "No such file: '<path>'",
+        "cannot open C:\\Users\\anna\\x.dcm today": "cannot open <path> today",
+        "bad row in data/labels.csv, line 3": "bad row in <path>, line 3",
+        "Anna_Smith.JPG is damaged": "<path> is damaged",
+        "no (~/scans), no [/x]": "no (<path>), no [<path>]",
+        "Expected 3 labels, got 4.": "Expected 3 labels, got 4.",
+        "a\x1b[31m red\x07 one": "a\\x1b[31m red\\x07 one",
+    }
+    for text, expected in told.items():
+        assert expected in wire.discreet(text)
+        assert wire.discreet(text, paths=True).isprintable()
+    assert "anna.png" in wire.discreet("no /data/anna.png", paths=True)
+    assert len(wire.discreet("x" * 10**7)) < 600
+
+
+def test_a_long_failure_is_cut_and_cannot_write_to_a_terminal():
+    content = RecordDict(
+        {"failure": ConfigRecord({"kind": "\x1b[2J", "text": "\x1b]0;" + "y" * 10**7, "simulated": True})}
+    )
+
+    with pytest.raises(wire.RemoteError) as caught:
+        wire.unpack_reply(content, LAYOUT)
+    assert len(str(caught.value)) < 3000
+    assert "\x1b" not in str(caught.value)

@@ -179,16 +179,20 @@ def interrupted(monkeypatch, play, tmp_path):
     return out
 
 
-def test_a_damaged_checkpoint_is_an_error_and_deleting_it_helps(interrupted, whole):
+@pytest.mark.parametrize("log", ["whole", "missing"])
+def test_a_damaged_checkpoint_costs_its_rounds_and_not_the_run(interrupted, whole, log):
     last = interrupted / "checkpoints" / "round-00003"
     last.with_suffix(".safetensors").write_bytes(b"rubbish")
-
-    with pytest.raises(InputError, match="Delete both files and resume"):
-        engine.resume(interrupted)
-    last.with_suffix(".safetensors").unlink()
-    last.with_suffix(".json").unlink()
+    if log == "missing":
+        (interrupted / "events.jsonl").unlink()
 
     assert whole[1]["weights_sha256"] == engine.resume(interrupted)["weights_sha256"]
+    warnings = [event["text"] for event in open_run(interrupted).events() if event["event"] == "warning"]
+    assert any("checkpoint of round 3 is damaged" in text for text in warnings)
+    assert any("got no such file" in text for text in warnings) is (log == "missing")
+    rounds = [event["round"] for event in open_run(interrupted).events() if event["event"] == "round"]
+    assert rounds == ([1, 2, 3, 4, 5] if log == "whole" else [3, 4, 5])
+    assert last.with_name("round-00003.safetensors.damaged").exists()
 
 
 def test_a_checkpoint_of_another_experiment_is_an_error(interrupted, play, tmp_path):

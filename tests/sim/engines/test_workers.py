@@ -4,6 +4,7 @@ Starting Ray takes seconds, so all tests share two workers; every run sets them 
 """
 
 import gc
+import multiprocessing
 import os
 import shutil
 import signal
@@ -17,9 +18,9 @@ import pytest
 from clients.opening import open_federation
 from fedmlic.errors import InputError
 from fedmlic.record import create
-from sim.engines.processes import Processes, check_room
+from sim.engines.processes import Processes, check_room, limit
 from sim.engines.ray import RayCarrier
-from sim.engines.workers import Workers, _Queue
+from sim.engines.workers import Place, Workers, _Queue
 from strategies.server.rounds import RunFailedError
 from strategies.server.server import build_server, serve
 
@@ -276,3 +277,88 @@ def test_too_little_shared_memory_is_told_before_it_kills(monkeypatch):
     check_room(60 << 20)
     with pytest.raises(InputError, match=r"to have 73 MB free .* got 67 MB\. Use fewer workers"):
         check_room(70 << 20)
+
+
+class Stopped(Processes):
+    """Forked processes of which the first to get a call of one kind is stopped (SIGSTOP) just before it."""
+
+    def __init__(self, method, timeout):
+        super().__init__(timeout=timeout)
+        self.method = method
+        self.stopped = []
+
+    def call(self, worker, method, *arguments):
+        held = self._processes[worker]
+        if method == self.method and not self.stopped and held.process is not None:
+            self.stopped.append(held.process.pid)
+            os.kill(held.process.pid, signal.SIGSTOP)
+        return super().call(worker, method, *arguments)
+
+
+@pytest.mark.parametrize("method", ["begin", "play", "collect"])
+def test_a_worker_that_is_stopped_anywhere_costs_a_deadline_and_not_the_run(tiny, play, tmp_path, method):
+    changes = {"strategy": "scaffold()", "optimizer": "sgd", "num_rounds": 1}
+    expected = play(tmp_path / "in-process", **changes)
+    experiment, runtime = tiny(engine="processes", round_timeout=8.0, **changes)
+    carrier = Stopped(method, 8.0)
+    pool = Workers(carrier, 2, runtime)
+    try:
+        server = build_server(experiment, runtime)
+        open_federation(experiment, runtime, server.corpus)
+        folder = create(tmp_path / "run", experiment, runtime)
+        pool.setup(experiment, server.learner, Place(server.learner.task.label_names, memory=str(tmp_path / "memory")))
+        outcome = serve(server, pool, folder)
+    finally:
+        pool.close()
+
+    assert carrier.stopped
+    assert outcome.weights_sha256 == expected["weights_sha256"]
+    assert not any(event.get("error") for event in folder.events())
+
+
+def test_a_large_message_to_a_stopped_worker_does_not_wait_for_ever():
+    ours, theirs = multiprocessing.Pipe()
+    limit(ours, 0.2)
+    with pytest.raises(BlockingIOError):
+        ours.send(bytes(10**7))
+    with pytest.raises(BlockingIOError):
+        ours.recv()
+    theirs.close()
+    ours.close()
+
+
+class Silent:
+    """A carrier whose workers never answer."""
+
+    def __init__(self):
+        self.killed = []
+        self.started = 0
+
+    def open(self, size):
+        pass
+
+    def start(self, name):
+        self.started += 1
+        return name
+
+    def call(self, worker, method, *_):
+        return (worker, method)
+
+    def wait(self, *_):
+        return []
+
+    def kill(self, worker):
+        self.killed.append(worker)
+
+    def close(self):
+        pass
+
+
+def test_workers_that_are_never_set_up_end_the_run(tiny):
+    carrier = Silent()
+    pool = Workers(carrier, 1, tiny(round_timeout=0.1)[1])
+    pool._setup = ({}, None)
+
+    with pytest.raises(RuntimeError, match=r"worker-0\+3 was not set up within 0\.1 s"):
+        pool.hosts()
+    assert carrier.killed == ["worker-0", "worker-0+1", "worker-0+2", "worker-0+3"]

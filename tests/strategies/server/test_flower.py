@@ -1,6 +1,7 @@
 """The Flower transport against a grid in this process whose nodes fail in every way Flower knows."""
 
 import logging
+import math
 import pickle
 import re
 import time
@@ -8,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import flwr
+import numpy as np
 import pytest
 import torch
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Array, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
@@ -20,7 +22,7 @@ from clients.host import Host
 from fedmlic import wire
 from fedmlic.arrays import sha256
 from fedmlic.errors import InputError
-from fedmlic.experiment import flower_config
+from fedmlic.experiment import flower_config, split_settings
 from fedmlic.protocol import Request
 from fedmlic.update import Weighting, units_for
 from strategies import app as server_app
@@ -412,7 +414,7 @@ def test_too_few_devices_are_told_with_reasons(devices):
     grid, transport = devices(2)
     grid.nodes[501].config["data"] = "folder(root='/nowhere')"
 
-    with pytest.raises(InputError, match=r"Expected 2 nodes within 2 s, got 1\. A node failed: InputError: .*nowhere"):
+    with pytest.raises(InputError, match=r"Expected 2 nodes within 2 s, got 1\. A node failed: InputError: .*<path>"):
         transport.hosts()
 
 
@@ -725,3 +727,223 @@ def test_phases_and_memory_on_devices_are_those_of_their_hosts(devices, tmp_path
     sizes = [{turn["bytes-up"] for turn in turns if turn["round"] == number} for number in (1, 2, 3)]
     assert [len(each) for each in sizes] == [1, 1, 1]
     assert sizes[0].pop() < sizes[1].pop() == sizes[2].pop()
+
+
+# --- lies, end to end ------------------------------------------------------------------------
+
+
+def changed(grid, change):
+    """A node that answers honestly, but for what ``change`` does to the records."""
+
+    def answer(message):
+        reply = grid.answer(grid.nodes[message.metadata.dst_node_id], message)
+        change(reply.content)
+        return reply
+
+    return answer
+
+
+def number(record, name, place, value):
+    """A lie: another number in an array."""
+
+    def change(content):
+        held = content[record][name]
+        values = np.frombuffer(held.data, held.dtype).copy()
+        values[place] = value
+        content[record][name] = Array(held.dtype, held.shape, held.stype, values.tobytes())
+
+    return change
+
+
+def entry(record, name, value):
+    """A lie: another value in a record."""
+
+    def change(content):
+        content[record][name] = value
+
+    return change
+
+
+def shout(content):
+    content.clear()
+    content["failure"] = ConfigRecord({"kind": "\x1b[31m", "text": "\x1b[2J" + "x" * 10**7, "simulated": True})
+
+
+def only_error(text):
+    def change(content):
+        for name in [name for name in content if name.startswith("update-")]:
+            del content[name]
+        content["reply"]["num-updates"] = 0
+        content["turn-texts"]["error"] = [text]
+
+    return change
+
+
+LIES = {
+    "a NaN": number("update-0", "sums", 40, math.nan),
+    "a sum beyond its weight": number("update-0", "sums", 40, 1e9),
+    "most of the weight": entry("update-0-about", "weight", 0.75),
+    "negative annotations": number("update-0", "annotations", 0, -(2**40)),
+    "another client": number("update-0", "clients", 0, 0),
+    "no loss": lambda content: content["update-0-metrics"].pop("loss"),
+    "an old token": entry("reply", "token", "train-1-0000000000000000"),
+    "70 dimensions": lambda content: content["update-0"].update(
+        {"sums": Array("<f8", (1,) * 70, "fedmlic.raw", bytes(8))}
+    ),
+    "a long shout": shout,
+    "a long error": only_error("\x1b[2J" + "y" * 10**6),
+}
+
+
+@pytest.mark.parametrize("strategy", ["labelwise()", pytest.param("loss_weighted()", marks=pytest.mark.slow)])
+def test_whatever_one_device_says_the_others_have_the_run_that_they_have_without_it(devices, tmp_path, strategy):
+    """A lie a round, of one of three devices; the model is that of a run in which it never answers."""
+    hashes = []
+    for name in ("lies", "silence"):
+        grid, _ = devices(3, num_rounds=len(LIES), num_clients=3, strategy=strategy, holdout_fraction=0.2)
+        lies = [changed(grid, lie) for lie in LIES.values()]
+        grid.nodes[502].faults["train"] = lies if name == "lies" else [crash] * len(lies)
+        grid.nodes[502].faults["evaluate"] = [
+            changed(grid, number("evaluation", "present", 0, 2**62)) if name == "lies" else crash
+        ]
+        grid.run_config = {**grid.run_config, "out": str(tmp_path / name)}
+        folder, outcome = server_app.play(grid, grid.run_config)
+        hashes.append((outcome.weights_sha256, outcome.metrics["client/mAP"]))
+        client_app._nodes.clear()
+        if name == "lies":
+            turns = [event for event in folder.events() if event["event"] == "client"]
+            assert folder.events_path.stat().st_size < 200_000
+
+    assert hashes[0] == hashes[1]
+    assert [turn["round"] for turn in turns if turn["client"] == 2] == list(range(1, len(LIES) + 1))
+    for turn in turns:
+        assert bool(turn.get("error")) is (turn["client"] == 2)
+        assert "\x1b" not in turn.get("error", "")
+        assert len(turn.get("error", "")) < 50_000
+    refused = [turn["error"].startswith("Refused: device-2: ") for turn in turns if turn["client"] == 2]
+    assert refused == [True] * (len(LIES) - 2) + [False, False]
+
+
+def test_a_reply_of_an_earlier_round_is_refused(devices, tmp_path):
+    grid, _ = devices(2, num_rounds=2, num_clients=2)
+    kept = []
+
+    def keep(message):
+        kept.append(grid.answer(grid.nodes[501], message).content)
+        return Message(kept[0], reply_to=message)
+
+    def replay(message):
+        return Message(kept[0], reply_to=message)
+
+    grid.nodes[501].faults["train"] = [keep, replay]
+    grid.run_config = {**grid.run_config, "out": str(tmp_path / "run")}
+    folder, _ = server_app.play(grid, grid.run_config)
+    errors = [e.get("error", "") for e in folder.events() if e["event"] == "client" and e["client"] == 1]
+
+    assert errors[0] == ""
+    assert "Expected it to answer this request" in errors[1]
+
+
+def hosted(name, value):
+    return number("hosted", name, 0, value)
+
+
+def as_a_simulation(content):
+    content["introduction"].update({"num-hosts": 3, "host": "node-2"})
+
+
+INTRODUCTIONS = {
+    "2**60 images": (hosted("sizes", 2**60), "most-client-images"),
+    "a negative number of images": (hosted("sizes", -5), "images a client"),
+    "a simulation": (as_a_simulation, "node of a simulation"),
+    "other code": (entry("introduction", "code", "0" * 16), "server's code"),
+    "other labels": (entry("introduction", "label-names", ["a", "b"]), "run's labels"),
+    "the id of another": (
+        lambda content: (hosted("clients", 0)(content), entry("introduction", "host", "device-0")(content)),
+        "two device-0",
+    ),
+    "a failure of a simulation": (shout, "A node failed"),
+    "rubbish": (lambda content: content.clear(), "protocol"),
+}
+
+
+def test_nodes_that_introduce_themselves_wrongly_are_set_aside_and_named(devices, tmp_path, caplog):
+    grid, _ = devices(2 + len(INTRODUCTIONS), num_rounds=1, num_clients=20)
+    for place, (lie, _) in enumerate(INTRODUCTIONS.values()):
+        grid.nodes[502 + place].faults["query"] = [changed(grid, lie)]
+    grid.run_config = {**grid.run_config, "out": str(tmp_path / "run"), "min-hosts": 2}
+
+    folder, outcome = server_app.play(grid, grid.run_config)
+    events = list(folder.events())
+    aside = {int(event["node"]): event["reason"] for event in events if event["event"] == "set-aside"}
+
+    assert outcome.progress.round == 1
+    assert {event["client"] for event in events if event["event"] == "client"} == {0, 1}
+    assert not any(event.get("error") for event in events)
+    assert sorted(aside) == [502 + place for place in range(len(INTRODUCTIONS))]
+    for place, (_, told) in enumerate(INTRODUCTIONS.values()):
+        assert told in aside[502 + place]
+    assert "\x1b" not in caplog.text
+    assert len(caplog.text) < 20_000
+
+
+def test_a_node_that_is_not_listed_is_nobody(devices):
+    grid, _ = devices(2)
+    listed = {**grid.run_config, "node-ids": "0=500, 1=777", "min-hosts": 1}
+    transport = FlowerTransport(grid, *split_settings(listed))
+
+    assert [info.host for info in transport.hosts()] == ["device-0"]
+    assert "Add 1=501 there" in transport.set_aside()[0]["reason"]
+
+
+def test_a_device_that_returns_with_other_images_stays_away(devices):
+    grid, transport = devices(2)
+    request = ready(transport)
+    grid.nodes[9999] = grid.nodes.pop(501)
+    grid.nodes[9999].faults["query"] = [changed(grid, hosted("sizes", 5))]
+
+    turns, update = gather(transport, request, [0, 1])
+
+    assert turns[1].error == "NodeFailed: device-1: it is not connected"
+    assert update.clients == [0]
+    assert "images that it announced, got 5" in transport.set_aside()[0]["reason"]
+
+
+def test_sums_that_cannot_be_added_to_those_of_most_others_are_refused(devices):
+    grid, transport = devices(3, mods="clip(norm=1.0)")
+
+    def lie(content):
+        content["update-0-extras"]["mine"] = Array("<f8", (1,), "fedmlic.raw", bytes(8))
+
+    grid.nodes[500].faults["train"] = [changed(grid, lie)]
+    replies = list(transport.play(ready(transport), [0, 1, 2]))
+    turns = {turn.client: turn for reply in replies for turn in reply.turns}
+    updates = [update for reply in replies for update in reply.updates]
+
+    assert [update.clients for update in updates] == [[1, 2]]
+    assert "the same sums beside the model" in turns[0].error
+    assert not turns[1].error
+
+
+def test_plug_ins_run_where_the_devices_owner_allows_them(devices, plug, tmp_path):
+    plug("turns", TURNS)
+    changes = {"strategy": "turns.control()", "optimizer": "sgd", "learning_rate": 0.05}
+    grid, _ = devices(3, num_rounds=1, num_clients=3, min_replies=0.3, **changes)
+    grid.nodes[500].config["allow-plugins"] = "others.*, turns.*"
+    grid.nodes[501].config["allow-plugins"] = "others.*"
+    grid.run_config = {**grid.run_config, "out": str(tmp_path / "run")}
+
+    folder, _ = server_app.play(grid, grid.run_config)
+    errors = {event["client"]: event.get("error", "") for event in folder.events() if event["event"] == "client"}
+
+    assert errors[0] == ""
+    for client in (1, 2):
+        assert "allow-plugins names, got ['turns.variates']" in errors[client]
+
+
+def test_a_device_imports_no_plug_in_that_its_owner_does_not_allow(devices, plug):
+    plug("outside", "raise RuntimeError('imported')")
+    _, transport = devices(1, method="outside.method()")
+
+    with pytest.raises(InputError, match=r"what this device allows \(nothing\), got outside\.method"):
+        transport.hosts()

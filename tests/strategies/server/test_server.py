@@ -14,7 +14,7 @@ from safetensors import safe_open
 from fedmlic.datasets.multidigits import LABEL_NAMES
 from fedmlic.errors import InputError
 from fedmlic.learner import label_space
-from fedmlic.record import TABLES, RunFolder, create, open_run, read_json
+from fedmlic.record import MANIFEST_HASH, TABLES, RunFolder, _hash_of, create, open_run, read_json
 from strategies.server.rounds import Progress
 from strategies.server.server import FolderRecord, build_server, start_of
 from strategies.strategy import State, Strategy
@@ -125,6 +125,7 @@ def test_other_images_are_refused_before_anything_is_cut(parts):
     file = folder.checkpoint_folder / "round-00001.json"
     values = read_json(file)
     values["corpus"] = "another"
+    values[MANIFEST_HASH] = _hash_of(values)
     file.write_text(json.dumps(values))
 
     with pytest.raises(InputError, match=r"corpus another.*Restore them, or start a new run"):

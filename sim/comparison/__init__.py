@@ -1,0 +1,1 @@
+"""Compare runs: who is better, by how much, and whether the seeds are enough to tell."""

@@ -1,0 +1,376 @@
+"""Rows from runs: which runs belong together, which may be paired, and what came out.
+
+A row is the runs with equal values of the compared settings; its units are seeds. Where further settings vary in
+the same way in all rows (an axis of a study that is not compared), a seed's value is the mean over them. Runs that
+differ in anything else are not paired: the comparison stops and names it.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fedmlic.errors import InputError, nearest
+from fedmlic.record import is_run, open_run, read_json
+from fedmlic.resolved import resolved
+from sim.comparison.read import MODELS, PERSONAL, Model, is_complete, is_personal, metric_of, metrics_of
+from sim.comparison.statistics import LEVEL, Difference, Test, difference, holm, seeds_needed, smallest_p
+
+STUDY = "study.json"
+
+LOWER_IS_BETTER = {"hamming", "ranking-loss", "coverage", "one-error"}
+"""Metrics, by the last part of their name, of which less is better."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run in a comparison.
+
+    Attributes:
+        path: its folder.
+        written: settings as they were written, by dashed name.
+        settings: the same, resolved.
+        searched: settings that were chosen on validation data for its row of a study.
+        axes: settings that its study varies; ``None`` for a single run.
+        reference: which reference it is.
+    """
+
+    path: Path
+    written: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    searched: frozenset[str] = frozenset()
+    axes: tuple[str, ...] | None = None
+    reference: str = ""
+
+
+@dataclass(frozen=True)
+class Group:
+    """One row of the comparison.
+
+    Attributes:
+        label: for people.
+        values: the metric by seed.
+        chosen: searched settings with their values.
+        reference: whether it is one: shown, never paired.
+    """
+
+    label: str
+    values: Mapping[int, float]
+    chosen: Mapping[str, str]
+    reference: bool = False
+
+    @property
+    def mean(self) -> float:
+        """Over seeds."""
+        return statistics.fmean(self.values.values()) if self.values else math.nan
+
+    @property
+    def std(self) -> float:
+        """Standard deviation over seeds (n - 1); NaN with one seed."""
+        return statistics.stdev(self.values.values()) if len(self.values) > 1 else math.nan
+
+
+@dataclass(frozen=True)
+class Pair:
+    """``first`` minus ``second``, with the p-value corrected for all pairs."""
+
+    first: str
+    second: str
+    found: Difference
+    p_holm: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What ``fedmlic compare`` shows.
+
+    Attributes:
+        metric: which is compared.
+        model: of which model, in words.
+        by: settings in which rows differ.
+        test: the paired test.
+        groups: the rows.
+        pairs: of rows.
+        notes: what a reader must know.
+    """
+
+    metric: str
+    model: str
+    by: tuple[str, ...]
+    test: Test
+    groups: Sequence[Group]
+    pairs: Sequence[Pair]
+    notes: Sequence[str]
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether more of the metric is better."""
+        return self.metric.rpartition("/")[2] not in LOWER_IS_BETTER
+
+    def best(self) -> str:
+        """The row that is better than every other row by its corrected p-value; empty if there is none."""
+        sign = 1 if self.higher_is_better else -1
+        for group in self.groups:
+            wins = {pair.second for pair in self.pairs if pair.first == group.label and _won(pair, sign)}
+            wins |= {pair.first for pair in self.pairs if pair.second == group.label and _won(pair, -sign)}
+            others = {other.label for other in self.groups if not other.reference} - {group.label}
+            if others and wins == others:
+                return group.label
+        return ""
+
+
+def _won(pair: Pair, sign: int) -> bool:
+    return pair.p_holm <= 1 - LEVEL and sign * pair.found.mean > 0
+
+
+def collect(paths: Sequence[Path]) -> tuple[list[Entry], list[str]]:
+    """The complete runs in these folders of runs and studies, and a note for what is missing.
+
+    Raises:
+        InputError: a folder is neither, or holds no complete run.
+    """
+    entries: dict[Path, Entry] = {}
+    notes: list[str] = []
+    for path in paths:
+        if (path / STUDY).is_file():
+            found, missing = _of_study(path)
+            notes += missing
+        elif is_run(path):
+            found = [_entry(path)]
+        else:
+            msg = f"Expected {path} to be the folder of a run or of a study, got something else. Check the path."
+            raise InputError(msg)
+        entries |= {entry.path.resolve(): entry for entry in found}
+    complete = [entry for entry in entries.values() if is_complete(entry.path)]
+    notes += [f"{entry.path} is not complete and left out" for entry in entries.values() if entry not in complete]
+    if not complete:
+        msg = f"Expected complete runs to compare, got none in {', '.join(map(str, paths))}. Play them first."
+        raise InputError(msg)
+    return complete, notes
+
+
+def _of_study(path: Path) -> tuple[list[Entry], list[str]]:
+    about = read_json(path / STUDY)
+    axes = [key for axis, values in about["axes"].items() if axis != "seed" for key in _keys(axis, values)]
+    searched = frozenset((about["search"] or {}).get("settings", {}))
+    entries, missing = [], 0
+    for row in about["rows"]:
+        wanted = len(about["seeds"])
+        runs = [path / run["run"] for run in row["runs"]]
+        there = [run for run in runs if is_run(run) and is_complete(run)]
+        missing += wanted - len(there)
+        entries += [_entry(run, searched, tuple(dict.fromkeys(axes)), row["reference"]) for run in there]
+    return entries, [f"{missing} runs of the study {path} are missing"] * bool(missing)
+
+
+def _keys(axis: str, values: Sequence[Any]) -> list[str]:
+    """Settings of an axis: its own name, or the keys of its tables."""
+    tables = [value for value in values if isinstance(value, dict)]
+    return [key.replace("_", "-") for table in tables for key in table if key != "name"] or [axis]
+
+
+def _entry(
+    run: Path, searched: frozenset[str] = frozenset(), axes: tuple[str, ...] | None = None, reference: str = ""
+) -> Entry:
+    experiment = open_run(run).settings()[0]
+    written = {name.replace("_", "-"): value for name, value in experiment.model_dump().items()}
+    return Entry(run, written, resolved(experiment), searched, axes, reference)
+
+
+def compared_keys(entries: Sequence[Entry], by: Sequence[str]) -> tuple[str, ...]:
+    """Settings in which rows differ: those asked for, else a study's axes, else the one in which the runs differ.
+
+    Raises:
+        InputError: no such setting, or nothing says which of several differences is meant.
+    """
+    known = entries[0].settings
+    wrong = [key for key in by if key not in known]
+    if wrong:
+        msg = f"Expected --by to name settings, got {wrong[0]!r}. {nearest(wrong[0], known)}"
+        raise InputError(msg)
+    if by:
+        return tuple(dict.fromkeys(by))
+    own = [entry for entry in entries if not entry.reference]
+    searched = frozenset[str]().union(*(entry.searched for entry in own))
+    differing = [key for key in _varying(own) if key not in {"seed", *searched}]
+    axes = {key for entry in own for key in entry.axes or ()}
+    if all(entry.axes is not None for entry in own) and set(differing) <= axes:
+        return tuple(differing)
+    if len(differing) > 1:
+        msg = (
+            f"Expected runs that differ in one setting besides the seed, got differences in {', '.join(differing)}. "
+            f"Name those that make a row: --by {','.join(differing)}."
+        )
+        raise InputError(msg)
+    return tuple(differing)
+
+
+def _varying(entries: Sequence[Entry]) -> list[str]:
+    first = entries[0].settings if entries else {}
+    return [key for key in first if any(entry.settings[key] != first[key] for entry in entries)]
+
+
+def compare(
+    paths: Sequence[Path],
+    *,
+    by: Sequence[str] = (),
+    metric: str = "",
+    model: Model = "last",
+    test: Test = "permutation",
+    baseline: str = "",
+) -> Comparison:
+    """Compare runs and studies.
+
+    Args:
+        paths: folders of runs and studies.
+        by: settings in which rows differ; see ``compared_keys``.
+        metric: a name of ``docs/record.md``; test mAP by default, and mean mAP of clients where each has its own model.
+        model: which model of a run.
+        test: the paired test.
+        baseline: label of the row that all others are compared with; all pairs by default.
+
+    Raises:
+        InputError: nothing to compare, or runs that differ in more than is compared.
+    """
+    entries, notes = collect(paths)
+    keys = compared_keys(entries, by)
+    personal = [entry for entry in entries if is_personal(entry.path)]
+    metric = metric or ("client/mAP/mean" if len(personal) == len(entries) else "server/mAP")
+    rows = _rows(entries, keys)
+    groups = [group for found in rows.values() for group in _groups(found, keys, metric, model, notes)]
+    pairs = _pairs(groups, test, baseline)
+    if personal:
+        notes.append(f"of {len(personal)} runs the model is {PERSONAL}: no one model predicts for all clients")
+    searched = sorted(frozenset[str]().union(*(entry.searched for entry in entries)))
+    if searched:
+        notes.append(f"chosen on validation data for each row: {', '.join(searched)}")
+    notes += [*_constant(entries, metric), *_too_few(pairs)]
+    words = PERSONAL if len(personal) == len(entries) else MODELS[model]
+    return Comparison(metric, words, keys, test, groups, pairs, notes)
+
+
+def _rows(entries: Sequence[Entry], keys: Sequence[str]) -> dict[tuple[Any, ...], list[Entry]]:
+    """Entries by row; refuses rows whose runs differ in more than the compared settings."""
+    rows: dict[tuple[Any, ...], list[Entry]] = {}
+    for entry in entries:
+        rows.setdefault((entry.reference, *(entry.settings[key] for key in keys)), []).append(entry)
+    own = {row: found for row, found in rows.items() if not row[0]}
+    beside = {row: {_rest(entry, keys) for entry in found} for row, found in own.items()}
+    every = set().union(*beside.values()) if beside else set()
+    if any(found != every for found in beside.values()):
+        names = [name for name, *_ in next(iter(every))]
+        differing = [name for place, name in enumerate(names) if len({str(rest[place]) for rest in every}) > 1]
+        msg = (
+            f"Expected runs compared by {', '.join(keys) or 'seed'} to differ in nothing else but the seed, got "
+            f"differences in {', '.join(differing)}. Compare them too: --by {','.join([*keys, *differing])}."
+        )
+        raise InputError(msg)
+    return rows
+
+
+def _rest(entry: Entry, keys: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Settings that must not differ between rows."""
+    left_out = {*keys, "seed", *entry.searched}
+    return tuple((key, str(value)) for key, value in entry.settings.items() if key not in left_out)
+
+
+def _group(entries: Sequence[Entry], keys: Sequence[str], metric: str, model: Model, notes: list[str]) -> Group:
+    first = entries[0]
+    fixed = {"strategy"} if first.reference else set()
+    label = ", ".join(_shown(key, first.written[key]) for key in keys if key not in fixed) or "all runs"
+    if first.reference:
+        label = f"{first.reference}: {label}" if label != "all runs" else first.reference
+    by_seed: dict[int, list[float]] = {}
+    for entry in entries:
+        by_seed.setdefault(int(entry.settings["seed"]), []).append(metric_of(entry.path, metric, model))
+    undefined = sorted(seed for seed, values in by_seed.items() if any(map(math.isnan, values)))
+    if undefined:
+        notes.append(f"{label}: {metric} does not exist at seeds {undefined}, which are left out")
+    most = max(map(len, by_seed.values()))
+    uneven = sorted(seed for seed, values in by_seed.items() if len(values) < most and seed not in undefined)
+    if uneven:
+        notes.append(f"{label}: runs are missing at seeds {uneven}, which are left out")
+    values = {s: statistics.fmean(v) for s, v in sorted(by_seed.items()) if s not in {*undefined, *uneven}}
+    chosen = {key: ", ".join(sorted({str(entry.written[key]) for entry in entries})) for key in sorted(first.searched)}
+    return Group(label, values, chosen, bool(first.reference))
+
+
+def _groups(entries: Sequence[Entry], keys: Sequence[str], metric: str, model: Model, notes: list[str]) -> list[Group]:
+    """The row of these runs; of local-only training one of the mean over clients and one of the worst client."""
+    mean = _group(entries, keys, metric, model, notes)
+    if entries[0].reference != "local-only":
+        return [mean]
+    scores: dict[int, list[float]] = {seed: [] for seed in mean.values}
+    for entry in entries:
+        if entry.settings["seed"] in scores:
+            scores[entry.settings["seed"]].append(metric_of(entry.path, metric, model))
+    over = statistics.fmean(statistics.pstdev(values) for values in scores.values()) if scores else math.nan
+    notes.append(f"{mean.label}: standard deviation over clients {over:.3f}")
+    worst = min if metric.rpartition("/")[2] not in LOWER_IS_BETTER else max
+    values = {seed: worst(found) for seed, found in scores.items()}
+    return [
+        replace(mean, label=mean.label.replace("local-only", "local-only mean", 1)),
+        replace(mean, label=mean.label.replace("local-only", "local-only worst", 1), values=values),
+    ]
+
+
+def _constant(entries: Sequence[Entry], metric: str) -> list[str]:
+    """The mAP of a constant score, where mAP is compared."""
+    side, _, name = metric.rpartition("/")
+    if name != "mAP":
+        return []
+    found = [metrics_of(entry.path).get(f"{side}/prevalence", math.nan) for entry in entries]
+    good = [value for value in found if not math.isnan(value)]
+    if not good:
+        return []
+    span = f"{min(good):.3f}" + f" to {max(good):.3f}" * (max(good) - min(good) >= 5e-4)
+    return [f"a constant score reaches {metric} {span} (prevalence)"]
+
+
+def _shown(key: str, value: object) -> str:
+    text = str(value)
+    return (
+        text.replace("()", "") if "(" in text or key in {"method", "strategy", "model"} else f"{key} {text or 'none'}"
+    )
+
+
+def _pairs(groups: Sequence[Group], test: Test, baseline: str) -> list[Pair]:
+    own = [group for group in groups if not group.reference]
+    if baseline:
+        labels = [group.label for group in own]
+        if baseline.replace("()", "") not in labels:
+            msg = f"Expected --baseline to be the label of a row, got {baseline!r}. {nearest(baseline, labels)}"
+            raise InputError(msg)
+        base = next(group for group in own if group.label == baseline.replace("()", ""))
+        wanted = [(group, base) for group in own if group is not base]
+    else:
+        wanted = [(later, earlier) for place, later in enumerate(own) for earlier in own[:place]]
+    found = []
+    for one, other in wanted:
+        seeds = [seed for seed in one.values if seed in other.values]
+        found.append(difference([one.values[s] for s in seeds], [other.values[s] for s in seeds], test))
+    corrected = holm([each.p for each in found])
+    return [Pair(a.label, b.label, each, p) for (a, b), each, p in zip(wanted, found, corrected, strict=True)]
+
+
+def _too_few(pairs: Sequence[Pair]) -> list[str]:
+    """What the number of seeds cannot show."""
+    if not pairs:
+        return []
+    tests = sum(pair.found.num_seeds > 1 for pair in pairs)
+    seeds = max(pair.found.num_seeds for pair in pairs)
+    notes = []
+    if any(pair.found.num_seeds == 0 for pair in pairs):
+        notes.append("rows without a common seed cannot be paired")
+    reachable = max(tests, 1) * smallest_p(seeds)
+    if reachable > 1 - LEVEL:
+        times = f", {min(1.0, reachable):.3g} after Holm's correction for {tests} comparisons" if tests > 1 else ""
+        notes.append(
+            f"too few seeds to tell: with {seeds} the smallest attainable p is {smallest_p(seeds):.3g}{times}; "
+            f"p <= {1 - LEVEL:.2g} needs at least {seeds_needed(tests)} seeds"
+        )
+    return notes

@@ -1,0 +1,129 @@
+"""The statistics of a comparison, each one call of SciPy on the values that are shown.
+
+Seeds are the units: two rows are compared by their difference at each seed that both have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+Test = Literal["permutation", "wilcoxon"]
+
+RESAMPLES = 9999
+"""Bootstrap samples, and permutations where there are too many to try them all."""
+
+LEVEL = 0.95
+"""Confidence level of intervals; 1 minus it is the level of tests."""
+
+
+class Difference(NamedTuple):
+    """One row minus another.
+
+    Attributes:
+        num_seeds: that both have.
+        mean: of the paired differences.
+        low, high: 95 % bootstrap interval (percentiles) of that mean; NaN with one seed.
+        p: two-sided p-value of the paired test; NaN with one seed.
+        smallest_p: the smallest p-value that so many seeds can give.
+        improvement: probability that a run of the first row scores above a run of the second, ties half (Agarwal et
+            al., NeurIPS 2021), over all pairs of seeds.
+    """
+
+    num_seeds: int
+    mean: float
+    low: float
+    high: float
+    p: float
+    smallest_p: float
+    improvement: float
+
+
+def difference(first: Sequence[float], second: Sequence[float], test: Test = "permutation") -> Difference:
+    """Compare paired values: ``first[i]`` and ``second[i]`` are of the same seed.
+
+    >>> found = difference([0.5, 0.6, 0.7], [0.4, 0.4, 0.4])
+    >>> round(found.mean, 3), found.p, found.smallest_p, found.improvement
+    (0.2, 0.25, 0.25, 1.0)
+    """
+    from scipy import stats
+
+    one, other = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    differences = one - other
+    count = len(differences)
+    nan = math.nan
+    if count == 0:
+        return Difference(0, nan, nan, nan, nan, 1.0, nan)
+    better = float(stats.mannwhitneyu(one, other).statistic / count**2)
+    mean = float(differences.mean())
+    if count == 1:
+        return Difference(1, mean, nan, nan, nan, 1.0, better)
+    interval = stats.bootstrap(
+        (differences,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        confidence_level=LEVEL,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    low, high = float(interval.low), float(interval.high)
+    return Difference(count, mean, low, high, _p_value(differences, test), smallest_p(count), better)
+
+
+def _p_value(differences: np.ndarray[tuple[int], np.dtype[np.float64]], test: Test) -> float:
+    from scipy import stats
+
+    if not differences.any():
+        return 1.0
+    if test == "wilcoxon":
+        return float(stats.wilcoxon(differences).pvalue)
+    found = stats.permutation_test(
+        (differences,),
+        np.mean,
+        permutation_type="samples",
+        n_resamples=RESAMPLES,
+        rng=np.random.default_rng(0),
+    )
+    return float(found.pvalue)
+
+
+def smallest_p(num_seeds: int) -> float:
+    """The smallest two-sided p-value of a paired test of signs and ranks: all differences on one side.
+
+    >>> smallest_p(5)
+    0.0625
+    """
+    if num_seeds < 1:
+        return 1.0
+    exact = 2.0 ** (1 - num_seeds)
+    return exact if 2**num_seeds <= RESAMPLES else max(exact, 2 / (RESAMPLES + 1))
+
+
+def seeds_needed(num_tests: int) -> int:
+    """Seeds with which the smallest of ``num_tests`` p-values can fall to the level after Holm's correction.
+
+    >>> seeds_needed(1), seeds_needed(3)
+    (6, 7)
+    """
+    count = 2
+    while max(num_tests, 1) * smallest_p(count) > 1 - LEVEL + 1e-12 and count < 64:
+        count += 1
+    return count
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (Holm, 1979), in the order given; NaN is no test.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    corrected = [math.nan] * len(p_values)
+    order = sorted((p, place) for place, p in enumerate(p_values) if not math.isnan(p))
+    highest = 0.0
+    for rank, (p, place) in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - rank) * p))
+        corrected[place] = highest
+    return corrected

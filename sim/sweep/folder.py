@@ -1,0 +1,190 @@
+"""The folder of a study: its runs, what is known of each, and the table.
+
+::
+
+    STUDY/study.json        axes, seeds, and for every row of the table what was chosen and which runs are its own
+          table.csv         one row per run: settings, chosen values, state, metrics of the model after the last round
+          runs/NAME-ID/     ordinary runs; ID begins the identity of the resolved experiment
+          search/NAME-ID/   runs that were played to choose settings
+          players.log       what the processes printed
+
+Nothing but the run folders is needed to go on: ``study.json`` and ``table.csv`` are made from them.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from fedmlic import code
+from fedmlic.errors import InputError
+from fedmlic.record import is_run, open_run, read_json, write_bytes, write_json
+from fedmlic.resolved import identity_of
+from sim.comparison.read import is_complete, metrics_of
+from sim.sweep.plan import Job, Outcome, Plan
+
+SCHEMA = 1
+FILE = "study.json"
+
+
+def is_study(path: Path) -> bool:
+    """Whether ``path`` is the folder of a study."""
+    return (path / FILE).is_file()
+
+
+class StudyFolder:
+    """The folder of one study, new or one to go on with.
+
+    Raises:
+        InputError: it holds something else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if path.exists() and (not path.is_dir() or (self._others() and not is_study(path))):
+            msg = f"Expected {path} to be new, empty or a study's folder, got something else. Choose another --out."
+            raise InputError(msg)
+        self._runs: dict[str, Path] = {}
+
+    def _others(self) -> bool:
+        return any(not entry.name.startswith(".") for entry in self.path.iterdir())
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Make the folder and hold it for a block; ``InputError`` if another process is playing this study."""
+        try:
+            (self.path / "runs").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            msg = f"Expected the folder {self.path} to be makeable, got {error}. Choose another --out."
+            raise InputError(msg) from None
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            msg = f"Expected {self.path} to be idle, got a study that another process is playing. Wait or stop it."
+            raise InputError(msg) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def find_runs(self) -> list[str]:
+        """Look at all run folders; a line for each that cannot be read, which will not be used."""
+        problems = []
+        self._runs = {}
+        for place in sorted([*self.path.glob("runs/*"), *self.path.glob("search/*")]):
+            if not is_run(place):
+                continue
+            try:
+                self._runs.setdefault(identity_of(open_run(place).settings()[0]), place)
+            except InputError as error:
+                problems.append(f"{place} is not used: {error}")
+        return problems
+
+    def run_of(self, job: Job) -> Path:
+        """The folder of a job's run: the one that is there, else a new name."""
+        if job.identity not in self._runs:
+            base = self.path / ("search" if job.search else "runs")
+            name = f"{_slug(job)}-{job.identity[:8]}"
+            place, number = base / name, 1
+            while is_run(place):  # of other settings
+                place, number = base / f"{name}-{number}", number + 1
+            place.parent.mkdir(parents=True, exist_ok=True)
+            self._runs[job.identity] = place
+        return self._runs[job.identity]
+
+    def note_complete(self, plan: Plan) -> None:
+        """Tell the plan of runs that are complete; repeated, since what is chosen brings further runs."""
+        found = True
+        while found:
+            found = False
+            for job in list(plan.ready()):
+                place = self._runs.get(job.identity)
+                if place is not None and is_complete(place):
+                    plan.outcomes[job.identity] = Outcome(place)
+                    found = True
+
+    def other_code(self, plan: Plan) -> list[Path]:
+        """Complete runs that other code than the present one made."""
+        from strategies.server.server import code_of
+
+        found, present = [], {}
+        for job in plan.jobs():
+            note = self._runs.get(job.identity, self.path) / "code.json"
+            if job.identity not in plan.outcomes or not note.is_file():
+                continue
+            entries = tuple(getattr(job.experiment, key) for key in _ENTRIES)
+            if entries not in present:
+                present[entries] = code_of(job.experiment)
+            if code.compare(read_json(note)["files"], present[entries]):
+                found.append(note.parent)
+        return found
+
+    def num_unused(self, plan: Plan) -> int:
+        """Runs in the folder that belong to no row as far as known."""
+        return len(self._runs.keys() - {job.identity for job in plan.jobs()})
+
+    def write(self, plan: Plan, about: Mapping[str, Any]) -> None:
+        """Write ``study.json`` and ``table.csv``."""
+        rows = [self._row(plan, row) for row in plan.rows]
+        write_json(self.path / FILE, {"schema": SCHEMA, **about, "rows": rows})
+        write_bytes(self.path / "table.csv", _csv(self.table(plan)).encode())
+
+    def table(self, plan: Plan) -> list[dict[str, Any]]:
+        """One row per run of the table, in the order of the study."""
+        rows = []
+        for row in plan.rows:
+            for job in plan.runs(row):
+                outcome = plan.outcomes.get(job.identity)
+                complete = outcome is not None and not outcome.reason
+                about = {**row.values, "reference": row.reference, "seed": job.seed, **job.choice}
+                state = "complete" if complete else "failed" if outcome else "missing"
+                values: dict[str, Any] = {"state": state, "run": self._name(self.run_of(job))}
+                if complete:
+                    result = read_json(self.run_of(job) / "result.json")
+                    values |= {"rounds": result["rounds"], "best-round": result["best_round"]}
+                    values |= {"weights-sha256": result["weights_sha256"], **metrics_of(self.run_of(job))}
+                rows.append({**about, **values})
+        return rows
+
+    def _row(self, plan: Plan, row: Any) -> dict[str, Any]:  # noqa: ANN401
+        choice = plan.choice(row)
+        return {
+            "label": row.label,
+            "values": dict(row.values),
+            "reference": row.reference,
+            "chosen": None if choice is None or choice.values is None else dict(choice.values),
+            "score": None if choice is None else choice.score,
+            "edges": [] if choice is None else list(choice.edges),
+            "search": [self._name(self.run_of(job)) for job in plan.searches(row)],
+            "runs": [{"seed": job.seed, "run": self._name(self.run_of(job))} for job in plan.runs(row)],
+        }
+
+    def _name(self, place: Path) -> str:
+        return place.relative_to(self.path).as_posix()
+
+
+_ENTRIES = ("dataset", "partition", "regime", "model", "method", "strategy", "mods")
+
+
+def _slug(job: Job) -> str:
+    """A short name of a run that any file system takes."""
+    parts = [job.row.reference, *job.row.values.values(), *(f"{value}" for value in job.choice.values())]
+    words = [re.sub(r"[^A-Za-z0-9.]+", "-", part.replace("()", "")).strip("-.") for part in parts]
+    return "-".join([*(word[:24] for word in words if word), f"seed{job.seed}"])[-100:].lstrip("-.")
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    heads = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, heads, restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,189 @@
+"""From the words of a command to a study, and from there to a table."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedmlic.errors import InputError, nearest
+from sim.references import reference_rows
+from sim.sweep.folder import StudyFolder
+from sim.sweep.plan import Plan, distinct
+from sim.sweep.players import Players
+from sim.sweep.study import Study, check_study, read_study, rows_of, split_values
+from sim.sweep.sweep import (
+    Sweep,
+    about,
+    announce,
+    announce_cost,
+    calibrate,
+    check_rows,
+    crew_for,
+    imports_of,
+    runtime_of,
+)
+from sim.sweep.view import SweepView
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fedmlic.experiment import Experiment, Runtime
+
+STUDIES = Path(__file__).parent.parent / "studies"
+
+Reader = Callable[[str], dict[str, Any]]
+ValueReader = Callable[[str, str], Any]
+
+
+def study_of(
+    arguments: Sequence[str], searched: Sequence[str], *, recipe: Reader, value: ValueReader, references: bool = False
+) -> tuple[Study, str]:
+    """The study that a command asks for, and the name of its folder.
+
+    Args:
+        arguments: a study file, a shipped study or a recipe first, if any; then ``key=value`` pairs, of
+            which those with several values are axes.
+        searched: ``key=a,b,c`` pairs to choose on validation data.
+        recipe: reads a recipe.
+        value: reads a setting's value as a person types it.
+        references: whether to add references.
+
+    Raises:
+        InputError: anything that is wrong.
+    """
+    tables: dict[str, Any] = {}
+    name, rest = "", list(arguments)
+    if rest and ("=" not in rest[0] or "(" in rest[0].partition("=")[0]):
+        name = Path(rest[0]).stem
+        tables = _named(rest.pop(0), recipe)
+    base, axes, search = dict(tables.get("base", {})), dict(tables.get("axes", {})), dict(tables.get("search", {}))
+    axes = {key.strip().replace("_", "-"): values for key, values in axes.items()}
+    for key, texts in map(_pair, rest):
+        base.pop(key, None)
+        axes.pop(key, None)
+        if len(texts) > 1:
+            axes[key] = [value(key, text) for text in texts]
+        else:
+            base[key] = value(key, texts[0])
+    search |= {key: [value(key, text) for text in texts] for key, texts in map(_pair, searched)}
+    found = {**tables, "base": base, "axes": axes} | ({"search": search} if search else {})
+    study = check_study(found | ({"references": True} if references else {}))
+    if not name or rest or searched:
+        text = json.dumps(study.model_dump(exclude={"references"}), sort_keys=True, default=str)
+        name = f"{name or 'sweep'}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return study, name
+
+
+def _num_clients(experiment: Experiment, runtime: Runtime) -> int:
+    """Clients of a federation whose partition says how many there are; it is built if it is not there."""
+    from sim.run import describe_federation
+
+    return describe_federation(experiment, runtime).num_clients
+
+
+def _named(word: str, recipe: Reader) -> dict[str, Any]:
+    """The tables of a study file or shipped study; a recipe is the base of one."""
+    path = Path(word)
+    shipped = {file.stem: file for file in STUDIES.glob("*.toml")}
+    if path.suffix != ".toml" and word in shipped:
+        path = shipped[word]
+    if path.suffix == ".toml" and path.is_file():
+        import tomllib
+
+        try:
+            is_study = any(isinstance(value, dict) for value in tomllib.loads(path.read_text("utf-8")).values())
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+            is_study = True  # reading it says what is wrong
+        if is_study:
+            return read_study(path, recipe)
+    try:
+        return {"base": recipe(word)}
+    except InputError as error:
+        hint = f" {nearest(word, shipped)}" if shipped else ""
+        msg = f"Expected a study file, a shipped study or a recipe first, got {word!r}.{hint} ({error})"
+        raise InputError(msg) from None
+
+
+def _pair(argument: str) -> tuple[str, list[str]]:
+    key, equals, text = argument.partition("=")
+    if not equals or "(" in key:
+        msg = f"Expected settings as key=value or key=a,b,c, got {argument!r}. Quote values that contain spaces."
+        raise InputError(msg)
+    key = key.strip().replace("_", "-")
+    return key, split_values(key, text)
+
+
+def sweep(
+    study: Study, out: Path, console: Console, *, jobs: int = 0, dry_run: bool = False, alone: bool = False
+) -> dict[str, Any]:
+    """Play a study, or say what that would take; what ``fedmlic sweep --json`` prints.
+
+    Args:
+        study: what is asked.
+        out: its folder, new or to go on with.
+        console: of stderr.
+        jobs: runs at the same time; 0 for as many as there are cores or GPUs.
+        dry_run: play two rounds of some rows and say what all would take.
+        alone: play the references without the rows that they belong to.
+
+    Raises:
+        InputError: the study or its folder is wrong; nothing was played.
+    """
+    rows = rows_of(study)
+    folder = StudyFolder(out)
+    runtime = runtime_of(study)
+    players = Players(imports_of(rows), out / "players.log")
+    try:
+        rows += reference_rows(rows, study.references, lambda experiment: _num_clients(experiment, runtime))
+        rows, twice = distinct(rows)
+        rows = [row for row in rows if row.reference or not alone]
+        plan = Plan(rows, list(dict.fromkeys(study.seeds)), study.search)
+        check_rows(plan, runtime)
+        problems = folder.find_runs()
+        folder.note_complete(plan)
+        view = SweepView(console, 0)
+        for row, kept in twice:
+            if not row.reference:
+                view.line(f"{row.label} is the same experiment as {kept.label}: one row")
+        for text in problems:
+            view.warning(text)
+        crew = crew_for(runtime, jobs, sum(1 for _ in plan.ready()) + plan.num_unknown)
+        announce(view, plan, crew, folder)
+        _warn_of_code(view, folder, plan)
+        if dry_run:
+            players.log = Path("/dev/null")
+            players.open(1)
+            costs = calibrate(plan, runtime, players, crew)
+            return announce_cost(view, plan, costs, crew, out, runtime.keep_checkpoints)
+        with folder.alone(), SweepView(console, sum(1 for _ in plan.jobs()) + plan.num_unknown) as live:
+            Sweep(study, plan, folder, runtime, crew, players, live).run()
+            folder.write(plan, about(study, plan))
+        return result_of(folder, plan)
+    finally:
+        players.close()
+
+
+def _warn_of_code(view: SweepView, folder: StudyFolder, plan: Plan) -> None:
+    other = folder.other_code(plan)
+    if other:
+        view.warning(
+            f"{len(other)} complete runs were made with other code than the present ({other[0].name}, ...); delete "
+            "their folders to have them played again"
+        )
+
+
+def result_of(folder: StudyFolder, plan: Plan) -> dict[str, Any]:
+    """The table and the failures of a study that was played."""
+    failed = [
+        {
+            "label": job.label,
+            "run": str(plan.outcomes[job.identity].folder),
+            "reason": plan.outcomes[job.identity].reason,
+        }
+        for job in plan.jobs()
+        if job.identity in plan.outcomes and plan.outcomes[job.identity].reason
+    ]
+    return {"study": str(folder.path.absolute()), "table": folder.table(plan), "failed": failed}

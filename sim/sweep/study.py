@@ -1,0 +1,342 @@
+"""The study file: a base experiment, axes, seeds, and settings that are searched on validation data.
+
+::
+
+    [base]                                  # settings of 'fedmlic run'; recipe = "NAME" begins with a recipe
+    dataset = "scenes(preset='small')"
+    num-rounds = 20
+
+    [axes]                                  # crossed: every value of one with every value of the others
+    method = ["bce()", "asl()"]
+    seed = "0..4"
+
+    [[axes.local-work]]                     # settings that go together are one axis, of tables with a name each
+    name = "short"
+    local-epochs = 1
+    learning-rate = 0.01
+    [[axes.local-work]]
+    name = "long"
+    local-epochs = 8
+    learning-rate = 0.001
+
+    [search]                                # for every combination of the axes but the seed
+    weight-decay = [0.0, 1e-4]
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fedmlic import spec
+from fedmlic.errors import InputError, listing, nearest
+from fedmlic.experiment import Experiment, Runtime, explain, split_settings
+
+SEARCH_SEED = 1000
+"""Seed of search runs; those of the table are others, so that no run of the table was looked at before."""
+
+WHOLE = {"mods", "label-names"}
+"""Settings whose text holds commas: in a command it is one value, never several."""
+
+REFERENCES = ("central", "central-observed", "local-only", "fedavg")
+"""Names of references; ``sim/references.py`` makes them."""
+
+Value = bool | int | float | str | list[str]
+Settings = dict[str, Any]
+
+
+class Search(BaseModel):
+    """Settings that are chosen for every combination of the axes but the seed.
+
+    Attributes:
+        settings: values to try by setting; all are crossed.
+        seed: of the runs that are compared to choose.
+        metric: the highest wins; never one of test images.
+        model: of a run: after its last round, or the best on validation data.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    settings: dict[str, Annotated[list[Value], Field(min_length=1)]] = Field(min_length=1)
+    seed: Annotated[int, Field(ge=0)] = SEARCH_SEED
+    metric: str = "server/val/mAP"
+    model: Literal["last", "best"] = "last"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _settings_beside_options(cls, found: Any) -> Any:  # noqa: ANN401  (as TOML has it)
+        if not isinstance(found, dict) or "settings" in found:
+            return found
+        options = {key: value for key, value in found.items() if key in {"seed", "metric", "model"}}
+        # A model is searched where several are named.
+        if isinstance(options.get("model"), list):
+            del options["model"]
+        return {**options, "settings": {key: value for key, value in found.items() if key not in options}}
+
+    @field_validator("settings", mode="before")
+    @classmethod
+    def _ranges(cls, found: Any) -> Any:  # noqa: ANN401
+        return {_dashed(k): values_of(k, v) for k, v in found.items()} if isinstance(found, dict) else found
+
+    @field_validator("metric")
+    @classmethod
+    def _no_test_data(cls, metric: str) -> str:
+        if metric.startswith("server/") and not metric.startswith("server/val/"):
+            msg = f"Expected the metric of a search to be one of validation data, got {metric!r}. Use server/val/mAP."
+            raise InputError(msg)
+        return metric
+
+    @model_validator(mode="after")
+    def _no_seed(self) -> Search:
+        if "seed" in self.settings:
+            msg = "Expected search.seed to be one number, got several. A seed is no setting to choose."
+            raise InputError(msg)
+        return self
+
+    def choices(self) -> list[Settings]:
+        """Every combination of the values, the first setting varying slowest."""
+        names = list(self.settings)
+        return [dict(zip(names, values, strict=True)) for values in itertools.product(*self.settings.values())]
+
+
+class Study(BaseModel):
+    """A study as its file has it.
+
+    Attributes:
+        base: settings of every run; ``recipe`` names one to begin with.
+        axes: values by setting, or tables with a ``name`` by the name of the axis.
+        search: what is chosen for every combination.
+        references: what every table needs beside its rows (``sim/references.py``); ``true`` stands for all.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base: Settings = {}
+    axes: dict[str, Annotated[list[Value | Settings], Field(min_length=1)]] = {}
+    search: Search | None = None
+    references: tuple[Literal["central", "central-observed", "local-only", "fedavg"], ...] = ()
+
+    @field_validator("references", mode="before")
+    @classmethod
+    def _all_of_them(cls, found: object) -> object:
+        return {True: REFERENCES, False: ()}[found] if isinstance(found, bool) else found
+
+    @field_validator("axes", mode="before")
+    @classmethod
+    def _ranges(cls, found: Any) -> Any:  # noqa: ANN401
+        return {_dashed(k): values_of(k, v) for k, v in found.items()} if isinstance(found, dict) else found
+
+    @field_validator("base", mode="after")
+    @classmethod
+    def _dashes(cls, found: Settings) -> Settings:
+        return {_dashed(key): value for key, value in found.items()}
+
+    @model_validator(mode="after")
+    def _axes_fit(self) -> Study:
+        problems = list(_problems(self))
+        if problems:
+            msg = "Expected a study's axes to go together"
+            raise listing(msg, problems)
+        return self
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds of every row."""
+        return [int(seed) for seed in self.axes.get("seed", [self.base.get("seed", 0)])]  # type: ignore[arg-type]
+
+
+def _problems(study: Study) -> Iterator[str]:
+    """What does not go together, a line each."""
+    tables: dict[str, set[str]] = {}
+    yield from _settings_of_axes(study, tables)
+    searched = set(study.search.settings) if study.search else set()
+    for key in sorted(({key for keys in tables.values() for key in keys} | searched) & _where()):
+        yield f"{key} says where and how fast a run is computed and cannot be varied; set it in [base]"
+    if "out" in study.base:
+        yield "base.out: every run has a folder of its own in the study's; give that with --out"
+    yield from _overlaps(tables, searched)
+    yield from _wrong_seeds(study)
+
+
+def _settings_of_axes(study: Study, tables: dict[str, set[str]]) -> Iterator[str]:
+    """Note which settings each axis sets; yield axes that set none."""
+    known = {_dashed(name) for name in Experiment.model_fields}
+    for axis, values in study.axes.items():
+        named = [value for value in values if isinstance(value, dict)]
+        if named and len(named) < len(values):
+            yield f"axis {axis!r}: values and tables side by side; give every value as a table with a name"
+        elif named:
+            tables[axis] = {_dashed(key) for table in named for key in table if key != "name"}
+            names = [str(table.get("name", "")) for table in named]
+            if "" in names or len(set(names)) < len(names):
+                yield f"axis {axis!r}: every table needs a name of its own, got {names}"
+        elif axis not in known | _where():
+            yield f"axis {axis!r} is no setting. {nearest(axis, known)} Settings that go together are tables."
+        else:
+            tables[axis] = {axis}
+
+
+def _wrong_seeds(study: Study) -> Iterator[str]:
+    if "seed" in study.axes:
+        wrong = [seed for seed in study.axes["seed"] if isinstance(seed, bool) or not isinstance(seed, int)]
+        if wrong:
+            yield f"axis 'seed': Expected whole numbers, got {wrong[0]!r}"
+        elif study.search is not None and study.search.seed in study.axes["seed"]:
+            yield f"search.seed {study.search.seed} is also a seed of the table. Choose another"
+
+
+def _where() -> set[str]:
+    return {_dashed(name) for name in Runtime.model_fields}
+
+
+def _overlaps(tables: Mapping[str, set[str]], searched: set[str]) -> Iterator[str]:
+    for one, other in itertools.combinations(tables, 2):
+        for key in sorted(tables[one] & tables[other]):
+            yield f"axes {one!r} and {other!r} both set {key}"
+    for axis, keys in tables.items():
+        if "seed" in keys and axis != "seed":
+            yield f"axis {axis!r} sets the seed; seeds are an axis of their own"
+        for key in sorted(keys & searched):
+            yield f"axis {axis!r} sets {key}, which is also searched"
+
+
+def _dashed(key: str) -> str:
+    return str(key).strip().replace("_", "-")
+
+
+def values_of(key: str, value: object) -> object:
+    """A list of values; ``"0..4"`` is 0, 1, 2, 3, 4 and one value a list of one."""
+    if isinstance(value, list):
+        return value
+    if isinstance(value, str) and (span := re.fullmatch(r"\s*(\d+)\.\.(\d+)\s*", value)):
+        first, last = map(int, span.groups())
+        if last < first:
+            msg = f"Expected {key} to be FIRST..LAST, got {value}."
+            raise InputError(msg)
+        return list(range(first, last + 1))
+    return [value]
+
+
+def read_study(path: Path, recipe: Callable[[str], Settings]) -> dict[str, Any]:
+    """The tables of a study file, ``recipe`` in its base filled in; not yet checked.
+
+    Raises:
+        InputError: no file, no TOML, or a table that a study has not.
+    """
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        msg = f"Expected {path} to be a study in TOML, got an error: {error}."
+        raise InputError(msg) from None
+    unknown = [key for key in found if key not in Study.model_fields]
+    if unknown:
+        hint = nearest(unknown[0], Study.model_fields)
+        msg = f"Expected {path} to hold the tables of a study, got {unknown[0]!r}. {hint} Settings belong into [base]."
+        raise InputError(msg)
+    base = dict(found.get("base", {}))
+    if "recipe" in base:
+        base = {**recipe(str(base.pop("recipe"))), **{_dashed(key): value for key, value in base.items()}}
+    return {**found, "base": base}
+
+
+def check_study(tables: Mapping[str, Any]) -> Study:
+    """The study of these tables.
+
+    Raises:
+        InputError: anything that is wrong, all at once.
+    """
+    try:
+        return Study(**tables)
+    except ValidationError as error:
+        raise InputError(explain(error)) from None
+
+
+def split_values(key: str, text: str) -> list[str]:
+    """The values of an axis in a command: separated by commas that lie in no brackets and no quotes.
+
+    >>> split_values("method", "bce(),asl(clip=0.1)"), split_values("seed", "0..2")
+    (['bce()', 'asl(clip=0.1)'], ['0', '1', '2'])
+    """
+    if key in WHOLE:
+        return [text]
+    parts, depth, quote = [""], 0, ""
+    for letter in text:
+        quote = "" if letter == quote else letter if not quote and letter in "'\"" else quote
+        depth += 0 if quote else (letter in "([{") - (letter in ")]}")
+        if letter == "," and not quote and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    if len(parts) == 1:
+        return [str(value) for value in values_of(key, text)]  # type: ignore[attr-defined]
+    return [part.strip() for part in parts]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One combination of all axes but the seed: a row of the table.
+
+    Attributes:
+        label: its values, for people.
+        values: text of the value by axis.
+        settings: of its runs, without those that are searched and without the seed.
+        reference: which reference it is; empty for a row of the study itself.
+        like: the row whose chosen settings it takes; its own by default.
+    """
+
+    label: str
+    values: Mapping[str, str]
+    settings: Mapping[str, Any]
+    reference: str = ""
+    like: Row | None = None
+
+    def experiment(self, **changes: Any) -> Experiment:  # noqa: ANN401  (settings are any)
+        """The experiment with some settings changed (dashed names with underscores)."""
+        return split_settings({**self.settings, **{_dashed(key): value for key, value in changes.items()}})[0]
+
+
+def rows_of(study: Study) -> list[Row]:
+    """Every combination of the axes but the seed, the first axis varying slowest.
+
+    Raises:
+        InputError: settings that are wrong, those of all combinations at once.
+    """
+    axes = {axis: values for axis, values in study.axes.items() if axis != "seed"}
+    base = {key: value for key, value in study.base.items() if key != "seed"}
+    rows = [_row(list(axes), chosen, base) for chosen in itertools.product(*axes.values())]
+    problems: dict[str, None] = {}
+    for row in rows:
+        for choice in study.search.choices() if study.search else [{}]:
+            try:
+                split_settings({**row.settings, **choice, "seed": study.seeds[0]})
+            except InputError as error:
+                problems[str(error)] = None
+    if len(problems) == 1:
+        raise InputError(next(iter(problems)))
+    if problems:
+        msg = "Expected the settings of a study to be those of experiments"
+        raise listing(msg, list(problems), complete=True)
+    return rows
+
+
+def _row(axes: Sequence[str], chosen: Sequence[Any], base: Settings) -> Row:
+    settings, values = dict(base), {}
+    for axis, value in zip(axes, chosen, strict=True):
+        if isinstance(value, dict):
+            values[axis] = str(value["name"])
+            settings |= {_dashed(key): setting for key, setting in value.items() if key != "name"}
+        else:
+            values[axis] = ", ".join(value) if isinstance(value, list) else str(value)
+            settings[axis] = value
+    shown = [
+        text if "(" in text or axis in {*spec.CATALOGUES} - {"mods"} else f"{axis} {text or 'none'}"
+        for axis, text in values.items()
+    ]
+    return Row(", ".join(shown) or "base", values, settings)

@@ -1,0 +1,337 @@
+"""Play a study: hand its runs to processes until every row of the table is complete."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fedmlic.errors import InputError, listing
+from fedmlic.experiment import Runtime, split_settings
+from sim.comparison.read import metric_of
+from sim.console import duration, number
+from sim.engines.processes import late_imports
+from sim.sweep.folder import StudyFolder
+from sim.sweep.pace import Cost, Pace, disk, measured
+from sim.sweep.plan import Choice, Job, Outcome, Plan
+from sim.sweep.players import Order, Player, Players, Report
+from sim.sweep.view import SweepView, size
+
+if TYPE_CHECKING:
+    from sim.sweep.study import Row, Study
+
+MAX_DEATHS = 2
+"""Processes that may die with a run before it counts as failed."""
+
+CALIBRATED_ROWS = 6
+"""Most rows of which a dry run plays two rounds."""
+
+CALIBRATION_ROUNDS = 2
+
+
+class Crew(NamedTuple):
+    """How runs are shared out.
+
+    Attributes:
+        players: runs that are played at the same time.
+        engine: that carries each.
+        workers: of each.
+        devices: that players are dealt to in turn; empty where the runtime says.
+    """
+
+    players: int
+    engine: str
+    workers: int
+    devices: tuple[str, ...] = ()
+
+    def changes(self, number: int) -> dict[str, Any]:
+        """Runtime settings of a run of player ``number``."""
+        device = {"device": self.devices[number % len(self.devices)]} if self.devices else {}
+        return {"engine": self.engine, "workers": self.workers, **device}
+
+
+def crew_for(runtime: Runtime, jobs: int, num_runs: int) -> Crew:
+    """How many runs at once, and how each is played.
+
+    On CPUs as many runs as there are cores, each in one process: nothing is then shared or waited for. With fewer
+    runs than that, or ``workers`` set, each has several worker processes. With GPUs one run per GPU, or
+    as many as ``gpus-per-worker`` lets share one. More runs at once where ``jobs`` says so.
+
+    Raises:
+        InputError: a cluster or Flower, which a sweep does not play on.
+    """
+    if runtime.ray_address or runtime.engine in {"ray", "flower"}:
+        what = f"ray-address={runtime.ray_address}" if runtime.ray_address else f"engine={runtime.engine}"
+        msg = (
+            f"Expected a sweep to play its runs in processes of this machine, got {what}. Leave it out, or play single "
+            "runs there with 'fedmlic run'."
+        )
+        raise InputError(msg)
+    num_runs = max(1, num_runs)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    gpus = _gpus(runtime)
+    if gpus:
+        at_once = jobs or max(1, int(len(gpus) / (runtime.gpus_per_worker or 1.0) + 1e-9))
+        return Crew(min(at_once, num_runs), "inprocess", 0, gpus)
+    room = max(1, cores // runtime.threads)
+    players = min(jobs or max(1, room // max(1, runtime.workers)), num_runs)
+    workers = runtime.workers or max(1, room // players)
+    if runtime.engine == "inprocess" or (workers == 1 and runtime.engine == "auto"):
+        return Crew(players, "inprocess", 0)
+    return Crew(players, "processes", workers)
+
+
+def _gpus(runtime: Runtime) -> tuple[str, ...]:
+    if runtime.device not in {"auto", "cuda"}:
+        return ()
+    import torch
+
+    return tuple(f"cuda:{number}" for number in range(torch.cuda.device_count()))
+
+
+def imports_of(rows: Sequence[Row]) -> list[str]:
+    """Large packages that entries of the study import late."""
+    found: dict[str, None] = {}
+    for row in rows:
+        experiment = row.experiment()
+        for key in ("model", "method"):
+            found |= dict.fromkeys(late_imports(key, getattr(experiment, key)))
+    return list(found)
+
+
+def check_rows(plan: Plan, runtime: Runtime) -> None:
+    """Refuse what cannot work, for all rows at once.
+
+    Raises:
+        InputError: entries or combinations that are wrong.
+    """
+    from strategies.server.check import check_experiment
+
+    problems: dict[str, None] = {}
+    for row in plan.rows:
+        for choice in plan.search.choices() if plan.search else [{}]:
+            try:
+                check_experiment(row.experiment(**choice), runtime)
+            except InputError as error:
+                problems[str(error)] = None
+    if len(problems) == 1:
+        raise InputError(next(iter(problems)))
+    if problems:
+        msg = "Expected the rows of a study to be experiments that can be run"
+        raise listing(msg, list(problems), complete=True)
+
+
+@dataclass
+class Sweep:
+    """One study being played.
+
+    Args:
+        study: what is asked.
+        plan: its runs.
+        folder: where they lie.
+        runtime: of every run.
+        crew: how they are shared out.
+        players: that play them.
+        view: that shows it.
+    """
+
+    study: Study
+    plan: Plan
+    folder: StudyFolder
+    runtime: Runtime
+    crew: Crew
+    players: Players
+    view: SweepView
+    _pace: Pace = field(default_factory=Pace)
+    _jobs: dict[str, Job] = field(default_factory=dict)
+    _deaths: dict[str, int] = field(default_factory=dict)
+    _said: set[str] = field(default_factory=set)
+
+    def run(self) -> None:
+        """Play everything that is left; failed runs are in the plan's outcomes."""
+        self.players.open(self.crew.players)
+        self._settle()
+        while not self.plan.is_over:
+            self._hand_out()
+            self._count()
+            for report in self.players.wait(1.0):
+                self._take(report)
+
+    def _hand_out(self) -> None:
+        underway = {player.order.name for player in self.players.busy if player.order is not None}
+        waiting = (job for job in self.plan.ready() if job.identity not in underway)
+        for player, job in zip(self.players.idle, waiting, strict=False):
+            self._play(player, job)
+
+    def _play(self, player: Player, job: Job) -> None:
+        self._jobs[job.identity] = job
+        settings = {**job.experiment.model_dump(), **self.runtime.model_dump(), **self.crew.changes(player.number)}
+        self.view.began(job.identity, job.label, player.number + 1, job.experiment.num_rounds)
+        self._pace.begin(job)
+        self.players.play(player, Order(job.identity, settings, str(self.folder.run_of(job))))
+
+    def _take(self, report: Report) -> None:
+        """Act on what a player says."""
+        name, values = report.name, report.values
+        if report.kind == "started":
+            self._pace.start(name, int(values["round"]))
+        elif report.kind == "round":
+            self._pace.round(name, int(values["round"]))
+            self.view.round(name, values)
+        elif report.kind == "building":
+            self.view.building(name, values)
+        elif report.kind == "warning":
+            self._warn(str(values["text"]))
+        elif report.kind == "died" and self._deaths.get(name, 0) + 1 < MAX_DEATHS:
+            self._deaths[name] = self._deaths.get(name, 0) + 1
+            self._pace.end(name, None)
+            self.view.ended(name, f"{values['reason']}; it goes on from its last checkpoint", "yellow")
+        else:
+            self._end(self._jobs[name], str(values.get("reason", "")))
+
+    def _end(self, job: Job, reason: str) -> None:
+        place = self.folder.run_of(job)
+        self._pace.end(job.identity, None if reason else place)
+        self.plan.outcomes[job.identity] = Outcome(place, reason)
+        if reason:
+            self.view.ended(job.identity, f"FAILED: {reason.splitlines()[0]}", "red")
+        else:
+            self.view.ended(job.identity, _scores(place))
+        self._settle()
+
+    def _settle(self) -> None:
+        """Say what searches have come to since, and write the table."""
+        self.folder.note_complete(self.plan)
+        for row in self.plan.rows if self.plan.search else ():
+            choice = self.plan.choice(row)
+            if choice is not None and row.label not in self._said:
+                self._said.add(row.label)
+                self._say_choice(row, choice)
+        self.folder.write(self.plan, about(self.study, self.plan))
+
+    def _say_choice(self, row: Row, choice: Choice) -> None:
+        if choice.values is None:
+            self.view.line(f"{row.label}: nothing chosen, every run of its search failed", "red")
+            return
+        chosen = ", ".join(f"{key} {value}" for key, value in choice.values.items())
+        metric = self.plan.search.metric if self.plan.search else ""
+        self.view.line(f"{row.label}: chosen {chosen} ({metric} {number(choice.score)})")
+        if choice.num_failed:
+            self.view.warning(f"{row.label}: {choice.num_failed} runs of its search failed and were left out")
+        for key in choice.edges:
+            self.view.warning(
+                f"{row.label}: the best {key}, {choice.values[key]}, is at the edge of the grid; widen the grid"
+            )
+
+    def _warn(self, text: str) -> None:
+        """Say a warning of the data once, however many runs repeat it."""
+        if text not in self._said:
+            self._said.add(text)
+            self.view.warning(text)
+
+    def _count(self) -> None:
+        total = sum(1 for _ in self.plan.jobs()) + self.plan.num_unknown
+        ended = sum(1 for job in self.plan.jobs() if job.identity in self.plan.outcomes)
+        self.view.counted(total, ended, self._pace.left(self.plan, self.crew.players))
+
+
+def _scores(run: Path) -> str:
+    found = []
+    for title, metric in (("val mAP", "server/val/mAP"), ("test mAP", "server/mAP"), ("client mAP", "client/mAP/mean")):
+        try:
+            found.append(f"{title} {number(metric_of(run, metric))}")
+        except InputError:
+            continue
+    return "  ".join(found) or "complete"
+
+
+def about(study: Study, plan: Plan) -> dict[str, Any]:
+    """What ``study.json`` says besides its rows."""
+    search = study.search.model_dump() if study.search else None
+    axes = {axis: list(values) for axis, values in study.axes.items()}
+    return {"base": study.base, "axes": axes, "seeds": list(plan.seeds), "search": search}
+
+
+def calibrate(plan: Plan, runtime: Runtime, players: Players, crew: Crew) -> dict[int, list[Cost]]:
+    """Play two rounds of some rows in a folder that is thrown away, and measure them.
+
+    Returns:
+        Costs by the ``id`` of a row; of at most ``CALIBRATED_ROWS`` rows.
+    """
+    costs: dict[int, list[Cost]] = {}
+    firsts: dict[int, Job] = {}
+    for job in plan.ready():
+        firsts.setdefault(id(job.row), job)
+    with tempfile.TemporaryDirectory(prefix="fedmlic-") as temporary:
+        for number_, job in enumerate(list(firsts.values())[:CALIBRATED_ROWS]):
+            rounds = min(CALIBRATION_ROUNDS, job.experiment.num_rounds)
+            settings = {**job.experiment.model_dump(), **runtime.model_dump(), **crew.changes(0)}
+            place = Path(temporary) / str(number_)
+            began, last = time.monotonic(), [0.0]
+            players.play(players.idle[0], Order(str(number_), {**settings, "num_rounds": rounds}, str(place)))
+            began = _played(players, last, began)
+            costs[id(job.row)] = [measured(place, time.monotonic() - began, rounds, last[0])]
+    return costs
+
+
+def _played(players: Players, last: list[float], began: float) -> float:
+    """Wait for the one run under way; when it began, without preparing images, which is done once."""
+    while players.busy:
+        for report in players.wait(1.0):
+            if report.kind == "building":
+                began = time.monotonic()
+            elif report.kind == "round":
+                last[0] = float(report.values["seconds"])
+            elif report.kind in {"failed", "died"}:
+                msg = f"Expected the first rounds to succeed, got: {report.values['reason']}."
+                raise InputError(msg)
+    return began
+
+
+def announce(view: SweepView, plan: Plan, crew: Crew, folder: StudyFolder) -> None:
+    """Say what will be played, before it is."""
+    jobs = list(plan.jobs())
+    done = sum(job.identity in plan.outcomes for job in jobs)
+    searches = sum(job.search for job in jobs)
+    total = len(jobs) + plan.num_unknown
+    view.line(
+        f"study: {len(plan.rows)} rows x {len(plan.seeds)} seeds, {total} runs"
+        + f" ({searches} of them to choose settings)" * bool(searches)
+    )
+    if done:
+        view.line(f"  {done} are complete already and reused")
+    unused = folder.num_unused(plan)
+    if unused and not plan.num_unknown:
+        view.line(f"  {unused} runs in the folder belong to no row of this study and are left alone")
+    each = {"inprocess": "in one process each", "processes": f"with {crew.workers} worker processes each"}[crew.engine]
+    view.line(f"  {crew.players} at a time, {each}" + f", on {', '.join(crew.devices)}" * bool(crew.devices))
+    view.line(f"  folder: {folder.path}")
+
+
+def announce_cost(
+    view: SweepView, plan: Plan, costs: Mapping[int, list[Cost]], crew: Crew, folder: Path, keep: int
+) -> dict[str, Any]:
+    """Say how long the runs that are left will take and how much disk they need; what a dry run prints as JSON."""
+    pace = Pace(dict(costs))
+    seconds, num_bytes = pace.left(plan, crew.players), disk(plan, costs, keep)
+    place = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
+    free = shutil.disk_usage(place).free
+    if seconds is not None and num_bytes is not None:
+        view.line(
+            f"  about {duration(seconds)}, from {CALIBRATION_ROUNDS} rounds of {len(costs)} of {len(plan.rows)} rows"
+        )
+        view.line(f"  about {size(num_bytes)} of disk, {size(free)} are free")
+        if num_bytes > free:
+            view.warning("that is more than there is: fewer runs, or keep-checkpoints=1")
+    left = sum(1 for _ in plan.ready()) + plan.num_unknown
+    return {"runs_left": left, "seconds": seconds, "bytes": num_bytes, "bytes_free": free, "at_once": crew.players}
+
+
+def runtime_of(study: Study) -> Runtime:
+    """Where and how fast the study's runs are computed."""
+    return split_settings(study.base)[1]

@@ -1,0 +1,164 @@
+"""The study file and its words in a command."""
+
+import pytest
+
+from fedmlic.errors import InputError
+from sim.command import read_recipe, read_value
+from sim.sweep.plan import Plan, distinct, edges_of
+from sim.sweep.start import study_of
+from sim.sweep.study import REFERENCES, check_study, read_study, rows_of, split_values
+
+
+def asked(*arguments, search=()):
+    return study_of(arguments, search, recipe=read_recipe, value=read_value)
+
+
+def test_axes_are_crossed_and_the_seed_is_none_of_a_row():
+    study = check_study(
+        {"axes": {"method": ["bce()", "asl()"], "strategy": ["fedavg()", "labelwise()"], "seed": "0..4"}}
+    )
+    rows = rows_of(study)
+
+    assert [row.label for row in rows] == [
+        "bce(), fedavg()",
+        "bce(), labelwise()",
+        "asl(), fedavg()",
+        "asl(), labelwise()",
+    ]
+    assert study.seeds == [0, 1, 2, 3, 4]
+    assert rows[2].experiment(seed=3).method == "asl()"
+
+
+def test_tables_are_settings_that_go_together():
+    work = [
+        {"name": "short", "local-epochs": 1, "learning_rate": 0.01},
+        {"name": "long", "local-epochs": 8, "learning-rate": 0.001},
+    ]
+    rows = rows_of(check_study({"axes": {"work": work, "method": ["bce()", "asl()"]}}))
+
+    assert [row.label for row in rows] == [
+        "work short, bce()",
+        "work short, asl()",
+        "work long, bce()",
+        "work long, asl()",
+    ]
+    assert [(row.experiment().local_epochs, row.experiment().learning_rate) for row in rows[1:3]] == [
+        (1, 0.01),
+        (8, 0.001),
+    ]
+
+
+def test_a_command_makes_axes_of_settings_with_several_values():
+    study, name = asked("quick", "method=bce(),asl(gamma_neg=4)", "seed=0..2", "num-rounds=3")
+
+    assert study.axes == {"method": ["bce()", "asl(gamma_neg=4)"], "seed": [0, 1, 2]}
+    assert study.base["num-rounds"] == 3
+    assert name.startswith("quick-")
+    assert asked("quick", "method=bce(),asl(gamma_neg=4)", "seed=0..2", "num-rounds=3")[1] == name
+    assert asked("quick", "method=bce(),asl(gamma_neg=4)", "seed=0..3", "num-rounds=3")[1] != name
+
+
+def test_a_command_changes_a_study_file(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        'references = true\n[base]\nrecipe = "quick"\nnum_rounds = 7\n[axes]\nmethod = ["bce()", "asl()"]\n'
+    )
+
+    study, _ = asked(str(file), "method=fedlgt()", "seed=1,2", search=["learning-rate=0.1,0.01"])
+
+    assert study.base["num-rounds"] == 7
+    assert study.base["method"] == "fedlgt()"
+    assert study.axes == {"seed": [1, 2]}
+    assert study.search.settings == {"learning-rate": [0.1, 0.01]}
+    assert study.references == REFERENCES
+    assert asked(str(file))[1] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("a(x=[1,2]),b(y='1,2')", ["a(x=[1,2])", "b(y='1,2')"]),
+        ('"a,b"', ['"a,b"']),
+        ("3..5", ["3", "4", "5"]),
+        ("0.1", ["0.1"]),
+    ],
+)
+def test_commas_in_brackets_and_quotes_separate_nothing(text, values):
+    assert split_values("dataset", text) == values
+
+
+def test_mods_are_one_value_in_a_command():
+    assert split_values("mods", "fedper(), int8()") == ["fedper(), int8()"]
+
+
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        ({"axes": {"metod": ["bce()"]}}, "Did you mean 'method'"),
+        ({"axes": {"method": []}}, "axes.method"),
+        ({"axes": {"method": ["bce()", {"name": "x", "method": "asl()"}]}}, "side by side"),
+        ({"axes": {"a": [{"method": "bce()"}]}}, "a name of its own"),
+        ({"axes": {"method": ["bce()"], "a": [{"name": "x", "method": "asl()"}]}}, "both set method"),
+        ({"axes": {"a": [{"name": "x", "seed": 1}]}}, "seeds are an axis of their own"),
+        ({"axes": {"seed": ["one"]}}, "whole numbers"),
+        ({"axes": {"seed": "4..1"}}, "FIRST..LAST"),
+        ({"axes": {"workers": [1, 2]}}, "where and how fast"),
+        ({"base": {"out": "x"}}, "--out"),
+        ({"axes": {"learning-rate": [0.1]}, "search": {"learning-rate": [0.1]}}, "also searched"),
+        ({"axes": {"seed": [1000]}, "search": {"learning-rate": [0.1]}}, "also a seed of the table"),
+        ({"search": {"learning-rate": [0.1], "metric": "server/mAP"}}, "validation data"),
+        ({"search": {"seed": [1, 2], "learning-rate": [0.1]}}, "seed"),
+        ({"search": {}}, "search.settings"),
+        ({"axis": {}}, "axis"),
+        ({"references": ["centre"]}, "references"),
+    ],
+)
+def test_what_is_wrong_with_a_study_is_said(tables, words):
+    with pytest.raises(InputError) as caught:
+        check_study(tables)
+
+    assert words in str(caught.value)
+    assert "pydantic" not in str(caught.value)
+
+
+def test_wrong_settings_of_all_rows_are_said_at_once():
+    study = check_study({"axes": {"method": ["bec()", "bce()"], "strategy": ["fedavgg()", "fedavg()"]}})
+
+    with pytest.raises(InputError) as caught:
+        rows_of(study)
+
+    assert "bec" in str(caught.value)
+    assert "fedavgg" in str(caught.value)
+
+
+def test_a_table_that_a_study_has_not_is_refused(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text("[axs]\nseed = [0]\n")
+
+    with pytest.raises(InputError, match="Did you mean 'axes'"):
+        read_study(file, read_recipe)
+
+
+def test_rows_that_are_one_experiment_are_one_row():
+    rows = rows_of(check_study({"axes": {"method": ["bce", "asl()", "bce(pool='mean')"]}}))
+
+    kept, twice = distinct(rows)
+
+    assert [row.values["method"] for row in kept] == ["bce", "asl()"]
+    assert [(row.values["method"], first.values["method"]) for row, first in twice] == [("bce(pool='mean')", "bce")]
+
+
+def test_adding_a_value_or_a_seed_leaves_other_runs_their_identity():
+    few = check_study({"axes": {"method": ["bce()"], "seed": [0]}})
+    more = check_study({"axes": {"method": ["asl()", "bce(pool='mean')"], "seed": [1, 0]}})
+    jobs = [{job.identity for job in Plan(rows_of(study), study.seeds).jobs()} for study in (few, more)]
+
+    assert len(jobs[1]) == 4
+    assert jobs[0] < jobs[1]
+
+
+def test_the_edge_of_a_grid_is_noticed_for_numbers_only():
+    tried = {"learning-rate": [0.1, 0.01, 0.001], "optimizer": ["sgd", "adam"], "momentum": [0.9]}
+
+    assert edges_of({"learning-rate": 0.01, "optimizer": "sgd", "momentum": 0.9}, tried) == []
+    assert edges_of({"learning-rate": 0.001, "optimizer": "sgd", "momentum": 0.9}, tried) == ["learning-rate"]

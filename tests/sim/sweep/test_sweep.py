@@ -1,0 +1,241 @@
+"""Studies that are played."""
+
+import csv
+import io
+import pickle
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from fedmlic.errors import InputError
+from fedmlic.experiment import split_settings
+from fedmlic.record import open_run, read_json
+from sim.comparison.compare import compare
+from sim.comparison.output import render, to_json
+from sim.references import reference_rows
+from sim.run import describe_federation
+from sim.sweep.plan import distinct
+from sim.sweep.start import sweep
+from sim.sweep.study import REFERENCES, check_study, rows_of
+from sim.sweep.sweep import crew_for
+
+RATES = [1e-9, 3e-3]
+METHODS = ["bce()", "fails.on_seed_one()"]
+FAILS = """
+from fedmlic.errors import InputError
+from fedmlic.methods.bce import bce
+
+
+def on_seed_one():
+    made = bce()
+
+    def build(task):
+        if task.seed == 1:
+            raise InputError("this seed is not wanted")
+        return made.build(task)
+
+    return made._replace(build=build)
+"""
+
+
+def base(settings, **changes):
+    return {key: value for key, value in settings(**{"num_rounds": 2, **changes}).items() if key != "engine"}
+
+
+def played(study, out, **options):
+    text = io.StringIO()
+    found = sweep(study, out, Console(file=text, width=80), **options)
+    return found, text.getvalue()
+
+
+@pytest.fixture(scope="module")
+def swept(settings, tmp_path_factory):
+    """A study with a search, a row that fails at one seed, and references; its result and what was said."""
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "fails.py").write_text(FAILS)
+    sys.path.insert(0, str(folder))
+    try:
+        tables = {
+            "base": base(settings, num_clients=2, cohort_size=2),
+            "axes": {"method": METHODS, "seed": [0, 1]},
+            "search": {"learning-rate": RATES},
+            "references": ["local-only"],
+        }
+        found, said = played(check_study(tables), folder / "out", jobs=2)
+        again = played(check_study(tables), folder / "out", jobs=1)
+        yield folder / "out", found, said, again
+    finally:
+        sys.path.remove(str(folder))
+        sys.modules.pop("fails", None)
+
+
+def test_a_row_chooses_on_validation_data_and_says_where_the_grid_ends(swept):
+    out, found, said, _ = swept
+    rows = {row["label"]: row for row in read_json(out / "study.json")["rows"]}
+
+    scores = [read_json(out / run / "result.json")["metrics"]["server/val/mAP"] for run in rows["bce()"]["search"]]
+    best = RATES[scores.index(max(scores))]
+    assert rows["bce()"]["chosen"] == {"learning-rate": best}
+    assert rows["bce()"]["score"] == max(scores)
+    assert "at the edge of the grid; widen the grid" in said.replace("\n", " ")
+    assert {row["learning-rate"] for row in found["table"] if row["method"] == "bce()"} == {best}
+
+
+def test_a_failed_run_is_named_and_the_others_go_on(swept):
+    _, found, said, (again, _) = swept
+    states = {(row["method"], row["reference"], row["seed"]): row["state"] for row in found["table"]}
+
+    assert [failure["label"].endswith("seed 1") for failure in found["failed"]].count(False) == 0
+    assert "this seed is not wanted" in found["failed"][0]["reason"]
+    assert "FAILED" in said
+    assert states["fails.on_seed_one()", "", 0] == "complete"
+    assert states["fails.on_seed_one()", "", 1] == "failed"
+    assert states["bce()", "", 1] == "complete"
+    assert again["table"] == found["table"]
+
+
+def test_what_is_complete_is_reused(swept):
+    _, _, _, (_, said) = swept
+
+    assert "are complete already and reused" in said
+    assert "bce(), seed 0:" not in said
+
+
+def test_a_run_of_a_sweep_is_that_of_the_command(swept, play, tmp_path):
+    _, found, _, _ = swept
+    row = next(row for row in found["table"] if row["method"] == "bce()" and row["seed"] == 1 and not row["reference"])
+
+    alone = play(
+        tmp_path / "alone", num_rounds=2, num_clients=2, cohort_size=2, seed=1, learning_rate=row["learning-rate"]
+    )
+
+    assert row["weights-sha256"] == alone["weights_sha256"]
+
+
+def test_local_training_is_that_of_each_client(swept):
+    out, found, _, _ = swept
+    federated = next(row for row in found["table"] if row["method"] == "bce()" and row["seed"] == 0)
+    alone = [row for row in found["table"] if row["method"] == "bce()" and row["seed"] == 0 and row["reference"]]
+
+    images = [_last_round(out / row["run"])["num-images"] for row in alone]
+
+    assert [row["single-client"] for row in alone] == ["0", "1"]
+    assert sum(images) == _last_round(out / federated["run"])["num-images"]
+
+
+def _last_round(run):
+    return [event for event in open_run(run).events() if event["event"] == "round"][-1]
+
+
+def test_all_references_of_a_row(settings):
+    """Passes over the images are those of the federation, and what depends on the strategy is there once."""
+    study = check_study({"base": base(settings, num_rounds=6), "axes": {"strategy": ["labelwise()", "fednova()"]}})
+
+    rows, _ = distinct([*rows_of(study), *reference_rows(rows_of(study), REFERENCES, lambda _: 0)])
+
+    names = [row.reference for row in rows]
+    assert names == ["", "", "central", "central-observed", *["local-only"] * 6, "fedavg"]
+    made = {row.reference: row.experiment() for row in rows}
+    assert (made["central"].num_rounds, made["central"].local_epochs, made["central"].regime) == (4, 1, "complete()")
+    assert (made["central-observed"].single_client, made["central-observed"].regime) == (
+        "pooled",
+        rows[0].experiment().regime,
+    )
+    assert (made["local-only"].num_rounds, made["local-only"].cohort_size) == (4, 0)
+
+
+def test_one_client_of_a_federation_holds_what_it_held(tiny):
+    whole = describe_federation(*tiny())
+    pooled, third = whole.single("pooled"), whole.single("3")
+
+    shard, own = pooled.shard(0), third.shard(3)
+    assert np.array_equal(own.labels, whole.shard(3).labels)
+    assert np.array_equal(own.holdout_rows, whole.shard(3).holdout_rows)
+    assert np.array_equal(shard.labels, np.concatenate([whole.shard(client).labels for client in whole.clients]))
+    assert np.array_equal(pooled.sizes, [whole.sizes.sum()])
+    assert np.array_equal(pooled.label_counts, whole.label_counts.sum(axis=0, keepdims=True))
+    assert len({whole.content, pooled.content, third.content}) == 3
+    again = pickle.loads(pickle.dumps(third))  # noqa: S301  (as between our own processes)
+    assert again.content == third.content
+    with pytest.raises(InputError, match="a client from 0 to 5"):
+        whole.single("6")
+
+
+def test_the_table_is_a_file(swept):
+    out, found, _, _ = swept
+    with (out / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+
+    assert [row["run"] for row in rows] == [row["run"] for row in found["table"]]
+    assert float(rows[0]["server/mAP"]) == found["table"][0]["server/mAP"]
+
+
+def test_a_study_is_compared_with_its_references_beside_it(swept):
+    out, found, _, _ = swept
+    made = compare([out])
+    shown = to_json(made)
+
+    labels = [row["label"] for row in shown["rows"]]
+    assert labels[:2] == ["bce", "fails.on_seed_one"]
+    assert {"local-only mean: bce", "local-only worst: bce"} <= set(labels)
+    assert len(shown["pairs"]) == 1
+    assert shown["rows"][0]["values"]["0"] == found["table"][0]["server/mAP"]
+    assert any("are missing" in note for note in shown["notes"])
+    assert any("too few seeds" in note for note in shown["notes"])
+    assert shown["model"] == "after the last round"
+    for form in ("csv", "markdown", "latex"):
+        assert "bce" in render(made, form)
+
+
+def test_a_metric_that_is_not_there_is_refused(swept):
+    with pytest.raises(InputError, match="Did you mean 'server/mAP'"):
+        compare([swept[0]], metric="server/map")
+
+
+def test_another_folder_is_not_written_into(settings, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+
+    with pytest.raises(InputError, match="new, empty or a study"):
+        played(check_study({"base": base(settings)}), tmp_path)
+
+
+def test_clusters_and_flower_are_refused(settings):
+    for changes in ({"ray_address": "auto"}, {"engine": "flower"}, {"engine": "ray"}):
+        with pytest.raises(InputError, match="processes of this machine"):
+            crew_for(split_settings(settings(**changes))[1], 0, 4)
+
+
+def test_a_dry_run_measures_and_leaves_nothing(settings, tmp_path):
+    found, said = played(
+        check_study({"base": base(settings), "axes": {"seed": "0..4"}}), tmp_path / "new", dry_run=True
+    )
+
+    assert found["runs_left"] == 5
+    assert found["seconds"] > 0
+    assert found["bytes"] > 0
+    assert "5 runs" in said
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+def test_five_kills_leave_the_table_of_an_uninterrupted_sweep(settings, tmp_path):
+    settings = {**base(settings, num_rounds=8), "method": ["bce()", "asl()"], "seed": ["0..1"]}
+    words = [f"{k}={','.join(map(str, v)) if isinstance(v, list) else v}" for k, v in settings.items()]
+    command = [sys.executable, "-c", "from sim.command import main; main()", "sweep", *words, "--jobs", "2"]
+    whole = subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True, capture_output=True, text=True)
+    for kill in range(5):
+        process = subprocess.Popen([*command, "--out", str(tmp_path / "killed")], stderr=subprocess.PIPE, text=True)
+        for line in process.stderr:  # in the middle of rounds, and after a run ended
+            if line.startswith(("about", "[") if kill % 2 else "["):
+                break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stderr.close()
+    subprocess.run([*command, "--out", str(tmp_path / "killed")], check=True, capture_output=True)
+
+    assert "2 of 2" in whole.stdout
+    assert (tmp_path / "killed/table.csv").read_bytes() == (tmp_path / "whole/table.csv").read_bytes()
