@@ -82,7 +82,7 @@ def test_the_page_has_the_columns_of_a_real_run(counted, table):
 def test_the_page_has_every_event(counted):
     events = {event["event"] for event in counted.events()}
 
-    assert set(sections("record.md")["Events"]) == events | {"failed", "statistics", "versions"}
+    assert set(sections("record.md")["Events"]) == events | {"failed", "set-aside", "statistics", "versions", "warning"}
     assert set(TABLES.values()) <= events
 
 
