@@ -43,7 +43,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedmlic.annotation.published_rates import ANNOTATORS, rates_of
+from fedmlic.annotation.published_rates import ANNOTATORS, RATES, rates_of
 from fedmlic.annotation.two_coin import Rates, bounded, estimated, rates_from, sums_of
 from fedmlic.errors import InputError, listing
 from fedmlic.guesses import absent_cost, precise, present_cost
@@ -127,21 +127,24 @@ def by_em(probs: Tensor, labels: Tensor, smoothing: float) -> Rates:
     return Rates(found.miss[0], found.spurious[0])
 
 
-def published(label_names: Sequence[str], annotator: str, client: int) -> Rates:
+def published(label_names: Sequence[str], annotator: str, client: int, match: str = "name") -> Rates:
     """float64 ``[labels]``: the published rates of a client's annotator.
 
     Args:
         label_names: PASCAL's, or COCO's names for the same things.
         annotator: one of ``ANNOTATORS``, or ``in_turn``: client k has number k modulo 3.
         client: whose.
+        match: rows by ``name``, or label k by row k modulo 20 (``order``), as the regime ``annotator_table`` does.
 
     Raises:
         InputError: a label is not in the table.
     """
-    rows = [rates_of(name) for name in label_names]
+    every = list(RATES.values())
+    by_name = match == "name"
+    rows = [rates_of(name) if by_name else every[place % len(every)] for place, name in enumerate(label_names)]
     unknown = [repr(name) for name, row in zip(label_names, rows, strict=True) if row is None]
     if unknown:
-        expected = "Expected labels to be among the 20 of the annotator table (use rates='given' or an estimate)"
+        expected = "Expected labels to be among the 20 of the annotator table (use match='order', rates='given' or an estimate)"
         raise listing(expected, unknown)
     number = client % len(ANNOTATORS) if annotator == "in_turn" else ANNOTATORS.index(annotator)
     table = torch.tensor([row for row in rows if row is not None], dtype=torch.float64).view(len(rows), -1, 2)
@@ -155,6 +158,7 @@ def noise_corrected(
     miss: Rate = 0.2,
     spurious: Rate = 0.01,
     annotator: Literal["google", "microsoft", "everypixel", "in_turn"] = "in_turn",
+    match: Literal["name", "order"] = "name",
     warm_up: Annotated[int, Field(ge=0)] = 5,
     share: Annotated[float, Field(gt=0, le=1)] = 0.5,
     smoothing: Annotated[float, Field(ge=0)] = 1.0,
@@ -168,7 +172,8 @@ def noise_corrected(
             estimate by ``anchors`` or ``em``.
         miss: of ``given``, the share of present entries that are written down as absent.
         spurious: of ``given``, the share of absent entries that are written down as present.
-        annotator: of ``table``: one for all clients, or ``in_turn``, as the regime of that name has it.
+        annotator: of ``table``: one for all clients, or ``in_turn``, as ``annotator_table`` has it.
+        match: of ``table``: its rows by label ``name``, or label k by row k modulo 20 (``order``).
         warm_up: rounds before estimates are used.
         share: of ``anchors``, how many there are, in entries that are written down alike.
         smoothing: of estimates, entries without an error that are added to each side of a label.
@@ -187,7 +192,7 @@ def noise_corrected(
     def first(local: Local, num_labels: int) -> Rates:
         if rates == "table":
             names = local.shard.label_names if local.shard is not None else ()
-            return published(names, annotator, local.client)
+            return published(names, annotator, local.client, match)
         each = (0.0, 0.0) if estimates else (miss, spurious)
         return Rates(*(torch.full((num_labels,), rate, dtype=torch.float64) for rate in each))
 
