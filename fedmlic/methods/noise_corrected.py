@@ -144,7 +144,7 @@ def published(label_names: Sequence[str], annotator: str, client: int, match: st
     rows = [rates_of(name) if by_name else every[place % len(every)] for place, name in enumerate(label_names)]
     unknown = [repr(name) for name, row in zip(label_names, rows, strict=True) if row is None]
     if unknown:
-        expected = "Expected labels to be among the 20 of the annotator table (use match='order', rates='given' or an estimate)"
+        expected = "Expected labels to be among the 20 of the annotator table (use match='order', or other rates)"
         raise listing(expected, unknown)
     number = client % len(ANNOTATORS) if annotator == "in_turn" else ANNOTATORS.index(annotator)
     table = torch.tensor([row for row in rows if row is not None], dtype=torch.float64).view(len(rows), -1, 2)

@@ -196,7 +196,9 @@ def _runs_of(place: Path, benchmark: str, apis: list[str], date: str) -> dict[st
 
 def _in_turn(assignment: Assignment, runs: dict[str, list[files.Run]]) -> files.Run | None:
     """The client's annotator: pairs of API and date in order, client after client; ``None`` is the truth."""
-    pairs = [run for api in sorted(runs) for run in (runs[api] or [None])]
+    pairs: list[files.Run | None] = []
+    for api in sorted(runs):
+        pairs += runs[api] or [None]
     return pairs[assignment.client % len(pairs)]
 
 
