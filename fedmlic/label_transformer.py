@@ -28,7 +28,7 @@ wide as the tokens, uniform initial weights of plus or minus 1 / sqrt(inputs).
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -52,6 +52,24 @@ ReadoutKind = Literal["row", "shared"]
 
 LARGEST_DRIFT = 1e-4
 """Difference of an entry between label vectors that count as the same on two machines."""
+
+
+class ReadsByName(Protocol):
+    """A network that ``ask`` can predict further labels with.
+
+    Attributes:
+        readout_kind: a read-out row per label, or one for all.
+        label_tokens: ``[labels, width]``, the labels' vectors as ``fedmlic.text`` made them.
+    """
+
+    readout_kind: ReadoutKind
+    label_tokens: Tensor
+
+    def label_rows(self) -> tuple[str, ...]:
+        """Names of the trainable tensors with one row per label."""
+
+    def beside(self, images: Tensor, vectors: Tensor) -> Tensor:
+        """Logits float32 ``[batch, names]`` of further labels that nothing else depends on."""
 
 
 class LabelTransformer(nn.Module):
@@ -96,14 +114,14 @@ class LabelTransformer(nn.Module):
         self.positions = positions
         num_features = backbone.num_features
         self.projection = nn.Linear(num_features, width) if num_features != width else nn.Identity()
-        _hold(self, "label_tokens", labels.vectors, learned=labels.trainable)
+        hold(self, "label_tokens", labels.vectors, learned=labels.trainable)
         # Row 0 (unknown) is zero by definition and is not kept, so that nothing can train it.
-        _hold(self, "state_tokens", states.vectors[1:], learned=states.trainable)
+        hold(self, "state_tokens", states.vectors[1:], learned=states.trainable)
         self.norm = nn.LayerNorm(width)
         self.layers = nn.ModuleList(
             EncoderLayer(width, num_heads, feedforward or width, dropout) for _ in range(num_layers)
         )
-        self.readout_kind = readout
+        self.readout_kind: ReadoutKind = readout
         self.readout = Readout(num_labels if readout == "row" else 1, width)
         if isinstance(self.projection, nn.Linear):
             uniform_by_inputs(self.projection)
@@ -349,7 +367,7 @@ def build_label_transformer(
     width = width or backbone.num_features
     labels = label_vectors(text, task.label_names, width, task.seed)
     if readout == "shared":
-        _check_distinct(task.label_names, labels.vectors)
+        check_distinct(task.label_names, labels.vectors)
     states = state_vectors(text, width, task.seed)
     if swap_states:
         states = states._replace(vectors=states.vectors[[0, 2, 1]])
@@ -372,7 +390,7 @@ def ask(network: nn.Module, task: Task, names: Sequence[str], text: str) -> Call
     A name whose vector is that of a label of the training has that label's probability to the bit.
 
     Args:
-        network: a trained ``LabelTransformer``.
+        network: a trained ``LabelTransformer``, or another network that ``ReadsByName``.
         task: what it was built for.
         names: unique.
         text: where its vectors came from.
@@ -384,7 +402,7 @@ def ask(network: nn.Module, task: Task, names: Sequence[str], text: str) -> Call
         InputError: labels have a read-out or vectors of their own, a name without a vector, or
             vectors here that are not those of the training.
     """
-    trained = cast("LabelTransformer", network)
+    trained = cast("ReadsByName", network)
     if trained.readout_kind == "row":
         msg = (
             "Expected a network that reads all labels out alike to ask it about other names, got a read-out row for "
@@ -413,7 +431,7 @@ def ask(network: nn.Module, task: Task, names: Sequence[str], text: str) -> Call
 
     def probabilities(images: Tensor) -> Tensor:
         # Of the labels exactly as ``predict`` does it: a sigmoid's last bit depends on the place in a vector register.
-        found = predict(trained, images)
+        found = predict(network, images)
         if further:
             found = torch.cat([found, torch.sigmoid(trained.beside(images, asked))], dim=1)
         return found[:, columns]
@@ -460,7 +478,8 @@ def uniform_by_inputs(module: nn.Linear | Readout) -> None:
     nn.init.uniform_(module.bias, -bound, bound)
 
 
-def _hold(module: nn.Module, name: str, vectors: NDArray[np.float32], *, learned: bool) -> None:
+def hold(module: nn.Module, name: str, vectors: NDArray[np.float32], *, learned: bool) -> None:
+    """Make ``vectors`` a parameter of ``module``, or a constant of it."""
     values = torch.tensor(vectors)
     if learned:
         module.register_parameter(name, nn.Parameter(values))
@@ -468,7 +487,8 @@ def _hold(module: nn.Module, name: str, vectors: NDArray[np.float32], *, learned
         module.register_buffer(name, values)
 
 
-def _check_distinct(names: Sequence[str], vectors: NDArray[np.float32]) -> None:
+def check_distinct(names: Sequence[str], vectors: NDArray[np.float32]) -> None:
+    """Raise ``InputError`` if two labels have equal vectors, which a shared read-out could not tell apart."""
     equal = alike(names, vectors)
     if equal:
         msg = (

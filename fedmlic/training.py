@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fedmlic.errors import InputError
 from fedmlic.method import Inputs, Local, Method, Objective, Task, Trained, no_inputs, scalar_and_rest
 from fedmlic.mod import Step
-from fedmlic.model import Classifier
+from fedmlic.model import Classifier, StageBackbone
 from fedmlic.optimiser import clip_norm, make_optimiser
 from fedmlic.seeds import torch_global_stream
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from fedmlic.arrays import Resident
     from fedmlic.experiment import Experiment
+    from fedmlic.model import Stage
     from fedmlic.shard import Shard
 
 Loss = Callable[..., Tensor]
@@ -226,11 +227,15 @@ def captured_features(network: nn.Module, *, wanted: bool) -> Iterator[Callable[
         yield lambda: None
         return
     seen: dict[str, Tensor] = {}
+    # A method may go through a network in stages by itself: its last block makes the map in either case.
+    maker: nn.Module = backbone
+    if isinstance(backbone, StageBackbone):
+        maker = cast("Stage", backbone.stages[-1]).blocks[-1]
 
     def note(_module: nn.Module, _inputs: object, output: Tensor) -> None:
         seen["map"] = output
 
-    handle = backbone.register_forward_hook(note)
+    handle = maker.register_forward_hook(note)
 
     def last() -> Tensor | None:
         return seen["map"].mean(dim=(2, 3)) if seen else None

@@ -8,6 +8,7 @@ from clients.memory import FolderMemory
 from clients.opening import open_federation
 from fedmlic.errors import InputError
 from fedmlic.learner import build_learner
+from fedmlic.models import convnext
 from fedmlic.protocol import Request
 from fedmlic.spec import build, entries
 from fedmlic.update import Weighting, units_for
@@ -19,6 +20,9 @@ VARIANTS = {
     "bce": ["bce()", "bce(pool='logsumexp')", "bce(pool='max')"],
 }
 """Methods whose defaults draw at random, or that have more than one way of doing it."""
+
+MODELS = {"hsvlt()": "convnext(image_size=32)"}
+"""For methods that need a network's inside."""
 
 EVERY = [text for name in entries("method") for text in VARIANTS.get(name, [f"{name}()"])]
 METHODS = [text for text in EVERY if not build("method", text).phases]
@@ -79,8 +83,10 @@ def test_every_method_of_the_catalogue_says_whether_it_can():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_same_as_one_after_another(hosts, method):
+def test_the_same_as_one_after_another(hosts, method, monkeypatch):
+    monkeypatch.setitem(convnext.SIZES, "atto", ((1, 1, 1, 1), (8, 8, 16, 16)))
     changes = {"method": method, "local_epochs": 2, "batch_size": 7}
+    changes |= {"model": MODELS[method]} if method in MODELS else {}
     alone, flat = play(hosts(1, **changes))
 
     together, _ = play(hosts(3, **changes))  # three at once, then two
