@@ -166,7 +166,7 @@ def _check_plugins(experiment: Experiment, plugins: tuple[str, ...]) -> None:
     Raises:
         InputError: it does; nothing of it was imported.
     """
-    for key in ("model", "method", "mods"):
+    for key in ("model", "method", "mods", "inference"):
         refused = spec.not_allowed(key, getattr(experiment, key), plugins)
         if refused:
             allowed, others = ", ".join(plugins) or "nothing", ", ".join(refused)

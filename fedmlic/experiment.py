@@ -34,6 +34,7 @@ LATER_FIELDS = (
     "statistics_min_clients",
     "statistics_min_images",
     "features",
+    "inference",
 )
 """Settings that older runs do not have: their defaults do not count, so that old identities hold."""
 
@@ -52,7 +53,7 @@ class Experiment(BaseModel):
     """Everything that decides the result of a run.
 
     Each key is one sentence of the experiment: *dataset* split by *partition*, annotated
-    under *regime*, trained by *method* on *model*, merged by *strategy*.
+    under *regime*, trained by *method* on *model*, merged by *strategy*, evaluated by *inference*.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -63,6 +64,7 @@ class Experiment(BaseModel):
     model: str = Field("small_cnn()", description="the backbone")
     method: str = Field(DEFAULT_METHOD, description="what a client does")
     strategy: str = Field("labelwise()", description="how the server merges")
+    inference: str = Field("plain()", description="how a network is asked when it is evaluated")
     mods: str = Field("", description="what is added to a client's turn: mods separated by commas, in order")
     num_clients: Count = Field(20, description="clients in the federation (0: as many as the partition finds)")
     num_rounds: Positive = Field(12, description="rounds")
@@ -109,7 +111,7 @@ class Experiment(BaseModel):
     )
     seed: Count = Field(0, description="of every random stream")
 
-    @field_validator("dataset", "partition", "regime", "model", "method", "strategy")
+    @field_validator("dataset", "partition", "regime", "model", "method", "strategy", "inference")
     @classmethod
     def _known_entry(cls, text: str, info: Any) -> str:  # noqa: ANN401  (pydantic's ValidationInfo)
         name = spec.parse(text, info.field_name).name

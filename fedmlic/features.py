@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
     from fedmlic.corpus import Corpus
     from fedmlic.experiment import Experiment
+    from fedmlic.inference import Inference
     from fedmlic.method import Method
     from fedmlic.model import Model
 
@@ -152,11 +153,14 @@ def backbone_of(network: nn.Module) -> Backbone:
 
 
 def obstacle_in_settings(experiment: Experiment, method: Method) -> str:
-    """Why a method needs images in every step, whatever its network; empty where it does not."""
+    """Why a method or evaluation needs images themselves, whatever the network; empty where it does not."""
     if experiment.augmentation != "none":
         return f"augmentation={experiment.augmentation} changes the images of every step"
     if method.needs_pixels:
         return f"method {experiment.method} works on the images itself"
+    inference: Inference = spec.build("inference", experiment.inference)
+    if inference.needs_pixels:
+        return f"inference {experiment.inference} works on the images itself"
     return ""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +18,7 @@ from fedmlic import spec
 from fedmlic.arrays import Resident
 from fedmlic.errors import InputError
 from fedmlic.features import BACKBONE, FeatureMaps, Passed
+from fedmlic.inference import ONCE, Inference
 from fedmlic.method import Method, Task
 from fedmlic.mod import Mod
 from fedmlic.seeds import torch_global_stream
@@ -43,6 +45,7 @@ class Learner:
         mods: the experiment's own (the server's rule may bring more).
         features: the feature maps that the network is given in place of the corpus's images, if
             its backbone does not train; the network has none then.
+        inference: how the network is asked when it is evaluated.
     """
 
     method: Method
@@ -51,6 +54,7 @@ class Learner:
     device: torch.device
     mods: tuple[Mod, ...] = ()
     features: FeatureMaps | None = None
+    inference: Inference = ONCE
 
     def stored(self, corpus: Corpus) -> Images:
         """What the network is given of a corpus: its images, or the feature maps in their place."""
@@ -67,13 +71,13 @@ class Learner:
         self, images: Images | OwnImages, rows: NDArray[np.int64], batch_size: int = 256
     ) -> NDArray[np.float32]:
         """Probabilities float32 ``[rows, labels]`` of the loaded network for stored images (see ``stored``)."""
-        network = self.resident.network.eval()
+        predict = self.inference.of(partial(self.method.predict, self.resident.network.eval()))
         scores = torch.empty(len(rows), self.task.num_labels)
         with torch.inference_mode():
             for start in range(0, len(rows), batch_size):
                 chosen = rows[start : start + batch_size]
                 batch = to_float(images.take(chosen), self.device, self.resident.memory_format)
-                scores[start : start + len(chosen)] = self.method.predict(network, batch).float().cpu()
+                scores[start : start + len(chosen)] = predict(batch).float().cpu()
         return scores.numpy()
 
 
@@ -144,6 +148,7 @@ def build_learner(
     method, network = build_network(experiment, task)
     mods: tuple[Mod, ...] = tuple(spec.build_all("mods", experiment.mods))
     own = [name for mod in mods if mod.private is not None for name in mod.private(network, method)]
+    inference = checked_inference(experiment, task, method, network)
     maps = None if features is None else features(method, network)
     if maps is not None:
         Passed.put_into(network)
@@ -157,7 +162,19 @@ def build_learner(
         device=device,
         channels_last=channels_last,
     )
-    return Learner(method, resident, task, torch.device(device), mods, maps)
+    return Learner(method, resident, task, torch.device(device), mods, maps, inference)
+
+
+def checked_inference(experiment: Experiment, task: Task, method: Method, network: nn.Module) -> Inference:
+    """The experiment's inference, if it works with this network; the network is left in training mode.
+
+    Raises:
+        InputError: it does not.
+    """
+    inference: Inference = spec.build("inference", experiment.inference)
+    inference.check(task, partial(method.predict, network.eval()))
+    network.train()
+    return inference
 
 
 def check_at_once(mods: Iterable[Mod]) -> None:

@@ -33,6 +33,7 @@ CATALOGUES = {
     "mods": "fedmlic.mods",
     "model": "fedmlic.models",
     "strategy": "strategies",
+    "inference": "fedmlic.inferences",
 }
 """Config key of each catalogue and the package that holds its entries."""
 
@@ -43,6 +44,7 @@ RESULTS = {
     "mods": "Mod",
     "model": "Model",
     "strategy": "Strategy",
+    "inference": "Inference",
 }
 """What a factory of each catalogue returns; a partition is any function."""
 

@@ -126,7 +126,7 @@ def fit(resident: Resident, shard: Shard, local: Local, loss: Loss | Objective) 
                     observed = labels.to(device, non_blocking=True)
                     value, rest = scalar_and_rest(objective.loss(network, images, observed, *given))
                     for term in terms:
-                        value = value + term(Step(network, images, observed, features()))
+                        value = value + term(Step(network, images, observed, features(len(images))))
                 value.backward()  # type: ignore[no-untyped-call]
                 for change_gradients in before:
                     change_gradients()
@@ -220,11 +220,15 @@ def stages(resident: Resident, local: Local) -> Iterator[int]:
 
 
 @contextmanager
-def captured_features(network: nn.Module, *, wanted: bool) -> Iterator[Callable[[], Tensor | None]]:
-    """Inside the block: what gives the backbone's last feature map, averaged over places, ``[batch, features]``."""
+def captured_features(network: nn.Module, *, wanted: bool) -> Iterator[Callable[[int], Tensor | None]]:
+    """Inside the block: what gives the first maps of the backbone's last batch, averaged over places.
+
+    They are ``[count, features]``. A method that gives its backbone more than a batch's
+    images (patches of them) puts these first.
+    """
     backbone = getattr(network, "backbone", None)
     if not wanted or backbone is None:
-        yield lambda: None
+        yield lambda _: None
         return
     seen: dict[str, Tensor] = {}
     # A method may go through a network in stages by itself: its last block makes the map in either case.
@@ -237,8 +241,8 @@ def captured_features(network: nn.Module, *, wanted: bool) -> Iterator[Callable[
 
     handle = maker.register_forward_hook(note)
 
-    def last() -> Tensor | None:
-        return seen["map"].mean(dim=(2, 3)) if seen else None
+    def last(count: int) -> Tensor | None:
+        return seen["map"][:count].mean(dim=(2, 3)) if seen else None
 
     try:
         yield last

@@ -1,4 +1,4 @@
-"""Two views of the same images: a weak one to judge by and a strong one to train on.
+"""Views of the same images: a weak one to judge by and a strong one to train on, or many, each changed by itself.
 
 Methods that let a network's opinion of a lightly changed image supervise a heavily changed one
 (pseudo-label consistency, curriculum disambiguation) take both from here. They draw from a stream
@@ -8,14 +8,19 @@ images were already changed once.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from fedmlic.training import augment
+from fedmlic.errors import InputError
+from fedmlic.training import PIXEL_MEAN, PIXEL_STD, augment
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from torch import Tensor
+
+Change = Literal["flip", "shift", "colours", "cutout", "randaugment"]
 
 JITTER = 0.4
 """Default strength of the change of colours."""
@@ -61,6 +66,27 @@ def two_views(images: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     return weak_view(images, rng), strong_view(images, rng)
 
 
+def changed(images: Tensor, changes: Sequence[Change], rng: torch.Generator) -> Tensor:
+    """Change every image by itself, by one kind after another.
+
+    Args:
+        images: float32 ``[batch, channels, height, width]`` as ``training.to_float`` makes them.
+        changes: ``flip`` and ``shift`` as ``training.augment`` has them; ``colours`` as in
+            ``strong_view``; ``cutout``: a square whose side is half of the shorter side, its centre
+            anywhere in the image, in one random colour; ``randaugment``: torchvision's, two
+            operations of magnitude 9, on bytes.
+        rng: CPU generator.
+
+    Raises:
+        InputError: ``randaugment`` of images that are neither grey nor of three channels.
+
+    Source: Cubuk et al., "RandAugment" (NeurIPS 2020); cutout as in ``strong_view``.
+    """
+    for change in changes:
+        images = _CHANGES[change](images, rng)
+    return images
+
+
 def _jitter(images: Tensor, strength: float, rng: torch.Generator) -> Tensor:
     drawn = 1 + strength * (2 * torch.rand(3, len(images), 1, 1, 1, generator=rng) - 1)
     brightness, contrast, saturation = drawn.to(images.device, images.dtype)
@@ -74,11 +100,39 @@ def _jitter(images: Tensor, strength: float, rng: torch.Generator) -> Tensor:
     return images.clamp(black, -black)
 
 
-def _cutout(images: Tensor, share: float, rng: torch.Generator) -> Tensor:
-    count, _, height, width = images.shape
+def _cutout(images: Tensor, share: float, rng: torch.Generator, *, coloured: bool = False) -> Tensor:
+    count, channels, height, width = images.shape
     half = share * min(height, width) / 2
     centres = torch.rand(2, count, 1, generator=rng) * torch.tensor([height, width])[:, None, None]
     rows = (torch.arange(height) + 0.5 - centres[0]).abs() < half
     columns = (torch.arange(width) + 0.5 - centres[1]).abs() < half
     blank = (rows[:, None, :, None] & columns[:, None, None, :]).to(images.device)
-    return torch.where(blank, 0.0, images)
+    if not coloured:
+        return torch.where(blank, 0.0, images)
+    colour = (2 * torch.rand(count, channels, 1, 1, generator=rng) - 1) * (PIXEL_MEAN / PIXEL_STD)
+    return torch.where(blank, colour.to(images.device), images)
+
+
+def _randaugment(images: Tensor, rng: torch.Generator) -> Tensor:
+    from torchvision.transforms.v2 import RandAugment
+
+    if images.shape[1] not in {1, 3}:
+        msg = f"Expected images of 1 or 3 channels for 'randaugment', got {images.shape[1]}. Leave it out of views."
+        raise InputError(msg)
+    stored = (images * PIXEL_STD + PIXEL_MEAN).round().clamp(0, 255).to(torch.uint8)
+    change = RandAugment()
+    # It draws from torch's global generator, which others draw from too.
+    seed = int(torch.randint(2**62, (), generator=rng))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        found = torch.stack([change(image) for image in stored])
+    return found.to(images.dtype).sub_(PIXEL_MEAN).div_(PIXEL_STD)
+
+
+_CHANGES: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+    "flip": lambda images, rng: augment(images, "flip", rng),
+    "shift": lambda images, rng: augment(images, "shift", rng),
+    "colours": lambda images, rng: _jitter(images, JITTER, rng),
+    "cutout": lambda images, rng: _cutout(images, 0.5, rng, coloured=True),
+    "randaugment": _randaugment,
+}

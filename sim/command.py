@@ -576,6 +576,10 @@ def predict(
         Optional[str],  # noqa: UP045
         typer.Option(help="Ask for these names instead, with commas between them (needs a read-out shared by labels)."),
     ] = None,
+    inference: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="How the network is asked, such as 'patching()' (default: as the run was evaluated)."),
+    ] = None,
     json_output: Json = False,
 ) -> None:
     """Label images with a run's model (the best on validation).
@@ -588,7 +592,7 @@ def predict(
         from sim.predict import predict as label
 
         with _working(json_output=json_output):
-            found = label(path, images, round_number, client, labels)
+            found = label(path, images, round_number, client, labels, inference)
         if json_output:
             _print_json(found)
             return

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedmlic.errors import InputError
+from fedmlic.experiment import split_settings
 from fedmlic.record import RunFolder, open_run
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Predictor:
         from fedmlic.training import to_float
 
         network = self.learner.resident.network.eval()
-        predict = self.ask or partial(self.learner.method.predict, network)
+        predict = self.learner.inference.of(self.ask or partial(self.learner.method.predict, network))
         with torch.inference_mode():
             blocks = [images[start : start + AT_ONCE] for start in range(0, len(images), AT_ONCE)]
             found = [predict(to_float(block, self.learner.device)).float().cpu().numpy() for block in blocks]
@@ -81,17 +82,20 @@ class Predictor:
         return replace(self, label_names=tuple(names), ask=predict)
 
 
-def load_predictor(path: Path, round_number: int | None = None, client: int | None = None) -> Predictor:
+def load_predictor(
+    path: Path, round_number: int | None = None, client: int | None = None, inference: str | None = None
+) -> Predictor:
     """The network of a run at its best checkpoint on validation (or the last, or a given round).
 
     Args:
         path: the run folder.
         round_number: a kept round; None for the best.
         client: where clients keep tensors to themselves (a personal head), whose.
+        inference: how the network is asked; None for the run's own way.
 
     Raises:
-        InputError: not a run, no checkpoint yet, a damaged or foreign one, or a client that is
-            missing, not wanted, or has not had a turn.
+        InputError: not a run, no checkpoint yet, a damaged or foreign one, a client that is
+            missing, not wanted, or has not had a turn, or no such inference.
     """
     from fedmlic.learner import build_learner
     from strategies.server.server import MODEL
@@ -101,6 +105,8 @@ def load_predictor(path: Path, round_number: int | None = None, client: int | No
     tensors, values = folder.load_checkpoint(number)
     frozen_tensors, label_names, image_shape = _frozen(path)
     experiment, _ = folder.settings()
+    if inference is not None:
+        experiment, _ = split_settings({**experiment.model_dump(), "inference": inference})
     learner = build_learner(experiment, label_names, image_shape)
     layout = learner.resident.layout
     model = {name.removeprefix(MODEL): tensor for name, tensor in tensors.items() if name.startswith(MODEL)}
@@ -156,6 +162,7 @@ def predict(
     round_number: int | None = None,
     client: int | None = None,
     labels: str | None = None,
+    inference: str | None = None,
 ) -> dict[str, Any]:
     """Labels with probabilities for image files, as ``fedmlic predict --json`` prints them.
 
@@ -166,6 +173,7 @@ def predict(
         client: whose model, where clients keep tensors to themselves.
         labels: names to ask for instead of the labels of the training, with commas between them; a
             name given twice is asked for once.
+        inference: how the network is asked; None for the run's own way.
 
     Raises:
         InputError: as ``load_predictor``; unreadable images, a folder without any, an empty name,
@@ -176,7 +184,7 @@ def predict(
     names = None if labels is None else asked_names(labels)
     files = image_files(images)
     stored = read_images(files, load_shape(path))
-    predictor = load_predictor(path, round_number, client)
+    predictor = load_predictor(path, round_number, client, inference)
     asked: dict[str, Any] = {}
     if names is not None:
         folder = open_run(path)
@@ -191,7 +199,12 @@ def predict(
         ranked = [{"label": predictor.label_names[i], "probability": float(row[i])} for i in order]
         present = [entry["label"] for entry in ranked if float(str(entry["probability"])) >= predictor.threshold]
         found.append({"image": str(file), "present": present, "labels": ranked})
-    about = {"run": str(path.absolute()), "round": predictor.round, "threshold": predictor.threshold}
+    about = {
+        "run": str(path.absolute()),
+        "round": predictor.round,
+        "threshold": predictor.threshold,
+        "inference": inference or open_run(path).settings()[0].inference,
+    }
     return {**about, **asked, "images": found}
 
 

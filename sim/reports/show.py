@@ -95,7 +95,7 @@ def show(found: Mapping[str, Any], console: Console) -> None:
     names = ("dataset", "partition", "regime", "model", "method", "strategy")
     console.print(plain(found["run"], "bold"), soft_wrap=True)
     say(console, f"  {found['status']} {found['reason']}")
-    for name in names:
+    for name in [*names, *["inference"] * (experiment["inference"] not in {"plain", "plain()"})]:
         say(console, f"  {name:<10} {experiment[name]}")
     say(
         console,

@@ -171,7 +171,7 @@ class StudyFolder:
         return place.relative_to(self.path).as_posix()
 
 
-_ENTRIES = ("dataset", "partition", "regime", "model", "method", "strategy", "mods")
+_ENTRIES = ("dataset", "partition", "regime", "model", "method", "strategy", "mods", "inference")
 
 
 def _slug(job: Job) -> str:

@@ -28,7 +28,7 @@ def check_experiment(experiment: Experiment, runtime: Runtime) -> None:
             all that is wrong at once.
     """
     wrong: list[str] = []
-    for key in ("dataset", "partition", "regime", "model", "method", "strategy"):
+    for key in ("dataset", "partition", "regime", "model", "method", "strategy", "inference"):
         _note(wrong, key, getattr(experiment, key))
     for each in spec.parse_all(experiment.mods, "mods"):
         _note(wrong, "mods", str(each))

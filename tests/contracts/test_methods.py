@@ -160,7 +160,8 @@ def test_labels_that_nobody_annotates_are_trained_only_by_a_method_that_says_so(
 
         scalar_and_rest(objective.loss(spy, images, given, *inputs))[0].backward()
 
-        gradient = sum(logits.grad for logits in seen if logits.shape == labels.shape)
+        found = [logits.grad.reshape(-1, len(NAMES)) for logits in seen if logits.shape[-1] == len(NAMES)]
+        gradient = torch.cat(found)
         assert learned.method.guesses or not gradient[:, 2].any()  # some begin to guess later
         assert (gradient[:, [0, 1, 3]] != 0).any()
 
@@ -187,9 +188,12 @@ def test_it_learns_a_few_images_by_heart(method):
         return probs[labels == PRESENT].mean() - probs[labels == ABSENT].mean()
 
     before = gap()
-    _, trained = turn(settings, learned, data, learned.resident.flat.clone())
+    for number in (1, 2, 3):  # a method whose loss fades away where it is nearly right takes longer
+        _, trained = turn(settings, learned, data, learned.resident.flat.clone(), round_number=number)
+        assert trained.num_steps == 60
+        if gap() > 0.4:
+            break
 
-    assert trained.num_steps == 60
     assert abs(before) < 0.2
     assert gap() > 0.4
 

@@ -17,6 +17,9 @@ from strategies.server.server import build_server
 VARIANTS = {
     "fedlgt": ["fedlgt(dropout=0.0, layers=1, known_fraction_max=0.25, band=0.2)", "fedlgt(dropout=0.0, layers=1)"],
     "ctran": ["ctran(dropout=0.0, layers=1)"],
+    "query2label": ["query2label(dropout=0.0)"],
+    "ml_decoder": ["ml_decoder(dropout=0.0)"],
+    "pat": ["pat(mode='self')"],  # Adam makes much of rounding errors in gradients of attention that are nearly 0
     "bce": ["bce()", "bce(pool='logsumexp')", "bce(pool='max')"],
 }
 """Methods whose defaults draw at random, or that have more than one way of doing it."""
@@ -108,6 +111,7 @@ def test_the_same_for_any_number_at_once(hosts):
         {"optimizer": "adamw", "weight_decay": 0.1, "clip_norm": 0.05},
         {"clip_norm": 0.0, "augmentation": "flip+shift", "local_epochs": 2},
         {"local_steps": 5, "batch_size": 9},
+        {"optimizer": "sgd", "learning_rate": 0.1, "local_epochs": 2, "method": "pat(views=['flip', 'randaugment'])"},
         {"regime": "random_missing(known_fraction=0.02)", "method": "ctran(dropout=0.0, layers=1)"},
     ],
     ids=str,

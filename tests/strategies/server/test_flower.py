@@ -941,9 +941,10 @@ def test_plug_ins_run_where_the_devices_owner_allows_them(devices, plug, tmp_pat
         assert "allow-plugins names, got ['turns.variates']" in errors[client]
 
 
-def test_a_device_imports_no_plug_in_that_its_owner_does_not_allow(devices, plug):
+@pytest.mark.parametrize("key", ["method", "inference"])
+def test_a_device_imports_no_plug_in_that_its_owner_does_not_allow(devices, plug, key):
     plug("outside", "raise RuntimeError('imported')")
-    _, transport = devices(1, method="outside.method()")
+    _, transport = devices(1, **{key: "outside.own()"})
 
-    with pytest.raises(InputError, match=r"what this device allows \(nothing\), got outside\.method"):
+    with pytest.raises(InputError, match=r"what this device allows \(nothing\), got outside\.own"):
         transport.hosts()

@@ -1,0 +1,1 @@
+"""Inferences: how a trained network is asked, whatever its method; one file each."""
