@@ -92,6 +92,35 @@ class Tower:
         length: int = self._tokenizer.context_length
         return len(self._tokenizer.encode(prompt)) + 2 <= length
 
+    def tokens(self, text: str) -> list[int]:
+        """Numbers of a text's tokens, without those of start and end."""
+        return list(self._tokenizer.encode(text))
+
+    def half(self) -> dict[str, torch.Tensor]:
+        """The tensors of the text half by open_clip's names, and what they do not tell, as tensors too.
+
+        ``heads`` of attention, ``quick_gelu`` (0 or 1) and ``eps`` of LayerNorm stand beside the tensors.
+
+        Raises:
+            InputError: it is no plain transformer (CoCa, MobileCLIP and others are none).
+        """
+        half = getattr(self._model, "text", self._model)
+        try:
+            block = half.transformer.resblocks[0]
+            known = {
+                "heads": torch.tensor(block.attn.num_heads),
+                "quick_gelu": torch.tensor(int(type(block.mlp.gelu).__name__ == "QuickGELU")),
+                "eps": torch.tensor(half.ln_final.eps, dtype=torch.float64),
+            }
+        except (AttributeError, TypeError, IndexError) as error:
+            msg = (
+                "Expected the text half of the model to be CLIP's plain transformer, got another network. Use the "
+                "weights of a plain CLIP, such as ViT-B-16."
+            )
+            raise InputError(msg) from error
+        tensors = {name: value for name, value in half.state_dict().items() if not name.startswith("visual.")}
+        return {**tensors, **known}
+
     def encode(self, prompts: list[str], *, scaled: bool) -> NDArray[np.float64]:
         """Features, float64 ``[prompts, width]`` (computed in float32); ``scaled``: each of length 1."""
         check_lengths(self, prompts, self._tokenizer.context_length)

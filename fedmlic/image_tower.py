@@ -224,7 +224,7 @@ def read_folder(family: Family, path: str) -> Tower:
         InputError: something is missing, unreadable, or of another model.
     """
     folder = Path(path).expanduser()
-    config = _json(folder, "config.json")
+    config = folder_json(folder, "config.json")
     kind = str(config.get("model_type"))
     if kind not in {family, f"{family}_vision_model"}:
         known = {"clip": "clip_image", "siglip": "siglip_image"}.get(kind.removesuffix("_vision_model"), "")
@@ -251,11 +251,11 @@ def read_folder(family: Family, path: str) -> Tower:
         activation=given["hidden_act"],
         pad=False,
     )
-    files = _files(folder)
+    files = weight_files(folder)
     projection = given["projection_dim"] if clip else 0
     tower = Tower(shape, projection, *PIXELS["clip" if clip else "half"], side=given["image_size"], files=files)
     tower = _prepared(folder, replace(tower, resized=tower.side if clip else 0))
-    return replace(tower, source=f"{folder.name} sha256:{_digest(files)}")
+    return replace(tower, source=f"{folder.name} sha256:{files_digest(files)}")
 
 
 def _check_config(folder: Path, given: Mapping[str, Any]) -> None:
@@ -277,7 +277,12 @@ def _check_config(folder: Path, given: Mapping[str, Any]) -> None:
         raise listing(expected, wrong)
 
 
-def _json(folder: Path, name: str) -> dict[str, Any]:
+def folder_json(folder: Path, name: str) -> dict[str, Any]:
+    """The object in a file of a folder in Hugging Face's format.
+
+    Raises:
+        InputError: there is no such file, or it holds something else.
+    """
     file = folder / name
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
@@ -296,7 +301,7 @@ def _json(folder: Path, name: str) -> dict[str, Any]:
     return found
 
 
-def _files(folder: Path) -> tuple[Path, ...]:
+def weight_files(folder: Path) -> tuple[Path, ...]:
     """The files with weights, those of an index included."""
     name = next((name for name in FILES if (folder / name).is_file()), None)
     if name is None:
@@ -307,7 +312,7 @@ def _files(folder: Path) -> tuple[Path, ...]:
         raise InputError(msg)
     if not name.endswith(".json"):
         return (folder / name,)
-    places = _json(folder, name).get("weight_map")
+    places = folder_json(folder, name).get("weight_map")
     names = sorted({str(each) for each in places.values()}) if isinstance(places, dict) else []
     missing = [each for each in names if Path(each).name != each or not (folder / each).is_file()]
     if missing or not names:
@@ -316,7 +321,7 @@ def _files(folder: Path) -> tuple[Path, ...]:
     return tuple(folder / each for each in names)
 
 
-def _digest(files: Sequence[Path]) -> str:
+def files_digest(files: Sequence[Path]) -> str:
     """The start of the SHA-256 of a file, or of the SHA-256 of several."""
     digests = []
     for file in files:
@@ -334,7 +339,7 @@ def _prepared(folder: Path, tower: Tower) -> Tower:
     name = "preprocessor_config.json"
     if not (folder / name).is_file():
         return tower
-    given = _json(folder, name)
+    given = folder_json(folder, name)
     mean, std = (given.get(key, own) for key, own in (("image_mean", tower.mean), ("image_std", tower.std)))
     factor, resample = given.get("rescale_factor", 1 / 255), given.get("resample", 3)
     if given.get("do_normalize") is False:

@@ -4,6 +4,9 @@ A method is four functions. Its kinds are in ``methods/``; each is a factory
 whose keyword-only parameters are its hyper-parameters. What all methods share
 (epochs, batch size, optimiser, backbone) is the experiment's, so that methods
 are compared on equal terms.
+
+A file of ``methods/`` whose defaults need weights defines ``TRIAL``, the text by which tests
+build its method without any.
 """
 
 from __future__ import annotations

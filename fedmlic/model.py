@@ -157,6 +157,33 @@ class StageBackbone(Backbone):
         return self.maps(images)[-1]
 
 
+class TwoViews(Backbone):
+    """Another backbone's map with a view of the whole image in front, for methods that need both.
+
+    The view of the whole image is the class token where the tower gives its tokens and has one, else the
+    mean over all places.
+
+    Args:
+        tower: the other backbone.
+    """
+
+    def __init__(self, tower: Backbone) -> None:
+        super().__init__()
+        self.tower, self.num_features, self.bn_policy = tower, tower.num_features, tower.bn_policy
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``[batch, features, 1 + height' * width', 1]``: the whole image, then the places, row by row."""
+        tower = self.tower
+        if isinstance(tower, TokenBackbone) and tower.num_prefix_tokens:
+            (values, (height, width)), first = tower.tokens(images), tower.num_prefix_tokens
+            whole, places = values[:, :1], values[:, first : first + height * width]
+        else:
+            features: Tensor = tower(images)
+            places = features.flatten(2).transpose(1, 2)
+            whole = places.mean(dim=1, keepdim=True)
+        return torch.cat([whole, places], dim=1).transpose(1, 2)[..., None]
+
+
 _Kind = TypeVar("_Kind", bound=Backbone)
 
 

@@ -1,0 +1,529 @@
+"""HP-DVAL: an image tower aligned with texts in two views, then prompts for either view.
+
+With f_0 the feature of a whole image, f_1 ... f_P those of its places, and t_c, u_c the texts of label c for the
+view of the whole and of the places, all of length 1:
+
+    s_c = exp(w) (alpha <t_c, f_0> + (1 - alpha) mean of the k largest of <u_c, f_1> ... <u_c, f_P>)
+
+*Stage 1, dual-view alignment.* t = u = the features of a hand-written prompt, frozen. The image tower (all of it, its
+last blocks or adapters: the model's ``trainable``) learns, held near a frozen teacher: L = L_db + distill * |teacher -
+f_0|. *Stage 2, hierarchical prompts.* The tower stays as it is. t and u are the features of prompts whose first M
+vectors are trained, one context for each view, shared by all labels, read by CLIP's frozen text half
+(``fedmlic.prompt_learner``): L = L_db + consistency * |hand-written - t|. Only the two contexts are sent.
+
+L_db is the distribution-balanced loss with its focal factor (``fedmlic.distribution_balanced``), by default on the
+counts of all clients.
+
+As long as both contexts are what they were at the start, bit for bit, predictions are those of the hand-written
+prompts: after stage 1 alone nobody has trained a context.
+
+Deviations, one by one, and choices where paper and release disagree: ``docs/methods/hp_dval.md``.
+
+Source: HP-DVAL, "dual-view alignment learning with hierarchical prompts" for class-imbalanced multi-label image
+classification; the paper's tables and its release are quoted in ``docs/methods/hp_dval.md``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Annotated, Literal, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from fedmlic import spec
+from fedmlic.distribution_balanced import Balance, counted, known_counts
+from fedmlic.errors import InputError
+from fedmlic.method import Inputs, Local, Method, Objective, Phase, Task
+from fedmlic.model import Model, TwoViews
+from fedmlic.pretrained import freeze
+from fedmlic.prompt_learner import PromptLearner, Reader, open_reader
+from fedmlic.training import trainer
+
+TRIAL = "hp_dval(weights='random', counts='client')"
+"""How it is built where no weights are at hand: for tests."""
+
+LARGEST_CACHE = 2**30
+"""Bytes of features that a client keeps during a turn in which its tower does not train."""
+
+TEACHER = "teacher=\"clip_image(path='...', projection=True)\""
+
+CONTEXTS = ("context_whole", "context_places")
+ALONE = "the blocks of its text half are computed again in the backward pass"
+
+
+class Scoring(NamedTuple):
+    """How views become scores.
+
+    Attributes:
+        alpha: share of the whole image, in [0, 1].
+        top: places that a label's local score is the mean of.
+        scores: ``cosine``, or ``mkt``: products as they are, each image's scores divided by their length.
+    """
+
+    alpha: float
+    top: int
+    scores: str
+
+
+def fused(views: Tensor, whole: Tensor, places: Tensor, how: Scoring) -> Tensor:
+    """Scores float32 ``[batch, labels]``, before the factor exp(w).
+
+    Args:
+        views: ``[batch, 1 + places, features]``: the whole image, then its places.
+        whole: ``[labels, features]``, texts for the whole image.
+        places: ``[labels, features]``, texts for places.
+        how: the weights.
+    """
+    with torch.autocast(views.device.type, enabled=False):
+        views, whole, places = views.float(), whole.float(), places.float()
+        if how.scores == "cosine":
+            views, whole, places = (F.normalize(each, dim=-1) for each in (views, whole, places))
+        local = views[:, 1:] @ places.T
+        best = local.topk(min(how.top, local.shape[1]), dim=1).values.mean(dim=1)
+        return how.alpha * (views[:, 0] @ whole.T) + (1 - how.alpha) * best
+
+
+class DualViewNetwork(nn.Module):
+    """An image tower with two views, a text half with two contexts.
+
+    Args:
+        backbone: of ``TwoViews``.
+        learner: the labels' prompts.
+        teacher: of the view of the whole image, or None.
+        how: how views become scores.
+        scale: exp(w) at the start.
+        start: how contexts begin.
+        prompted: names of the contexts that are used; another view has the hand-written texts.
+
+    Attributes:
+        aligned: names of the tensors that train in stage 1.
+    """
+
+    def __init__(
+        self,
+        backbone: TwoViews,
+        learner: PromptLearner,
+        teacher: nn.Module | None,
+        how: Scoring,
+        *,
+        scale: float,
+        start: str,
+        prompted: Sequence[str] = CONTEXTS,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.learner, self.how = backbone, learner, how
+        given, wanted = backbone.num_features, learner.handwritten.shape[1]
+        self.embedding: nn.Module = nn.Identity()
+        if given != wanted:
+            self.embedding = nn.Sequential(nn.Linear(given, wanted), nn.Linear(wanted, wanted))
+        self.teacher = teacher
+        self.context_whole = nn.Parameter(learner.begin(start))
+        self.context_places = nn.Parameter(learner.begin(start))
+        self.register_buffer("start", self.contexts().detach().clone())
+        self.prompted = prompted
+        self.log_scale = nn.Parameter(torch.tensor(scale).log())
+        self.aligned = self._aligned()
+        self._known: tuple[Tensor, Tensor] | None = None
+
+    start: Tensor
+
+    def _aligned(self) -> tuple[str, ...]:
+        names = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+        layers = [(n, m) for n, m in self.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]  # noqa: SLF001
+        moments = [f"{name}.running_{part}" for name, m in layers if m.track_running_stats for part in ("mean", "var")]
+        return tuple(name for name in (*names, *moments) if name not in CONTEXTS)
+
+    def contexts(self) -> Tensor:
+        """``[2, M, width]``: of the whole image, of places."""
+        return torch.stack([self.context_whole, self.context_places])
+
+    def forward(self, given: Tensor, part: str = "probable", *more: Tensor) -> Tensor:
+        """One step of the computation, so that a loss calls the network alone.
+
+        Args:
+            given: images ``[batch, channels, height, width]`` or maps in their place; for ``scores`` views.
+            part: ``views`` gives ``[batch, 1 + places, features]``; ``taught`` the same and, as one more view, the
+                teacher's of the whole image; ``texts`` gives ``[3, labels, features]``: of the two trained
+                contexts, and hand-written; ``scores`` gives logits ``[batch, labels]`` of views and, if given, of
+                texts; ``probable`` gives logits of images for prediction.
+            more: the texts.
+        """
+        if part == "views":
+            return self.views(given)
+        if part == "taught":
+            return self._taught(given)
+        if part == "texts":
+            return self._read()
+        if part == "scores":
+            return self.scores(given, *more)
+        return self.scores(self.views(given), self.texts())
+
+    def _read(self) -> Tensor:
+        """``[3, labels, features]``: for the whole image, for places, hand-written."""
+        trained = self.learner(torch.stack([self.get_parameter(name) for name in self.prompted])).float()
+        written = self.learner.handwritten
+        rows = dict(zip(self.prompted, trained, strict=True))
+        return torch.stack([*(rows.get(name, written) for name in CONTEXTS), written])
+
+    def views(self, images: Tensor) -> Tensor:
+        """``[batch, 1 + places, features]``: the whole image, then its places."""
+        found: Tensor = self.embedding(self.backbone(images).flatten(2).transpose(1, 2))
+        return found
+
+    def _taught(self, images: Tensor) -> Tensor:
+        found = self.views(images)
+        if self.teacher is None:  # a tower that does not train is its own copy
+            target = found[:, 0].detach()
+        else:
+            with torch.no_grad():
+                target = self.teacher(images).flatten(2)[:, :, 0]
+        return torch.cat([found, target[:, None].to(found.dtype)], dim=1)
+
+    def scores(self, views: Tensor, texts: Tensor | None = None) -> Tensor:
+        """Logits ``[batch, labels]``; None: of the hand-written prompts.
+
+        Args:
+            views: ``[batch, 1 + places, features]``.
+            texts: ``[2 or more, labels, features]``: for the whole image, for places.
+        """
+        handwritten = self.learner.handwritten
+        whole, places = (handwritten, handwritten) if texts is None else (texts[0], texts[1])
+        found = fused(views, whole, places, self.how) * self.log_scale.exp()
+        if self.how.scores == "mkt":
+            found = found / found.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        return found
+
+    @torch.no_grad()
+    def texts(self) -> Tensor | None:
+        """Texts for prediction ``[3, labels, features]``, computed once for the same contexts; None: hand-written."""
+        with torch.inference_mode(mode=False):
+            contexts = self.contexts().clone()
+            if torch.equal(contexts, self.start):
+                return None
+            known = self._known
+            if known is None or known[0].device != contexts.device or not torch.equal(known[0], contexts):
+                known = self._known = (contexts, self._read().clone())
+            return known[1]
+
+    def train(self, mode: bool = True) -> DualViewNetwork:  # noqa: FBT001, FBT002  (torch's signature)
+        """Training mode, except for the teacher and the text half."""
+        super().train(mode)
+        self.learner.eval()
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+
+def hp_dval(
+    *,
+    weights: str = "",
+    text_model: str = "ViT-B-16-quickgelu",
+    template: str = "a photo of a {}",
+    schedule: Literal["two_stages", "alignment", "prompts", "joint"] = "two_stages",
+    align_rounds: Annotated[int, Field(ge=1)] = 20,
+    context_length: Annotated[int, Field(ge=1)] = 4,
+    start: Literal["normal", "template"] = "normal",
+    prompted: Literal["both", "whole", "places"] = "both",
+    local_context: Literal["shared", "private"] = "shared",
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.4,
+    top: Annotated[int, Field(ge=1)] = 32,
+    scores: Literal["cosine", "mkt"] = "cosine",
+    scale: Annotated[float, Field(gt=0)] = 20.0,
+    teacher: str = "",
+    distill: Annotated[float, Field(ge=0)] = 1.0,
+    consistency: Annotated[float, Field(ge=0)] = 1.0,
+    consistent_view: Literal["whole", "places"] = "whole",
+    counts: Literal["client", "global"] = "global",
+    positive_share: bool = False,
+    rebalance: bool = True,
+    floor: Annotated[float, Field(ge=0)] = 0.1,
+    steepness: Annotated[float, Field(ge=0)] = 10.0,
+    middle: Annotated[float, Field(ge=0)] = 0.2,
+    kappa: Annotated[float, Field(ge=0)] = 0.05,
+    tolerance: Annotated[float, Field(gt=0)] = 2.0,
+    focal: bool = True,
+) -> Method:
+    """Dual-view alignment of image and text, then hierarchical prompts (HP-DVAL).
+
+    Args:
+        weights: CLIP's text half: a folder in Hugging Face's format (that of ``clip_image``), or a file of
+            open_clip's; ``random``: a tiny one that knows nothing, for tests.
+        text_model: open_clip's name of a file's architecture; a folder says it itself.
+        template: the hand-written prompt, with ``{}`` for the name.
+        schedule: ``two_stages``, the paper's; or one stretch of rounds: ``alignment`` (stage 1 alone),
+            ``prompts`` (stage 2 on the tower as it starts), ``joint`` (everything at once).
+        align_rounds: rounds of stage 1 in ``two_stages``; all others are of stage 2.
+        context_length: M, trained vectors of each context.
+        start: contexts begin ``normal``, with a deviation of 0.02, or as the words of the ``template``.
+        prompted: which views have a trained context; the other one keeps the hand-written texts, and its
+            context is not sent.
+        local_context: exchange the context of places, or every client keeps its own (``private``).
+        alpha: weight of the whole image, in [0, 1]; places have the rest.
+        top: k, places of which a label's local score is the mean.
+        scores: ``cosine``, or ``mkt``: the release's products, each image's scores scaled to length 1.
+        scale: factor of scores at the start; it trains in stage 1.
+        teacher: the model that the view of the whole image is held near, such as
+            ``"clip_image(path='...', projection=True)"``; empty: a copy of the tower as it starts.
+        distill: weight of the mean absolute difference from the teacher.
+        consistency: weight of the mean absolute difference of trained and hand-written texts.
+        consistent_view: whose trained texts are compared: of the ``whole`` image (paper) or ``places`` (release).
+        counts: of all clients, counted once before the first round (needs ``allow-statistics``), or the
+            client's own.
+        positive_share: DB*: multiply logits of present entries by n_c over the largest count.
+        rebalance: whether entries are re-weighted.
+        floor: smallest weight of an entry (paper 0.1).
+        steepness: of the weights (10).
+        middle: of the weights (COCO-LT 0.2, VOC-LT 0.3).
+        kappa: how strongly logits are shifted by their label's frequency (0.05).
+        tolerance: how negatives are tolerated (COCO-LT 2, VOC-LT 5).
+        focal: whether easy entries fade, exponent 2.
+    """
+    chosen = tuple(name for name in CONTEXTS if prompted in {"both", name.removeprefix("context_")})
+    own = CONTEXTS[1:] if local_context == "private" and schedule != "alignment" else ()
+    balance = Balance(rebalance, floor, steepness, middle, kappa, tolerance, focal, positive_share)
+    read = partial(open_reader, weights, text_model, who="hp_dval")
+    build = partial(
+        _build,
+        read=read,
+        prompts=(template, context_length, start),
+        prompted=chosen,
+        how=Scoring(alpha, top, scores),
+        scale=scale,
+        trains=schedule,
+        teacher=None if distill == 0 or schedule == "prompts" else teacher,
+        real=weights != "random",
+    )
+    stages = _stages(balance, distill, consistency, consistent_view, counts)
+    first, second = stages["alignment"], stages["prompts"]
+    phases = (
+        Phase(trainer(first), align_rounds, _aligned, first),
+        Phase(trainer(second), 0, lambda _: chosen, second),
+    )
+    whole = stages["joint" if schedule == "two_stages" else schedule]
+    return Method(
+        build,
+        trainer(whole),
+        predict,
+        private=lambda _: [name for name in own if name in chosen],
+        objective=whole,
+        phases=phases if schedule == "two_stages" else (),
+        statistics=counted if counts == "global" else None,
+        ask=partial(_ask, read=read, template=template),
+        needs_pixels=bool(teacher) and distill > 0 and schedule != "prompts",
+    )
+
+
+def _build(
+    task: Task,
+    *,
+    read: Callable[..., Reader],
+    prompts: tuple[str, int, str],
+    prompted: Sequence[str],
+    how: Scoring,
+    scale: float,
+    trains: str,
+    teacher: str | None,
+    real: bool,
+) -> nn.Module:
+    """The network; see ``hp_dval``. ``teacher`` is None where there is none."""
+    template, context_length, start = prompts
+    backbone = TwoViews(task.model.build(task.image_shape[2]))
+    reader = read(features=backbone.num_features, seed=task.seed)
+    learner = PromptLearner(reader, task.label_names, template, context_length)
+    if trains == "prompts":
+        _check_shared(backbone, reader.features)
+        freeze(backbone, {name for name, _ in backbone.named_parameters()})
+    taught = None if teacher is None else _teacher(task, teacher, backbone, reader.features, real=real)
+    network = DualViewNetwork(backbone, learner, taught, how, scale=scale, start=start, prompted=prompted)
+    for name in CONTEXTS:
+        network.get_parameter(name).requires_grad_(trains != "alignment" and name in prompted)
+    network.log_scale.requires_grad_(trains != "prompts")
+    return network
+
+
+def _stages(
+    balance: Balance, distill: float, consistency: float, consistent_view: str, counts: str
+) -> dict[str, Objective]:
+    """What each schedule minimises."""
+
+    def align(network: nn.Module, images: Tensor, labels: Tensor, *known: Tensor) -> Tensor:
+        views, pull = _views_and_pull(network, images, distill)
+        return balance.loss(network(views, "scores"), labels, *known) + pull
+
+    def with_prompts(network: nn.Module, images: Tensor, views: Tensor, labels: Tensor, *known: Tensor) -> Tensor:
+        texts = network(images, "texts")
+        value = balance.loss(network(views, "scores", texts), labels, *known)
+        return value + consistency * difference(texts, consistent_view)
+
+    def prompt(
+        network: nn.Module, images: Tensor, labels: Tensor, present: Tensor, shift: Tensor, *kept: Tensor
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        views = kept[0] if kept and kept[0].numel() else network(images, "views")
+        value = with_prompts(network, images, views, labels, present, shift)
+        return (value, views) if kept and not kept[0].numel() else value
+
+    def joint(network: nn.Module, images: Tensor, labels: Tensor, *known: Tensor) -> Tensor:
+        views, pull = _views_and_pull(network, images, distill)
+        return with_prompts(network, images, views, labels, *known) + pull
+
+    inputs = partial(_inputs, counts=counts)
+    return {
+        "alignment": Objective(align, inputs, one_by_one=ALONE),
+        "prompts": Objective(prompt, partial(inputs, keep=True), one_by_one=ALONE),
+        "joint": Objective(joint, inputs, one_by_one=ALONE),
+    }
+
+
+def predict(network: nn.Module, images: Tensor) -> Tensor:
+    """Probabilities float32 ``[batch, labels]``."""
+    logits: Tensor = network(images)
+    return torch.sigmoid(logits.float())
+
+
+def difference(texts: Tensor, view: str) -> Tensor:
+    """The mean absolute difference of trained and hand-written texts of length 1, a scalar.
+
+    Args:
+        texts: ``[3, labels, features]``: trained for the whole image, for places; hand-written.
+        view: ``whole`` or ``places``.
+    """
+    trained = texts[0 if view == "whole" else 1]
+    return F.l1_loss(F.normalize(trained.float(), dim=1), F.normalize(texts[2].float(), dim=1))
+
+
+def _views_and_pull(network: nn.Module, images: Tensor, distill: float) -> tuple[Tensor, Tensor | float]:
+    """Views ``[batch, 1 + places, features]``, and the loss that holds the first near the teacher's."""
+    if distill == 0:
+        return network(images, "views"), 0.0
+    both = network(images, "taught")
+    return both[:, :-1], distill * F.l1_loss(both[:, 0].float(), both[:, -1].float())
+
+
+def _inputs(local: Local, counts: str, *, keep: bool = False) -> Inputs:
+    """Counts and shifts of labels and, where ``keep`` allows and it pays, views that were computed before."""
+    known = tuple(tensor.to(local.device) for tensor in known_counts(local, counts))
+    if keep and _pays(local):
+        kept = KeptViews(known, local.shard.num_images if local.shard is not None else 0)
+        return Inputs(kept.of, dict, kept.seen)
+    return Inputs(lambda *_: known, dict)
+
+
+def _pays(local: Local) -> bool:
+    """Whether an image is looked at more than once in a turn, always as it is and by the loss alone."""
+    settings, shard = local.experiment, local.shard
+    if shard is None or not shard.num_images or settings.augmentation != "none" or local.hooks:
+        return False
+    passes = settings.local_epochs
+    if settings.local_steps:
+        passes = settings.local_steps * settings.batch_size // shard.num_images
+    return passes > 1 and not getattr(shard.images, "as_maps", False)
+
+
+class KeptViews:
+    """Views of a client's images in a turn in which its tower does not train: each is computed once.
+
+    The first pass gives them back beside the loss; later passes get them in place of the tower.
+
+    Args:
+        known: what every batch gets before them.
+        num_images: of the client.
+    """
+
+    def __init__(self, known: tuple[Tensor, ...], num_images: int) -> None:
+        self._known, self._num_images = known, num_images
+        self._there = torch.zeros(num_images, dtype=torch.bool)
+        self._views: Tensor | None = None
+        self._fits = True
+
+    def of(self, images: Tensor, labels: Tensor, numbers: Tensor) -> tuple[Tensor, ...]:
+        """``known``, and the batch's views, or an empty tensor that asks for them; see ``Inputs``."""
+        del labels
+        if self._views is not None and bool(self._there[numbers].all()):
+            return (*self._known, self._views[numbers.to(images.device)])
+        return (*self._known, images.new_empty(0)) if self._fits else self._known
+
+    def seen(self, numbers: Tensor, *views: Tensor) -> None:
+        """Keep views ``[batch, 1 + places, features]``, unless the client's are larger than ``LARGEST_CACHE``."""
+        for each in views:
+            if self._views is None:
+                self._fits = each[0].numel() * each.element_size() * self._num_images <= LARGEST_CACHE
+                if not self._fits:
+                    return
+                self._views = each.new_empty(self._num_images, *each.shape[1:])
+            self._views[numbers.to(each.device)] = each
+            self._there[numbers] = True
+
+
+def _aligned(network: nn.Module) -> Sequence[str]:
+    return cast("DualViewNetwork", network).aligned
+
+
+def _check_shared(backbone: TwoViews, features: int) -> None:
+    """Raise ``InputError`` unless image and text features have one width, where nothing else would make it one."""
+    if backbone.num_features != features:
+        msg = (
+            f"Expected the model's features to be of the text half's width {features}, got {backbone.num_features}: "
+            "nothing between them trains. Use model clip_image(path=..., projection=True) of the same CLIP."
+        )
+        raise InputError(msg)
+
+
+def _teacher(task: Task, text: str, backbone: TwoViews, features: int, *, real: bool) -> nn.Module | None:
+    """What the view of the whole image is held near; None: the backbone itself, which does not train.
+
+    Raises:
+        InputError: no such model, one of another width, or one without weights.
+    """
+    model: Model = spec.build("model", text) if text else task.model
+    if real and not model.pretrained:
+        msg = (
+            f"Expected {'teacher' if text else 'model, its own teacher,'} to have weights, got one from scratch. "
+            f"Give {TEACHER}, or distill=0."
+        )
+        raise InputError(msg)
+    if not text and not any(p.requires_grad for p in backbone.parameters()) and backbone.num_features == features:
+        return None
+    # A copy, not the same tensors: the target must not move with the student.
+    teacher = TwoViews(model.build(task.image_shape[2])) if text else copy.deepcopy(backbone)
+    if teacher.num_features != features:
+        msg = (
+            f"Expected the teacher's features to be of the text half's width {features}, got {teacher.num_features}. "
+            f"Give {TEACHER} of the same CLIP, or distill=0. As the model, clip_image needs projection=True, too."
+        )
+        raise InputError(msg)
+    freeze(teacher, {name for name, _ in teacher.named_parameters()})
+    return teacher
+
+
+def _ask(
+    network: nn.Module, task: Task, names: Sequence[str], read: Callable[..., Reader], template: str
+) -> Callable[[Tensor], Tensor]:
+    """Probabilities of labels by their names, those of the training and others; see ``Method.ask``."""
+    trained = cast("DualViewNetwork", network)
+    if trained.how.scores == "mkt":
+        msg = (
+            "Expected scores='cosine' to ask about further names, got 'mkt', in which a label's score depends on all "
+            "labels that are asked for. Train with scores='cosine'."
+        )
+        raise InputError(msg)
+    device = trained.start.device
+    reader = read(features=trained.learner.handwritten.shape[1], seed=task.seed)
+    learner = PromptLearner(reader, names, template, trained.learner.num_context).to(device)
+    own = trained.contexts().detach()
+    whole = places = learner.handwritten
+    if not torch.equal(own, trained.start):
+        with torch.no_grad():
+            texts = learner(own)
+        whole = texts[0] if CONTEXTS[0] in trained.prompted else whole
+        places = texts[1] if CONTEXTS[1] in trained.prompted else places
+
+    def probabilities(images: Tensor) -> Tensor:
+        found = fused(trained.views(images), whole, places, trained.how) * trained.log_scale.exp()
+        return torch.sigmoid(found)
+
+    return probabilities
