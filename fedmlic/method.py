@@ -240,6 +240,10 @@ class Method(NamedTuple):
             network or its label vectors do not allow it. None where no network of the method does.
         needs_pixels: whether it does more with images than give them to its network's ``backbone``,
             such as cut, mix or change them; then it is never given feature maps in their place.
+        uncertainty: how sure it is of images, beside their probabilities: ``(network in evaluation mode,
+            images [batch, channels, height, width]) -> numbers by name, floating [batch] each``. ``fedmlic
+            predict`` shows them. None where the method says nothing of the kind.
+        refuses: why it does not work with an experiment; empty where it does.
 
     Everything trainable is exchanged unless it is private. Frozen tensors are never sent:
     every host builds them itself from the experiment.
@@ -258,6 +262,8 @@ class Method(NamedTuple):
     guesses: str = ""
     ask: Callable[[nn.Module, Task, Sequence[str]], Callable[[Tensor], Tensor]] | None = None
     needs_pixels: bool = False
+    uncertainty: Callable[[nn.Module, Tensor], Mapping[str, Tensor]] | None = None
+    refuses: Callable[[Experiment], str] | None = None
 
 
 def why_one_by_one(method: Method) -> str:

@@ -600,6 +600,9 @@ def predict(
         present, absent = "*-" if console.options.ascii_only else "●○"
         for entry in found["images"]:
             console.print(plain(entry["image"], "bold"), soft_wrap=True)
+            if "uncertainty" in entry:
+                numbers = ", ".join(f"{name} {value:.4g}" for name, value in entry["uncertainty"].items())
+                say(console, f"  uncertainty: {numbers}")
             most = max(MAX_PREDICTED, len(entry["present"]))
             shown = entry["labels"] if labels is not None else entry["labels"][:most]
             for item in shown:

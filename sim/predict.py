@@ -61,6 +61,20 @@ class Predictor:
             found = [predict(to_float(block, self.learner.device)).float().cpu().numpy() for block in blocks]
         return np.concatenate(found)
 
+    def uncertainty(self, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """How sure the network is of stored images, float32 ``[images]`` by name; empty where a method does not say."""
+        import torch
+
+        from fedmlic.training import to_float
+
+        ask, network = self.learner.method.uncertainty, self.learner.resident.network.eval()
+        if ask is None:
+            return {}
+        with torch.inference_mode():
+            blocks = [images[start : start + AT_ONCE] for start in range(0, len(images), AT_ONCE)]
+            found = [ask(network, to_float(block, self.learner.device)) for block in blocks]
+        return {name: torch.cat([block[name] for block in found]).float().cpu().numpy() for name in found[0]}
+
     def asked(self, names: Sequence[str], method: str) -> Predictor:
         """The same network, asked about labels by their names.
 
@@ -192,13 +206,15 @@ def predict(
         unannotated = [name for name in names if name in set(folder.data()["unannotated_labels"])]
         asked = {"asked": names, "unjudged": unjudged, "unannotated": unannotated, "note": _note(unjudged, unannotated)}
         predictor = predictor.asked(names, folder.settings()[0].method)
-    scores = predictor.scores(stored)
-    found = []
-    for file, row in zip(files, scores, strict=True):
+    scores, unsure = predictor.scores(stored), predictor.uncertainty(stored)
+    found: list[dict[str, Any]] = []
+    for number, (file, row) in enumerate(zip(files, scores, strict=True)):
         order = np.argsort(-row, kind="stable")
         ranked = [{"label": predictor.label_names[i], "probability": float(row[i])} for i in order]
         present = [entry["label"] for entry in ranked if float(str(entry["probability"])) >= predictor.threshold]
         found.append({"image": str(file), "present": present, "labels": ranked})
+        if unsure:
+            found[-1]["uncertainty"] = {name: float(values[number]) for name, values in unsure.items()}
     about = {
         "run": str(path.absolute()),
         "round": predictor.round,

@@ -56,20 +56,12 @@ def _note(wrong: list[str], key: str, text: str) -> None:
 def _conflicts(experiment: Experiment, runtime: Runtime, method: Method, strategy: Strategy) -> Iterator[str]:
     """What does not go together, a sentence each."""
     mods = mods_of(experiment, strategy)
-    alone = why_one_by_one(method)
-    if runtime.vectorize > 1 and alone:
-        yield f"Expected method {experiment.method} to allow vectorize, got {alone}. Use vectorize=1."
-    for text, mod in mods.items():
-        reason = mod.refuses(experiment) if mod.refuses is not None else ""
+    refusing = {experiment.method: method.refuses, **{text: mod.refuses for text, mod in mods.items()}}
+    for text, refuses in refusing.items():
+        reason = refuses(experiment) if refuses is not None else ""
         if reason:
             yield f"Expected the experiment to suit {text}, got another: {reason}."
-        if mod.changes_steps and runtime.vectorize > 1:
-            yield f"Expected vectorize to be 1, since {text} changes the steps of each client, got {runtime.vectorize}."
-        if mod.changes_steps and any(objective is None for objective in _objectives(method)):
-            yield (
-                f"Expected method {experiment.method} to train by training.fit, since {text} changes its steps, got "
-                "one with a training of its own. Choose another method or leave the mod out."
-            )
+    yield from _conflicts_of_training(experiment, runtime, method, mods)
     if experiment.features == "cached":
         reason = _needs_images(experiment, method)
         if reason:
@@ -101,6 +93,23 @@ def _counts_unasked(experiment: Experiment, method: Method, mods: Mapping[str, M
             f"the sums of {experiment.method}, got {cohort}. Raise cohort-size, or lower statistics-min-clients if the "
             "clients agree."
         )
+
+
+def _conflicts_of_training(
+    experiment: Experiment, runtime: Runtime, method: Method, mods: Mapping[str, Mod]
+) -> Iterator[str]:
+    """What does not go together of how clients train: at once, or with other steps."""
+    alone = why_one_by_one(method)
+    if runtime.vectorize > 1 and alone:
+        yield f"Expected method {experiment.method} to allow vectorize, got {alone}. Use vectorize=1."
+    for text, mod in mods.items():
+        if mod.changes_steps and runtime.vectorize > 1:
+            yield f"Expected vectorize to be 1, since {text} changes the steps of each client, got {runtime.vectorize}."
+        if mod.changes_steps and any(objective is None for objective in _objectives(method)):
+            yield (
+                f"Expected method {experiment.method} to train by training.fit, since {text} changes its steps, got "
+                "one with a training of its own. Choose another method or leave the mod out."
+            )
 
 
 def _needs_images(experiment: Experiment, method: Method) -> str:
