@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from fedmlic import spec
+from fedmlic.errors import listing
 from fedmlic.histograms import ScoreHistograms
 from fedmlic.labels import known
 from fedmlic.learner import check_at_once
@@ -25,7 +26,7 @@ from fedmlic.method import Local, Trained, stretch_of
 from fedmlic.metrics import client_metrics, unannotated_columns
 from fedmlic.mod import Payload
 from fedmlic.process import restored
-from fedmlic.protocol import CLIENTS_BEHIND, IMAGES_BEHIND, HostInfo, Reply, Request, Turn
+from fedmlic.protocol import CLIENTS_BEHIND, IMAGES_BEHIND, ROUND_SUMS, HostInfo, Reply, Request, Turn
 from fedmlic.shard import OwnImages
 from fedmlic.stores import DamagedError
 from fedmlic.training import checked
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from fedmlic.experiment import Experiment
     from fedmlic.federation import Federation
     from fedmlic.learner import Learner
-    from fedmlic.method import Stretch
+    from fedmlic.method import Method, Stretch
     from fedmlic.mod import Hooks, Mod
     from fedmlic.shard import Shard
     from fedmlic.vectorized import Together
@@ -276,6 +277,7 @@ class Host:
         if local.hooks:
             start = everything.gather(request.flat, layout)
             sent, num_bytes, extras = passed_on(local.hooks, layout, start, sent, trained)
+        extras |= round_sums_of(shard, self._learner.method, local.round_sums)
         # Kept before it is added: what is kept counts only once the server says that the turn did.
         self._keep(request, shard.client, local.memory)
         turn = self._sum_up(request, shard, sent, trained, extras)
@@ -396,6 +398,37 @@ def counts_of(shard: Shard, questions: Iterable[Statistics | None]) -> dict[str,
     for question in questions:
         if question is not None:
             counted.update(question(shard))
+    return _with_support(shard, counted)
+
+
+def round_sums_of(shard: Shard, method: Method, filled: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a client adds to its method's sums of the round, and beside each number what stands behind it.
+
+    Args:
+        shard: the client's.
+        method: declares the sums.
+        filled: what the turn put into ``Local.round_sums``.
+
+    Raises:
+        InputError: the turn filled in a sum that the method does not declare, or one of another shape or type.
+    """
+    declared = {} if method.round_sums is None else dict(method.round_sums(shard.num_labels))
+    found = {name: filled.get(name, zeros).detach().cpu() for name, zeros in declared.items()}
+    wrong = [name for name in filled if name not in declared]
+    wrong += [name for name, zeros in declared.items() if (found[name].shape, found[name].dtype) != like(zeros)]
+    if wrong:
+        expected = "Expected sums of a round to have the names, shapes and types that Method.round_sums declares"
+        raise listing(expected, wrong)
+    return _with_support(shard, {ROUND_SUMS + name: tensor for name, tensor in found.items()})
+
+
+def like(tensor: Tensor) -> tuple[torch.Size, torch.dtype]:
+    """Its shape and type."""
+    return tensor.shape, tensor.dtype
+
+
+def _with_support(shard: Shard, counted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Beside each number whether this client, and how many of its images, stand behind it."""
     support: dict[str, Tensor] = {}
     for name, tensor in counted.items():
         behind = (tensor != 0).to(torch.int64)

@@ -69,6 +69,9 @@ class Local:
             first round is ``statistics/NAME``.
         memory: what the client kept of its last turn that counted, by name; what is put here
             is kept for its next one, if this turn counts. It never leaves the client.
+        round_sums: what is put here, by name, is added up over the round's clients; everybody gets
+            the sums with the next round's model, in ``shared`` as ``round-sums/NAME``. The method
+            must declare them (``Method.round_sums``).
         hooks: of the experiment's mods, in order; ``training.fit`` calls them.
         shard: whose images and labels it trains on; ``training.fit`` and ``vectorized`` fill it in
             before they ask for an objective's inputs.
@@ -88,6 +91,7 @@ class Local:
     objective: Objective | None = None
     shared: Mapping[str, Tensor] = field(default_factory=dict)
     memory: dict[str, Tensor] = field(default_factory=dict)
+    round_sums: dict[str, Tensor] = field(default_factory=dict)
     hooks: tuple[Hooks, ...] = ()
     shard: Shard | None = None
     on_all: Callable[[Callable[[nn.Module, Tensor], Tensor]], Tensor] | None = None
@@ -224,6 +228,9 @@ class Method(NamedTuple):
         statistics: named sums over all clients that are asked for once, before the first round;
             int64 (counts) or floating tensors of one client's shard. They tell the server
             something of the clients' labels, so the experiment must allow them.
+        round_sums: named sums over the clients of every round (``Local.round_sums``): ``number of labels ->
+            zeros`` of their shapes, int64 or floating. What a client does not fill in counts as 0. They tell
+            the server something of the clients' labels, so the experiment must allow statistics.
         remembers: whether clients keep something in ``local.memory`` from turn to turn.
         guesses: what training takes entries for that nobody annotated, such as ``"absent"``; empty
             where they take no part. A label that nobody annotates is then trained on guesses alone,
@@ -250,6 +257,7 @@ class Method(NamedTuple):
     objective: Objective | None = None
     phases: tuple[Phase, ...] = ()
     statistics: Callable[[Shard], Mapping[str, Tensor]] | None = None
+    round_sums: Callable[[int], Mapping[str, Tensor]] | None = None
     remembers: bool = False
     guesses: str = ""
     ask: Callable[[nn.Module, Task, Sequence[str]], Callable[[Tensor], Tensor]] | None = None

@@ -50,6 +50,9 @@ class HostInfo:
 STATISTICS = "statistics/"
 """Begins the names of what was counted before the first round, among ``Request.shared``."""
 
+ROUND_SUMS = "round-sums/"
+"""Begins the names of what a method's clients added up in a round, among updates' extras and ``Request.shared``."""
+
 CLIENTS_BEHIND, IMAGES_BEHIND = "#clients", "#images"
 """End the names of how many clients and images stand behind every counted number."""
 

@@ -164,7 +164,7 @@ def full_gradient(resident: Resident, shard: Shard, local: Local) -> list[Tensor
         msg = "Expected a method that trains by training.fit with an objective, got another. Choose another method."
         raise InputError(msg)
     copied = {name: tensor.clone() for name, tensor in local.memory.items()}  # looking changes nothing
-    looked = replace(local, memory=copied, shard=shard, on_all=_on_all(resident, shard, local))
+    looked = replace(local, memory=copied, round_sums={}, shard=shard, on_all=_on_all(resident, shard, local))
     network, inputs = resident.network.eval(), objective.inputs(looked)
     total = [torch.zeros_like(parameter) for parameter in resident.parameters]
     held = held_images([shard], local.device)

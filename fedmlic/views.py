@@ -26,17 +26,20 @@ JITTER = 0.4
 """Default strength of the change of colours."""
 
 
-def weak_view(images: Tensor, rng: torch.Generator) -> Tensor:
+def weak_view(images: Tensor, rng: torch.Generator, *, weak: str = "flip+shift") -> Tensor:
     """Mirrored with probability 1/2 and moved by up to an eighth of the side.
 
     Args:
         images: float32 ``[batch, channels, height, width]``.
         rng: CPU generator.
+        weak: one of the changes of ``training.augment``; mirroring must not change labels.
     """
-    return augment(images, "flip+shift", rng)
+    return augment(images, weak, rng)
 
 
-def strong_view(images: Tensor, rng: torch.Generator, *, jitter: float = JITTER, cutout: float = 0.5) -> Tensor:
+def strong_view(
+    images: Tensor, rng: torch.Generator, *, jitter: float = JITTER, cutout: float = 0.5, weak: str = "flip+shift"
+) -> Tensor:
     """The weak view with other colours and a square that is blanked.
 
     Brightness and contrast (and saturation, where there are three channels) change by factors
@@ -48,12 +51,13 @@ def strong_view(images: Tensor, rng: torch.Generator, *, jitter: float = JITTER,
         rng: CPU generator.
         jitter: in [0, 1]; 0 leaves colours as they are.
         cutout: in [0, 1]; 0 blanks nothing.
+        weak: as ``weak_view``'s.
 
     Source: cutout is DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks
     with Cutout" (2017). RandAugment, which the methods' own code uses beside it, is replaced by the
     change of colours.
     """
-    images = _jitter(weak_view(images, rng), jitter, rng)
+    images = _jitter(weak_view(images, rng, weak=weak), jitter, rng)
     return _cutout(images, cutout, rng)
 
 

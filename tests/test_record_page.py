@@ -9,7 +9,7 @@ from fedmlic.record import TABLES, open_run
 
 DOCS = Path(__file__).parent.parent / "docs"
 
-ELSEWHERE = {"strategy/NAME", "client/new/NAME"}
+ELSEWHERE = {"strategy/NAME", "client/new/NAME", "withheld/NAME"}
 """Columns of runs with other rules, or with clients that never took part."""
 
 COUNTING = """

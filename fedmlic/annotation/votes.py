@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
     from fedmlic.regime import Assignment
 
-Aggregation = Literal["single", "majority", "any", "unanimous"]
+Aggregation = Literal["single", "majority", "any", "unanimous", "two_coin"]
 """``single``: one annotator per image; ``majority``: present if more than half say so; ``any``: present
-if one says so; ``unanimous``: what all say, else uncertain."""
+if one says so; ``unanimous``: what all say, else uncertain; ``two_coin``: what is more probable, by rates of
+each annotator and label that are estimated from all votes on the client's images."""
 
 
 def aggregate(
@@ -35,12 +36,25 @@ def aggregate(
         present = says_present[chosen, np.arange(truth.shape[0])]
     elif how == "majority":
         present = votes * 2 > num_annotators
+    elif how == "two_coin":
+        present = _more_probable(says_present, truth)
     else:
         present = votes > 0
     written = np.where(present, np.int8(PRESENT), np.int8(ABSENT))
     if how == "unanimous":
         written[(votes > 0) & (votes < num_annotators)] = UNCERTAIN
     return np.where(known(truth), written, truth)
+
+
+def _more_probable(says_present: NDArray[np.bool_], truth: NDArray[np.int8]) -> NDArray[np.bool_]:
+    """Bool ``[images, labels]``: which labels are there rather than not, by the votes on all these images alone."""
+    import torch
+
+    from fedmlic.annotation.two_coin import estimated_presence
+
+    said = np.where(says_present, np.int8(PRESENT), np.int8(ABSENT))
+    votes = torch.from_numpy(np.where(known(truth), said, truth))
+    return np.asarray(estimated_presence(votes).numpy() > 0.5)
 
 
 def turns(assignment: Assignment, how: Aggregation, num_annotators: int) -> NDArray[np.int64]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from fedmlic.annotation.draws import Probability
+from fedmlic.annotation.published_rates import ANNOTATORS, RATES, rates_of
 from fedmlic.annotation.votes import Aggregation, aggregate, looks, turns
 from fedmlic.errors import listing
 from fedmlic.labels import PRESENT, UNKNOWN, known
@@ -26,41 +27,6 @@ from fedmlic.regime import Assignment, Regime
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-ANNOTATORS = ("google", "microsoft", "everypixel")
-
-RATES = {
-    "person": (0.969, 0.0000, 0.257, 0.0105, 0.101, 0.0937),
-    "bird": (0.146, 0.0005, 0.082, 0.0029, 0.099, 0.0015),
-    "cat": (0.094, 0.0030, 0.049, 0.0095, 0.983, 0.0000),
-    "cow": (0.795, 0.0001, 0.251, 0.0067, 0.185, 0.0021),
-    "dog": (0.131, 0.0026, 0.072, 0.0146, 0.075, 0.0088),
-    "horse": (0.083, 0.0007, 0.054, 0.0090, 0.089, 0.0042),
-    "sheep": (0.271, 0.0010, 0.240, 0.0103, 0.169, 0.0027),
-    "aeroplane": (0.037, 0.0006, 0.031, 0.0013, 0.046, 0.0017),
-    "bicycle": (0.226, 0.0021, 0.098, 0.0323, 0.154, 0.0071),
-    "boat": (0.285, 0.0016, 0.130, 0.0050, 0.553, 0.0007),
-    "bus": (0.164, 0.0007, 0.100, 0.0040, 0.131, 0.0020),
-    "car": (0.299, 0.0512, 0.339, 0.0120, 0.267, 0.0407),
-    "motorbike": (0.281, 0.0004, 0.205, 0.0015, 0.141, 0.0028),
-    "train": (0.171, 0.0010, 0.061, 0.0030, 0.075, 0.0031),
-    "bottle": (0.778, 0.0002, 0.501, 0.0078, 0.772, 0.0000),
-    "chair": (0.791, 0.0039, 0.513, 0.0144, 0.554, 0.0091),
-    "diningtable": (0.526, 0.0331, 0.214, 0.0642, 0.149, 0.0620),
-    "pottedplant": (0.666, 0.0389, 0.655, 0.0385, 0.746, 0.0051),
-    "sofa": (0.669, 0.0033, 0.310, 0.0201, 0.276, 0.0295),
-    "tvmonitor": (0.743, 0.0001, 0.442, 0.0012, 0.657, 0.0007),
-}
-"""Miss rate and false-positive rate of each annotator in turn, per PASCAL label."""
-
-ALIASES = {
-    "airplane": "aeroplane",
-    "couch": "sofa",
-    "motorcycle": "motorbike",
-    "tv": "tvmonitor",
-    "television": "tvmonitor",
-}
-"""Names of other data sets, such as COCO, for the same things."""
 
 
 class _Table(NamedTuple):
@@ -70,17 +36,12 @@ class _Table(NamedTuple):
     spurious: NDArray[np.float64]
 
 
-def _row(name: str) -> tuple[float, ...] | None:
-    plain = "".join(letter for letter in name.lower() if letter.isalnum())
-    return RATES.get(ALIASES.get(plain, plain))
-
-
 def _rows(label_names: tuple[str, ...], num_labels: int, match: str, others: str) -> list[tuple[float, ...]]:
     """One row of ``RATES`` per label."""
     if match == "order":
         rows = list(RATES.values())
         return [rows[label % len(rows)] for label in range(num_labels)]
-    found = [_row(name) for name in label_names]
+    found = [rates_of(name) for name in label_names]
     mean = tuple(np.mean(list(RATES.values()), axis=0).tolist())
     problems = [repr(name) for name, row in zip(label_names, found, strict=True) if row is None]
     if len(label_names) != num_labels or (problems and others == "error"):
@@ -102,6 +63,8 @@ def _who(assignment: Assignment, annotator: str) -> tuple[int, ...]:
     """Numbers of the annotators who look at this client's images."""
     if annotator == "all":
         return tuple(range(len(ANNOTATORS)))
+    if annotator == "in_turn":
+        return (assignment.client % len(ANNOTATORS),)
     if annotator == "drawn":
         return (int(assignment.rng("annotator").integers(len(ANNOTATORS))),)
     return (ANNOTATORS.index(annotator),)
@@ -121,7 +84,7 @@ def _opinions(assignment: Assignment, who: tuple[int, ...], table: _Table) -> ND
 
 def annotator_table(
     *,
-    annotator: Literal["google", "microsoft", "everypixel", "drawn", "all"] = "google",
+    annotator: Literal["google", "microsoft", "everypixel", "drawn", "in_turn", "all"] = "google",
     aggregation: Aggregation = "majority",
     match: Literal["name", "order"] = "name",
     others: Literal["error", "mean"] = "error",
@@ -130,10 +93,12 @@ def annotator_table(
     """Annotators with the published rates of three real ones.
 
     Args:
-        annotator: one for all clients; ``"drawn"``: each client draws one; ``"all"``: every
-            client has the three of them.
+        annotator: one for all clients; ``"drawn"``: each client draws one;
+            ``"in_turn"``: client k has number k modulo 3; ``"all"``: every client has the three
+            of them.
         aggregation: what ``"all"`` write down: ``"majority"``, ``"any"``, ``"unanimous"`` (else
-            uncertain) or ``"single"`` (each image has one of them, drawn).
+            uncertain), ``"single"`` (each image has one of them, drawn) or ``"two_coin"`` (what is
+            more probable, by rates estimated from the votes on the client's images).
         match: how rows of the table become those of labels: ``"name"`` by name (case, spaces
             and underscores aside; COCO's names for the same things are known), ``"order"``
             label k by row k modulo 20, in the order of the table.
@@ -159,4 +124,11 @@ def annotator_table(
         return looks(assignment.labels, aggregation, len(_who(assignment, annotator)))
 
     unsure = aggregation == "unanimous" and annotator == "all"
-    return Regime(annotate, adds_wrong=True, adds_uncertain=unsure, selective=unsure, looks=counted)
+    return Regime(
+        annotate,
+        adds_wrong=True,
+        adds_uncertain=unsure,
+        counts_images=aggregation == "two_coin",
+        selective=unsure,
+        looks=counted,
+    )

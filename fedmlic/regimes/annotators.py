@@ -122,8 +122,9 @@ def annotators(
     Args:
         num_annotators: annotators of each client, 1 to 100.
         aggregation: what is written down: ``"majority"`` (present if more than half say so),
-            ``"any"`` (if one says so), ``"unanimous"`` (what all say, else uncertain) or
-            ``"single"`` (each image has one of them, drawn).
+            ``"any"`` (if one says so), ``"unanimous"`` (what all say, else uncertain),
+            ``"single"`` (each image has one of them, drawn) or ``"two_coin"`` (what is more
+            probable, by rates estimated from the votes on the client's images).
         recall: probability in [0, 1] to notice a label that fills 5 % of the image, in its
             centre, alone; or drawn by each annotator of each client from ``[low, high]`` or
             ``{"beta": [a, b]}``.
@@ -148,6 +149,7 @@ def annotators(
     return Regime(
         annotate,
         adds_wrong=True,
+        counts_images=aggregation == "two_coin",
         adds_uncertain=aggregation == "unanimous" and num_annotators > 1,
         selective=aggregation == "unanimous",
         needs_objects=bool(size_effect or location_effect),

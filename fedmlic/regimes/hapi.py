@@ -194,6 +194,14 @@ def _runs_of(place: Path, benchmark: str, apis: list[str], date: str) -> dict[st
     return chosen
 
 
+def _in_turn(assignment: Assignment, runs: dict[str, list[files.Run]]) -> files.Run | None:
+    """The client's annotator: pairs of API and date in order, client after client; ``None`` is the truth."""
+    pairs: list[files.Run | None] = []
+    for api in sorted(runs):
+        pairs += runs[api] or [None]
+    return pairs[assignment.client % len(pairs)]
+
+
 def _drawn(assignment: Assignment, runs: dict[str, list[files.Run]]) -> files.Run | None:
     """The client's annotator: one API, then one of its dates; ``None`` is the truth."""
     rng = assignment.rng("annotator")
@@ -207,6 +215,7 @@ def hapi(
     benchmark: Literal["coco", "pascal", "mir"] = "coco",
     apis: list[str] | None = None,
     date: str = "latest",
+    assign: Literal["drawn", "in_turn"] = "drawn",
     unsaid: Literal["absent", "unknown"] = "absent",
     empty: Literal["as_unsaid", "absent", "unknown"] = "as_unsaid",
     blind: Literal["unknown", "absent"] = "unknown",
@@ -225,6 +234,8 @@ def hapi(
         apis: one for all clients, or several of which each client draws one; by default all
             that are there. ``truth`` stands for the data set's own labels.
         date: ``latest``, ``first``, one as ``20-10-28``, or ``drawn``: each client draws one.
+        assign: how clients get their API (and date, where it is ``drawn``): each draws, or pairs of
+            API and date go round, so that client k has number k modulo their number.
         unsaid: what a label is that the API does not name.
         empty: what all labels are on an image of which it says nothing.
         blind: what a label is that the API names on no image of the benchmark.
@@ -254,7 +265,8 @@ def hapi(
     read: dict[tuple[Path, tuple[str, ...]], _Notes] = {}
 
     def annotate(assignment: Assignment) -> NDArray[np.int8]:
-        labels, run = assignment.labels, _drawn(assignment, runs)
+        labels = assignment.labels
+        run = _in_turn(assignment, runs) if assign == "in_turn" else _drawn(assignment, runs)
         if run is None:
             return labels.copy()
         key = run.path, assignment.label_names

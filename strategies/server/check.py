@@ -66,6 +66,11 @@ def _conflicts(experiment: Experiment, runtime: Runtime, method: Method, strateg
         reason = _needs_images(experiment, method)
         if reason:
             yield reason
+    yield from _counts_unasked(experiment, method, mods)
+
+
+def _counts_unasked(experiment: Experiment, method: Method, mods: Mapping[str, Mod]) -> Iterator[str]:
+    """What is counted of the clients' labels without leave, or by too few clients for anything to be told."""
     asks = [text for text, mod in mods.items() if mod.statistics is not None]
     if method.statistics is not None:
         asks.append(experiment.method)
@@ -73,6 +78,20 @@ def _conflicts(experiment: Experiment, runtime: Runtime, method: Method, strateg
         yield (
             f"Expected allow-statistics=true, since {', '.join(asks)} counts labels over all clients before the first "
             "round, which tells the server something of them, got false. Set it if the clients agree."
+        )
+    if method.round_sums is None:
+        return
+    if not experiment.allow_statistics:
+        yield (
+            f"Expected allow-statistics=true, since {experiment.method} adds up numbers of the clients' labels in "
+            "every round, which tells the server something of them, got false. Set it if the clients agree."
+        )
+    cohort, least = experiment.cohort_size or experiment.num_clients, experiment.statistics_min_clients
+    if cohort < least:
+        yield (
+            f"Expected a cohort of at least {least} clients (statistics-min-clients), since fewer may not stand behind "
+            f"the sums of {experiment.method}, got {cohort}. Raise cohort-size, or lower statistics-min-clients if the "
+            "clients agree."
         )
 
 

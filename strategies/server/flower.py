@@ -28,7 +28,7 @@ from flwr.app import Message, MessageType, RecordDict
 
 from fedmlic import wire
 from fedmlic.errors import InputError, shown
-from fedmlic.protocol import HostInfo, Reply, Request, Turn
+from fedmlic.protocol import ROUND_SUMS, HostInfo, Reply, Request, Turn
 from fedmlic.update import Update
 from strategies.server.cohort import deal
 from strategies.server.introductions import Admission
@@ -190,7 +190,10 @@ class FlowerTransport:
             request.layout(self.layout),
             {client: sizes[client] for client in clients},
             self._experiment.holdout_fraction,
-            lacks_sums=request.kind == "train" and not request.mods and not self._experiment.mods.strip(),
+            lacks_sums=request.kind == "train"
+            and not request.mods
+            and not self._experiment.mods.strip()
+            and not any(name.startswith(ROUND_SUMS) for name in request.shared),
         )
 
     @property

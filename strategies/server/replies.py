@@ -16,7 +16,7 @@ import torch
 
 from fedmlic.errors import InputError, shown
 from fedmlic.histograms import DEFAULT_BINS, ScoreHistograms
-from fedmlic.protocol import CLIENTS_BEHIND, IMAGES_BEHIND, Turn
+from fedmlic.protocol import CLIENTS_BEHIND, IMAGES_BEHIND, ROUND_SUMS, Turn
 from fedmlic.update import (
     COUNT_LIMIT,
     LIMIT,
@@ -71,7 +71,7 @@ class Expected:
         layout: of the tensors that clients send.
         sizes: the training images that each client announced, for all clients that were asked.
         holdout_fraction: of a client's images that it keeps for evaluation.
-        lacks_sums: whether no mod takes part, so that there are no sums beside the model.
+        lacks_sums: whether neither a mod nor the method adds any, so that there are no sums beside the model.
     """
 
     request: Request
@@ -262,12 +262,27 @@ class Expected:
         count = len(update.clients)
         if self.lacks_sums and update.extras:
             _refuse("no sums beside the model", shown(sorted(update.extras)[:9]))
+        self._round_sums(update)
         for name, sums in update.extras.items():
             limit = COUNT_LIMIT * count if sums.dtype == torch.int64 else (LIMIT / update.units.clients + 1) * count
             if _outside(sums, -limit, limit):
                 _refuse(f"the sum {shown(name, 40)!r} within {limit:g}", "larger numbers, or NaN")
-            if self.request.kind == "count" and not name.endswith((CLIENTS_BEHIND, IMAGES_BEHIND)):
+            counted = self.request.kind == "count" or name.startswith(ROUND_SUMS)
+            if counted and not name.endswith((CLIENTS_BEHIND, IMAGES_BEHIND)):
                 self._support(update, name, images)
+
+    def _round_sums(self, update: Update) -> None:
+        """The method's sums of the round are those that the round before led to, all of them and no others."""
+        given = {name: sums for name, sums in self.request.shared.items() if name.startswith(ROUND_SUMS)}
+        for name, sums in given.items():
+            found = update.extras.get(name)
+            exact = not sums.is_floating_point()
+            if found is None or found.shape != sums.shape or (found.dtype == torch.int64) != exact:
+                _refuse(f"the sum {shown(name, 40)!r} of shape {list(sums.shape)}", "none, or another shape or type")
+        known = {name + suffix for name in given for suffix in ("", CLIENTS_BEHIND, IMAGES_BEHIND)}
+        others = sorted(name for name in update.extras if name.startswith(ROUND_SUMS) and name not in known)
+        if others:
+            _refuse("sums of the round that the method has", shown(others[:9]))
 
     @staticmethod
     def _support(update: Update, name: str, images: int) -> None:

@@ -22,7 +22,17 @@ from fedmlic.errors import InputError, shown
 from fedmlic.histograms import ScoreHistograms
 from fedmlic.method import stretch_of
 from fedmlic.metrics import across_clients, unannotated_columns, unannotated_values
-from fedmlic.protocol import BY_IMAGES, CLIENTS_BEHIND, IMAGES_BEHIND, STATISTICS, HostInfo, Reply, Request, Turn
+from fedmlic.protocol import (
+    BY_IMAGES,
+    CLIENTS_BEHIND,
+    IMAGES_BEHIND,
+    ROUND_SUMS,
+    STATISTICS,
+    HostInfo,
+    Reply,
+    Request,
+    Turn,
+)
 from fedmlic.update import Update, method_metrics, units_for
 from strategies.server.balance import balance, hosts_of
 from strategies.server.cohort import Directory, sample_cohort
@@ -232,8 +242,22 @@ class Rounds:
         part = self._layout if names is None else self._layout.only(names)
         if number == stretch.first_round:
             state = self._strategy.init(self._layout.gather(before.state.flat, part), part)
-            before = replace(before, state=replace(state, flat=before.state.flat))
+            shared = {**state.shared, **self._no_round_sums()}
+            before = replace(before, state=replace(state, flat=before.state.flat, shared=shared))
         return before, names
+
+    def _no_round_sums(self) -> dict[str, Tensor]:
+        """What clients get in place of the method's sums of the round before, where there was none."""
+        declared = self._method.round_sums
+        zeros = {} if declared is None else declared(len(self._label_names))
+        return {ROUND_SUMS + name: tensor for name, tensor in zeros.items()}
+
+    def _with_round_sums(self, before: State, after: State, sums: Mapping[str, Tensor]) -> tuple[State, dict[str, int]]:
+        """The rule's next state with what clients get beside the model, and how many numbers of it are withheld."""
+        counted, few = enough_behind(sums, self._experiment)
+        # The rule may have replaced all that it shares; where nobody answered, the old sums stay.
+        old = {name: before.shared[name] for name in self._no_round_sums()}
+        return replace(after, shared={**after.shared, **old, **counted}), few
 
     def _round(self, number: int, before: Progress, directory: Directory) -> tuple[Progress, dict[str, float]]:
         started = time.perf_counter()
@@ -268,10 +292,12 @@ class Rounds:
         here = Round(number, len(directory.clients), len(cohort), part, experiment.seed, before.statistics)
         inner = replace(before.state, flat=self._layout.gather(before.state.flat, part), metrics={})
         sums: dict[str, float] = {}
+        tensors: dict[str, Tensor] = {}
         updates = self._updates(self._expected(request, cohort, directory), replies, played)
-        if self._mods:  # they may have sums beside the model
+        if self._mods or self._no_round_sums():  # there may be sums beside the model
             updates = self._agreeing(updates, played)
-        state = self._merged(inner, _noted(updates, sums), here)
+        state = self._merged(inner, _noted(updates, sums, tensors), here)
+        state, few = self._with_round_sums(before.state, state, tensors)
         turns = list(played.values())
         self._note_set_aside()
         self._require_enough(number, turns, len(cohort))
@@ -280,8 +306,8 @@ class Rounds:
         self._costs.learn(turns)
         train_seconds = time.perf_counter() - started
 
-        counted = {turn.client: number for turn in turns if not turn.error}
-        progress = replace(before, round=number, state=state, last={**before.last, **counted})
+        played_now = {turn.client: number for turn in turns if not turn.error}
+        progress = replace(before, round=number, state=state, last={**before.last, **played_now})
         evaluation = self._evaluate_server(progress)
         if evaluation is not None:
             progress = _with_best(progress, evaluation.values)
@@ -292,7 +318,7 @@ class Rounds:
         if self._personal and personal:
             progress = _with_best(progress, personal, "client/mAP")
         progress = replace(progress, seconds=before.seconds + time.perf_counter() - started)
-        self._write_round(progress, turns, evaluation, train_seconds, sums)
+        self._write_round(progress, turns, evaluation, train_seconds, sums, few)
         self._record.checkpoint(progress)
         return progress, dict(evaluation.values) if evaluation else {}
 
@@ -479,6 +505,7 @@ class Rounds:
         evaluation: Evaluation | None,
         train_seconds: float,
         sums: Mapping[str, float],
+        few: Mapping[str, int],
     ) -> None:
         self._write_turns(progress.round, turns)
         rows = [{"round": progress.round, **row} for row in hosts_of(turns, train_seconds)]
@@ -505,6 +532,7 @@ class Rounds:
                 "bytes-down": sum(turn.bytes_down for turn in good),
                 "bytes-up": sum(turn.bytes_up for turn in good),
                 **{f"method/{name}": sums[name] for name in sorted(sums)},
+                **{f"withheld/{name.removeprefix(ROUND_SUMS)}": count for name, count in sorted(few.items())},
                 **{f"strategy/{name}": value for name, value in sorted(progress.state.metrics.items())},
                 "best-round": progress.best_round,
                 **balance(turns, train_seconds, min(self._num_hosts, len(turns))),
@@ -584,34 +612,59 @@ def withheld(total: Update, experiment: Experiment) -> tuple[dict[str, Tensor], 
     Raises:
         InputError: nothing is left of one of them.
     """
-    counted: dict[str, Tensor] = {}
     events: list[dict[str, object]] = []
-    for name in total.extras:
-        if name.endswith((CLIENTS_BEHIND, IMAGES_BEHIND)):
-            continue
-        clients, images = total.extra_sum(name + CLIENTS_BEHIND), total.extra_sum(name + IMAGES_BEHIND)
-        enough = (clients >= experiment.statistics_min_clients) & (images >= experiment.statistics_min_images)
-        few = int(((clients > 0) & ~enough).sum())
-        if few and not bool(enough.any()):
+    sums = {name: total.extra_sum(name) for name in total.extras}
+    counted, few = enough_behind(sums, experiment)
+    for name in counted:
+        if few[name] and few[name] == int((sums[name + CLIENTS_BEHIND] > 0).sum()):
             msg = (
                 f"Expected at least {experiment.statistics_min_clients} clients and {experiment.statistics_min_images} "
                 f"images behind numbers of {name}, got fewer behind every one. Lower statistics-min-clients or "
                 "statistics-min-images if the clients agree."
             )
             raise InputError(msg)
-        counted[name] = torch.where(enough, total.extra_sum(name), 0)
         values = counted[name].flatten()
         shown = {"values": values.tolist()} if values.numel() <= SHOWN_STATISTICS else {}
-        about = {"name": name, "shape": list(counted[name].shape), "num-withheld": few}
+        about = {"name": name, "shape": list(counted[name].shape), "num-withheld": few[name]}
         events.append({**about, "num-clients": len(total.clients), **shown})
     return counted, events
 
 
-def _noted(updates: Iterable[Update], sums: dict[str, float]) -> Iterator[Update]:
-    """Pass updates on and add up what the method counted; the terms are such that their order does not show."""
+def enough_behind(sums: Mapping[str, Tensor], experiment: Experiment) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Named sums with 0 in place of every number that too few clients or images stand behind.
+
+    Args:
+        sums: by name, and beside each what stands behind its numbers.
+        experiment: the least numbers of clients and images.
+
+    Returns:
+        The sums without what stands behind them, and how many numbers of each are withheld.
+    """
+    counted, few = {}, {}
+    for name, tensor in sums.items():
+        if name.endswith((CLIENTS_BEHIND, IMAGES_BEHIND)):
+            continue
+        clients, images = sums[name + CLIENTS_BEHIND], sums[name + IMAGES_BEHIND]
+        enough = (clients >= experiment.statistics_min_clients) & (images >= experiment.statistics_min_images)
+        counted[name] = torch.where(enough, tensor, 0)
+        few[name] = int(((clients > 0) & ~enough).sum())
+    return counted, few
+
+
+def _noted(updates: Iterable[Update], sums: dict[str, float], tensors: dict[str, Tensor]) -> Iterator[Update]:
+    """Pass updates on and add up what the method counted; the terms are such that their order does not show.
+
+    Args:
+        updates: as they come.
+        sums: filled with the method's metrics.
+        tensors: filled with the method's sums of the round, and what stands behind them.
+    """
     for update in updates:
         for name, value in method_metrics(update.metrics).items():
             sums[name] = sums.get(name, 0.0) + value
+        for name in update.extras:
+            if name.startswith(ROUND_SUMS):  # read now: a rule may add the next update to this one
+                tensors[name] = tensors.get(name, 0) + update.extra_sum(name).cpu()
         yield update
 
 

@@ -220,8 +220,9 @@ def test_nothing_is_counted_unless_the_experiment_allows_it(play, tmp_path, asks
 def test_counts_reach_the_clients_and_are_not_asked_for_again(play, tmp_path, monkeypatch, plug):
     plug(
         "listens",
+        "from fedmlic.method import Method\n"
         "from turns import phased\n"
-        "def listens():\n"
+        "def listens() -> Method:\n"
         "    base = phased(statistics=True)\n"
         "    def train(resident, shard, local):\n"
         "        assert local.shared['statistics/present'].sum() > 0\n"
@@ -256,8 +257,9 @@ def test_counts_reach_the_clients_and_are_not_asked_for_again(play, tmp_path, mo
 def test_a_client_that_cannot_count_stops_the_run_with_the_reason(play, tmp_path, plug):
     plug(
         "uncounted",
+        "from fedmlic.method import Method\n"
         "from turns import phased\n"
-        "def uncounted():\n"
+        "def uncounted() -> Method:\n"
         "    def count(shard):\n"
         "        raise ValueError('no counting here')\n"
         "    return phased()._replace(statistics=count)\n",

@@ -149,6 +149,18 @@ def test_dates_can_be_drawn_too(root):
     assert min(found.values()) >= 100 - 3 * 50**0.5
 
 
+def test_pairs_of_api_and_date_go_round(root):
+    regime = hapi(root=str(root), benchmark="mir", date="drawn", assign="in_turn")
+    latest = hapi(root=str(root), benchmark="mir", apis=["google_mic", "microsoft_mic", "truth"], assign="in_turn")
+    runs = sorted(ANSWERS)
+
+    for client in range(2 * len(runs)):
+        found = regime.annotate(assignment_of(client=client)).tolist()
+        assert found == brute_force(runs[client % len(runs)])
+    kinds = [latest.annotate(assignment_of(client=client)).tolist() for client in (3, 4, 5)]
+    assert kinds == [brute_force(LATER), brute_force(MICROSOFT), assignment_of().labels.tolist()]
+
+
 # Joining
 
 

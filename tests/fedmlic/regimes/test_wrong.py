@@ -8,6 +8,7 @@ import pytest
 
 from fedmlic.dataset import Objects
 from fedmlic.labels import ABSENT, PRESENT, UNCERTAIN, UNKNOWN, known
+from fedmlic.methods.noise_corrected import published
 from fedmlic.regime import Assignment, looks_of, prepared
 from fedmlic.regimes.annotator_table import RATES
 from fedmlic.seeds import text_keys
@@ -218,6 +219,20 @@ def test_each_client_draws_its_annotator():
 
     assert all(within(int(count), 900, 1 / 3) for count in np.bincount(nearest, minlength=3))
     assert np.abs(shares - rows[nearest]).max() < 0.15
+
+
+def test_annotators_go_round_and_a_method_finds_the_rates_that_they_had():
+    """Client by client, what the regime writes down and what ``noise_corrected`` takes its rates to be."""
+    labels = np.repeat([[1], [0]], 4000, axis=0) * np.ones((1, 4), dtype=np.int8)
+    names = ("bird", "bus", "car", "chair")
+    for match, client in itertools.product(("name", "order"), range(4)):
+        regime = build("regime", f"annotator_table(annotator='in_turn', match={match!r})")
+        observed = regime.annotate(assignment_of(labels, client, names=names))
+        rates = published(names, "in_turn", client, match)
+        for column, (miss, spurious) in enumerate(zip(*(rate.tolist() for rate in rates), strict=True)):
+            if miss + spurious < 0.95:
+                assert within(int((observed[:4000, column] == PRESENT).sum()), 4000, 1 - miss, 3.5)
+                assert within(int((observed[4000:, column] == PRESENT).sum()), 4000, spurious, 3.5)
 
 
 def test_rows_are_matched_by_order_or_filled_with_the_mean():

@@ -50,6 +50,11 @@ RUNS = {
         "allow_statistics": True,
         "statistics_min_clients": 1,
     },
+    "sums of every round": {
+        "method": "pml_cdcr(difficulty='global', warm_up=1)",
+        "allow_statistics": True,
+        "statistics_min_clients": 1,
+    },
     "adapters in eight bits": {"model": "clip_image(trainable='lora(2)')", "mods": "int8()"},
     "statistics of norms": {"model": "small_cnn(width=4, num_blocks=0, norm='pooled')", "mods": "int8()"},
 }

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fedmlic import wire
 from fedmlic.arrays import Layout
 from fedmlic.histograms import ScoreHistograms
-from fedmlic.protocol import CLIENTS_BEHIND, IMAGES_BEHIND, HostInfo, Reply, Request, Turn
+from fedmlic.protocol import CLIENTS_BEHIND, IMAGES_BEHIND, ROUND_SUMS, HostInfo, Reply, Request, Turn
 from fedmlic.update import LIMIT, Update, Weighting, turn_metrics, units_for
 from strategies.server.introductions import Admission, listed_nodes, problem_of_host
 from strategies.server.replies import Expected, RefusedError, not_finite
@@ -281,6 +281,35 @@ def test_lies_about_counts_are_refused(name):
 
     with pytest.raises(RefusedError, match=told):
         verdict(request, reply, lacks_sums=False)
+
+
+ROUND = {ROUND_SUMS + "mine": torch.tensor([0, 5, 7, 0])}
+SUPPORT = {CLIENTS_BEHIND: torch.tensor([0, 1, 1, 0]), IMAGES_BEHIND: torch.tensor([0, 30, 30, 0])}
+ROUND_LIES = {
+    "none": (dict.fromkeys((ROUND_SUMS + "mine", *(ROUND_SUMS + "mine" + each for each in SUPPORT))), "of shape"),
+    "another shape": ({ROUND_SUMS + "mine": torch.tensor([1])}, "of shape"),
+    "another type": ({ROUND_SUMS + "mine": torch.zeros(4, dtype=torch.float64)}, "of shape"),
+    "another name": ({ROUND_SUMS + "more": torch.tensor([1, 0, 0, 0])}, "that the method has"),
+    "nobody behind a number": ({ROUND_SUMS + "mine": torch.tensor([1, 5, 7, 0])}, "a client behind"),
+    "more images behind a number": (
+        {ROUND_SUMS + "mine" + IMAGES_BEHIND: torch.tensor([0, 31, 30, 0])},
+        "clients or images",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [*ROUND_LIES, ""])
+def test_lies_about_sums_of_the_round_are_refused(name):
+    request = replace(request_of(), shared={ROUND_SUMS + "mine": torch.zeros(4, dtype=torch.int64)})
+    extras = {**ROUND, **{ROUND_SUMS + "mine" + suffix: tensor for suffix, tensor in SUPPORT.items()}}
+    changes, told = ROUND_LIES.get(name, ({}, ""))
+    changed = {each: tensor for each, tensor in {**extras, **changes}.items() if tensor is not None}
+
+    if not name:
+        assert verdict(request, reply_of(request, extras=extras), lacks_sums=False).updates
+        return
+    with pytest.raises(RefusedError, match=told):
+        verdict(request, update_with(extras=changed)(reply_of(request)), lacks_sums=False)
 
 
 def test_a_client_is_counted_once():
