@@ -53,7 +53,7 @@ class LabelVectors(NamedTuple):
     source: str
 
 
-class Request(NamedTuple):
+class VectorRequest(NamedTuple):
     """What a kind is asked for.
 
     Attributes:
@@ -75,7 +75,7 @@ class Request(NamedTuple):
         return stream(self.seed, "text/states" if self.states else "text/labels")
 
 
-class Kind(NamedTuple):
+class VectorKind(NamedTuple):
     """How vectors are made.
 
     Attributes:
@@ -85,7 +85,7 @@ class Kind(NamedTuple):
             can be made after training.
     """
 
-    make: Callable[[Request], tuple[NDArray[np.float64], str]]
+    make: Callable[[VectorRequest], tuple[NDArray[np.float64], str]]
     trainable: bool = False
     by_name: bool = False
 
@@ -112,7 +112,7 @@ def label_vectors(
     if not names or len(set(names)) != len(names):
         msg = f"Expected label names to be unique and at least one, got {list(names)}."
         raise InputError(msg)
-    return _answer(spec, Request(tuple(names), fine_names or {}, features, seed, states=False))
+    return _answer(spec, VectorRequest(tuple(names), fine_names or {}, features, seed, states=False))
 
 
 def state_vectors(spec: str, features: int, seed: int) -> LabelVectors:
@@ -126,7 +126,7 @@ def state_vectors(spec: str, features: int, seed: int) -> LabelVectors:
     ``shuffled`` leaves them as they are, and ``one_hot`` takes two random orthonormal rows, since
     axes could make the sums of a label and a state coincide.
     """
-    table = _answer(spec, Request(STATE_NAMES, {}, features, seed, states=True))
+    table = _answer(spec, VectorRequest(STATE_NAMES, {}, features, seed, states=True))
     return table._replace(vectors=np.concatenate([np.zeros((1, features), np.float32), table.vectors]))
 
 
@@ -162,9 +162,9 @@ def further_vectors(
         )
         raise InputError(msg)
     every = list(dict.fromkeys([*label_names, *names]))
-    rows, _ = kind.make(Request(tuple(every), {}, features, seed, states=False))
+    rows, _ = kind.make(VectorRequest(tuple(every), {}, features, seed, states=False))
     num_labels, width = len(label_names), rows.shape[1]
-    request = Request(tuple(label_names), {}, features, seed, states=False)
+    request = VectorRequest(tuple(label_names), {}, features, seed, states=False)
     own, _ = _fit(rows[:num_labels], request)
     if width <= features:
         fitted, _ = _fit(rows, request)
@@ -198,21 +198,21 @@ def alike(names: Sequence[str], vectors: NDArray[np.floating[Any]]) -> list[str]
     return [" = ".join(group) for group in same.values() if len(group) > 1]
 
 
-def learned() -> Kind:
+def learned() -> VectorKind:
     """Trained and exchanged like any weight; starts uniform in +-1/sqrt(features)."""
 
-    def make(request: Request) -> tuple[NDArray[np.float64], str]:
+    def make(request: VectorRequest) -> tuple[NDArray[np.float64], str]:
         bound = 1 / math.sqrt(request.features)
         shape = (len(request.names), request.features)
         return request.rng().uniform(-bound, bound, shape), "learned"
 
-    return Kind(make, trainable=True)
+    return VectorKind(make, trainable=True)
 
 
-def one_hot() -> Kind:
+def one_hot() -> VectorKind:
     """One axis per label; needs at least as many features as labels."""
 
-    def make(request: Request) -> tuple[NDArray[np.float64], str]:
+    def make(request: VectorRequest) -> tuple[NDArray[np.float64], str]:
         if request.states:
             return random_orthogonal().make(request)
         count, features = len(request.names), request.features
@@ -224,17 +224,17 @@ def one_hot() -> Kind:
             raise InputError(msg)
         return np.eye(count, features), "one_hot"
 
-    return Kind(make)
+    return VectorKind(make)
 
 
-def random_orthogonal() -> Kind:
+def random_orthogonal() -> VectorKind:
     """Random orthonormal rows; beyond as many labels as features, several orthonormal bases stacked.
 
     Then rows of one basis are orthogonal and rows of two are random to each other, with
     cosines of about 1/sqrt(features).
     """
 
-    def make(request: Request) -> tuple[NDArray[np.float64], str]:
+    def make(request: VectorRequest) -> tuple[NDArray[np.float64], str]:
         rng, features = request.rng(), request.features
         left = len(request.names)
         bases = []
@@ -244,10 +244,10 @@ def random_orthogonal() -> Kind:
         rows = np.concatenate(bases)
         return rows, f"random_orthogonal, largest |cosine| {_coherence(rows):.3f}"
 
-    return Kind(make)
+    return VectorKind(make)
 
 
-def simplex_etf() -> Kind:
+def simplex_etf() -> VectorKind:
     """Unit vectors as far apart as possible: all cosines -1/(labels - 1), randomly rotated.
 
     Needs at least labels - 1 features.
@@ -255,7 +255,7 @@ def simplex_etf() -> Kind:
     Source: Papyan, Han and Donoho 2020, "Prevalence of neural collapse" (PNAS).
     """
 
-    def make(request: Request) -> tuple[NDArray[np.float64], str]:
+    def make(request: VectorRequest) -> tuple[NDArray[np.float64], str]:
         count, features = len(request.names), request.features
         if count < 2 or count > features + 1:
             msg = (
@@ -267,15 +267,15 @@ def simplex_etf() -> Kind:
         rotation = _orthonormal_rows(count - 1, features, request.rng())
         return corners @ rotation, "simplex_etf"
 
-    return Kind(make)
+    return VectorKind(make)
 
 
-def etf() -> Kind:
+def etf() -> VectorKind:
     """The short name of ``simplex_etf``."""
     return simplex_etf()
 
 
-def file(*, path: str) -> Kind:
+def file(*, path: str) -> VectorKind:
     """Vectors from a file, as they are.
 
     Args:
@@ -289,7 +289,7 @@ def file(*, path: str) -> Kind:
         msg = f"Expected path of file to end in {', '.join(readers)}, got {path!r}."
         raise InputError(msg)
 
-    def make(request: Request) -> tuple[NDArray[np.float64], str]:
+    def make(request: VectorRequest) -> tuple[NDArray[np.float64], str]:
         try:
             content = readers[suffix](path)
         except (OSError, ValueError, pickle.UnpicklingError) as error:
@@ -298,7 +298,7 @@ def file(*, path: str) -> Kind:
         rows, note = _rows_of(content, request.names, path)
         return rows, f"file {Path(path).name}{note}"
 
-    return Kind(make, by_name=suffix != ".npy")
+    return VectorKind(make, by_name=suffix != ".npy")
 
 
 def clip(
@@ -312,7 +312,7 @@ def clip(
     fine_names: str = "",
     max_names: Annotated[int, Field(ge=1)] = 20,
     renormalise: bool = False,
-) -> Kind:
+) -> VectorKind:
     """Text features of a CLIP model through open_clip: of length 1, but for ``average``.
 
     Args:
@@ -340,12 +340,12 @@ def clip(
     prompts = Prompts(template, join, fine_names, max_names, renormalise)
     prompts.check("clip")
 
-    def make(request: Request) -> tuple[NDArray[np.float64], str]:
+    def make(request: VectorRequest) -> tuple[NDArray[np.float64], str]:
         tower = Tower(model, weights, pretrained)
         rows, note = prompts.features(tower, request.names, request.fine_names, bare=request.states)
         return rows, f"clip {model} ({tower.source}), {note}"
 
-    return Kind(make, by_name=True)
+    return VectorKind(make, by_name=True)
 
 
 def minilm(
@@ -357,7 +357,7 @@ def minilm(
     max_names: Annotated[int, Field(ge=1)] = 20,
     renormalise: bool = False,
     unknown: Literal["error", "keep"] = "error",
-) -> Kind:
+) -> VectorKind:
     """Sentence vectors of all-MiniLM-L6-v2, 384 numbers of length 1, without a hub.
 
     Args:
@@ -379,15 +379,15 @@ def minilm(
     prompts = Prompts(template, join, fine_names, max_names, renormalise)
     prompts.check("minilm")
 
-    def make(request: Request) -> tuple[NDArray[np.float64], str]:
+    def make(request: VectorRequest) -> tuple[NDArray[np.float64], str]:
         encoder = MiniLM(path, keep_unknown=unknown == "keep")
         rows, note = prompts.features(encoder, request.names, request.fine_names, bare=request.states)
         return rows, f"minilm ({encoder.source}), {note}{_alike_note(request.names, rows)}"
 
-    return Kind(make, by_name=True)
+    return VectorKind(make, by_name=True)
 
 
-def glove(*, path: str = "", unknown: Literal["error", "skip"] = "error") -> Kind:
+def glove(*, path: str = "", unknown: Literal["error", "skip"] = "error") -> VectorKind:
     """The mean of the GloVe vectors of a name's words, scaled to length 1.
 
     Args:
@@ -400,14 +400,14 @@ def glove(*, path: str = "", unknown: Literal["error", "skip"] = "error") -> Kin
     """
     from fedmlic.glove_text import mean_vectors
 
-    def make(request: Request) -> tuple[NDArray[np.float64], str]:
+    def make(request: VectorRequest) -> tuple[NDArray[np.float64], str]:
         rows, note = mean_vectors(path, request.names, skip_unknown=unknown == "skip")
         return rows, f"glove ({note}){_alike_note(request.names, rows)}"
 
-    return Kind(make, by_name=True)
+    return VectorKind(make, by_name=True)
 
 
-def shuffled(*, of: str) -> Kind:
+def shuffled(*, of: str) -> VectorKind:
     """The vectors of another kind, handed round among the labels so that none keeps its own.
 
     A control: the same vectors, frozen and shared, without the meaning that words give them. The
@@ -421,7 +421,7 @@ def shuffled(*, of: str) -> Kind:
         msg = f"Expected of of shuffled to be vectors that are frozen and not shuffled, got {of!r}. Use another kind."
         raise InputError(msg)
 
-    def make(request: Request) -> tuple[NDArray[np.float64], str]:
+    def make(request: VectorRequest) -> tuple[NDArray[np.float64], str]:
         rows, source = kind.make(request)
         fitted, note = _fit(rows, request)
         if request.states:
@@ -429,10 +429,10 @@ def shuffled(*, of: str) -> Kind:
         order = _derangement(len(request.names), request.seed)
         return fitted[order], f"shuffled {source}{note}"
 
-    return Kind(make)
+    return VectorKind(make)
 
 
-def _answer(spec: str, request: Request) -> LabelVectors:
+def _answer(spec: str, request: VectorRequest) -> LabelVectors:
     if request.features < 1:
         msg = f"Expected features of label vectors to be 1 or more, got {request.features}."
         raise InputError(msg)
@@ -442,18 +442,18 @@ def _answer(spec: str, request: Request) -> LabelVectors:
     return LabelVectors(np.ascontiguousarray(fitted, dtype=np.float32), kind.trainable, source + note)
 
 
-def _kind(spec: str) -> Kind:
+def _kind(spec: str) -> VectorKind:
     name = parse(spec, "label vectors").name
     if "." not in name:
         if name not in KINDS:
             msg = f"Expected label vectors to be one of {', '.join(KINDS)}, got {name!r}. {nearest(name, KINDS)}"
             raise InputError(msg)
         spec = f"{__name__}.{spec.strip()}"
-    kind: Kind = build("label vectors", spec)
+    kind: VectorKind = build("label vectors", spec)
     return kind
 
 
-def _fit(rows: NDArray[np.float64], request: Request) -> tuple[NDArray[np.float64], str]:
+def _fit(rows: NDArray[np.float64], request: VectorRequest) -> tuple[NDArray[np.float64], str]:
     """Bring ``rows`` to the wanted width; returns them with a note for the record."""
     (count, width), features = rows.shape, request.features
     if width == features:
@@ -472,7 +472,7 @@ def _fit(rows: NDArray[np.float64], request: Request) -> tuple[NDArray[np.float6
     return scaled, f"; projected from {width} to {features} features, cosines moved by up to {shift:.3f}"
 
 
-def _projected(rows: NDArray[np.float64], request: Request) -> NDArray[np.float64]:
+def _projected(rows: NDArray[np.float64], request: VectorRequest) -> NDArray[np.float64]:
     """``rows`` on fewer random directions, each scaled back to its length."""
     width, features = rows.shape[1], request.features
     rng = stream(request.seed, "text/width", width, features)

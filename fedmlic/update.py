@@ -136,16 +136,16 @@ class Update:
     extras: dict[str, Tensor] = field(default_factory=dict)
 
     @staticmethod
-    def zero(layout: Layout, units: Units, device: torch.device | str = "cpu", memory: Tensor | None = None) -> Update:
+    def zero(layout: Layout, units: Units, device: torch.device | str = "cpu", buffer: Tensor | None = None) -> Update:
         """The identity of ``merge``.
 
         Args:
             layout: of the exchanged tensors.
             units: of the round.
             device: where the sums are.
-            memory: float64, at least ``[layout.size]``, to keep the sums in; what it held is lost.
+            buffer: float64, at least ``[layout.size]``, to keep the sums in; what it held is lost.
         """
-        sums = torch.zeros(layout.size, dtype=torch.float64, device=device) if memory is None else memory[: layout.size]
+        sums = torch.zeros(layout.size, dtype=torch.float64, device=device) if buffer is None else buffer[: layout.size]
         sums.zero_()
         rows = torch.zeros(layout.num_labels, dtype=torch.float64)
         annotations = torch.zeros(layout.num_labels, dtype=torch.int64)

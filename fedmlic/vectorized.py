@@ -230,15 +230,15 @@ def _batch(turns: Sequence[_Turn], images: Tensor, labels: Tensor, numbers: Sequ
         views = [augment(part, kind, turn.augmentation) for part, turn in zip(own_images, turns, strict=True)]
         own_images = torch.stack(views)
     further = [turn.inputs.of(*own) for turn, *own in zip(turns, own_images, own_labels, numbers, strict=True)]
-    told = own_labels.to(images.device, non_blocking=True)
-    return own_images, told, *(torch.stack(column) for column in zip(*further, strict=True))
+    observed = own_labels.to(images.device, non_blocking=True)
+    return own_images, observed, *(torch.stack(column) for column in zip(*further, strict=True))
 
 
 def _loss_of(objective: Objective, network: nn.Module) -> Callable[..., tuple[Tensor, ...]]:
     """The loss of one client, and what it gives beside it, as a function of its parameters."""
 
-    def loss(parameters: dict[str, Tensor], images: Tensor, labels: Tensor, *told: Tensor) -> tuple[Tensor, ...]:
-        given = objective.loss(lambda *inputs: functional_call(network, parameters, inputs), images, labels, *told)
+    def loss(parameters: dict[str, Tensor], images: Tensor, labels: Tensor, *further: Tensor) -> tuple[Tensor, ...]:
+        given = objective.loss(lambda *inputs: functional_call(network, parameters, inputs), images, labels, *further)
         value, rest = scalar_and_rest(given)
         return (value, *rest)
 

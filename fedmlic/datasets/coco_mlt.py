@@ -25,7 +25,7 @@ from fedmlic.sources.coco import (
     coco_problems,
 )
 from fedmlic.sources.coco_counts import POSITIVES
-from fedmlic.sources.label_names import canonical
+from fedmlic.sources.label_names import plain_name
 from fedmlic.sources.options import Channels, HeldOut, ImageSize, Root, Seed
 from fedmlic.sources.place import find_parts
 from fedmlic.splits import held_out_counts
@@ -39,7 +39,7 @@ LIST_PLACES = ("appendix/coco/longtail2017", "dbl/coco/longtail2017", "coco/long
 
 def _group(category: Category) -> str:
     """Head, medium or tail, by the published number of training images."""
-    counts = POSITIVES.get(canonical(category.name))
+    counts = POSITIVES.get(plain_name(category.name))
     if counts is None:
         return ""
     return "head" if counts.mlt >= HEAD else "medium" if counts.mlt >= MEDIUM else "tail"

@@ -141,10 +141,10 @@ def _is_empty(name: str) -> bool:
     return name.lower() in EMPTY_CELLS
 
 
-def canonical(name: str) -> str:
+def plain_name(name: str) -> str:
     """COCO's spelling of a name: spaces instead of underscores, and VOC's labels translated.
 
-    >>> canonical("hot_dog"), canonical("tvmonitor")
+    >>> plain_name("hot_dog"), plain_name("tvmonitor")
     ('hot dog', 'tv')
     """
     spaced = " ".join(composed(name).replace("_", " ").split()).lower()
@@ -154,7 +154,7 @@ def canonical(name: str) -> str:
 def choose_labels(wanted: Sequence[str] | None, known: Sequence[str], dataset: str) -> list[int]:
     """Places in ``known`` of the wanted labels, or of all.
 
-    A name is looked up as it is written, then by ``canonical``, so ``hot_dog`` finds
+    A name is looked up as it is written, then by ``plain_name``, so ``hot_dog`` finds
     ``hot dog`` and ``tvmonitor`` finds ``tv``.
 
     Args:
@@ -171,8 +171,8 @@ def choose_labels(wanted: Sequence[str] | None, known: Sequence[str], dataset: s
     if wanted is None:
         return list(range(len(known)))
     exact = {composed(name): place for place, name in enumerate(known)}
-    loose = {canonical(name): place for place, name in enumerate(known)}
-    places = [exact.get(composed(name), loose.get(canonical(name), -1)) for name in wanted]
+    loose = {plain_name(name): place for place, name in enumerate(known)}
+    places = [exact.get(composed(name), loose.get(plain_name(name), -1)) for name in wanted]
     times = Counter(places)
     problems = [
         f"{name!r}: {nearest(name, known)}" if place < 0 else f"{name!r}: chosen {times[place]} times"

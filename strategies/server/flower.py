@@ -252,7 +252,7 @@ class FlowerTransport:
                 shapes = shapes_of(update)
                 if shapes not in totals and len(totals) < MOST_SHAPES:
                     memory = None if totals else self._sums
-                    totals[shapes] = Update.zero(request.layout(self.layout), request.units, memory=memory)
+                    totals[shapes] = Update.zero(request.layout(self.layout), request.units, buffer=memory)
                 if shapes in totals:
                     totals[shapes].merge(update)
                 else:

@@ -63,41 +63,41 @@ def context(node_config, config, run_id=1):
     return Context(run_id=run_id, node_id=99, node_config=node_config, state=RecordDict(), run_config=config)
 
 
-def start_of(seat):
-    return seat.host._learner.resident.flat.clone()
+def start_of(node):
+    return node.host._learner.resident.flat.clone()
 
 
-def request_to(seat, clients, **changes):
-    layout = seat.host.layout
-    flat = start_of(seat)
+def request_to(node, clients, **changes):
+    layout = node.host.layout
+    flat = start_of(node)
     request = Request(
         **{"kind": "train", "round": 1, "flat": flat, "units": units_for(Request.weighting, [500], 9)} | changes
     )
     return wire.pack_request(request, clients, layout, wire.pack_model(request, layout))
 
 
-def ask(seat, where, clients, **changes):
-    answer = app.answer_to(request_to(seat, clients, **changes), where)
-    return wire.unpack_reply(answer, seat.host.layout)
+def ask(node, where, clients, **changes):
+    answer = app.answer_to(request_to(node, clients, **changes), where)
+    return wire.unpack_reply(answer, node.host.layout)
 
 
 def test_a_simulated_node_can_play_every_client(run_config):
-    seat = source.open_node(run_config(), NODE)
-    info = seat.host.info()
+    node = source.open_node(run_config(), NODE)
+    info = node.host.info()
 
     assert info.host == "node-1"
     assert info.clients.tolist() == list(range(6))
     assert info.sizes.sum() + 48 == 240  # a fifth is held out
-    assert (seat.num_hosts, seat.discreet) == (3, False)
+    assert (node.num_hosts, node.discreet) == (3, False)
 
 
 def test_a_device_is_one_client_with_the_labels_it_knows(device, deployed):
-    seat = source.open_node(deployed, device)
-    info = seat.host.info()
-    reply = ask(seat, context(device, deployed), [4])
+    node = source.open_node(deployed, device)
+    info = node.host.info()
+    reply = ask(node, context(device, deployed), [4])
 
     assert (info.host, info.clients.tolist(), info.label_names) == ("device-4", [4], LABELS)
-    assert (seat.num_hosts, seat.discreet) == (0, True)
+    assert (node.num_hosts, node.discreet) == (0, True)
     assert reply.turns[0].error == ""
     assert reply.updates[0].clients == [4]
     # Nobody looked for birds, and columns are in the federation's order.
@@ -132,9 +132,9 @@ def test_a_device_does_not_follow_the_servers_paths(device, deployed, tmp_path):
     home = tmp_path / "mine"
     config = {**deployed, "home": "/nowhere/at/all", "device": "cuda:7", "threads": 64}
 
-    seat = source.open_node(config, {**device, "home": str(home)})
+    node = source.open_node(config, {**device, "home": str(home)})
 
-    assert seat.host.device == torch.device("cpu")
+    assert node.host.device == torch.device("cpu")
     assert (home / "corpora").is_dir()
 
 
@@ -155,12 +155,12 @@ def test_one_seat_serves_all_messages_of_a_run(run_config):
 
 def test_a_message_gets_the_same_update_as_a_direct_call(run_config):
     where = context(NODE, run_config())
-    seat = app.node_of(where)
+    node = app.node_of(where)
     direct = source.open_node(run_config(), NODE).host
-    request = Request("train", 1, start_of(seat), units_for(Request.weighting, [500], 9))
+    request = Request("train", 1, start_of(node), units_for(Request.weighting, [500], 9))
     expected = direct.play(request, [3, 1])
 
-    reply = ask(seat, where, [3, 1])
+    reply = ask(node, where, [3, 1])
 
     assert [turn.client for turn in reply.turns] == [3, 1]
     assert torch.equal(expected.updates[0].sums, reply.updates[0].sums)
@@ -186,12 +186,12 @@ def test_evaluation_is_counted(run_config):
 
 def test_a_broken_off_message_leaves_nothing_behind(run_config):
     where = context(NODE, run_config())
-    seat = app.node_of(where)
-    start = start_of(seat)
-    clean = ask(seat, where, [2], flat=start).updates[0]
-    seat.host.turns(Request("train", 1, start, units_for(Request.weighting, [500], 9)), [0])  # and nobody collects
+    node = app.node_of(where)
+    start = start_of(node)
+    clean = ask(node, where, [2], flat=start).updates[0]
+    node.host.turns(Request("train", 1, start, units_for(Request.weighting, [500], 9)), [0])  # and nobody collects
 
-    again = ask(seat, where, [2], flat=start).updates[0]
+    again = ask(node, where, [2], flat=start).updates[0]
 
     assert again.clients == [2]
     assert torch.equal(clean.sums, again.sums)
@@ -201,15 +201,15 @@ def test_a_broken_off_message_leaves_nothing_behind(run_config):
 def test_errors_of_a_device_keep_their_traceback_at_home(device, deployed, monkeypatch, caplog, tracebacks):
     node = {**device, "tracebacks": tracebacks}
     where = context(node, deployed)
-    seat = app.node_of(where)
+    node = app.node_of(where)
 
     def fail(*_):
         msg = "no such thing\n  at /data/anna.png"
         raise KeyError(msg)
 
-    monkeypatch.setattr(type(seat.host), "_train", fail)
+    monkeypatch.setattr(type(node.host), "_train", fail)
     with caplog.at_level(logging.ERROR, logger="fedmlic"):
-        turn = ask(seat, where, [4]).turns[0]
+        turn = ask(node, where, [4]).turns[0]
 
     assert turn.error.startswith("KeyError")
     assert ("test_source.py" in turn.error) is tracebacks

@@ -8,12 +8,12 @@ from fedmlic.errors import InputError
 from fedmlic.sources.coco_counts import POSITIVES as COCO
 from fedmlic.sources.label_names import (
     ALIASES,
-    canonical,
     check_names,
     choose_labels,
     composed,
     joined_names,
     look_alike,
+    plain_name,
     similar_names,
 )
 from fedmlic.sources.voc import LABEL_NAMES as VOC
@@ -33,7 +33,7 @@ def test_every_spelling_finds_its_label():
     assert choose_labels([name.replace(" ", "_") for name in names], names, "x") == list(range(80))
     assert choose_labels(["Hot  Dog"], names, "x") == [names.index("hot dog")]
     assert choose_labels(None, names, "x") == list(range(80))
-    assert len({canonical(name) for name in names}) == 80
+    assert len({plain_name(name) for name in names}) == 80
 
 
 def test_an_exact_name_goes_first():

@@ -169,8 +169,8 @@ def simulation(tiny):
 def ready(transport):
     """The transport after introductions, and the start of a round."""
     transport.hosts()
-    seat = next(iter(client_app._nodes.values()))
-    transport.layout = seat.host.layout
+    node = next(iter(client_app._nodes.values()))
+    transport.layout = node.host.layout
     torch.manual_seed(0)
     return Request("train", 1, torch.randn(transport.layout.size) / 10, SIZES)
 
@@ -281,9 +281,9 @@ def test_a_sum_that_does_not_fit_its_turns_is_refused(simulation, monkeypatch):
     request = ready(transport)
     honest = client_app.play
 
-    def greedy(seat, request, clients):
-        reply = honest(seat, request, clients)
-        if seat.host.name == "node-1":
+    def greedy(node, request, clients):
+        reply = honest(node, request, clients)
+        if node.host.name == "node-1":
             reply.updates[0].clients.append(5)
         return reply
 
