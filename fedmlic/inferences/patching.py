@@ -69,7 +69,7 @@ def patching(
 def logits_of(probs: Tensor) -> Tensor:
     """The finite logits float32 of probabilities in [0, 1].
 
-    >>> logits_of(torch.tensor([0.5, 1.0])).round(decimals=1).tolist()
+    >>> [round(logit, 1) for logit in logits_of(torch.tensor([0.5, 1.0])).tolist()]
     [0.0, 16.6]
     """
     return torch.logit(probs.float().clamp(torch.finfo(torch.float32).tiny, LARGEST))

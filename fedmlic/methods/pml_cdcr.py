@@ -45,7 +45,7 @@ from fedmlic.losses import binary_cross_entropy, known_mean
 from fedmlic.method import Inputs, Local, Method, Objective
 from fedmlic.protocol import ROUND_SUMS
 from fedmlic.training import classifier, trainer
-from fedmlic.views import JITTER, strong_view, weak_view
+from fedmlic.views import strong_view, weak_view
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,8 +75,8 @@ def thresholds(sums: Tensor, counts: Tensor, level: float) -> Tensor:
         counts: candidates of each label, ``[labels]``.
         level: a.
 
-    >>> thresholds(torch.tensor([1.6, 0.4, 0.0]), torch.tensor([2, 2, 0]), 0.6).tolist()
-    [0.9, 0.3, 0.6]
+    >>> thresholds(torch.tensor([1.5, 0.5, 0.0]), torch.tensor([2, 2, 0]), 0.5).tolist()
+    [0.75, 0.25, 0.5]
     """
     overall = sums.double().sum() / counts.sum().clamp(min=1)
     shifts = sums.double() / counts.clamp(min=1) - overall
@@ -182,7 +182,7 @@ def pml_cdcr(
     warm_up: Annotated[int, Field(ge=0)] = 16,
     consistency: Annotated[float, Field(ge=0)] = 0.0,
     weak: Literal["none", "flip", "shift", "flip+shift"] = "shift",
-    jitter: Annotated[float, Field(ge=0, le=1)] = JITTER,
+    jitter: Annotated[float, Field(ge=0, le=1)] = 0.4,
     cutout: Annotated[float, Field(ge=0, le=1)] = 0.5,
     reduction: Literal["mean", "sum"] = "mean",
     pool: Literal["mean", "max", "logsumexp"] = "mean",

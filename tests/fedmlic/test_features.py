@@ -372,7 +372,7 @@ def test_a_device_computes_the_maps_of_its_own_images_and_keeps_them_in_its_home
 
     experiment, runtime = tiny(model=MODEL, num_clients=1, cohort_size=1)
     config = {**experiment.model_dump(), **runtime.model_dump()}
-    node = {"data": DATASET, "client": 0, "home": str(tmp_path), "device": "cpu"}
+    node = {"data": DATASET, "client": 0, "home": str(tmp_path), "device": "cpu", "allow-plugins": "frozen_nets.*"}
 
     host = open_node(config, node).host
 

@@ -71,10 +71,10 @@ def test_what_is_no_call_is_refused_and_nothing_is_evaluated(text, words):
         ("mods", "clip()", r"^Expected norm of mods clip to be given, got nothing. Write clip\(norm=...\).$"),
         ("method", "nowhere_at_all.foo()", "no module 'nowhere_at_all'"),
         ("method", "fedmlic.method.foo()", "define a factory 'foo'"),
-        ("method", "os.system(command='true')", "keyword-only parameters"),
-        ("dataset", "builtins.dict()", "keyword-only parameters"),
-        ("method", "strategies.fedavg.fedavg()", "to return a Method, got a Strategy"),
-        ("strategy", "fedmlic.regimes.complete.complete()", "to return a Strategy, got a Regime"),
+        ("method", "os.system(command='true')", "says that it returns a Method, got builtin_function"),
+        ("dataset", "builtins.dict()", "says that it returns a Dataset, got type"),
+        ("method", "strategies.fedavg.fedavg()", "returns a Method, got one that returns Strategy"),
+        ("strategy", "fedmlic.regimes.complete.complete()", "returns a Strategy, got one that returns Regime"),
     ],
 )
 def test_wrong_names_and_arguments_name_the_right_ones(key, text, words):

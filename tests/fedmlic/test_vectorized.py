@@ -8,6 +8,7 @@ from clients.memory import FolderMemory
 from clients.opening import open_federation
 from fedmlic.errors import InputError
 from fedmlic.learner import build_learner
+from fedmlic.method import why_one_by_one
 from fedmlic.models import convnext
 from fedmlic.protocol import Request
 from fedmlic.spec import build, entries
@@ -28,8 +29,7 @@ MODELS = {"hsvlt()": "convnext(image_size=32)"}
 """For methods that need a network's inside."""
 
 EVERY = [text for name in entries("method") for text in VARIANTS.get(name, [f"{name}()"])]
-METHODS = [text for text in EVERY if not build("method", text).phases]
-"""Clients of a method in phases are trained one by one."""
+METHODS = [text for text in EVERY if not why_one_by_one(build("method", text))]
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +80,12 @@ def assert_alike(together, alone, flat, tolerance=2e-5):
 
 
 def test_every_method_of_the_catalogue_says_whether_it_can():
-    declared = {text: build("method", text).objective for text in METHODS}
+    """Those in phases or with a reason of their own are trained one by one, and nothing else is."""
+    reasons = {text: why_one_by_one(build("method", text)) for text in EVERY}
 
-    assert all(objective is not None and not objective.one_by_one for objective in declared.values())
+    assert all(reason or build("method", text).objective is not None for text, reason in reasons.items())
+    assert {"bce()", "asl()", "role()"} <= {text for text, reason in reasons.items() if not reason}
+    assert reasons["pml_cdcr()"] == "candidates are judged by a client's own network"
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from fedmlic import spec
 from fedmlic.labels import ABSENT, PRESENT, UNCERTAIN, UNKNOWN
 from fedmlic.methods import asl, assume_negative, balanced_bce, bce
+from fedmlic.training import classifier
 
 LOG3 = math.log(3.0)
 LOGITS = torch.tensor([[LOG3, LOG3, LOG3, LOG3], [-LOG3, -LOG3, 0.0, 5.0]])
@@ -21,7 +22,8 @@ SURE, WRONG, EVEN = math.log(4 / 3), math.log(4), math.log(2)
 def loss_of(monkeypatch, module, name, **arguments):
     """The loss that the factory hands to ``classifier``."""
     caught = []
-    monkeypatch.setattr(module, "classifier", lambda loss, **kwargs: caught.append((loss, kwargs)))
+    made = classifier(lambda logits, labels: logits.sum() * labels.sum())
+    monkeypatch.setattr(module, "classifier", lambda loss, **kwargs: (caught.append((loss, kwargs)), made)[1])
     getattr(module, name)(**arguments)
     return caught[0]
 
