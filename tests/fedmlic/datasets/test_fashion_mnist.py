@@ -44,7 +44,7 @@ def test_a_border_makes_32_pixels(tmp_path):
     ("name", "content", "message"),
     [
         ("train-images-idx3-ubyte.gz", b"no gzip", "compressed with gzip"),
-        ("train-images-idx3-ubyte.gz", gzip.compress(b"\x00\x00\x08\x01"), "begin with the bytes"),
+        ("train-images-idx3-ubyte.gz", gzip.compress(b"\x00\x00\x08\x01", mtime=0), "begin with the bytes"),
         ("t10k-images-idx3-ubyte", b"", "begin with the bytes"),
         ("t10k-labels-idx1-ubyte", b"\0\0\x08\x01\0\0\0\x07\1\2\3", "to hold 7 values"),
         ("t10k-labels-idx1-ubyte", b"\0\0\x08\x01\0\0\0\x01\1", "1 labels for 6 images"),
