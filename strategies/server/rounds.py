@@ -270,21 +270,7 @@ class Rounds:
             seed=experiment.seed,
             round_number=number,
         )
-        sizes = directory.sizes_of(cohort).tolist()
-        request = Request(
-            kind="train",
-            round=number,
-            flat=before.state.flat,
-            units=units_for(self._strategy.weighting, sizes, len(directory.label_names)),
-            weighting=self._strategy.weighting,
-            each=self._strategy.needs == "each",
-            tensors=names,
-            shared=self._shared(before),
-            mods=self._strategy.mods,
-            last=self._last(before, cohort),
-            run=self._run,
-            needed=self._record.resumable() if self._remembers else (),
-        )
+        request = self._request(number, before, names, cohort, directory)
         played: dict[int, Turn] = {}
         costs = self._costs.of(cohort)
         replies = self._transport.play(request, list(costs), costs)
@@ -321,6 +307,26 @@ class Rounds:
         self._write_round(progress, turns, evaluation, train_seconds, sums, few)
         self._record.checkpoint(progress)
         return progress, dict(evaluation.values) if evaluation else {}
+
+    def _request(
+        self, number: int, before: Progress, names: tuple[str, ...] | None, cohort: list[int], directory: Directory
+    ) -> Request:
+        """What the round's clients are asked to do."""
+        sizes = directory.sizes_of(cohort).tolist()
+        return Request(
+            kind="train",
+            round=number,
+            flat=before.state.flat,
+            units=units_for(self._strategy.weighting, sizes, len(directory.label_names)),
+            weighting=self._strategy.weighting,
+            each=self._strategy.needs == "each",
+            tensors=names,
+            shared=self._shared(before),
+            mods=self._strategy.mods,
+            last=self._last(before, cohort),
+            run=self._run,
+            needed=self._record.resumable() if self._remembers else (),
+        )
 
     @property
     def _remembers(self) -> bool:
