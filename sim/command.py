@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import shlex
-import signal
 import sys
-import tomllib
-import typing
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 try:
     import typer
 
-    from fedmlic.errors import InputError, nearest
+    from sim.commands.predict import predict
+    from sim.commands.settings import parameter_types, read_options, read_recipe, read_settings, read_value
+    from sim.commands.shared import (
+        BUILD_HINT,
+        EXIT_FAILED,
+        Json,
+        Name,
+        Options,
+        Out,
+        Pictures,
+        References,
+        Root,
+        RunPath,
+        Settings,
+        Workers,
+        print_json,
+        report_errors,
+        working,
+    )
 except KeyboardInterrupt:  # before there is anything that could say more
     sys.stderr.write("Interrupted. Nothing was written.\n")
     raise SystemExit(130) from None
@@ -39,36 +51,6 @@ data = typer.Typer(
     help="Prepare data sets: build a corpus, verify a download, look at the images.", no_args_is_help=True
 )
 app.add_typer(data, name="data")
-
-RECIPES = Path(__file__).parent / "recipes"
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
-# What arguments mean is said in the text of their commands: click 8.5 drops the help of typer's arguments.
-Settings = Annotated[
-    Optional[list[str]],  # noqa: UP045  (typer reads the annotation)
-    typer.Argument(metavar="[RECIPE] [KEY=VALUE ...]"),
-]
-Out = Annotated[Optional[Path], typer.Option(help="Folder to write into (default runs/DATE-TIME).")]  # noqa: UP045
-Pictures = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option(help="Folder for pictures and tables (default: nothing is written)."),
-]
-Name = Annotated[str, typer.Argument(metavar="NAME")]
-Root = Annotated[Optional[Path], typer.Option(help="Folder that holds the download.")]  # noqa: UP045
-Options = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Argument(metavar="[KEY=VALUE ...]"),
-]
-Workers = Annotated[Optional[int], typer.Option(min=1, help="Threads (default: one per core, up to 8).")]  # noqa: UP045
-References = Annotated[
-    bool, typer.Option("--references", help="Add central and local-only training and FedAvg, as runs of their own.")
-]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN")]
-
-EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130
-
-MAX_PREDICTED = 10
-"""Labels of an image that ``predict`` prints, unless more are present."""
 
 
 def main() -> None:
@@ -99,168 +81,6 @@ def _options(
     del version
 
 
-def read_settings(arguments: list[str]) -> dict[str, Any]:
-    """Recipe first (if the first argument has no ``=``), then ``key=value`` pairs over it.
-
-    Values are read as TOML where that works (numbers, booleans, quoted text), else as text; for a
-    setting that is text, ``2026`` and ``true`` are text as well.
-    """
-    settings: dict[str, Any] = {}
-    for position, argument in enumerate(arguments):
-        key, equals, value = argument.partition("=")
-        if "(" in key or not equals:
-            if position:
-                msg = f"Expected settings as key=value, got {argument!r}. Quote values that contain spaces."
-                raise InputError(msg)
-            settings.update(read_recipe(argument))
-        else:
-            name = key.strip().replace("_", "-")
-            settings[name] = _value(value, _setting_type(name))
-    return settings
-
-
-def read_recipe(name: str) -> dict[str, Any]:
-    """The settings of a recipe of ``sim/recipes``, one in a folder there as FOLDER/NAME, or of any TOML file."""
-    path = Path(name)
-    if path.suffix != ".toml":
-        path = RECIPES / f"{name}.toml"
-    if not path.is_file():
-        known = [file.relative_to(RECIPES).with_suffix("").as_posix() for file in RECIPES.rglob("*.toml")]
-        hint = nearest(name, known) if known else ""
-        msg = f"Expected a recipe or a TOML file, got {name!r}. {hint} Settings are written key=value."
-        raise InputError(msg)
-    try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        msg = f"Expected {path} to be TOML, got an error: {error}."
-        raise InputError(msg) from None
-    named = {key.replace("_", "-"): value for key, value in found.items()}
-    return {key: _as_declared(value, _toml_text(value), _setting_type(key)) for key, value in named.items()}
-
-
-def _value(text: str, declared: Any = Any) -> Any:  # noqa: ANN401  (TOML is any)
-    """What a person typed for a value of the declared type."""
-    try:
-        found = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-    return _as_declared(found, text, declared)
-
-
-def read_value(key: str, text: str) -> Any:  # noqa: ANN401  (TOML is any)
-    """What a person typed for the value of a setting."""
-    return _value(text, _setting_type(key))
-
-
-def _as_declared(value: Any, text: str, declared: Any) -> Any:  # noqa: ANN401
-    """``text`` where the declared type takes that and not the ``value`` that TOML reads in it."""
-    if isinstance(value, str) or _accepts(declared, value) or not _accepts(declared, text):
-        return value
-    return text
-
-
-def _accepts(declared: Any, value: object) -> bool:  # noqa: ANN401  (a type as annotations have it)
-    from pydantic import PydanticUserError, TypeAdapter, ValidationError
-
-    try:
-        TypeAdapter(declared).validate_python(value)
-    except ValidationError:
-        return False
-    except PydanticUserError:  # a type that pydantic does not know
-        return True
-    return True
-
-
-def _toml_text(value: Any) -> str:  # noqa: ANN401
-    """A value of a TOML file as it is written there."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value.isoformat()) if hasattr(value, "isoformat") else str(value)
-
-
-def _setting_type(key: str) -> Any:  # noqa: ANN401
-    """The declared type of a setting; any type where there is no such setting."""
-    from fedmlic.experiment import Experiment, Runtime
-
-    found = {**Experiment.model_fields, **Runtime.model_fields}.get(key.replace("-", "_"))
-    return found.annotation if found is not None else Any
-
-
-def _parameter_types(name: str) -> dict[str, Any]:
-    """The declared types of a data set's parameters; none where there is no such data set."""
-    from fedmlic import spec
-
-    try:
-        return typing.get_type_hints(spec.factory("dataset", spec.parse(name).name), include_extras=True)
-    except (InputError, NameError, TypeError):  # the error of building it says more
-        return {}
-
-
-def read_options(arguments: list[str] | None, types: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """``key=value`` pairs of a data set; values as those of settings.
-
-    Args:
-        arguments: as they were typed.
-        types: declared types by parameter.
-    """
-    options: dict[str, Any] = {}
-    for argument in arguments or []:
-        key, equals, value = argument.partition("=")
-        if not equals or not key.strip():
-            msg = f"Expected options as key=value, got {argument!r}. Quote values that contain spaces."
-            raise InputError(msg)
-        options[key] = _value(value, (types or {}).get(key.strip().replace("-", "_"), Any))
-    return options
-
-
-NOTHING_HINT = "Nothing was written."
-BUILD_HINT = "What was decoded is kept; the same command goes on."
-
-
-@contextmanager
-def _errors(kept: str = NOTHING_HINT) -> Iterator[None]:
-    """Turn exceptions into messages on stderr and exit codes."""
-    previous = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        yield
-    except InputError as error:
-        _fail(str(error), EXIT_INPUT)
-    except typer.Exit:
-        raise  # it is a RuntimeError
-    except KeyboardInterrupt as interrupt:
-        _fail(f"Interrupted. {str(interrupt) or kept}", EXIT_INTERRUPTED)
-    except (RuntimeError, OSError) as error:
-        # RunFailedError, worker deaths, a full disk: the cause is in the text, the rest in the event log.
-        if os.environ.get("FEDMLIC_TRACEBACK"):
-            raise
-        _fail(f"{type(error).__name__}: {error}", EXIT_FAILED)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _terminate(signum: int, frame: object) -> NoReturn:
-    del signum, frame
-    raise KeyboardInterrupt
-
-
-def _fail(text: str, code: int) -> NoReturn:
-    from sim.console import open_console, say
-
-    say(open_console(stderr=True), text, "red")
-    raise typer.Exit(code)
-
-
-def _working(*, json_output: bool) -> AbstractContextManager[object]:
-    """While work is done: what a plug-in prints must not end up beside the JSON."""
-    return redirect_stdout(sys.stderr) if json_output else nullcontext()
-
-
-def _print_json(value: object) -> None:
-    from fedmlic.record import jsonable
-
-    sys.stdout.write(json.dumps(jsonable(value), allow_nan=False) + "\n")
-
-
 @app.command()
 def run(
     settings: Settings = None,
@@ -278,7 +98,7 @@ def run(
     RECIPE is the name of a shipped recipe or a TOML file. KEY=VALUE sets what 'fedmlic list' names, and wins over the
     recipe: method="bce()" num-rounds=5.
     """
-    with _errors():
+    with report_errors():
         from fedmlic.experiment import split_settings
 
         values = read_settings(settings or [])
@@ -293,7 +113,7 @@ def run(
             values["out"] = str(out)
         experiment, runtime = split_settings(values)
         folder = Path(runtime.out).expanduser() if runtime.out else None
-        with _working(json_output=json_output):
+        with working(json_output=json_output):
             result = _run(experiment, runtime, folder, resume_from=None)
             beside = _references(values, Path(result["run"])) if references else None
         _finish({**result, "references": beside} if beside else result, json_output=json_output)
@@ -314,10 +134,10 @@ def resume(
 
     RUN is the run's folder. Of the settings only where it is computed can be changed.
     """
-    with _errors():
+    with report_errors():
         changes = {"engine": engine, "workers": workers, "ray-address": ray_address}
         kept = {key: value for key, value in changes.items() if value is not None}
-        with _working(json_output=json_output):
+        with working(json_output=json_output):
             result = _run(None, None, path, resume_from=kept)
         _finish(result, json_output=json_output)
 
@@ -391,17 +211,17 @@ def sweep(
     STUDY.toml names the base, the axes, the seeds and what to search (docs/sweep.md). KEY=VALUE sets a setting of
     all runs, KEY=A,B,C makes an axis of it, seed=0..4 makes five seeds. The same command goes on after an interruption.
     """
-    with _errors("Complete runs are kept; the same command goes on."):
+    with report_errors("Complete runs are kept; the same command goes on."):
         from sim.console import open_console
         from sim.sweep.start import study_of
         from sim.sweep.start import sweep as play
 
         asked, name = study_of(study or [], search or [], recipe=read_recipe, value=read_value, references=references)
         place = (out or Path("runs") / name).expanduser()
-        with _working(json_output=json_output):
+        with working(json_output=json_output):
             found = play(asked, place, open_console(stderr=True), jobs=jobs, dry_run=dry_run)
         if json_output:
-            _print_json(found)
+            print_json(found)
         elif not dry_run:
             _finish_sweep(found)
     # Outside, where it is not taken for an error of the program.
@@ -445,16 +265,16 @@ def compare(
 
     RUN and STUDY are folders. Runs that differ in more than the compared settings are refused.
     """
-    with _errors("Nothing was changed."):
+    with report_errors("Nothing was changed."):
         from sim.comparison.compare import compare as made
         from sim.comparison.output import render, tables, to_json
         from sim.console import open_console, say
 
         keys = [key.strip().replace("_", "-") for text in by or [] for key in text.split(",")]
-        with _working(json_output=json_output):
+        with working(json_output=json_output):
             found = made(paths, by=keys, metric=metric, model=model, test=test, baseline=baseline)
         if json_output:
-            _print_json(to_json(found))
+            print_json(to_json(found))
         elif form != "table":
             sys.stdout.write(render(found, form))
         else:
@@ -467,7 +287,7 @@ def compare(
 
 def _finish(result: dict[str, Any], *, json_output: bool) -> None:
     if json_output:
-        _print_json(result)
+        print_json(result)
         return
     from sim.console import apart_line, open_console, results_table, say, spread_line
 
@@ -493,7 +313,7 @@ def describe(settings: Settings = None, *, out: Pictures = None, json_output: Js
 
     RECIPE and KEY=VALUE are those of 'fedmlic run'. The federation is built if it is not there.
     """
-    with _errors(BUILD_HINT):
+    with report_errors(BUILD_HINT):
         from fedmlic.experiment import split_settings
         from sim.console import open_console
         from sim.reports.describe import describe as report
@@ -501,14 +321,14 @@ def describe(settings: Settings = None, *, out: Pictures = None, json_output: Js
         from sim.run import describe_federation
 
         experiment, runtime = split_settings(read_settings(settings or []))
-        with _working(json_output=json_output):
+        with working(json_output=json_output):
             federation = describe_federation(experiment, runtime)
             messages = exchange(experiment, federation)
             shown = None if json_output else open_console()
             found = report(federation, out, shown, experiment.method, messages)
         _warn(found["warnings"])
         if json_output:
-            _print_json(found)
+            print_json(found)
 
 
 @app.command("list")
@@ -524,7 +344,7 @@ def list_entries(
 
     NAME is a catalogue (method), an entry (fedlgt: its arguments, defaults and page) or a setting (seed).
     """
-    with _errors():
+    with report_errors():
         from sim import catalogue
         from sim.console import open_console
         from sim.reports import entries as shown
@@ -545,7 +365,7 @@ def list_entries(
         rows: dict[str, Any] = {key: [entry.to_json() for entry in entries] for key, entries in found.items()}
         if name is not None:
             rows |= {key: {"default": default, "about": about} for key, (default, about) in others.items()}
-        _print_json(rows)
+        print_json(rows)
 
 
 @app.command()
@@ -554,62 +374,19 @@ def show(path: RunPath, *, json_output: Json = False) -> None:
 
     RUN is the run's folder; the run may still be under way.
     """
-    with _errors():
+    with report_errors():
         from sim.console import open_console
         from sim.reports import show as reader
 
         found = reader.summary(path)
         if json_output:
-            _print_json(found)
+            print_json(found)
         else:
             reader.show(found, open_console())
 
 
-@app.command()
-def predict(
-    path: RunPath,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE ...")],
-    *,
-    round_number: Annotated[Optional[int], typer.Option("--round", help="A kept round (default: the best).")] = None,  # noqa: UP045
-    client: Annotated[Optional[int], typer.Option(help="Whose model, where clients keep tensors of their own.")] = None,  # noqa: UP045
-    labels: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Ask for these names instead, with commas between them (needs a read-out shared by labels)."),
-    ] = None,
-    inference: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="How the network is asked, such as 'patching()' (default: as the run was evaluated)."),
-    ] = None,
-    json_output: Json = False,
-) -> None:
-    """Label images with a run's model (the best on validation).
-
-    RUN is the run's folder, IMAGE an image file or a folder of such. A filled mark stands before labels at or above the
-    run's threshold.
-    """
-    with _errors():
-        from sim.console import open_console, plain, say
-        from sim.predict import predict as label
-
-        with _working(json_output=json_output):
-            found = label(path, images, round_number, client, labels, inference)
-        if json_output:
-            _print_json(found)
-            return
-        console = open_console()
-        present, absent = "*-" if console.options.ascii_only else "●○"
-        for entry in found["images"]:
-            console.print(plain(entry["image"], "bold"), soft_wrap=True)
-            if "uncertainty" in entry:
-                numbers = ", ".join(f"{name} {value:.4g}" for name, value in entry["uncertainty"].items())
-                say(console, f"  uncertainty: {numbers}")
-            most = max(MAX_PREDICTED, len(entry["present"]))
-            shown = entry["labels"] if labels is not None else entry["labels"][:most]
-            for item in shown:
-                mark = present if item["probability"] >= found["threshold"] else absent
-                say(console, f"  {mark} {item['probability']:.3f}  {item['label']}")
-        if found.get("note"):
-            say(open_console(stderr=True), f"note: {found['note']}", "yellow")
+# A command with a file of its own in sim/commands is one line here.
+app.command()(predict)
 
 
 @data.command("import")
@@ -632,18 +409,18 @@ def import_data(
 
     NAME is a data set of 'fedmlic list dataset', KEY=VALUE one of its parameters: image-size=64.
     """
-    with _errors(BUILD_HINT):
+    with report_errors(BUILD_HINT):
         from sim.console import open_console
         from sim.data import prepare as tools
         from sim.reports.data_report import print_summary
 
-        source = tools.read_source(name, root, read_options(options, _parameter_types(name)))
+        source = tools.read_source(name, root, read_options(options, parameter_types(name)))
         errors = open_console(stderr=True)
-        with _working(json_output=json_output), tools.Counting(errors, f"building {source.spec.name}") as watch:
+        with working(json_output=json_output), tools.Counting(errors, f"building {source.spec.name}") as watch:
             found = tools.import_data(source, watch, out, workers, bad_files, max_bad_fraction)
         _warn(found["warnings"])
         if json_output:
-            _print_json(found)
+            print_json(found)
         else:
             print_summary(found, open_console())
 
@@ -661,19 +438,19 @@ def check_data(
 
     NAME is a data set of 'fedmlic list dataset', KEY=VALUE one of its parameters: image-size=64.
     """
-    with _errors():
+    with report_errors():
         from sim.console import open_console
         from sim.data import prepare as tools
         from sim.data.check import check_data as check
         from sim.reports.data_report import print_check
 
-        source = tools.read_source(name, root, read_options(options, _parameter_types(name)))
+        source = tools.read_source(name, root, read_options(options, parameter_types(name)))
         errors = open_console(stderr=True)
-        with _working(json_output=json_output), tools.Counting(errors, f"checking {source.spec.name}") as watch:
+        with working(json_output=json_output), tools.Counting(errors, f"checking {source.spec.name}") as watch:
             found = check(source, watch, workers)
         _warn(found["warnings"])
         if json_output:
-            _print_json(found)
+            print_json(found)
         else:
             print_check(found, open_console())
     # Outside, where it is not taken for an error of the program.
@@ -695,18 +472,18 @@ def describe_data(
 
     CORPUS is a corpus folder, NAME a data set of 'fedmlic list dataset', KEY=VALUE one of its parameters.
     """
-    with _errors(BUILD_HINT):
+    with report_errors(BUILD_HINT):
         from sim.console import open_console
         from sim.data import prepare as tools
         from sim.reports.data_report import describe_corpus
 
-        parameters = read_options(options, _parameter_types(name))
-        with _working(json_output=json_output):
+        parameters = read_options(options, parameter_types(name))
+        with working(json_output=json_output):
             corpus = tools.find_corpus(name, root, parameters, workers, open_console(stderr=True))
             found = describe_corpus(corpus, out, None if json_output else open_console())
         _warn(found["warnings"])
         if json_output:
-            _print_json(found)
+            print_json(found)
 
 
 @data.command("verify")
@@ -722,21 +499,21 @@ def verify_data(
     json_output: Json = False,
 ) -> None:
     """Compare a corpus, a federation or feature maps with what was written: exit code 0 if it is the same, 1 if not."""
-    with _errors("Nothing was changed."):
+    with report_errors("Nothing was changed."):
         from rich.console import Console
 
         from sim.data import prepare as tools
         from sim.data.verify import verify
 
         console = Console(stderr=True)
-        with _working(json_output=json_output):
+        with working(json_output=json_output):
             folder = Path(name).expanduser()
             if root is not None or not (folder / "manifest.json").is_file():
                 folder = tools.find_corpus(name, root, read_options(options), workers, console).path
             with tools.Counting(console, f"verifying {folder.name}", "MB") as watch:
                 found = verify(folder, watch, workers)
         if json_output:
-            _print_json(found)
+            print_json(found)
         else:
             _print_verified(found)
         if not found["ok"]:
@@ -749,7 +526,7 @@ def data_features(settings: Settings = None, *, json_output: Json = False) -> No
 
     RECIPE and KEY=VALUE are those of 'fedmlic run'. The same command goes on with maps that were interrupted.
     """
-    with _errors("What was computed is kept; the same command goes on."):
+    with report_errors("What was computed is kept; the same command goes on."):
         from fedmlic.experiment import split_settings
         from sim.console import open_console, say
         from sim.data import prepare as tools
@@ -757,10 +534,10 @@ def data_features(settings: Settings = None, *, json_output: Json = False) -> No
 
         experiment, runtime = split_settings(read_settings(settings or []))
         errors = open_console(stderr=True)
-        with _working(json_output=json_output):
+        with working(json_output=json_output):
             found = compute(experiment, runtime, lambda what: tools.Counting(errors, what))
         if json_output:
-            _print_json(found)
+            print_json(found)
             return
         count, *shape = found["shape"]
         size = f"{count:,} maps of {' x '.join(map(str, shape))}, {found['bytes'] / 1e6:,.1f} MB"

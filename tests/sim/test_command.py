@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from fedmlic.errors import InputError
 from fedmlic.experiment import Experiment
 from fedmlic.record import RunFolder
-from sim.command import _parameter_types, _standing, app, read_options, read_settings
+from sim.command import _standing, app
+from sim.commands.settings import parameter_types, read_options, read_settings
 
 FAULTY = """
 from fedmlic.losses import mean_binary_cross_entropy
@@ -379,10 +380,10 @@ def test_text_of_a_recipe_is_text_without_quotes_too(tmp_path):
 
 
 def test_parameters_of_a_data_set_are_read_by_their_types():
-    found = read_options(["csv=123", "image-size=64", "separator=7", "blank=absent"], _parameter_types("folder"))
+    found = read_options(["csv=123", "image-size=64", "separator=7", "blank=absent"], parameter_types("folder"))
 
     assert found == {"csv": "123", "image-size": 64, "separator": "7", "blank": "absent"}
-    assert _parameter_types("no such data set") == {}
+    assert parameter_types("no such data set") == {}
 
 
 # One entry, the version, what is kept

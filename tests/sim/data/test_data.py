@@ -24,7 +24,8 @@ from fedmlic.dataset import DIFFICULT_ONLY, MACHINE, Dataset, Flags, Objects, Ta
 from fedmlic.errors import InputError
 from fedmlic.federation import build_federation
 from fedmlic.spec import build
-from sim.command import app, read_options
+from sim.command import app
+from sim.commands.settings import read_options
 from sim.data import prepare as module
 from sim.data.check import check_data
 from sim.reports import data_pictures, data_report

@@ -1,0 +1,105 @@
+"""What came of a run: its network, the scores that it gives to images, and the truth about them.
+
+Reports, exports and notebooks ask here, so that "the model of a run" means one thing: the round that was best on
+validation, or the last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from fedmlic.errors import InputError
+from fedmlic.record import open_run, read_json
+from sim.predict import Predictor, load_predictor
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from fedmlic.corpus import Corpus
+
+Which = Literal["best", "last"]
+"""Of a run's models: after the round that was best on validation, or after the last round."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model says of the images of a split, and what is known of them.
+
+    Attributes:
+        label_names: columns.
+        round: after which the model was taken.
+        rows: int64 ``[images]``, of the corpus.
+        scores: float32 ``[images, labels]``, probabilities.
+        labels: int8 ``[images, labels]``, states as in ``fedmlic.labels``; unknown stays unknown.
+    """
+
+    label_names: tuple[str, ...]
+    round: int
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int8]
+
+
+def corpus_of(path: Path) -> Corpus:
+    """The corpus of a run, built where it is not there.
+
+    Raises:
+        InputError: not a run, or images or labels that are not those that the run was started with.
+    """
+    from clients.opening import images_of
+
+    folder = open_run(path)
+    corpus = images_of(*folder.settings())
+    if read_json(path / "data.json").get("corpus") != corpus.content:
+        msg = (
+            f"Expected the images and labels that {path} was started with, got others: the data set or the code that "
+            "reads it was changed since. Restore it."
+        )
+        raise InputError(msg)
+    return corpus
+
+
+def predictor_of(path: Path, which: Which = "best", client: int | None = None) -> Predictor:
+    """The network of a run.
+
+    Args:
+        path: the run folder.
+        which: of its models.
+        client: whose, where clients keep tensors to themselves.
+
+    Raises:
+        InputError: as ``load_predictor``.
+    """
+    folder = open_run(path)
+    numbers = folder.checkpoints()
+    return load_predictor(path, max(numbers) if which == "last" and numbers else None, client)
+
+
+def scores_of(path: Path, split: str = "test", which: Which = "best", client: int | None = None) -> Scores:
+    """Score the images of a split with the model of a run.
+
+    Args:
+        path: the run folder.
+        split: of the corpus: ``test``, ``val`` or ``train``.
+        which: of the run's models.
+        client: whose model, where clients keep tensors to themselves.
+
+    Raises:
+        InputError: as ``predictor_of`` and ``corpus_of``, or a split without images.
+    """
+    corpus = corpus_of(path)
+    predictor = predictor_of(path, which, client)
+    found = corpus.splits.get(split, range(0))
+    if not found:
+        filled = [name for name, rows in corpus.splits.items() if rows]
+        msg = f"Expected split to be one of {', '.join(filled)}, got {split!r}, which has no images. Choose another."
+        raise InputError(msg)
+    rows = np.arange(found.start, found.stop, dtype=np.int64)
+    learner = predictor.learner
+    scores = learner.predict(learner.stored(corpus), rows)
+    return Scores(predictor.label_names, predictor.round, rows, scores, corpus.labels.take(rows))
