@@ -13,7 +13,7 @@ try:
     import typer
 
     from sim.commands.predict import predict
-    from sim.commands.settings import parameter_types, read_options, read_recipe, read_settings, read_value
+    from sim.commands.settings import parameter_types, read_options, read_recipe, read_settings, read_value, with_recipe
     from sim.commands.shared import (
         BUILD_HINT,
         EXIT_FAILED,
@@ -101,7 +101,7 @@ def run(
     with report_errors():
         from fedmlic.experiment import split_settings
 
-        values = read_settings(settings or [])
+        values = read_settings(with_recipe(settings or []))
         options = {
             "engine": engine,
             "workers": workers,
@@ -216,7 +216,9 @@ def sweep(
         from sim.sweep.start import study_of
         from sim.sweep.start import sweep as play
 
-        asked, name = study_of(study or [], search or [], recipe=read_recipe, value=read_value, references=references)
+        asked, name = study_of(
+            with_recipe(study or []), search or [], recipe=read_recipe, value=read_value, references=references
+        )
         place = (out or Path("runs") / name).expanduser()
         with working(json_output=json_output):
             found = play(asked, place, open_console(stderr=True), jobs=jobs, dry_run=dry_run)
@@ -320,7 +322,7 @@ def describe(settings: Settings = None, *, out: Pictures = None, json_output: Js
         from sim.reports.exchange import exchange
         from sim.run import describe_federation
 
-        experiment, runtime = split_settings(read_settings(settings or []))
+        experiment, runtime = split_settings(read_settings(with_recipe(settings or [])))
         with working(json_output=json_output):
             federation = describe_federation(experiment, runtime)
             messages = exchange(experiment, federation)
@@ -532,7 +534,7 @@ def data_features(settings: Settings = None, *, json_output: Json = False) -> No
         from sim.data import prepare as tools
         from sim.data.features import compute
 
-        experiment, runtime = split_settings(read_settings(settings or []))
+        experiment, runtime = split_settings(read_settings(with_recipe(settings or [])))
         errors = open_console(stderr=True)
         with working(json_output=json_output):
             found = compute(experiment, runtime, lambda what: tools.Counting(errors, what))

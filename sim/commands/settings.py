@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import tomllib
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedmlic.errors import InputError, nearest
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+DEFAULT_RECIPE = "default"
+"""Of a command that names neither a recipe nor a data set."""
 
 
 def read_settings(arguments: list[str]) -> dict[str, Any]:
@@ -31,6 +33,19 @@ def read_settings(arguments: list[str]) -> dict[str, Any]:
             name = key.strip().replace("_", "-")
             settings[name] = _value(value, _setting_type(name))
     return settings
+
+
+def with_recipe(arguments: Sequence[str]) -> list[str]:
+    """What was typed, after the default recipe where it names neither a recipe, a study nor a data set.
+
+    >>> with_recipe(["seed=1"])
+    ['default', 'seed=1']
+    >>> with_recipe(["quick", "seed=1"]), with_recipe(["dataset=scenes()"])
+    (['quick', 'seed=1'], ['dataset=scenes()'])
+    """
+    keys = [argument.partition("=")[0].strip() for argument in arguments]
+    recipe_first = bool(arguments) and ("=" not in arguments[0] or "(" in keys[0])
+    return list(arguments) if recipe_first or "dataset" in keys else [DEFAULT_RECIPE, *arguments]
 
 
 def read_recipe(name: str) -> dict[str, Any]:

@@ -17,8 +17,9 @@ import pytest
 from flwr.cli.build import build_fab_from_disk, build_fab_from_files
 
 from fedmlic.errors import InputError
-from fedmlic.experiment import Experiment, Runtime, flower_config
+from fedmlic.experiment import flower_config, split_settings
 from fedmlic.record import create
+from sim.commands.settings import read_settings, with_recipe
 from sim.engines import flower
 from sim.run import Watch, resume, run
 from strategies.server.rounds import RunFailedError
@@ -53,10 +54,10 @@ def tag(monkeypatch):
 # --- settings and bundles ------------------------------------------------------------------
 
 
-def test_pyproject_holds_every_setting_with_its_default_and_type():
-    """``flwr run . --run-config`` only takes keys that are there."""
+def test_pyproject_holds_every_setting_of_the_default_recipe_with_its_type():
+    """``flwr run . --run-config`` only takes keys that are there; a bare ``flwr run .`` is a bare ``fedmlic run``."""
     table = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
-    expected = flower_config(Experiment(), Runtime(engine="flower"))
+    expected = flower_config(*split_settings({**read_settings(with_recipe([])), "engine": "flower"}))
 
     assert expected == table
     assert list(expected) == list(table)
