@@ -289,15 +289,21 @@ def _finish(result: dict[str, Any], *, json_output: bool) -> None:
     if json_output:
         print_json(result)
         return
-    from sim.console import apart_line, open_console, results_table, say, spread_line
+    from fedmlic.record import open_run
+    from sim.console import apart_line, groups_table, open_console, results_table, say, spread_line
 
     console = open_console()
+    folder = open_run(Path(result["run"]))
+    experiment = folder.settings()[0]
     console.print(results_table(result))
+    groups = groups_table(result, experiment.tail_below, experiment.head_above)
+    if groups is not None:
+        console.print(groups)
     for side in ("server", "server/val", "client"):
         apart = apart_line(result["metrics"], side)
         if apart:
             say(console, apart)
-    line = spread_line(result["metrics"])
+    line = spread_line(result["metrics"], folder.data()["client_names"])
     if line:
         say(console, line)
     if result.get("references"):

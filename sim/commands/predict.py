@@ -44,6 +44,7 @@ def predict(
             print_json(found)
             return
         console = open_console()
+        say(console, f"model {found['model']}", "dim")
         present, absent = "*-" if console.options.ascii_only else "●○"
         for entry in found["images"]:
             console.print(plain(entry["image"], "bold"), soft_wrap=True)
