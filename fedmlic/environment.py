@@ -52,7 +52,7 @@ SECONDS: Final = 10.0
 
 _USER = re.compile(r"//[^/@\s'\"]*@")
 _SECRET = re.compile(
-    r"((?:token|secret|password|passwd|credential|api_key)\w*\s*=\s*)('[^']*'|\"[^\"]*\"|[^\s,)]+)", re.I
+    r"((?:token|secret|password|passwd|credential|api_key)\w*\s*=\s*)('[^']*'|\"[^\"]*\"|[^\s,)]+)", re.IGNORECASE
 )
 
 

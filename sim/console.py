@@ -338,7 +338,7 @@ def _models(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def groups_table(result: Mapping[str, Any], tail_below: int, head_above: int) -> Grid | None:
-    """mAP of the frequency groups on test images; None unless there are several.
+    """The mAP of the frequency groups on test images; None unless there are several.
 
     Args:
         result: as ``results_table`` takes it.

@@ -41,7 +41,7 @@ def predict(
         with working(json_output=json_output):
             found = label(path, images, round_number, client, labels, inference)
         if json_output:
-            print_json(found)
+            print_json(found, "predict")
             return
         console = open_console()
         say(console, f"model {found['model']}", "dim")
