@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from fedmlic.record import create, read_json
-from sim.console import duration, number, results_table, spread_line
+from sim.console import duration, groups_table, number, results_table, spread_line
 from sim.reports.show import show, summary
 
 
@@ -139,8 +139,8 @@ def test_the_closing_table_shows_what_was_evaluated_and_nothing_else(finished):
         console.print(results_table(found))
         texts.append(console.file.getvalue())
 
-    assert "validation (server)" in texts[0]
-    assert "validation (server)" not in texts[1]
+    assert "│ validation" in texts[0]
+    assert "│ validation" not in texts[1]
     assert f"{result['metrics']['server/mAP']:.3f}" in texts[1]
     line = spread_line(result["metrics"])
     chance = f"{result['metrics']['client/mAP/chance']:.3f} for a random order"
@@ -157,6 +157,43 @@ def test_the_closing_table_shows_what_was_evaluated_and_nothing_else(finished):
     assert "none of 6 clients has a label that counts" in spread_line(nobody)
     earlier = {f"client/mAP/{name}": 0.5 for name in ("mean", "std", "worst")} | {"client/mAP/num-clients": 4.0}
     assert "over 4 of 4 clients" in spread_line(earlier)
+
+
+def test_the_worst_client_is_named(finished):
+    found = summary(finished)
+    metrics = found["result"]["metrics"]
+    worst = min(found["client_evaluations"], key=lambda row: row["mAP"])
+
+    assert worst["client"] == metrics["client/mAP/worst-client"]
+    assert worst["mAP"] == metrics["client/mAP/worst"]
+    assert f"(client {worst['client']})" in spread_line(metrics)
+    names = [f"ward {letter}" for letter in "ABCDEF"]
+    assert f"(client {worst['client']} {names[worst['client']]})" in spread_line(metrics, names)
+
+
+def test_both_models_are_shown_by_their_names(finished):
+    result = read_json(finished / "result.json")
+    last = {"server/mAP": 0.25, "server/mAP/head": 0.5, "server/mAP/tail": 0.125, "server/num-labels/tail": 3.0}
+    best = {"server/mAP": 0.75, "server/mAP/head": 0.625, "server/mAP/tail": 0.375}
+    texts = []
+    for changed in ({"best_round": 2}, {"best_round": 4}, {"best_round": 0}, {"best_round": 2, "best_metrics": {}}):
+        shown = {**result, "rounds": 4, "metrics": last, "best_metrics": best, **changed}
+        console = Console(file=io.StringIO(), width=80)
+        console.print(results_table(shown), groups_table(shown, 20, 100))
+        texts.append(" ".join(console.file.getvalue().split()))
+
+    assert "test, last │ 0.250" in texts[0]
+    assert "test, best │ 0.750" in texts[0]
+    assert "last: the model after round 4; best: after round 2, chosen on validation" in texts[0]
+    assert "tail, best │ 0.375" in texts[0]
+    assert "head more than 100 times, tail fewer than 20" in texts[0]
+    assert "which is also the best on validation" in texts[1]
+    assert "tail │ 0.125 │ - │ - │ 3" in texts[1]
+    assert "0.750" not in texts[1]
+    for text in texts[2:]:
+        assert "the model after round 4" in text
+        assert "test │ 0.250" in text
+    assert groups_table({**result, "metrics": {"server/mAP/head": 0.5}}, 20, 100) is None
 
 
 def test_clients_and_metrics_of_the_method_are_shown(finished):
