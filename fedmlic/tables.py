@@ -252,20 +252,25 @@ def _typed(table: pd.DataFrame, schema: TableSchema, client_names: Sequence[str]
     if client_names and _CLIENT_NAME in schema.columns:
         place = list(table.columns).index("client") + 1
         table.insert(place, "client-name", [client_names[client] for client in table["client"]])
-    found = {name: schema.column(name) for name in table.columns}
-    for name, column in found.items():
+    names = [str(name) for name in table.columns]
+    places = {column.name: place for place, column in enumerate(schema.columns)}
+    order = dict.fromkeys(names, len(places))
+    for name in names:
+        column = schema.column(name)
         if column is not None:
-            table[name] = _cast(table[name], column)
-    places = {column: place for place, column in enumerate(schema.columns)}
-    return table[sorted(found, key=lambda name: places.get(found[name], len(places)))]
+            table[name], order[name] = _cast(table[name], column.dtype), places[column.name]
+    return table[sorted(names, key=lambda name: order[name])]
 
 
-def _cast(series: pd.Series, column: Column) -> pd.Series:
-    if column.dtype in {"int64", "bool"}:
-        return series if bool(series.isna().any()) else series.astype(column.dtype)
-    if column.dtype in {"float64", "float32"}:
-        return series.astype(column.dtype)
-    return series.astype(_pandas(column.dtype))
+def _cast(series: pd.Series[Any], dtype: Dtype) -> pd.Series[Any]:
+    whole = not bool(series.isna().any())
+    if dtype == "int64":
+        return series.astype("int64") if whole else series
+    if dtype == "bool":
+        return series.astype("bool") if whole else series
+    if dtype == "float64":
+        return series.astype("float64")
+    return series.astype("float32") if dtype == "float32" else series.astype("str")
 
 
 def _pandas(dtype: Dtype) -> str:

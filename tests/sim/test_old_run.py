@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from rich.console import Console
 
@@ -55,6 +56,27 @@ def test_its_tables_follow_the_schemas():
     last = labels.query("round == 3 and split == 'test'")["ap"].mean()
     assert last == pytest.approx(read_json(OLD / "result.json")["metrics"]["server/mAP"])
     assert "train_present" not in labels
+
+
+def test_a_round_of_this_version_goes_below_those_of_the_old(tmp_path):
+    shutil.copytree(OLD, tmp_path / "run")
+    folder = open_run(tmp_path / "run")
+    names = [str(number) for number in range(10)]
+    shares = {name: [0.25] * 9 + [float("nan")] for name in ("ap", "precision", "recall", "f1")}
+    counts = {"train_present": [3] * 10, "num_present": [1] * 10, "num_known": [2] * 10}
+    folder.event("labels", {"round": 4, "split": "test", "label": names, **counts, **shares})
+
+    folder.write_tables()
+    found = pd.read_parquet(folder.path / "labels.parquet")
+
+    assert len(found) == 70
+    new = found.query("round == 4")
+    assert new["ap"].tolist()[:9] == [0.25] * 9
+    assert new["ap"].isna().sum() == 1
+    assert new["train_present"].tolist() == [3.0] * 10
+    assert found.query("round < 4")["train_present"].isna().all()
+    assert new["annotated"].isna().all()
+    assert found.query("round < 4")["annotated"].all()
 
 
 def test_metrics_of_its_best_model_are_those_of_its_events():
