@@ -245,8 +245,8 @@ def _typed(table: pd.DataFrame, schema: TableSchema, client_names: Sequence[str]
     if not len(table.columns):
         columns = [column for column in schema.columns if not column.optional]
         return pd.DataFrame({column.name: pd.Series(dtype=_pandas(column.dtype)) for column in columns})
-    for name in table.columns[table.isna().all()]:
-        table[name] = math.nan  # never None: the column is one of numbers
+    for empty in table.columns[table.isna().all()]:
+        table[empty] = math.nan  # never None: the column is one of numbers
     if _ERROR in schema.columns:
         table["error"] = table["error"].fillna("").astype(str) if "error" in table else ""
     if client_names and _CLIENT_NAME in schema.columns:
