@@ -259,7 +259,8 @@ def _typed(table: pd.DataFrame, schema: TableSchema, client_names: Sequence[str]
         column = schema.column(name)
         if column is not None:
             table[name], order[name] = _cast(table[name], column.dtype), places[column.name]
-    return table[sorted(names, key=lambda name: order[name])]
+    ordered = sorted(names, key=order.__getitem__)
+    return table[ordered]
 
 
 def _cast(series: pd.Series[Any], dtype: Dtype) -> pd.Series[Any]:
