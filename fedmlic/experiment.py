@@ -96,6 +96,10 @@ class Experiment(BaseModel):
         5, description="present and absent held-out images a label needs to count in a client's own mAP"
     )
     threshold: Fraction = Field(0.5, description="probability above which a label counts as predicted")
+    tail_below: Count = Field(
+        20, description="labels with fewer positive training annotations are tail (server/mAP/tail)"
+    )
+    head_above: Count = Field(100, description="labels with more positive training annotations are head")
     min_replies: Fraction = Field(0.5, description="share of the cohort that must succeed, else the run stops")
     allow_statistics: bool = Field(
         default=False,
@@ -155,6 +159,16 @@ class Experiment(BaseModel):
             raise InputError(msg)
         return self
 
+    @model_validator(mode="after")
+    def _groups_are_apart(self) -> Experiment:
+        if self.head_above < self.tail_below - 1:
+            msg = (
+                f"Expected head-above to be at least {self.tail_below - 1}, one less than tail-below, got "
+                f"{self.head_above}: a label could be head and tail. Raise it."
+            )
+            raise InputError(msg)
+        return self
+
     def reading(self) -> Reading:
         """What happens to images that cannot be read, as arguments of ``open_corpus``."""
         return {"bad_files": self.bad_files, "max_bad_fraction": self.max_bad_fraction}
@@ -163,6 +177,7 @@ class Experiment(BaseModel):
         """A hash of everything that decides the weights; two runs with equal identity may share them."""
         # Checkpoints name their corpus, so images left out show there.
         neutral = {"evaluate_every", "evaluate_clients_every", "client_min_entries", "threshold"}
+        neutral |= {"tail_below", "head_above"}
         fields = self.model_dump(exclude={*neutral, "bad_files", "max_bad_fraction"})
         for name in LATER_FIELDS:
             if fields[name] == type(self).model_fields[name].default:
@@ -190,6 +205,9 @@ class Runtime(BaseModel):
     threads: Positive = Field(1, description="torch threads per worker and in the server")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     keep_checkpoints: Positive = Field(2, description="last checkpoints to keep, besides the best")
+    keep_scores: Literal["none", "last", "best", "every"] = Field(
+        "none", description="scores of test and validation images to keep: of which evaluated rounds' models"
+    )
     round_timeout: Annotated[float, Field(gt=0)] = Field(3600.0, description="seconds to wait for a round's replies")
     node_timeout: Annotated[float, Field(gt=0)] = Field(120.0, description="seconds to wait for enough hosts")
     min_hosts: Positive = Field(1, description="Flower nodes to wait for before the first round")

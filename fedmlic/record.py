@@ -3,13 +3,13 @@
 ::
 
     RUN/experiment.json     the resolved settings and the identity of the experiment
-        environment.json    versions and machine, no host names
+        environment.json    command, code, versions and machine, no host names
         code.json           hash of every Python file that decides the result
         data.json           hashes of the corpus and of what each client holds, warnings, names of clients
         events.jsonl        append-only; the source of every table
         checkpoints/        round-00012.safetensors, then round-00012.json, which makes it count
         frozen.safetensors  what the network needs besides the exchanged tensors
-        rounds.parquet clients.parquet hosts.parquet labels.parquet evaluations.parquet
+        rounds.parquet clients.parquet hosts.parquet labels.parquet evaluations.parquet client-evaluations.parquet
                             tables made from the events; written now and then, and at any end
         tensorboard/        event files
         result.json         written when the run is complete
@@ -27,21 +27,21 @@ import json
 import logging
 import math
 import os
-import platform
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from fedmlic.environment import environment
 from fedmlic.errors import InputError
 from fedmlic.experiment import Experiment, Runtime, split_settings
 from fedmlic.files import sync
+from fedmlic.label_events import LABELS, Packer, Unpacker, listed
+from fedmlic.tables import SCHEMAS, tables_of, write_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,14 +56,7 @@ MANIFEST_HASH = "manifest_sha256"
 
 DAMAGED = ".damaged"
 """Ends the names of a checkpoint's files that a resumed run could not use."""
-PACKAGES = ("fedmlic", "flwr", "numpy", "pandas", "pydantic", "ray", "safetensors", "torch", "torchvision")
-TABLES = {
-    "rounds": "round",
-    "clients": "client",
-    "hosts": "host",
-    "labels": "labels",
-    "evaluations": "clients-evaluated",
-}
+TABLES = {name: schema.event for name, schema in SCHEMAS.items()}
 """Table name and the kind of event it is made of; ``docs/record.md`` explains every column."""
 
 Listener = Callable[[str, Mapping[str, object]], None]
@@ -87,6 +80,7 @@ class RunFolder:
         self.listeners: list[Listener] = []
         self.damage: list[str] = []
         self._damaged_lines: set[int] = set()
+        self._packer = Packer()
 
     @property
     def events_path(self) -> Path:
@@ -113,10 +107,11 @@ class RunFolder:
     def data(self) -> dict[str, Any]:
         """What was noted of the run's data, empty where it was not.
 
-        ``warnings``, ``untrained_labels``, ``unannotated_labels`` and ``client_names``.
+        ``warnings``, ``untrained_labels``, ``unannotated_labels`` and ``client_names``, and ``present_counts``: for
+        each label, how many training images of all clients are annotated as having it; None where that is not known.
         """
         names = ("warnings", "untrained_labels", "unannotated_labels", "client_names")
-        empty: dict[str, Any] = {name: [] for name in names}
+        empty: dict[str, Any] = {**{name: [] for name in names}, "present_counts": None}
         path = self.path / "data.json"
         return {**empty, **read_json(path)} if path.exists() else empty
 
@@ -142,8 +137,10 @@ class RunFolder:
 
     def add_events(self, kind: str, rows: Sequence[Mapping[str, object]]) -> None:
         """Append events of one kind at once and tell the listeners of each."""
+        written = map(self._packer.pack, rows) if kind == LABELS else rows
         lines = [
-            json.dumps({"event": kind, **jsonable(values)}, separators=(",", ":"), allow_nan=False) for values in rows
+            json.dumps({"event": kind, **jsonable(values)}, separators=(",", ":"), allow_nan=False)
+            for values in written
         ]
         with self.events_path.open("a", encoding="utf-8") as log:
             log.writelines(line + "\n" for line in lines)
@@ -151,15 +148,28 @@ class RunFolder:
             for listener in self.listeners:
                 listener(kind, values)
 
-    def events(self) -> Iterator[dict[str, Any]]:
-        """All complete events so far; NaN comes back as NaN. A damaged line is skipped with a warning that names it."""
+    def events(self, *kinds: str) -> Iterator[dict[str, Any]]:
+        """The complete events so far, all or of some kinds; NaN is None.
+
+        A damaged line is skipped with a warning that names it.
+        """
+        for event in self._unpacked_events(kinds):
+            yield listed(event) if event["event"] == LABELS else event
+
+    def _unpacked_events(self, kinds: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """The same; the columns of tables of labels are arrays, with NaN."""
         if not self.events_path.exists():
             return
+        unpacker = Unpacker()
         with self.events_path.open(encoding="utf-8", errors="replace") as log:
             for number, line in enumerate(log, 1):
                 if not line.endswith("\n"):
                     return  # the writer was killed in the middle of this line
                 found = _event_of(line)
+                if found is not None and kinds and found["event"] not in kinds:
+                    continue
+                if found is not None and found["event"] == LABELS:
+                    found = unpacker.unpack(found)
                 if found is not None:
                     yield found
                 elif number not in self._damaged_lines:
@@ -168,42 +178,18 @@ class RunFolder:
                     _log.warning(what, number, self.events_path)
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """The tables of ``TABLES``, made from the events so far, also while the run goes on.
+        """The tables of ``fedmlic.tables.SCHEMAS``, made from the events so far, also while the run goes on.
 
-        In ``labels`` every row is one label of one split in one round. ``clients`` has a column
-        ``client-name`` where clients are owners that have names. Numbers that do not exist are
+        In ``labels`` every row is one label of one split in one round. ``clients`` and ``client-evaluations``
+        have a column ``client-name`` where clients are owners that have names. Numbers that do not exist are
         NaN; a client that succeeded has an empty ``error``.
         """
-        import pandas as pd  # a second of import that a run does not need before its first tables
-
-        rows: dict[str, list[dict[str, Any]]] = {kind: [] for kind in TABLES.values()}
-        for event in self.events():
-            kind = event.pop("event")
-            if kind in rows:
-                rows[kind].append(event)
-        tables = {name: pd.DataFrame(rows[kind]) for name, kind in TABLES.items()}
-        for table in tables.values():
-            for name in table.columns[table.isna().all()]:
-                table[name] = math.nan  # never None: the column is one of numbers
-        names, clients = self.data()["client_names"], tables["clients"]
-        if len(clients):
-            clients["error"] = clients["error"].fillna("").astype(str) if "error" in clients else ""
-        if names and len(clients):
-            clients.insert(
-                list(clients.columns).index("client") + 1, "client-name", [names[c] for c in clients["client"]]
-            )
-        labels = tables["labels"]
-        if len(labels):
-            columns = [name for name in labels.columns if name not in {"round", "split"}]
-            tables["labels"] = labels.explode(columns, ignore_index=True).infer_objects()
-        return tables
+        return tables_of(self._unpacked_events(()), self.data()["client_names"])
 
     def write_tables(self) -> None:
         """Write the tables as Parquet files."""
         for name, table in self.tables().items():
-            temporary = self.path / f".{name}.parquet.tmp"
-            table.to_parquet(temporary, index=False)
-            temporary.replace(self.path / f"{name}.parquet")
+            write_table(self.path / f"{name}.parquet", name, table)
 
     # --- checkpoints --------------------------------------------------------------
 
@@ -348,6 +334,7 @@ class RunFolder:
                 f"{missing}. The log goes on with what is there; the tables lack the rounds that are missing."
             )
             events_bytes = self._whole_lines(there)
+        self._packer = Packer()  # what it refers to may be cut off
         if there > events_bytes:
             with self.events_path.open("r+b") as log:
                 log.truncate(events_bytes)
@@ -404,7 +391,7 @@ def create(path: Path | None, experiment: Experiment, runtime: Runtime) -> RunFo
         "runtime": runtime.model_dump(),
     }
     write_json(path / "experiment.json", settings)
-    write_json(path / "environment.json", environment())
+    write_json(path / "environment.json", environment(experiment, runtime))
     return RunFolder(path)
 
 
@@ -461,22 +448,29 @@ def default_path(base: Path | None = None) -> Path:
     return path
 
 
-def environment() -> dict[str, object]:
-    """Versions and machine, without anything that identifies a person."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "absent"
-    return {
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "machine": platform.machine(),
-        "cpus": os.cpu_count(),
-        "packages": versions,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
+def metrics_at(folder: RunFolder, number: int) -> dict[str, float | None]:
+    """The metrics of the model after round ``number``, by name, as far as it was evaluated; None for undefined ones."""
+    found: dict[str, float | None] = {}
+    for event in folder.events("round", "clients-evaluated"):
+        if event["round"] == number:
+            found |= {name: value for name, value in event.items() if name.startswith(("server/", "client/"))}
+    return found
+
+
+def best_metrics(
+    folder: RunFolder, best_round: int, last_round: int, last: Mapping[str, float | None]
+) -> dict[str, float | None]:
+    """The metrics of the model that is best on validation; empty where none was chosen.
+
+    Args:
+        folder: of the run, with all its events.
+        best_round: 0 for none.
+        last_round: rounds played.
+        last: metrics after the last of them.
+    """
+    if best_round in {0, last_round}:
+        return dict(last) if best_round else {}
+    return metrics_at(folder, best_round)
 
 
 # --- small files --------------------------------------------------------------------

@@ -223,7 +223,7 @@ def sweep(
         with working(json_output=json_output):
             found = play(asked, place, open_console(stderr=True), jobs=jobs, dry_run=dry_run)
         if json_output:
-            print_json(found)
+            print_json(found, "sweep-dry-run" if dry_run else "sweep")
         elif not dry_run:
             _finish_sweep(found)
     # Outside, where it is not taken for an error of the program.
@@ -276,7 +276,7 @@ def compare(
         with working(json_output=json_output):
             found = made(paths, by=keys, metric=metric, model=model, test=test, baseline=baseline)
         if json_output:
-            print_json(to_json(found))
+            print_json(to_json(found), "compare")
         elif form != "table":
             sys.stdout.write(render(found, form))
         else:
@@ -289,17 +289,23 @@ def compare(
 
 def _finish(result: dict[str, Any], *, json_output: bool) -> None:
     if json_output:
-        print_json(result)
+        print_json(result, "run")
         return
-    from sim.console import apart_line, open_console, results_table, say, spread_line
+    from fedmlic.record import open_run
+    from sim.console import apart_line, groups_table, open_console, results_table, say, spread_line
 
     console = open_console()
+    folder = open_run(Path(result["run"]))
+    experiment = folder.settings()[0]
     console.print(results_table(result))
+    groups = groups_table(result, experiment.tail_below, experiment.head_above)
+    if groups is not None:
+        console.print(groups)
     for side in ("server", "server/val", "client"):
         apart = apart_line(result["metrics"], side)
         if apart:
             say(console, apart)
-    line = spread_line(result["metrics"])
+    line = spread_line(result["metrics"], folder.data()["client_names"])
     if line:
         say(console, line)
     if result.get("references"):
@@ -330,7 +336,7 @@ def describe(settings: Settings = None, *, out: Pictures = None, json_output: Js
             found = report(federation, out, shown, experiment.method, messages)
         _warn(found["warnings"])
         if json_output:
-            print_json(found)
+            print_json(found, "describe")
 
 
 @app.command("list")
@@ -367,7 +373,7 @@ def list_entries(
         rows: dict[str, Any] = {key: [entry.to_json() for entry in entries] for key, entries in found.items()}
         if name is not None:
             rows |= {key: {"default": default, "about": about} for key, (default, about) in others.items()}
-        print_json(rows)
+        print_json(rows, "list")
 
 
 @app.command()
@@ -382,7 +388,7 @@ def show(path: RunPath, *, json_output: Json = False) -> None:
 
         found = reader.summary(path)
         if json_output:
-            print_json(found)
+            print_json(found, "show")
         else:
             reader.show(found, open_console())
 
@@ -422,7 +428,7 @@ def import_data(
             found = tools.import_data(source, watch, out, workers, bad_files, max_bad_fraction)
         _warn(found["warnings"])
         if json_output:
-            print_json(found)
+            print_json(found, "data-import")
         else:
             print_summary(found, open_console())
 
@@ -452,7 +458,7 @@ def check_data(
             found = check(source, watch, workers)
         _warn(found["warnings"])
         if json_output:
-            print_json(found)
+            print_json(found, "data-check")
         else:
             print_check(found, open_console())
     # Outside, where it is not taken for an error of the program.
@@ -485,7 +491,7 @@ def describe_data(
             found = describe_corpus(corpus, out, None if json_output else open_console())
         _warn(found["warnings"])
         if json_output:
-            print_json(found)
+            print_json(found, "data-describe")
 
 
 @data.command("verify")
@@ -515,7 +521,7 @@ def verify_data(
             with tools.Counting(console, f"verifying {folder.name}", "MB") as watch:
                 found = verify(folder, watch, workers)
         if json_output:
-            print_json(found)
+            print_json(found, "data-verify")
         else:
             _print_verified(found)
         if not found["ok"]:
@@ -539,7 +545,7 @@ def data_features(settings: Settings = None, *, json_output: Json = False) -> No
         with working(json_output=json_output):
             found = compute(experiment, runtime, lambda what: tools.Counting(errors, what))
         if json_output:
-            print_json(found)
+            print_json(found, "data-features")
             return
         count, *shape = found["shape"]
         size = f"{count:,} maps of {' x '.join(map(str, shape))}, {found['bytes'] / 1e6:,.1f} MB"

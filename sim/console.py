@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from fedmlic.frequency import GROUPS
 from sim.watch import Watch
 
 if TYPE_CHECKING:
@@ -289,20 +290,72 @@ class Display(Watch):
             self._bars.update(self._rounds_task, completed=done, note=estimate)
 
 
+SPLITS = {"test": "server", "validation": "server/val", "held out": "client"}
+"""Title of each side of the closing table, and how the names of its metrics begin."""
+
+
+def client_title(client: int, names: Sequence[str]) -> str:
+    """How a client is called: its number and, where it has one, its name.
+
+    >>> client_title(1, ["ward A", "ward B"]), client_title(1, [])
+    ('1 ward B', '1')
+    """
+    return f"{client} {names[client]}" if client < len(names) else str(client)
+
+
 def results_table(result: Mapping[str, Any]) -> Grid:
-    """The closing table of a run."""
-    metrics: Mapping[str, float] = result["metrics"]
-    rows = []
-    sides = {"test (server)": "server", "validation (server)": "server/val", "held out (clients)": "client"}
-    for title, side in sides.items():
-        if f"{side}/mAP" not in metrics:
-            continue
-        cells = [number(metrics.get(f"{side}/{name}")) for name in SHOWN]
-        evaluable = metrics.get(f"{side}/num-evaluable", float("nan"))
-        rows.append([title, *cells, number(metrics.get(f"{side}/prevalence")), number(evaluable, 0)])
-    rounds = f"{result['rounds']} round{'s' if result['rounds'] != 1 else ''}"
+    """The closing table of a run: its last model and, where that is another, the one that is best on validation."""
+    last, best = result["rounds"], result["best_round"]
+    models = _models(result)
+    rows = [
+        _result_row(title + model, metrics, side)
+        for title, side in SPLITS.items()
+        for model, metrics in models.items()
+        if f"{side}/mAP" in metrics
+    ]
+    rounds = f"{last} round{'s' if last != 1 else ''}"
     title = f"after {rounds}, which took {duration(result['seconds'])}"
-    return Grid(title, ("images", *SHOWN, "prevalence", "labels"), rows)
+    notes = ["test and validation images are the server's, held-out ones the clients'"]
+    if len(models) > 1:
+        notes.append(f"last: the model after round {last}; best: after round {best}, chosen on validation")
+    elif best == last:
+        notes.append(f"the model after round {last}, which is also the best on validation")
+    else:
+        notes.append(f"the model after round {last}")
+    return Grid(title, ("images", *SHOWN, "prevalence", "labels"), rows, "; ".join(notes))
+
+
+def _result_row(title: str, metrics: Mapping[str, Any], side: str) -> list[str]:
+    cells = [number(metrics.get(f"{side}/{name}")) for name in SHOWN]
+    return [title, *cells, number(metrics.get(f"{side}/prevalence")), number(metrics.get(f"{side}/num-evaluable"), 0)]
+
+
+def _models(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Metrics of the last model and, where it is another and was evaluated, of the best, by what follows a title."""
+    if result["best_round"] in {0, result["rounds"]} or not result.get("best_metrics"):
+        return {"": result["metrics"]}
+    return {", last": result["metrics"], ", best": result["best_metrics"]}
+
+
+def groups_table(result: Mapping[str, Any], tail_below: int, head_above: int) -> Grid | None:
+    """The mAP of the frequency groups on test images; None unless there are several.
+
+    Args:
+        result: as ``results_table`` takes it.
+        tail_below: where groups begin, see ``fedmlic.frequency``.
+        head_above: likewise.
+    """
+    groups = [group for group in GROUPS if f"server/mAP/{group}" in result["metrics"]]
+    if len(groups) < 2:
+        return None
+    rows = []
+    for group in groups:
+        for model, metrics in _models(result).items():
+            shares = [number(metrics.get(f"server/{name}/{group}")) for name in ("mAP", "prevalence")]
+            counts = [number(metrics.get(f"server/{name}/{group}"), 0) for name in ("num-evaluable", "num-labels")]
+            rows.append([group + model, *shares, *counts])
+    caption = f"annotated as present in training: head more than {head_above} times, tail fewer than {tail_below}"
+    return Grid("test, labels by frequency", ("labels", "mAP", "prevalence", "judged", "of"), rows, caption)
 
 
 def apart_line(metrics: Mapping[str, float], side: str) -> str:
@@ -318,8 +371,13 @@ def apart_line(metrics: Mapping[str, float], side: str) -> str:
     )
 
 
-def spread_line(metrics: Mapping[str, float]) -> str:
-    """One line on how clients differ."""
+def spread_line(metrics: Mapping[str, float], client_names: Sequence[str] = ()) -> str:
+    """One line on how clients differ.
+
+    Args:
+        metrics: of a model.
+        client_names: of clients that are owners with names.
+    """
     if "client/mAP/mean" not in metrics:
         return ""
     found = {name: metrics.get(f"client/mAP/{name}") for name in ("mean", "std", "worst", "prevalence", "chance")}
@@ -333,6 +391,9 @@ def spread_line(metrics: Mapping[str, float]) -> str:
     if count == "0":
         return f"mAP per client: none of {total} clients has a label that counts ({rule})"
     mean, std, worst, prevalence, chance = (number(value) for value in found.values())
+    whose = metrics.get("client/mAP/worst-client")  # runs of earlier versions do not say
+    if whose is not None:
+        worst += f" (client {client_title(int(whose), client_names)})"
     return (
         f"mAP per client: mean {mean}, standard deviation {std}, worst {worst} over {count} of {total} clients; "
         f"by chance: {prevalence} for a constant score, {chance} for a random order "

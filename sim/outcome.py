@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from fedmlic.errors import InputError
+from fedmlic.kept_scores import KeptScores, path_of, read_scores
 from fedmlic.record import open_run, read_json
 from sim.predict import Predictor, load_predictor
 
@@ -36,6 +37,8 @@ class Scores:
         rows: int64 ``[images]``, of the corpus.
         scores: float32 ``[images, labels]``, probabilities.
         labels: int8 ``[images, labels]``, states as in ``fedmlic.labels``; unknown stays unknown.
+        kept: whether the run kept them (``keep-scores``), so that they are within
+            ``fedmlic.kept_scores.SCORE_ERROR`` of what the model said; else the model was asked again.
     """
 
     label_names: tuple[str, ...]
@@ -43,6 +46,7 @@ class Scores:
     rows: NDArray[np.int64]
     scores: NDArray[np.float32]
     labels: NDArray[np.int8]
+    kept: bool = False
 
 
 def corpus_of(path: Path) -> Corpus:
@@ -75,13 +79,26 @@ def predictor_of(path: Path, which: Which = "best", client: int | None = None) -
     Raises:
         InputError: as ``load_predictor``.
     """
+    return load_predictor(path, round_of(path, which), client)
+
+
+def round_of(path: Path, which: Which = "best") -> int | None:
+    """The round after which one of a run's models was taken; None while there is no checkpoint.
+
+    ``best`` is the last one where nothing was chosen on validation data, or where that checkpoint is gone.
+    """
     folder = open_run(path)
     numbers = folder.checkpoints()
-    return load_predictor(path, max(numbers) if which == "last" and numbers else None, client)
+    if not numbers:
+        return None
+    best = int(folder.checkpoint_values(numbers[-1])["best_round"]) if which == "best" else 0
+    return best if best in numbers else numbers[-1]
 
 
 def scores_of(path: Path, split: str = "test", which: Which = "best", client: int | None = None) -> Scores:
-    """Score the images of a split with the model of a run.
+    """The scores that the model of a run gives to the images of a split.
+
+    Where the run kept them (``keep-scores``), they are read and the network is not built.
 
     Args:
         path: the run folder.
@@ -93,13 +110,29 @@ def scores_of(path: Path, split: str = "test", which: Which = "best", client: in
         InputError: as ``predictor_of`` and ``corpus_of``, or a split without images.
     """
     corpus = corpus_of(path)
-    predictor = predictor_of(path, which, client)
     found = corpus.splits.get(split, range(0))
     if not found:
         filled = [name for name, rows in corpus.splits.items() if rows]
         msg = f"Expected split to be one of {', '.join(filled)}, got {split!r}, which has no images. Choose another."
         raise InputError(msg)
     rows = np.arange(found.start, found.stop, dtype=np.int64)
+    kept = None if client is not None else _kept(path, split, round_of(path, which), corpus)
+    if kept is not None:
+        return Scores(kept.label_names, kept.round, kept.rows, kept.scores, corpus.labels.take(kept.rows), kept=True)
+    predictor = predictor_of(path, which, client)
     learner = predictor.learner
     scores = learner.predict(learner.stored(corpus), rows)
     return Scores(predictor.label_names, predictor.round, rows, scores, corpus.labels.take(rows))
+
+
+def _kept(path: Path, split: str, number: int | None, corpus: Corpus) -> KeptScores | None:
+    """The scores that a run kept of the model after round ``number``; None if it kept others or none."""
+    if number is None or not path_of(path, number, split).is_file():
+        return None
+    kept = read_scores(path_of(path, number, split))
+    belongs_here = (kept.round, kept.split, kept.belongs_to) == (
+        number,
+        split,
+        (open_run(path).identity(), corpus.content),
+    )
+    return kept if belongs_here else None

@@ -218,10 +218,26 @@ def predict(
     about = {
         "run": str(path.absolute()),
         "round": predictor.round,
+        "model": model_title(open_run(path), predictor.round),
         "threshold": predictor.threshold,
         "inference": inference or open_run(path).settings()[0].inference,
     }
     return {**about, **asked, "images": found}
+
+
+def model_title(folder: RunFolder, number: int) -> str:
+    """Which of a run's models the one after round ``number`` is, in words."""
+    newest = folder.checkpoints()[-1]
+    best = int(folder.checkpoint_values(newest)["best_round"])
+    last = folder.settings()[0].num_rounds
+    which = ["best on validation"] * (number == best) + ["the last round"] * (number == last)
+    if number == newest != last:
+        which.append("the last so far")
+    if not best:
+        which.append("none was chosen on validation")
+    elif number != best and best not in folder.checkpoints():
+        which.append(f"the best, of round {best}, is not kept")
+    return f"after round {number} of {last}" + (f" ({', '.join(which)})" if which else "")
 
 
 def asked_names(text: str) -> list[str]:

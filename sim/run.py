@@ -130,6 +130,7 @@ def _noted(folder: RunFolder, federation: Federation, found: Findings) -> RunFol
         "warnings": found.warnings,
         "untrained_labels": found.untrained,
         "unannotated_labels": found.unannotated,
+        "present_counts": found.present_counts,
         "client_names": list(federation.client_names),
     }
     write_json(path, about)

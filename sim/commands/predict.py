@@ -41,9 +41,10 @@ def predict(
         with working(json_output=json_output):
             found = label(path, images, round_number, client, labels, inference)
         if json_output:
-            print_json(found)
+            print_json(found, "predict")
             return
         console = open_console()
+        say(console, f"model {found['model']}", "dim")
         present, absent = "*-" if console.options.ascii_only else "●○"
         for entry in found["images"]:
             console.print(plain(entry["image"], "bold"), soft_wrap=True)

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, NoReturn, Optional
@@ -83,8 +83,15 @@ def working(*, json_output: bool) -> AbstractContextManager[object]:
     return redirect_stdout(sys.stderr) if json_output else nullcontext()
 
 
-def print_json(value: object) -> None:
-    """One JSON object on stdout; numbers that do not exist are null."""
-    from fedmlic.record import jsonable
+def print_json(value: Mapping[str, object], schema: str = "") -> None:
+    """One JSON object on stdout; numbers that do not exist are null.
 
-    sys.stdout.write(json.dumps(jsonable(value), allow_nan=False) + "\n")
+    Args:
+        value: the object.
+        schema: which of ``sim.schemas.OUTPUTS`` it follows, which it then says itself.
+    """
+    from fedmlic.record import jsonable
+    from sim.schemas import tag
+
+    tagged = {"schema": tag(schema), **value} if schema else value
+    sys.stdout.write(json.dumps(jsonable(tagged), allow_nan=False) + "\n")

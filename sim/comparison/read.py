@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedmlic.errors import InputError, nearest
-from fedmlic.record import open_run, read_json
+from fedmlic.record import metrics_at, open_run, read_json
 
 Model = Literal["last", "best"]
 
@@ -42,11 +42,9 @@ def metrics_of(run: Path, model: Model = "last") -> dict[str, float]:
     if not result["best_round"]:
         msg = f"Expected {run} to have a round that is best on validation data, got none. Compare the last model."
         raise InputError(msg)
-    found: dict[str, Any] = {}
-    for event in open_run(run).events():
-        if event.get("round") == result["best_round"] and event["event"] in {"round", "clients-evaluated"}:
-            found |= {name: value for name, value in event.items() if name.startswith(("server/", "client/"))}
-    return _floats(found)
+    # Runs of earlier versions have it in their events only.
+    found = result.get("best_metrics")
+    return _floats(metrics_at(open_run(run), result["best_round"]) if found is None else found)
 
 
 def metric_of(run: Path, metric: str, model: Model = "last") -> float:

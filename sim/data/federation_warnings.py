@@ -34,11 +34,13 @@ class Findings(NamedTuple):
         warnings: sentences for the user.
         untrained: labels that no client knows a positive of, but test images have.
         unannotated: labels of which no client has a known entry on a training image.
+        present_counts: for each label, training images of all clients that are annotated as having it.
     """
 
     warnings: list[str]
     untrained: list[str]
     unannotated: list[str]
+    present_counts: list[int]
 
 
 def examine(federation: Federation, method: str = "") -> Findings:
@@ -65,7 +67,7 @@ def examine(federation: Federation, method: str = "") -> Findings:
         *(_guessed(method, len(unannotated)) if method and unannotated else []),
         *(_never_absent(names, tallies) if method and not spec.build("method", method).guesses else []),
     ]
-    return Findings(warnings, untrained_labels(names, trained, tested), unannotated)
+    return Findings(warnings, untrained_labels(names, trained, tested), unannotated, trained.tolist())
 
 
 def _guessed(method: str, num_labels: int) -> list[str]:

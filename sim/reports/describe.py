@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fedmlic.statistics import CELLS, Statistics, Tallies, share_of, summarise
-from sim.console import Grid, TextTable, plain, visible
+from sim.console import Grid, TextTable, client_title, plain, visible
 from sim.data.federation_warnings import examine
 from sim.reports.exchange import table as exchange_table
 from sim.reports.figures import (
@@ -301,15 +301,6 @@ def _label_table(statistics: Statistics) -> Grid:
         for row in shown.to_dict("records")
     ]
     return Grid("Per label", heads, rows)
-
-
-def client_title(client: int, names: Sequence[str]) -> str:
-    """How a client is called: its number and, where it has one, its name.
-
-    >>> client_title(1, ["ward A", "ward B"]), client_title(1, [])
-    ('1 ward B', '1')
-    """
-    return f"{client} {names[client]}" if client < len(names) else str(client)
 
 
 def _cell_tables(tallies: Tallies, label_names: tuple[str, ...], client_names: Sequence[str] = ()) -> list[Grid]:

@@ -10,9 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from fedmlic.evaluation import SIDES
 from fedmlic.metrics import UNANNOTATED
-from fedmlic.record import open_run, read_json
-from sim.console import Grid, TextTable, apart_line, cut, number, plain, say, spread_line
-from sim.reports.describe import client_title
+from fedmlic.record import RunFolder, metrics_at, open_run, read_json
+from sim.console import (
+    Grid,
+    TextTable,
+    apart_line,
+    client_title,
+    cut,
+    groups_table,
+    number,
+    plain,
+    results_table,
+    say,
+    spread_line,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,6 +51,7 @@ def summary(path: Path) -> dict[str, Any]:
     rounds, labels, failures = [], {}, []
     slow: Counter[int] = Counter()
     evaluated: dict[str, Any] = {}
+    own: list[dict[str, Any]] = []
     ended: dict[str, Any] = {}
     for event in folder.events():
         kind = event.pop("event")
@@ -48,6 +60,8 @@ def summary(path: Path) -> dict[str, Any]:
             slow[event.get("slowest-client", -1)] += 1
         elif kind == "labels":
             labels[event["split"]] = event
+        elif kind == "client-evaluation":
+            own = [event, *(each for each in own if each["round"] == event["round"])]
         elif kind == "clients-evaluated":
             evaluated = event
         elif kind == "client" and event.get("error"):
@@ -56,6 +70,7 @@ def summary(path: Path) -> dict[str, Any]:
             ended = event
     complete = (path / "result.json").exists()
     checkpoints = folder.checkpoints()
+    best_round = rounds[-1]["best-round"] if rounds else None
     return {
         "run": str(path.absolute()),
         "status": "complete" if complete else "failed" if ended else "interrupted or running",
@@ -64,13 +79,25 @@ def summary(path: Path) -> dict[str, Any]:
         "runtime": runtime.model_dump(),
         "rounds": rounds,
         "checkpoint": checkpoints[-1] if checkpoints else None,
-        "best_round": rounds[-1]["best-round"] if rounds else None,
+        "best_round": best_round,
+        "models": _models(folder, rounds, best_round),
         "clients_evaluated": evaluated,
+        "client_evaluations": sorted(own, key=lambda event: event["client"]),
         "labels": labels,
         "failures": failures,
         **folder.data(),
         "balance": _balance(rounds, slow),
         "result": read_json(path / "result.json") if complete else None,
+    }
+
+
+def _models(folder: RunFolder, rounds: list[dict[str, Any]], best_round: int | None) -> dict[str, Any]:
+    """The last evaluated model and the best on validation, each with its round and all its metrics; None without."""
+    judged = [event["round"] for event in rounds if any(name.startswith("server/") for name in event)]
+    last = judged[-1] if judged else rounds[-1]["round"] if rounds else 0
+    return {
+        name: {"round": number, "metrics": metrics_at(folder, number)} if number else None
+        for name, number in (("last", last), ("best", best_round))
     }
 
 
@@ -104,7 +131,8 @@ def show(found: Mapping[str, Any], console: Console) -> None:
     )
     if found["rounds"]:
         console.print(_curve(found["rounds"], found["best_round"]))
-    line = spread_line(found["clients_evaluated"])
+    _show_models(found, console)
+    line = spread_line(found["clients_evaluated"], found["client_names"])
     if line:
         text = f"after round {found['clients_evaluated']['round']}: {line}"
         say(console, text)
@@ -118,7 +146,7 @@ def show(found: Mapping[str, Any], console: Console) -> None:
             f"{balance['slowest_seconds']:.2f} s",
         )
     for split, event in found["labels"].items():
-        console.print(_labels(split, event, found["untrained_labels"]))
+        console.print(_labels(split, event, found["untrained_labels"], found["best_round"]))
         apart = _apart(split, found["rounds"], event["round"])
         if apart:
             say(console, apart)
@@ -126,6 +154,24 @@ def show(found: Mapping[str, Any], console: Console) -> None:
         console.print(_failures(found["failures"], found["client_names"]))
     for text in found["warnings"]:
         say(console, f"warning: {text}", "yellow")
+
+
+def _show_models(found: Mapping[str, Any], console: Console) -> None:
+    """What the last model and the best one reach."""
+    last, best = found["models"]["last"], found["models"]["best"]
+    if last is None or not last["metrics"]:
+        return
+    shown = {
+        "rounds": last["round"],
+        "best_round": 0 if best is None else best["round"],
+        "metrics": last["metrics"],
+        "best_metrics": {} if best is None else best["metrics"],
+        "seconds": found["rounds"][-1]["seconds"],
+    }
+    console.print(results_table(shown))
+    groups = groups_table(shown, found["experiment"]["tail_below"], found["experiment"]["head_above"])
+    if groups is not None:
+        console.print(groups)
 
 
 def _curve(rounds: list[dict[str, Any]], best: int | None) -> Grid:
@@ -156,7 +202,7 @@ def _curve(rounds: list[dict[str, Any]], best: int | None) -> Grid:
     return Grid("rounds", heads, rows, caption="; ".join(notes), first="right")
 
 
-def _labels(split: str, event: Mapping[str, Any], untrained: Sequence[str] = ()) -> Grid:
+def _labels(split: str, event: Mapping[str, Any], untrained: Sequence[str], best_round: int | None) -> Grid:
     heads = ("label", "AP", "precision", "recall", "F1", "present", "known")
     columns = [event[name] for name in ("ap", "precision", "recall", "f1", "num_present", "num_known")]
     every = list(zip(event["label"], *columns, strict=True))
@@ -171,7 +217,8 @@ def _labels(split: str, event: Mapping[str, Any], untrained: Sequence[str] = ())
         captions.append("** annotated on no training image: in no average but mAP/unannotated")
     if len(every) > len(rows):
         captions.append(f"{len(every) - len(rows)} more labels in labels.parquet")
-    return Grid(f"labels on {split}, round {event['round']}", heads, rows, "; ".join(captions))
+    best = ", the best on validation" if event["round"] == best_round else ""
+    return Grid(f"labels on {split}, model after round {event['round']}{best}", heads, rows, "; ".join(captions))
 
 
 def _apart(split: str, rounds: list[dict[str, Any]], round_number: int) -> str:

@@ -19,9 +19,10 @@ from fedmlic import spec
 from fedmlic.arrays import sha256
 from fedmlic.counting import ABSENT_COUNTS, PRESENT_COUNTS
 from fedmlic.errors import InputError, shown
+from fedmlic.frequency import Frequencies
 from fedmlic.histograms import ScoreHistograms
 from fedmlic.method import stretch_of
-from fedmlic.metrics import across_clients, unannotated_columns, unannotated_values
+from fedmlic.metrics import unannotated_columns, unannotated_values
 from fedmlic.protocol import (
     BY_IMAGES,
     CLIENTS_BEHIND,
@@ -38,6 +39,7 @@ from strategies.server.balance import balance, hosts_of
 from strategies.server.cohort import Directory, sample_cohort
 from strategies.server.costs import Costs
 from strategies.server.introductions import problem_of_host
+from strategies.server.per_client import client_rows, own_values
 from strategies.server.replies import REFUSED, Expected, RefusedError, not_finite, scores_of, shapes_of
 from strategies.strategy import Round, State, Strategy, total_of
 
@@ -92,6 +94,9 @@ class Record(Protocol):
     def add_events(self, kind: str, rows: Sequence[Mapping[str, object]]) -> None:
         """Append events of one kind at once."""
 
+    def scores(self, progress: Progress, evaluation: Evaluation) -> None:
+        """Keep the scores of evaluated images, if the run keeps those of this round."""
+
     def checkpoint(self, progress: Progress) -> None:
         """Keep what is needed to go on from here, atomically."""
 
@@ -126,6 +131,7 @@ class Rounds:
         record: where it is written down.
         on_turn: called for every client's turn as it ends (progress display).
         run: a name of the run that stays when it is resumed.
+        present_counts: training images of all clients that are annotated as having each label, where that is known.
     """
 
     def __init__(
@@ -138,8 +144,10 @@ class Rounds:
         record: Record,
         on_turn: Callable[[int, Turn, int], None] | None = None,
         run: str = "",
+        present_counts: Sequence[int] | None = None,
     ) -> None:
         self._run = run
+        self._present_counts = present_counts
         self._experiment = experiment
         self._layout = learner.resident.layout
         self._method, self._network = learner.method, learner.resident.network
@@ -154,6 +162,7 @@ class Rounds:
         self._costs: Costs
         self._num_hosts = 0
         self._unannotated: tuple[str, ...] | None = None
+        self._frequencies: Frequencies | None = None
 
     def run(self, start: Progress) -> Outcome:
         """Play the remaining rounds after ``start`` and evaluate the final model on all clients.
@@ -168,12 +177,13 @@ class Rounds:
         self._write_versions(hosts)
         progress = self._count(start, directory)
         self._unannotated = unannotated_of(hosts, progress.statistics, experiment)
+        self._frequencies = frequencies_of(self._present_counts, progress.statistics, experiment)
         metrics: dict[str, float] = {}
         for number in range(start.round + 1, experiment.num_rounds + 1):
             progress, metrics = self._round(number, progress, directory)
         if not metrics and not self._personal:
             # Resumed after the last round: only the final evaluation is missing.
-            metrics = self._evaluator.score(progress.state.flat, self._unannotated or ()).values
+            metrics = self._scored(progress).values
         metrics = {**metrics, **self._evaluate_clients(progress, directory)}
         return Outcome(progress, metrics, sha256(self._layout, progress.state.flat))
 
@@ -297,6 +307,7 @@ class Rounds:
         evaluation = self._evaluate_server(progress)
         if evaluation is not None:
             progress = _with_best(progress, evaluation.values)
+            self._record.scores(progress, evaluation)
         every = experiment.evaluate_clients_every
         personal: dict[str, float] = {}
         if every and number % every == 0 and number < experiment.num_rounds:
@@ -440,8 +451,11 @@ class Rounds:
             return None  # no client predicts with this model alone
         last = progress.round == self._experiment.num_rounds
         if last or progress.round % self._experiment.evaluate_every == 0:
-            return self._evaluator.score(progress.state.flat, self._unannotated or ())
+            return self._scored(progress)
         return None
+
+    def _scored(self, progress: Progress) -> Evaluation:
+        return self._evaluator.score(progress.state.flat, self._unannotated or (), self._frequencies)
 
     def _evaluate_clients(self, progress: Progress, directory: Directory) -> dict[str, float]:
         """Have every client score the model on its held-out images, if any are held out; merge exactly."""
@@ -463,8 +477,9 @@ class Rounds:
         pooled = new if seen is None else seen if new is None else seen + new
         turns = list(played.values())
         turns.sort(key=lambda turn: turn.client)  # a mean must not depend on who answered first
-        found = across_clients([turn.metrics for turn in turns if turn.metrics], self._experiment.client_min_entries)
+        found = own_values(turns, self._experiment.client_min_entries)
         values = {f"client/mAP/{name}": value for name, value in found.items()}
+        self._record.add_events("client-evaluation", client_rows(progress.round, turns, progress.last))
         apart = unannotated_columns(self._label_names, self._unannotated)
         for side, histograms in (("client", pooled), ("client/new", new)):
             if histograms is not None:
@@ -523,6 +538,8 @@ class Rounds:
                 names: dict[str, list[object]] = {"label": list(self._label_names)}
                 if self._unannotated is not None:
                     names["annotated"] = (~unannotated_columns(self._label_names, self._unannotated)).tolist()
+                if self._frequencies is not None:
+                    names["train_present"] = self._frequencies.present.tolist()
                 self._record.event("labels", {"round": progress.round, "split": split, **names, **table})
         self._record.event(
             "round",
@@ -577,6 +594,29 @@ def unannotated_of(
         return None
     counted = (statistics[PRESENT_COUNTS] + statistics[ABSENT_COUNTS]).tolist()
     return tuple(name for name, count in zip(names, counted, strict=True) if count == 0)
+
+
+def frequencies_of(
+    present_counts: Sequence[int] | None, statistics: Mapping[str, Tensor], experiment: Experiment
+) -> Frequencies | None:
+    """How often labels are annotated as present in training, as far as the server knows.
+
+    Args:
+        present_counts: of a simulation, which knows the whole federation; None elsewhere.
+        statistics: what was counted over all clients before the first round.
+        experiment: for the bounds of groups, and whether numbers of statistics may be withheld.
+
+    Returns:
+        None where the server does not know.
+    """
+    exact = experiment.statistics_min_clients == experiment.statistics_min_images == 1
+    if present_counts is not None:
+        counts = np.asarray(present_counts, dtype=np.int64)
+    elif exact and PRESENT_COUNTS in statistics:
+        counts = statistics[PRESENT_COUNTS].cpu().numpy()
+    else:
+        return None
+    return Frequencies(counts, experiment.tail_below, experiment.head_above)
 
 
 def pooled_metrics(histograms: ScoreHistograms, unannotated: NDArray[np.bool_]) -> dict[str, float]:

@@ -15,8 +15,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from fedmlic import code, spec
@@ -26,18 +27,21 @@ from fedmlic.evaluation import Evaluator
 from fedmlic.experiment import home_of
 from fedmlic.features import BACKBONE, features_of
 from fedmlic.federation import modules_behind
+from fedmlic.kept_scores import KeptScores, encode, keep_only, kept_rounds, write_scores
 from fedmlic.learner import Learner, build_learner, build_network, choose_device, label_space
 from fedmlic.process import prepare
-from fedmlic.record import RunFolder, read_json, write_bytes, write_json
+from fedmlic.record import RunFolder, best_metrics, read_json, write_bytes, write_json
 from fedmlic.tensorboard import curves
 from strategies.server.check import check_experiment, mods_of
 from strategies.server.rounds import Outcome, Progress, Rounds
 from strategies.strategy import State, Strategy
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from fedmlic.dataset import Dataset
+    from fedmlic.evaluation import Evaluation
     from fedmlic.experiment import Experiment, Runtime
     from fedmlic.protocol import Turn
     from strategies.server.transport import Transport
@@ -148,6 +152,31 @@ class FolderRecord:
         """Append events of one kind at once."""
         self._later(lambda: self._folder.add_events(kind, rows))
 
+    def scores(self, progress: Progress, evaluation: Evaluation) -> None:
+        """Write the scores of an evaluation, if they are among those that the run keeps."""
+        keep = self._server.runtime.keep_scores
+        if keep == "none" or (keep == "best" and progress.best_round not in {0, progress.round}):
+            return
+        corpus, belongs_to = self._server.corpus, (self._folder.identity(), self._server.corpus.content)
+        names = tuple(self._server.learner.task.label_names)
+        for split, scores in evaluation.scores.items():
+            rows = evaluation.rows[split]
+            codes = encode(scores)
+
+            def write(split: str = split, rows: NDArray[np.int64] = rows, codes: NDArray[np.uint16] = codes) -> None:
+                ids = [corpus.image_ids[row] for row in rows]
+                kept = KeptScores(progress.round, split, names, rows, ids, codes, belongs_to)
+                write_scores(self._folder.path, kept)
+
+            self._later(write)
+
+    def _prune_scores(self, progress: Progress) -> None:
+        """Delete scores that are no longer wanted; after the checkpoint, so that a resumed run finds its own."""
+        keep, rounds = self._server.runtime.keep_scores, kept_rounds(self._folder.path)
+        if keep in {"last", "best"} and rounds:
+            best = progress.best_round if keep == "best" and progress.best_round else rounds[-1]
+            keep_only(self._folder.path, [best])
+
     def checkpoint(self, progress: Progress) -> None:
         """Write a checkpoint, then delete those no longer wanted."""
         # At most one round's model waits to be written. This round's events may: the next round need not wait for them.
@@ -174,6 +203,7 @@ class FolderRecord:
         def write() -> None:
             self._folder.save_checkpoint(progress.round, tensors, values)
             self._folder.prune_checkpoints(self._server.runtime.keep_checkpoints, progress.best_round)
+            self._prune_scores(progress)
             self._tables_when_due()
 
         self._checkpoint = self._later(write)
@@ -224,6 +254,7 @@ def start_of(folder: RunFolder, server: Server) -> Progress:
     newest = folder.newest_checkpoint()
     if newest is None:
         folder.rewind(0)
+        keep_only(folder.path, [])
         flat = server.learner.resident.flat.clone()
         _write_frozen(folder, server)
         return Progress(0, State(flat))
@@ -235,6 +266,7 @@ def start_of(folder: RunFolder, server: Server) -> Progress:
         )
         raise InputError(msg)
     folder.rewind(values["events_bytes"])
+    keep_only(folder.path, [number for number in kept_rounds(folder.path) if number <= values["round"]])
     flat = layout.pack(_named(tensors, MODEL)).to(server.learner.device)
     best = -math.inf if values["best_value"] is None else float(values["best_value"])
     return Progress(
@@ -332,14 +364,14 @@ def serve(
 ) -> Outcome:
     """Play the rounds that are left; write the tables meanwhile and at any end, and result.json when all is done."""
     start = start_of(folder, server)
-    with curves(folder):
+    with curves(folder) as writer:
         folder.event("start", {"round": start.round, "num-rounds": server.experiment.num_rounds})
         resumed = start.round > 0
         changes = (
             *note_code(folder, server.experiment, resumed=resumed),
             *note_features(folder, server, resumed=resumed),
         )
-        for text in (*folder.damage, *server.warnings, *changes):
+        for text in (*folder.damage, *server.warnings, *changes, *_without_scores(server)):
             folder.event("warning", {"text": text})
         record = FolderRecord(folder, server)
         rounds = Rounds(
@@ -351,6 +383,7 @@ def serve(
             record,
             on_turn,
             folder.token,
+            folder.data()["present_counts"],
         )
         try:
             outcome = rounds.run(start)
@@ -364,18 +397,33 @@ def serve(
                 folder.write_tables()
             raise
         folder.event("end", {"round": outcome.progress.round, "weights-sha256": outcome.weights_sha256})
+        result = result_of(folder, server, outcome)
+        best = result["best_metrics"]
+        writer.results((outcome.progress.round, outcome.metrics), (outcome.progress.best_round, best))
     folder.write_tables()
-    write_json(folder.path / "result.json", result_of(folder, server, outcome))
+    write_json(folder.path / "result.json", result)
     return outcome
 
 
-def result_of(folder: RunFolder, server: Server, outcome: Outcome) -> dict[str, object]:
+def _without_scores(server: Server) -> tuple[str, ...]:
+    """A line if scores are to be kept and there are none."""
+    if server.runtime.keep_scores == "none" or not server.learner.resident.private_names:
+        return ()
+    text = (
+        f"keep-scores={server.runtime.keep_scores} keeps nothing in this run: every client has tensors of its own, so "
+        "that no one model scores the server's images."
+    )
+    return (text,)
+
+
+def result_of(folder: RunFolder, server: Server, outcome: Outcome) -> dict[str, Any]:
     """The run in one JSON object, as ``fedmlic run --json`` prints it."""
     return {
         "run": str(folder.path.absolute()),
         "rounds": outcome.progress.round,
         "best_round": outcome.progress.best_round,
         "metrics": outcome.metrics,
+        "best_metrics": best_metrics(folder, outcome.progress.best_round, outcome.progress.round, outcome.metrics),
         "weights_sha256": outcome.weights_sha256,
         "seconds": round(outcome.progress.seconds, 3),
         "num_values": server.learner.resident.layout.num_values,

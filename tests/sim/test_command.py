@@ -279,7 +279,7 @@ def test_each_command_prints_one_json_object_on_stdout(fedmlic, pairs, finished,
     assert {"run", "rounds", "metrics", "weights_sha256", "seconds"} <= set(run)
     assert Path(run["run"]).is_absolute()
     assert 0 <= run["metrics"]["server/mAP"] <= 1
-    assert set(json.loads(results["list method"].stdout)) == {"method"}
+    assert set(json.loads(results["list method"].stdout)) == {"schema", "method"}
 
 
 def test_without_a_terminal_progress_is_plain_lines_on_stderr(fedmlic, pairs, tmp_path):

@@ -1,13 +1,17 @@
 """The scores of a run's models are those that its record was made from."""
 
 import json
+import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score
 
 from fedmlic.errors import InputError
-from sim.outcome import corpus_of, predictor_of, scores_of
+from fedmlic.kept_scores import SCORE_ERROR, kept_rounds, path_of, read_scores
+from fedmlic.metrics import evaluate
+from sim.outcome import corpus_of, predictor_of, round_of, scores_of
 
 
 @pytest.fixture(scope="module")
@@ -24,16 +28,60 @@ def run_folder(tmp_path_factory):
         "cohort-size": 2,
         "num-rounds": 4,
         "engine": "inprocess",
+        "keep-scores": "every",
         "home": str(tmp_path_factory.mktemp("home")),
     }
     run(*split_settings(settings), path)
     return path
 
 
+@pytest.fixture(scope="module")
+def without(run_folder, tmp_path_factory):
+    """The same run as if it had kept no scores."""
+    path = tmp_path_factory.mktemp("without") / "run"
+    shutil.copytree(run_folder, path)
+    shutil.rmtree(path / "scores")
+    return path
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
 @pytest.mark.parametrize("which", ["best", "last"])
-def test_scores_give_the_recorded_average_precision(run_folder, which):
-    found = scores_of(run_folder, "test", which)
-    labels = pd.read_parquet(run_folder / "labels.parquet")
+def test_kept_scores_are_those_of_the_model(run_folder, without, which, split):
+    kept, computed = scores_of(run_folder, split, which), scores_of(without, split, which)
+
+    assert (kept.kept, computed.kept) == (True, False)
+    assert kept.round == computed.round == round_of(run_folder, which)
+    assert kept.label_names == computed.label_names
+    np.testing.assert_array_equal(kept.rows, computed.rows)
+    np.testing.assert_array_equal(kept.labels, computed.labels)
+    assert np.abs(kept.scores - computed.scores).max() <= SCORE_ERROR * 1.001
+    found, expected = (evaluate(each.scores, each.labels) for each in (kept, computed))
+    np.testing.assert_array_equal(found.per_label.f1, expected.per_label.f1)  # whether a score reaches 0.5 is exact
+    assert found.flat()["mAP"] == pytest.approx(expected.flat()["mAP"], abs=2e-3)
+
+
+def test_every_evaluated_round_is_kept_with_the_ids_of_its_images(run_folder):
+    assert kept_rounds(run_folder) == [1, 2, 3, 4]
+    corpus, found = corpus_of(run_folder), read_scores(path_of(run_folder, 2, "test"))
+    assert found.image_ids == [corpus.image_ids[row] for row in corpus.splits["test"]]
+    recorded = pd.read_parquet(run_folder / "labels.parquet").query("round == 2 and split == 'test'")["f1"]
+    f1 = evaluate(found.scores, corpus.labels.take(found.rows)).per_label.f1
+    np.testing.assert_array_equal(recorded.to_numpy(), f1.astype(np.float32))
+
+
+def test_scores_of_other_images_or_rounds_are_not_used(run_folder, without, tmp_path):
+    shutil.copytree(without, tmp_path / "run")
+    last = round_of(run_folder, "last")
+    (tmp_path / "run" / "scores").mkdir()
+    shutil.copy(path_of(run_folder, 1, "test"), path_of(tmp_path / "run", last, "test"))
+
+    assert not scores_of(tmp_path / "run", "test", "last").kept
+
+
+@pytest.mark.parametrize("which", ["best", "last"])
+def test_scores_give_the_recorded_average_precision(without, which):
+    found = scores_of(without, "test", which)
+    labels = pd.read_parquet(without / "labels.parquet")
     recorded = labels[(labels["split"] == "test") & (labels["round"] == found.round)].set_index("label")["ap"]
     ours = {
         name: average_precision_score(found.labels[:, column], found.scores[:, column])

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from fedmlic.record import create, read_json
-from sim.console import duration, number, results_table, spread_line
+from sim.console import duration, groups_table, number, results_table, spread_line
 from sim.reports.show import show, summary
 
 
@@ -96,7 +96,7 @@ def test_many_rounds_are_thinned_but_the_best_and_the_last_stay(finished):
 
     assert "13 *" in text
     assert "1100.000" in text
-    assert text.count("\n") < 70
+    assert text.count("\n") < 90
 
 
 def test_notes_say_what_is_in_the_table(finished):
@@ -133,14 +133,15 @@ def test_numbers_that_are_none_are_dashes():
 def test_the_closing_table_shows_what_was_evaluated_and_nothing_else(finished):
     result = read_json(finished / "result.json")
     without = {**result, "metrics": {k: v for k, v in result["metrics"].items() if not k.startswith("server/val/")}}
+    without["best_metrics"] = {}
     texts = []
     for found in (result, without):
         console = Console(file=io.StringIO(), width=120)
         console.print(results_table(found))
         texts.append(console.file.getvalue())
 
-    assert "validation (server)" in texts[0]
-    assert "validation (server)" not in texts[1]
+    assert "│ validation" in texts[0]
+    assert "│ validation" not in texts[1]
     assert f"{result['metrics']['server/mAP']:.3f}" in texts[1]
     line = spread_line(result["metrics"])
     chance = f"{result['metrics']['client/mAP/chance']:.3f} for a random order"
@@ -159,6 +160,43 @@ def test_the_closing_table_shows_what_was_evaluated_and_nothing_else(finished):
     assert "over 4 of 4 clients" in spread_line(earlier)
 
 
+def test_the_worst_client_is_named(finished):
+    found = summary(finished)
+    metrics = found["result"]["metrics"]
+    worst = min(found["client_evaluations"], key=lambda row: row["mAP"])
+
+    assert worst["client"] == metrics["client/mAP/worst-client"]
+    assert worst["mAP"] == metrics["client/mAP/worst"]
+    assert f"(client {worst['client']})" in spread_line(metrics)
+    names = [f"ward {letter}" for letter in "ABCDEF"]
+    assert f"(client {worst['client']} {names[worst['client']]})" in spread_line(metrics, names)
+
+
+def test_both_models_are_shown_by_their_names(finished):
+    result = read_json(finished / "result.json")
+    last = {"server/mAP": 0.25, "server/mAP/head": 0.5, "server/mAP/tail": 0.125, "server/num-labels/tail": 3.0}
+    best = {"server/mAP": 0.75, "server/mAP/head": 0.625, "server/mAP/tail": 0.375}
+    texts = []
+    for changed in ({"best_round": 2}, {"best_round": 4}, {"best_round": 0}, {"best_round": 2, "best_metrics": {}}):
+        shown = {**result, "rounds": 4, "metrics": last, "best_metrics": best, **changed}
+        console = Console(file=io.StringIO(), width=80)
+        console.print(results_table(shown), groups_table(shown, 20, 100))
+        texts.append(" ".join(console.file.getvalue().split()))
+
+    assert "test, last │ 0.250" in texts[0]
+    assert "test, best │ 0.750" in texts[0]
+    assert "last: the model after round 4; best: after round 2, chosen on validation" in texts[0]
+    assert "tail, best │ 0.375" in texts[0]
+    assert "head more than 100 times, tail fewer than 20" in texts[0]
+    assert "which is also the best on validation" in texts[1]
+    assert "tail │ 0.125 │ - │ - │ 3" in texts[1]
+    assert "0.750" not in texts[1]
+    for text in texts[2:]:
+        assert "the model after round 4" in text
+        assert "test │ 0.250" in text
+    assert groups_table({**result, "metrics": {"server/mAP/head": 0.5}}, 20, 100) is None
+
+
 def test_clients_and_metrics_of_the_method_are_shown(finished):
     found = summary(finished)
     for event in found["rounds"]:
@@ -175,7 +213,8 @@ def test_clients_and_metrics_of_the_method_are_shown(finished):
 
 def test_labels_that_nobody_annotates_are_marked_and_have_numbers_of_their_own(finished):
     found = summary(finished)
-    assert "annotate" not in printed(found, 160)
+    assert "nobody annotates" not in printed(found, 160)
+    assert "**" not in printed(found, 160)
     found["untrained_labels"] = ["four", "two"]
     for event in found["labels"].values():
         event["annotated"] = [name not in {"four", "six"} for name in event["label"]]

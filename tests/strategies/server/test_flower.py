@@ -23,7 +23,9 @@ from fedmlic import wire
 from fedmlic.arrays import sha256
 from fedmlic.errors import InputError
 from fedmlic.experiment import flower_config, split_settings
+from fedmlic.kept_scores import path_of, read_scores
 from fedmlic.protocol import Request
+from fedmlic.record import open_run
 from fedmlic.update import Weighting, units_for
 from strategies import app as server_app
 from strategies.server import flower
@@ -517,6 +519,25 @@ def test_a_run_through_flowers_records_has_the_hash_of_one_in_process(simulation
     assert folder.settings()[1].engine == "flower"
     with pytest.raises(InputError, match="complete one"):
         server_app.play(grid, config)
+
+
+def test_evaluations_of_clients_and_kept_scores_are_those_of_a_run_in_process(simulation, play, tmp_path):
+    changes = {"num_rounds": 2, "keep_scores": "every"}
+    play(tmp_path / "in-process", **changes)
+    grid, _ = simulation({}, {}, **changes)
+    grid.run_config = {**grid.run_config, "out": str(tmp_path / "flower"), "round-timeout": 60.0}
+
+    folder, outcome = server_app.play(grid, grid.run_config)
+
+    found, expected = (open_run(tmp_path / name).tables()["client-evaluations"] for name in ("flower", "in-process"))
+    assert len(found) == 6
+    assert found.equals(expected)
+    assert outcome.metrics["client/mAP/worst-client"] == found.loc[found["mAP"].idxmin(), "client"]
+    for split in ("val", "test"):
+        codes = [read_scores(path_of(tmp_path / name, 2, split)).codes for name in ("flower", "in-process")]
+        assert (codes[0] == codes[1]).all()
+    assert "server/mAP/tail" not in outcome.metrics, "a bare Flower run does not know how often labels are annotated"
+    assert "train_present" not in folder.tables()["labels"]
 
 
 def test_starting_again_goes_on_from_the_checkpoint(simulation, play, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from fedmlic.counting import ABSENT_COUNTS, PRESENT_COUNTS
 from fedmlic.histograms import ScoreHistograms
 from fedmlic.learner import build_learner
 from fedmlic.protocol import HostInfo, Reply, Turn
-from fedmlic.record import create, open_run
+from fedmlic.record import create, open_run, write_json
 from strategies.server.rounds import RunFailedError, pooled_metrics, unannotated_of
 from strategies.server.server import build_server, serve
 
@@ -89,6 +89,9 @@ def scattered(tiny, tmp_path):
             for i in range(num_hosts)
         ]
         folder = create(tmp_path / f"scattered-{seed}", experiment, runtime)
+        # As a run notes it, which knows the whole federation.
+        counts = federation.positive_counts.sum(axis=0).tolist()
+        write_json(folder.path / "data.json", {"present_counts": counts})
         return serve(server, Scattered(hosts, seed), folder), list(folder.events())
 
     return played

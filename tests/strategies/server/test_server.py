@@ -5,6 +5,7 @@ import json
 import math
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from safetensors import safe_open
 
 from fedmlic.datasets.multidigits import LABEL_NAMES
 from fedmlic.errors import InputError
+from fedmlic.evaluation import Evaluator
+from fedmlic.kept_scores import SCORE_ERROR, kept_rounds, path_of, read_scores
 from fedmlic.learner import label_space
 from fedmlic.record import MANIFEST_HASH, TABLES, RunFolder, _hash_of, create, open_run, read_json
 from strategies.server.rounds import Progress
@@ -163,6 +166,77 @@ def test_a_finished_run_has_everything_a_reader_wants(finished):
     assert by_label.mean() == pytest.approx(found["metrics"]["server/mAP"])
     assert found["num_values"] > 0
     assert list((finished / "tensorboard").glob("events.*"))
+
+
+def test_the_result_has_the_metrics_of_the_last_and_of_the_best_model(finished):
+    import pandas as pd
+
+    found = read_json(finished / "result.json")
+    rounds = pd.read_parquet(finished / "rounds.parquet").set_index("round")
+
+    assert rounds["server/val/mAP"].idxmax() == found["best_round"]
+    for metrics, number in ((found["metrics"], found["rounds"]), (found["best_metrics"], found["best_round"])):
+        server = {name: value for name, value in metrics.items() if name.startswith("server/")}
+        assert set(server) == {name for name in rounds.columns if name.startswith("server/")}
+        assert server == pytest.approx(rounds.loc[number, list(server)].to_dict(), nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("keep", "best", "expected"),
+    [("none", 2, []), ("every", 2, [1, 2, 3]), ("last", 2, [3]), ("best", 2, [2]), ("best", 3, [3]), ("best", 0, [3])],
+)
+def test_scores_of_the_wanted_rounds_are_kept(parts, keep, best, expected):
+    folder, server = parts
+    runtime = server.runtime.model_copy(update={"keep_scores": keep})
+    record = FolderRecord(folder, replace(server, runtime=runtime))
+    evaluation = Evaluator(server.learner, server.corpus, 0.5).score(server.learner.resident.flat.clone())
+    for number in (1, 2, 3):
+        progress = Progress(number, State(server.learner.resident.flat), best_round=min(number, best), best_value=0.5)
+        record.scores(progress, evaluation)
+        record.checkpoint(progress)
+    record.settle()
+
+    assert kept_rounds(folder.path) == expected
+    if expected:
+        found = read_scores(path_of(folder.path, expected[0], "val"))
+        assert np.abs(found.scores - evaluation.scores["val"]).max() <= SCORE_ERROR * 1.001
+        assert found.belongs_to == (folder.identity(), server.corpus.content)
+
+
+def test_a_resumed_run_does_not_keep_scores_of_rounds_that_it_plays_again(parts):
+    folder, server = parts
+    record = FolderRecord(folder, replace(server, runtime=server.runtime.model_copy(update={"keep_scores": "every"})))
+    evaluation = Evaluator(server.learner, server.corpus, 0.5).score(server.learner.resident.flat.clone())
+    for number in (1, 2):
+        record.scores(Progress(number, State(server.learner.resident.flat)), evaluation)
+        if number == 1:
+            record.checkpoint(Progress(1, State(server.learner.resident.flat)))
+    record.settle()
+
+    assert start_of(folder, server).round == 1
+    assert kept_rounds(folder.path) == [1]
+
+
+def test_settings_and_results_are_on_tensorboards_page_of_hyper_parameters(finished, tiny):
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+    from tensorboard.plugins.hparams import metadata
+
+    file = next((finished / "tensorboard").glob("events.*"))
+    values = [value for event in EventFileLoader(str(file)).Load() for value in event.summary.value]
+    content = {value.tag: value.metadata.plugin_data.content for value in values if "_hparams_" in value.tag}
+    settings = metadata.parse_session_start_info_plugin_data(content[metadata.SESSION_START_INFO_TAG]).hparams
+    experiment = metadata.parse_experiment_plugin_data(content[metadata.EXPERIMENT_TAG])
+
+    assert settings["method"].string_value == tiny()[0].method
+    assert settings["learning-rate"].number_value == tiny()[0].learning_rate
+    assert {info.name for info in experiment.hparam_infos} == set(settings)
+    assert metadata.parse_session_end_info_plugin_data(content[metadata.SESSION_END_INFO_TAG]).end_time_secs > 0
+    result = read_json(finished / "result.json")
+    shown = {value.tag: value.tensor.float_val[0] for value in values if value.tag.startswith(("last/", "best/"))}
+    tags = {info.name.tag for info in experiment.metric_infos}
+    assert {"last/server/mAP", "best/server/val/mAP", "last/client/mAP/worst"} <= set(shown) <= tags
+    assert shown["last/server/mAP"] == pytest.approx(result["metrics"]["server/mAP"])
+    assert shown["best/server/val/mAP"] == pytest.approx(result["best_metrics"]["server/val/mAP"])
 
 
 def test_the_curves_in_tensorboard_are_those_of_the_log(finished):
