@@ -40,5 +40,7 @@ def report(
         for problem in found["problems"]:
             say(errors, f"note: {problem}", "yellow")
         console = open_console()
-        say(console, f"{found['runs']} runs in {len(found['rows'])} rows, {size(found['bytes'])}")
+        count = f"{found['runs']} run{'s' if found['runs'] > 1 else ''}"
+        rows = f"{len(found['rows'])} row{'s' if len(found['rows']) > 1 else ''}"
+        say(console, f"{count} in {rows}, {size(found['bytes'])}")
         say(console, f"page: {found['page']}")

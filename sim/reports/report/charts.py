@@ -368,7 +368,7 @@ def heat_map(text: Text, heat: Heat) -> Markup:
             label(
                 left + wide * (c + 0.5) - 0.5,
                 top + tall * (r + 0.5) + 3.2,
-                heat.shown(heat.values[r, c]),
+                heat.shown(float(heat.values[r, c])),
                 anchor="middle",
                 class_=f"cell t{kind}{levels[r, c]}",
             )

@@ -80,7 +80,7 @@ def _holdings(held: Held, number: int) -> list[Child]:
         f"{int(what.held_out.sum()):,} held-out ones; {int(what.annotated.sum()):,} of {entries:,} entries are "
         "annotated"
         + (f", {wrong:,} of them wrongly" if wrong else "")
-        + f". Rows of runs that this is of: {rows}; their other seeds deal the images out differently."
+        + f". Rows that this is of: {rows}, at seed {settings.seed}; another seed deals the images out differently."
     )
     head = element("h3", named(f"{settings.partition}, {settings.regime}, seed {settings.seed}"))
     return [head, lead, element("div", *_maps(what, number), class_="grid"), _client_table(what, held.run)]
@@ -143,7 +143,7 @@ def _client_table(what: Holdings, run: Run) -> Markup:
     ]
     labels = max(len(what.label_names), 1)
     order = np.argsort(-what.images, kind="stable")[:MAX_COLUMNS]
-    rows = []
+    rows: list[list[Cell]] = []
     for client in order.tolist():
         seen, images = int(what.annotated[client].sum()), int(what.images[client])
         share = 100 * seen / max(images * labels, 1)
@@ -168,7 +168,7 @@ def _turn_table(report: Report) -> Markup:
     if not run.turns:
         return note("No client had a turn.", kind="missing")
     names = [str(name) for name in run.data.get("client_names", [])]
-    rows = [
+    rows: list[list[Cell]] = [
         [client_title(client, names), each.images, each.annotations, each.num, each.failed]
         for client, each in sorted(run.turns.items(), key=lambda item: -item[1].images)[:100]
     ]
@@ -245,6 +245,8 @@ def _per_client(report: Report, looked: Sequence[Looked]) -> Markup:
     ]
     alternative = table("mAP by client", ["client", *map(report.row_name, values), "random order"], rows)
     about = f"mAP on each client's own held-out images. {'; '.join(sources)}."
+    if all(math.isnan(value) for column in values.values() for value in column):
+        return note(f"No client has a label that counts. {'; '.join(sources)}.", kind="missing")
     if len(clients) > MAX_CLIENT_ROWS:
         return element("div", _ranked(report, values, about, alternative), class_="grid")
     series = [Dots(report.rows[place].label, found, place, f"s{place}") for place, found in values.items()]

@@ -15,8 +15,8 @@ from fedmlic.evaluation import SIDES
 from fedmlic.metrics import unannotated_columns
 from sim.comparison.compare import Comparison, compare
 from sim.reports.report.images import HardImage, hard_images
-from sim.reports.report.read import Run, find_runs
-from sim.reports.report.rows import Model, Row, headline, model_in_words, rows_of
+from sim.reports.report.read import Run, find_runs, nameless
+from sim.reports.report.rows import Model, Row, asked_in_words, headline, model_in_words, rows_of
 from sim.reports.report.scores import (
     PairErrors,
     Reliability,
@@ -220,7 +220,7 @@ def _held(rows: Sequence[Row], places: Sequence[int], tell: Tell) -> tuple[list[
         try:
             held.append(Held(run, its, holdings_of(federation_of(run))))
         except CANNOT as error:
-            notes.append(f"{run.name}: {error}")
+            notes.append(nameless(f"{run.name}: {error}", run.path))
     if len(distinct) > MAX_FEDERATIONS:
         notes.append(
             f"{len(distinct) - MAX_FEDERATIONS} more federations of these rows; report their runs by themselves."
@@ -243,9 +243,10 @@ def _looked(place: int, rows: Sequence[Row], runs: Sequence[Run], model: Model, 
         else:
             judged = _tried(lambda: _judge(run, model, notes), notes)
         sites = _tried(lambda: cross_site(run, runs, federation_of(run), model), notes)
+    notes = [nameless(text, run.path) for text in notes]
     recorded = _recorded(run, model)
     per_client = recorded if recorded is not None else _computed(sites)
-    return Looked(place, run, model_in_words(run, model), judged, sites, per_client, notes)
+    return Looked(place, run, asked_in_words(run, model), judged, sites, per_client, notes)
 
 
 def _tried(what: Callable[[], Made], notes: list[str]) -> Made | None:

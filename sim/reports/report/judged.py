@@ -84,7 +84,8 @@ def calibration_section(report: Report) -> Markup:
     if not asked:
         return _missing(report, "Calibration")
     split = IMAGES[asked[0][1].split]
-    lines, rows = [], []
+    lines: list[Line] = []
+    rows: list[list[Cell]] = []
     for each, found in asked:
         pooled = found.pooled
         there = ~np.isnan(pooled.predicted)

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 Status = Literal["complete", "failed", "unfinished"]
 
+MEMORY_FOLDER = "memory"
+"""Where clients of a simulation keep tensors of their own (``docs/client_memory.md``)."""
+
 CLIENT_EVALUATIONS = "client-evaluations.parquet"
 """The table with a row per client and evaluation, in runs that keep one."""
 
@@ -107,6 +110,7 @@ class Run:
         data: what ``data.json`` says.
         environment: what ``environment.json`` says.
         checkpoints: rounds that have one.
+        kept_best: the round that its last checkpoint calls the best on validation; 0 for none.
     """
 
     path: Path
@@ -128,6 +132,7 @@ class Run:
     data: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     checkpoints: Sequence[int] = ()
+    kept_best: int = 0
 
     @property
     def seed(self) -> int:
@@ -152,12 +157,23 @@ class Run:
     @property
     def is_personal(self) -> bool:
         """Whether clients keep tensors of their own, so that no one model predicts for all."""
-        metrics = [name for event in self.rounds for name in event if name.startswith("server/")]
-        return bool(self.rounds) and self.status == "complete" and not metrics and bool(self.evaluations)
+        if any(name.startswith("server/") for event in self.rounds for name in event):
+            return False
+        from fedmlic import spec
+
+        # Images on devices leave the server without a metric as well: what tells is where tensors may be kept.
+        mods = spec.build_all("mods", self.experiment.mods)
+        return any(mod.private is not None for mod in mods) or (self.path / MEMORY_FOLDER).is_dir()
 
     def round_of(self, model: Literal["best", "last"]) -> int:
         """After which round a model was taken; the last where there is no best."""
         return (self.best_round or self.last_round) if model == "best" else self.last_round
+
+    def asked_round(self, model: Literal["best", "last"]) -> int:
+        """The round of the checkpoint that is asked for scores, as ``sim.outcome`` chooses it; 0 without one."""
+        if model == "best" and self.kept_best in self.checkpoints:
+            return self.kept_best
+        return max(self.checkpoints, default=0)
 
     def metric(self, name: str, number: int) -> float:
         """A number of one round; NaN where there is none."""
@@ -205,7 +221,7 @@ def find_runs(paths: Sequence[Path]) -> Found:
             try:
                 runs.setdefault(place.resolve(), read_run(place, **about))
             except InputError as error:
-                problems.append(f"{place.name} cannot be read: {error}")
+                problems.append(nameless(f"{place.name} cannot be read: {error}", place))
     if not runs:
         msg = f"Expected runs to report, got none that can be read in {', '.join(map(str, paths))}. " + " ".join(
             problems
@@ -230,6 +246,17 @@ def _of_study(path: Path, problems: list[str]) -> list[tuple[Path, dict[str, Any
     return found
 
 
+def nameless(text: str, path: Path) -> str:
+    """A message about a run without the place of its folder, which is nobody's business but the writer's.
+
+    >>> nameless("Expected /home/ann/runs/one/data.json, got none.", Path("/home/ann/runs/one"))
+    'Expected one/data.json, got none.'
+    """
+    for place in (path.resolve(), path.absolute(), path):
+        text = text.replace(str(place), path.resolve().name) if str(place) not in {"", "."} else text
+    return text
+
+
 def _keys(axis: str, values: Iterable[Any]) -> list[str]:
     """Settings of an axis: its own name, or the keys of its tables."""
     keys = [key.replace("_", "-") for value in values if isinstance(value, dict) for key in value if key != "name"]
@@ -251,6 +278,7 @@ def read_run(
         events.take(event)
     notes = [*events.warnings]
     data, environment = (_tolerant(path / name, notes) for name in ("data.json", "environment.json"))
+    kept_best, own = _kept_best(folder, notes), _own(path, notes)
     status: Status = "complete" if is_complete(path) else "failed" if events.reason else "unfinished"
     return Run(
         path=path,
@@ -265,13 +293,14 @@ def read_run(
         rounds=events.rounds,
         labels={split: _history(rows) for split, rows in events.labels.items()},
         evaluations=events.evaluations,
-        own=_own(path, notes),
+        own=own,
         turns=events.turns,
         failures=events.failures,
-        notes=[*map(str, data.get("warnings", [])), *notes],
+        notes=[*map(str, data.get("warnings", [])), *(nameless(text, path) for text in notes)],
         data=data,
         environment=environment,
-        checkpoints=_checkpoints(folder),
+        checkpoints=folder.checkpoints(),
+        kept_best=kept_best,
     )
 
 
@@ -360,5 +389,10 @@ def _tolerant(file: Path, notes: list[str]) -> dict[str, Any]:
         return {}
 
 
-def _checkpoints(folder: RunFolder) -> list[int]:
-    return folder.checkpoints()
+def _kept_best(folder: RunFolder, notes: list[str]) -> int:
+    numbers = folder.checkpoints()
+    try:
+        return int(folder.checkpoint_values(numbers[-1]).get("best_round") or 0) if numbers else 0
+    except InputError as error:
+        notes.append(str(error))
+        return 0

@@ -17,7 +17,7 @@ from sim.comparison.read import MODELS, PERSONAL
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from sim.reports.report.read import Run
+    from sim.reports.report.read import LabelHistory, Run
 
 Model = Literal["best", "last"]
 
@@ -135,7 +135,7 @@ def _label(run: Run, varying: Sequence[str]) -> str:
             continue  # a reference's is fixed
         entry = key in {"dataset", "partition", "regime", "model", "method", "strategy", "inference"}
         parts.append(value if entry else f"{key} {value or 'none'}")
-    return ", ".join([*[run.reference] * bool(run.reference), *parts]) or "all runs"
+    return ", ".join([*[run.reference] * bool(run.reference), *parts]) or written(run, "method")
 
 
 def curve(row: Row, metric: str) -> Curve | None:
@@ -197,7 +197,7 @@ def thinned(found: Curve, most: int = MAX_POINTS) -> Curve:
 
 
 def model_in_words(run: Run, model: Model) -> str:
-    """Which model of a run is meant, with its round.
+    """Which model of a run the numbers of its record are of, with its round.
 
     >>> from types import SimpleNamespace
     >>> model_in_words(SimpleNamespace(is_personal=False, best_round=7, last_round=9), "best")
@@ -209,6 +209,18 @@ def model_in_words(run: Run, model: Model) -> str:
         return f"{MODELS['best']} (round {run.best_round})"
     why = ", since no validation images choose one" if model == "best" else ""
     return f"{MODELS['last']} (round {run.last_round}){why}"
+
+
+def asked_in_words(run: Run, model: Model) -> str:
+    """Which model of a run is asked for scores: that of a checkpoint, which may be older than the record's end."""
+    number = run.asked_round(model)
+    if not number or run.is_personal or (model == "best" and number == run.kept_best == run.best_round):
+        return model_in_words(run, model)
+    if model == "best" and number == run.kept_best:
+        return f"{MODELS['best']} (round {number})"
+    if number == run.last_round:
+        return model_in_words(run, "last" if run.best_round else model)
+    return f"of the last checkpoint (round {number})"
 
 
 @dataclass(frozen=True)
@@ -248,7 +260,7 @@ def nan_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def label_table(row: Row, model: Model, split: str = "test") -> LabelTable | None:
     """Per label of a row's chosen models; ``None`` where no run was evaluated there at that round."""
-    found = []
+    found: list[tuple[LabelHistory, int]] = []
     for run in row.runs:
         history = run.labels.get(split)
         place = None if history is None else history.at(run.round_of(model))

@@ -32,13 +32,13 @@ COSTS = {
 def cost_section(report: Report) -> Markup:
     """Bytes and seconds of each round and in all."""
     figures = [made for metric, words in COSTS.items() if (made := _cost_figure(report, metric, *words))]
-    if not figures:
-        return note("No round was completed.", kind="missing")
     rows: list[list[Cell]] = []
     for place, row in enumerate(report.rows):
         runs = [run for run in row.runs if run.rounds]
         if runs:
             rows.append([f"{place + 1} {row.label}", *_cost_cells(runs)])
+    if not rows:
+        return note("No round was completed.", kind="missing")
     heads = ["row", "rounds", "down a round", "up a round", "down in all", "up in all", "time of a run"]
     lead = paragraph(
         "Bytes are counted as if each client were a device: what it gets and sends. Seconds are of the machine that "
@@ -91,7 +91,7 @@ def _cost_figure(report: Report, metric: str, title: str, about: str, unit: floa
                     *(float(each) for each in (scaled.mean.mean(), scaled.low.min(), scaled.high.max())),
                 ]
             )
-    if not lines:
+    if max((len(line.x) for line in lines), default=0) < 2:
         return None
     text = Text(f"cost-{metric}", title, f"{about}, mean over seeds.", "round", words)
     top = max(max(line.high or line.y) for line in lines)
@@ -195,9 +195,9 @@ def _versions(report: Report) -> list[Markup]:
         key = repr(sorted(flat.items()))
         found.setdefault(key, (flat, []))[1].append(run)
     made = []
-    for flat, runs in found.values():
+    for versions, runs in found.values():
         title = f"Versions of {runs[0].name}" if len(runs) == 1 else f"Versions of {len(runs)} runs"
-        rows: list[list[Cell]] = [[name, str(value)] for name, value in flat.items()] or [
+        rows: list[list[Cell]] = [[name, str(value)] for name, value in versions.items()] or [
             ["environment.json", "missing or damaged"]
         ]
         made.append(details(title, table(title, ["what", "version"], rows), is_open=len(found) == 1))

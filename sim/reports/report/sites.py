@@ -10,7 +10,8 @@ import numpy as np
 
 from fedmlic.errors import InputError
 from fedmlic.metrics import client_metrics
-from sim.reports.report.rows import LOCAL, Model, model_in_words
+from sim.reports.report.read import nameless
+from sim.reports.report.rows import LOCAL, Model, asked_in_words
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -173,7 +174,7 @@ def cross_site(run: Run, runs: Sequence[Run], federation: Federation, model: Mod
     if run.is_personal:
         wanted += [(f"client {client}'s own", client, run, client) for client in clients]
     else:
-        wanted.append((f"global, {model_in_words(run, model)}", -1, run, None))
+        wanted.append((f"global, {asked_in_words(run, model)}", -1, run, None))
     wanted += [
         (f"local-only, client {client}", client, locals_[client], None) for client in clients if client in locals_
     ]
@@ -200,7 +201,7 @@ def cross_site(run: Run, runs: Sequence[Run], federation: Federation, model: Mod
         np.array([each["chance"] for each in judged[0]]),
         np.array([int(each["num-labels"]) for each in judged[0]], dtype=np.int64),
         entries,
-        tuple(notes),
+        tuple(nameless(text, run.path) for text in notes),
     )
 
 

@@ -102,3 +102,63 @@ def browser():
         made = Browser(Path(profile))
         yield made
         made.close()
+
+
+@pytest.fixture(scope="session")
+def small_study(play, tmp_path_factory):
+    """A study of two rows with two seeds and one client of a local-only reference, played. Read it, never change it."""
+    path = tmp_path_factory.mktemp("report") / "small study"
+    rows = []
+    for method in ("bce()", "asl()"):
+        runs = []
+        for seed in (0, 1):
+            name = f"runs/{method[:3]}-{seed}"
+            play(path / name, method=method, seed=seed, num_rounds=3)
+            runs.append({"seed": seed, "run": name})
+        rows.append({"label": method[:3], "values": {"method": method}, "reference": "", "runs": runs})
+    alone = {"strategy": "fedavg()", "single_client": "2", "cohort_size": 0, "num_rounds": 2}
+    play(path / "runs" / "local", method="bce()", seed=0, statistics_min_clients=1, statistics_min_images=1, **alone)
+    runs = [{"seed": 0, "run": "runs/local"}, {"seed": 1, "run": "runs/not-begun"}]
+    rows.append({"label": "local-only, bce(), client 2", "values": {}, "reference": "local-only", "runs": runs})
+    about = {"base": {}, "axes": {"method": ["bce()", "asl()"]}, "seeds": [0, 1], "search": None, "rows": rows}
+    (path / "study.json").write_text(json.dumps(about))
+    return path
+
+
+@pytest.fixture(scope="session")
+def write_run():
+    """A function: write the record of a run that nobody played, of any size, without a checkpoint."""
+    import numpy as np
+
+    from fedmlic.experiment import split_settings
+    from fedmlic.record import create, write_json
+
+    def write(path, names, num_rounds=5, *, complete=True, warning="", **settings):
+        run = create(path, *split_settings({"num-rounds": num_rounds, "num-clients": 10, "cohort-size": 3, **settings}))
+        rng = np.random.default_rng(int(settings.get("seed", 0)))
+        ap = np.cumsum(rng.uniform(0, 1 / num_rounds, (num_rounds, len(names))), axis=0)
+        present, known = rng.integers(5, 50, len(names)).tolist(), [100] * len(names)
+        events = []
+        for number in range(1, num_rounds + 1):
+            here = ap[number - 1]
+            events.append({"event": "client", "round": number, "client": 0, "host": "h", "num-images": 9, "loss": 0.5})
+            columns = {"ap": here.tolist(), "f1": here.tolist(), "num_present": present, "num_known": known}
+            events.append({"event": "labels", "round": number, "split": "test", "label": list(names), **columns})
+            values = {
+                "server/mAP": here.mean(),
+                "server/val/mAP": here.mean(),
+                "server/prevalence": 0.2,
+                "loss": 1 / number,
+            }
+            cost = {"seconds": 2.0 * number, "train-seconds": 1.5, "bytes-up": 1e6, "bytes-down": 2e6}
+            about = {"round": number, "num-clients": 3, "num-failed": 0, "best-round": number}
+            events.append({"event": "round", **about, **values, **cost})
+        run.events_path.write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
+        write_json(path / "data.json", {"warnings": [warning] if warning else [], "client_names": []})
+        if complete:
+            metrics = {"server/mAP": ap[-1].mean(), "server/val/mAP": ap[-1].mean(), "server/prevalence": 0.2}
+            result = {"rounds": num_rounds, "best_round": num_rounds, "metrics": metrics, "weights_sha256": "0"}
+            write_json(path / "result.json", {**result, "seconds": 2.0 * num_rounds})
+        return path
+
+    return write
