@@ -28,8 +28,8 @@ def report(
     """
     with report_errors():
         from sim.console import open_console, say
-        from sim.reports.report.markup import size
         from sim.reports.report.write import write_report
+        from sim.sweep.view import size
 
         errors = open_console(stderr=True)
         with working(json_output=json_output):

@@ -42,11 +42,11 @@ def _judged(report: Report) -> list[tuple[Looked, Judged]]:
     return [(each, each.judged) for each in report.looked if each.judged is not None]
 
 
-def _missing(report: Report, what: str) -> Markup:
+def _missing(report: Report) -> Markup:
     """Why there are no scores."""
     notes = list(dict.fromkeys(text for each in report.looked for text in each.notes))
     if not notes:
-        return note(f"{what} needs the scores of a model, and none was asked (--scored 0).", kind="missing")
+        return note("This is made from the scores of a model, and none was asked (--scored 0).", kind="missing")
     return joined([note(named(text), kind="missing") for text in notes])
 
 
@@ -82,7 +82,7 @@ def calibration_section(report: Report) -> Markup:
     """Reliability curves, calibration errors, and thresholds chosen on validation images."""
     asked = _judged(report)
     if not asked:
-        return _missing(report, "Calibration")
+        return _missing(report)
     split = IMAGES[asked[0][1].split]
     lines: list[Line] = []
     rows: list[list[Cell]] = []
@@ -210,7 +210,7 @@ def cooccurrence_section(report: Report) -> Markup:
     """False positives of a label on images that have another and not it."""
     asked = _judged(report)
     if not asked:
-        return _missing(report, "Co-occurrence")
+        return _missing(report)
     lead = paragraph(
         "How often label k is predicted (at the run's threshold) on images that are known to have j and known not to "
         "have k, against k's false-positive rate over all images known not to have it. Pairs with at least "
@@ -284,7 +284,7 @@ def images_section(report: Report) -> Markup:
     """The images with the highest loss over their known labels."""
     asked = [(each, found) for each, found in _judged(report) if found.images]
     if not asked:
-        return _missing(report, "The hardest images")
+        return _missing(report)
     items = [
         element("li", element("b", f"{SIGNS[kind]} {kind}", class_=kind), f": {words}") for kind, words in KINDS.items()
     ]

@@ -77,19 +77,6 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:,.{digits}f}"
 
 
-def size(num_bytes: float) -> str:
-    """Bytes in the unit that fits.
-
-    >>> size(1536), size(2.5e6)
-    ('1.5 kB', '2.5 MB')
-    """
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(num_bytes) < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:,.3g} TB"
-
-
 LONG = 20
 """Letters of a cell from which on its column is wide."""
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 
+from sim.comparison.compare import Pair
 from sim.comparison.output import PAIR_HEADS, pair_row
 from sim.reports.report.gather import Report
 from sim.reports.report.markup import (
@@ -44,6 +46,9 @@ METRICS = {
 """Columns of the table of rows, where any run has them."""
 
 FEW_SEEDS = 3
+
+MAX_PAIRS = 28
+"""Most differences in the page: all pairs of 8 rows."""
 
 
 def sentence(report: Report) -> Markup:
@@ -217,21 +222,30 @@ def _model_of(row: Row, report: Report) -> str:
     return f"{' or '.join(words) or 'none'}, {span}"
 
 
+def told_first(pairs: Sequence[Pair], most: int = MAX_PAIRS) -> list[Pair]:
+    """All pairs; of too many those with the smallest p, of equal ones those that differ most."""
+    if len(pairs) <= most:
+        return list(pairs)
+    return sorted(pairs, key=lambda pair: (math.isnan(pair.found.p), pair.found.p, -abs(pair.found.mean)))[:most]
+
+
 def _compared(report: Report) -> list[Markup]:
     found = report.comparison
     if found is None:
         return [note(f"Differences between rows: {report.uncompared}", kind="missing")] * bool(report.uncompared)
     made = [element("h3", "Differences between rows")]
     if found.pairs:
+        shown = told_first(found.pairs)
         rows = [
             [named(first), *(element("span", cell, class_="n") for cell in rest)]
-            for first, *rest in (pair_row(pair, found) for pair in found.pairs)
+            for first, *rest in (pair_row(pair, found) for pair in shown)
         ]
+        cut = f" Of {len(found.pairs):,} pairs {len(shown)} are shown; tables/comparison.csv has all."
         made.append(
             paragraph(
                 f"Paired over seeds, {found.metric} of the model {found.model}; {found.test} test; 95 % bootstrap "
                 "interval of the mean difference; p corrected by Holm for all pairs; P(better) is the probability that "
-                "a run of the first row scores above one of the second."
+                "a run of the first row scores above one of the second." + cut * (len(shown) < len(found.pairs))
             )
         )
         made.append(table("Paired differences", PAIR_HEADS, rows))

@@ -12,10 +12,11 @@ from sim.reports.report.again import command_of
 from sim.reports.report.charts import Line, Options, Text, figure, line_chart
 from sim.reports.report.curves import curve_line, row_key
 from sim.reports.report.gather import Report
-from sim.reports.report.markup import Cell, Child, Markup, details, element, joined, named, note, paragraph, size, table
+from sim.reports.report.markup import Cell, Child, Markup, details, element, joined, named, note, paragraph, table
 from sim.reports.report.read import Run
 from sim.reports.report.rows import curve, differing
 from sim.reports.report.svg import NUM_COLOURS
+from sim.sweep.view import size
 
 MAX_FAILURES = 30
 
