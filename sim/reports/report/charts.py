@@ -375,14 +375,7 @@ def heat_map(text: Text, heat: Heat) -> Markup:
             for r, c in np.ndindex(*heat.values.shape)
             if levels[r, c] >= 0
         ]
-    parts += [
-        element(
-            "path",
-            d=f"M{point(left + wide * c)} {point(top + tall * r)}{box}",
-            class_="own",
-        )
-        for r, c in heat.marked
-    ]
+    parts += _framed(heat.marked, (left, top, wide, tall))
     parts += _scale_bar(heat, kind, left, height - 36)
     data = {
         "kind": "cells",
@@ -394,6 +387,16 @@ def heat_map(text: Text, heat: Heat) -> Markup:
         "percent": heat.percent,
     }
     return drawn(text, height, parts, data)
+
+
+def _framed(cells: Sequence[tuple[int, int]], place: tuple[float, float, float, float]) -> list[Markup]:
+    """Frames around cells."""
+    left, top, wide, tall = place
+    box = f"h{point(wide - 1)}v{point(tall - 1)}h-{point(wide - 1)}z"
+    return [
+        element("path", d=f"M{point(left + wide * column)} {point(top + tall * row)}{box}", class_="own")
+        for row, column in cells
+    ]
 
 
 def _scale_bar(heat: Heat, kind: str, left: float, top: float) -> list[Markup]:
