@@ -13,6 +13,7 @@ try:
     import typer
 
     from sim.commands.predict import predict
+    from sim.commands.report import report
     from sim.commands.settings import parameter_types, read_options, read_recipe, read_settings, read_value, with_recipe
     from sim.commands.shared import (
         BUILD_HINT,
@@ -395,6 +396,7 @@ def show(path: RunPath, *, json_output: Json = False) -> None:
 
 # A command with a file of its own in sim/commands is one line here.
 app.command()(predict)
+app.command()(report)
 
 
 @data.command("import")

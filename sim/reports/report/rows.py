@@ -1,0 +1,306 @@
+"""Runs that differ in nothing but the seed are one row; its numbers are means over seeds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from fedmlic.evaluation import SIDES
+from fedmlic.metrics import spread as metrics_spread
+from sim.comparison.read import MODELS, PERSONAL
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from sim.reports.report.read import LabelHistory, Run
+
+Model = Literal["best", "last"]
+
+MODELS_OF_A_RUN: tuple[Model, ...] = ("best", "last")
+
+LOCAL = "local-only"
+"""The reference whose runs are one client each: their mean over clients is a row."""
+
+MAX_POINTS = 160
+"""Most points of a curve in the page; the tables hold all."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs with equal settings but the seed.
+
+    Attributes:
+        label: for people: the settings in which rows differ.
+        reference: which reference of a study it is; empty for none.
+        runs: by seed, then client.
+    """
+
+    label: str
+    reference: str
+    runs: Sequence[Run]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Of its runs, each once."""
+        return sorted({run.seed for run in self.runs})
+
+    @property
+    def first(self) -> Run:
+        """The run that stands for the row where one model is looked at: of the lowest seed that has a checkpoint."""
+        return next((run for run in self.runs if run.checkpoints and run.status == "complete"), self.runs[0])
+
+    def values(self, metric: str, model: Model) -> dict[int, float]:
+        """A metric of the chosen model by seed, mean over clients of a local-only row; NaN left out."""
+        by_seed: dict[int, list[float]] = {}
+        for run in self.runs:
+            by_seed.setdefault(run.seed, []).append(run.metric(metric, run.round_of(model)))
+        found = {seed: statistics.fmean(values) for seed, values in sorted(by_seed.items())}
+        return {seed: value for seed, value in found.items() if not math.isnan(value)}
+
+    def over_clients(self, metric: str) -> dict[int, float]:
+        """A number over clients one by one after the last round, by seed; of a local-only row over its runs."""
+        if self.reference != LOCAL:
+            return self.values(metric, "last")
+        by_seed: dict[int, list[float]] = {}
+        for run in self.runs:
+            value = run.metric("client/mAP/mean", run.last_round)
+            by_seed.setdefault(run.seed, []).extend([] if math.isnan(value) else [value])
+        name = metric.rpartition("/")[2]
+        if name not in {"mean", "worst", "std", "p10"}:
+            return self.values(metric, "last")
+        return {seed: metrics_spread(values)[name] for seed, values in sorted(by_seed.items()) if values}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A number over rounds, over the seeds of a row.
+
+    Attributes:
+        rounds: int64 ``[points]``, ascending.
+        mean, low, high: float64 ``[points]``: mean, lowest and highest over seeds.
+        num_seeds: int64 ``[points]``, that have the round.
+    """
+
+    rounds: NDArray[np.int64]
+    mean: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    num_seeds: NDArray[np.int64]
+
+
+def rows_of(runs: Sequence[Run]) -> list[Row]:
+    """Runs in rows, in the order in which they were found, references last."""
+    found: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        left_out = {"seed", *run.searched, *({"single-client"} if run.reference == LOCAL else ())}
+        rest = tuple((name, str(value)) for name, value in run.settings.items() if name not in left_out)
+        found.setdefault((run.reference, rest), []).append(run)
+    ordered = sorted(found.values(), key=lambda each: bool(each[0].reference))
+    varying = differing([each[0] for each in ordered if not each[0].reference] or [each[0] for each in ordered])
+    labels = [_label(each[0], varying) for each in ordered]
+    for place, label in enumerate(labels):
+        if labels.count(label) > 1:  # rows that differ in what is not named: the folder tells them apart
+            labels[place] = f"{label} ({ordered[place][0].name})"
+    return [
+        Row(label, each[0].reference, sorted(each, key=lambda run: run.seed))
+        for label, each in zip(labels, ordered, strict=True)
+    ]
+
+
+def differing(runs: Sequence[Run]) -> list[str]:
+    """Settings but the seed in which runs differ, in the order of an experiment."""
+    if not runs:
+        return []
+    first = runs[0].settings
+    searched = frozenset[str]().union(*(run.searched for run in runs))
+    names = [name for name in first if name != "seed" and name not in searched]
+    return [name for name in names if any(run.settings[name] != first[name] for run in runs)]
+
+
+def written(run: Run, key: str) -> str:
+    """A setting as it was written, without empty brackets."""
+    return str(getattr(run.experiment, key.replace("-", "_"))).replace("()", "")
+
+
+def _label(run: Run, varying: Sequence[str]) -> str:
+    parts = []
+    for key in varying:
+        value = written(run, key)
+        if run.reference and key == "strategy":
+            continue  # a reference's is fixed
+        entry = key in {"dataset", "partition", "regime", "model", "method", "strategy", "inference"}
+        parts.append(value if entry else f"{key} {value or 'none'}")
+    return ", ".join([*[run.reference] * bool(run.reference), *parts]) or written(run, "method")
+
+
+def curve(row: Row, metric: str) -> Curve | None:
+    """A number of ``rounds.parquet`` or ``evaluations.parquet`` over rounds; ``None`` where no run has it."""
+    by_round: dict[int, dict[int, list[float]]] = {}
+    for run in row.runs:
+        for number, value in _series(run, metric):
+            by_round.setdefault(number, {}).setdefault(run.seed, []).append(value)
+    return _over_seeds({number: [statistics.fmean(v) for v in seeds.values()] for number, seeds in by_round.items()})
+
+
+def _series(run: Run, metric: str) -> list[tuple[int, float]]:
+    if metric == "round-seconds":  # the record's seconds are cumulative
+        seconds = [0.0, *(float(event["seconds"]) for event in run.rounds)]
+        return [
+            (int(e["round"]), after - before)
+            for e, before, after in zip(run.rounds, seconds, seconds[1:], strict=False)
+        ]
+    events = run.evaluations if metric.startswith("client/") else run.rounds
+    return [(int(e["round"]), float(e[metric])) for e in events if e.get(metric) is not None and _is_number(e[metric])]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _over_seeds(by_round: Mapping[int, Sequence[float]]) -> Curve | None:
+    if not by_round:
+        return None
+    rounds = sorted(by_round)
+    values = [np.asarray(by_round[number], dtype=np.float64) for number in rounds]
+    return Curve(
+        np.array(rounds, dtype=np.int64),
+        np.array([each.mean() for each in values]),
+        np.array([each.min() for each in values]),
+        np.array([each.max() for each in values]),
+        np.array([len(each) for each in values], dtype=np.int64),
+    )
+
+
+def thinned(found: Curve, most: int = MAX_POINTS) -> Curve:
+    """At most ``most`` points of a curve: in each stretch those where the mean, the low or the high is extreme.
+
+    First and last point stay, so the drawn range is that of all points.
+    """
+    count = len(found.rounds)
+    if count <= most:
+        return found
+    kept = {0, count - 1}
+    for stretch in np.array_split(np.arange(count), max(1, (most - 2) // 4)):
+        kept |= {
+            int(stretch[np.argmin(found.mean[stretch])]),
+            int(stretch[np.argmax(found.mean[stretch])]),
+            int(stretch[np.argmin(found.low[stretch])]),
+            int(stretch[np.argmax(found.high[stretch])]),
+        }
+    places = np.array(sorted(kept))
+    return Curve(*(values[places] for values in (found.rounds, found.mean, found.low, found.high, found.num_seeds)))
+
+
+def model_in_words(run: Run, model: Model) -> str:
+    """Which model of a run the numbers of its record are of, with its round.
+
+    >>> from types import SimpleNamespace
+    >>> model_in_words(SimpleNamespace(is_personal=False, best_round=7, last_round=9), "best")
+    'best on validation (round 7)'
+    """
+    if run.is_personal:
+        return f"{PERSONAL} (round {run.last_round})"
+    if model == "best" and run.best_round:
+        return f"{MODELS['best']} (round {run.best_round})"
+    why = ", since no validation images choose one" if model == "best" else ""
+    return f"{MODELS['last']} (round {run.last_round}){why}"
+
+
+def asked_in_words(run: Run, model: Model) -> str:
+    """Which model of a run is asked for scores: that of a checkpoint, which may be older than the record's end."""
+    number = run.asked_round(model)
+    if not number or run.is_personal or (model == "best" and number == run.kept_best == run.best_round):
+        return model_in_words(run, model)
+    if model == "best" and number == run.kept_best:
+        return f"{MODELS['best']} (round {number})"
+    if number == run.last_round:
+        return model_in_words(run, "last" if run.best_round else model)
+    return f"of the last checkpoint (round {number})"
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """Numbers per label of a row's chosen models on one split, over seeds.
+
+    Attributes:
+        names: of the labels.
+        split: ``test`` or ``val``.
+        ap: float64 ``[seeds, labels]``.
+        prevalence: float64 ``[labels]``, mean over seeds.
+        num_present, num_known: int64 ``[labels]`` of the first seed.
+        annotated: bool ``[labels]``, at the first seed.
+    """
+
+    names: tuple[str, ...]
+    split: str
+    ap: NDArray[np.float64]
+    prevalence: NDArray[np.float64]
+    num_present: NDArray[np.int64]
+    num_known: NDArray[np.int64]
+    annotated: NDArray[np.bool_]
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """float64 ``[labels]``: mean of AP over the seeds where it exists."""
+        return nan_mean(self.ap)
+
+
+def nan_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean over the first axis of what is not NaN; NaN where nothing is."""
+    there = ~np.isnan(values)
+    count = there.sum(axis=0)
+    total = np.where(there, values, 0.0).sum(axis=0)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def label_table(row: Row, model: Model, split: str = "test") -> LabelTable | None:
+    """Per label of a row's chosen models; ``None`` where no run was evaluated there at that round."""
+    found: list[tuple[LabelHistory, int]] = []
+    for run in row.runs:
+        history = run.labels.get(split)
+        place = None if history is None else history.at(run.round_of(model))
+        if history is not None and place is not None and (not found or found[0][0].names == history.names):
+            found.append((history, place))
+    if not found:
+        return None
+    first = found[0][0]
+    return LabelTable(
+        first.names,
+        split,
+        np.stack([history.ap[place] for history, place in found]),
+        nan_mean(np.stack([history.prevalence for history, _ in found])),
+        first.num_present,
+        first.num_known,
+        first.annotated,
+    )
+
+
+def label_curves(row: Row, split: str, labels: Sequence[int]) -> dict[int, Curve]:
+    """Average precision over rounds of some labels, over the seeds of a row."""
+    histories = [run.labels[split] for run in row.runs if split in run.labels]
+    histories = [history for history in histories if history.names == histories[0].names]
+    found = {}
+    for label in labels:
+        by_round: dict[int, list[float]] = {}
+        for history in histories:
+            for number, value in zip(history.rounds.tolist(), history.ap[:, label].tolist(), strict=True):
+                if not math.isnan(value):
+                    by_round.setdefault(number, []).append(value)
+        made = _over_seeds(by_round)
+        if made is not None:
+            found[label] = made
+    return found
+
+
+def headline(rows: Sequence[Row]) -> str:
+    """The metric by which rows are shown first: test mAP; else validation; else clients' own."""
+    own = [row for row in rows if not row.reference] or list(rows)
+    for name in (f"{SIDES['test']}/mAP", f"{SIDES['val']}/mAP", "client/mAP/mean", "client/mAP"):
+        if any(row.values(name, model) for row in own for model in MODELS_OF_A_RUN):
+            return name
+    return ""

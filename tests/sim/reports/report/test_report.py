@@ -1,0 +1,290 @@
+"""The page: what it says equals the tables and scikit-learn, whatever state runs are in."""
+
+import csv
+import importlib.util
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import average_precision_score
+from typer.testing import CliRunner
+
+from fedmlic.errors import InputError
+from fedmlic.experiment import split_settings
+from fedmlic.record import create, open_run
+from sim.command import app
+from sim.commands.settings import read_settings
+from sim.reports.report.again import command_of
+from sim.reports.report.gather import gather
+from sim.reports.report.page import page_of
+from sim.reports.report.read import find_runs, read_run
+from sim.reports.report.tables import tables_of
+from sim.reports.report.write import write_report
+
+_spec = importlib.util.spec_from_file_location("balance_of_markup", Path(__file__).with_name("test_markup.py"))
+_markup = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_markup)
+
+
+def parsed(page):
+    """The page's parser, after checking that it is well formed and ids are unique."""
+    parser = _markup.Balance()
+    parser.feed(page)
+    parser.close()
+    assert parser.open == []
+    assert len(parser.ids) == len(set(parser.ids))
+    return parser
+
+
+def rows_in(text):
+    return list(csv.DictReader(text.splitlines()))
+
+
+@pytest.fixture(scope="module")
+def report(small_study):
+    return gather([small_study])
+
+
+@pytest.fixture(scope="module")
+def tables(report):
+    return {name: rows_in(text) for name, text in tables_of(report).items()}
+
+
+@pytest.fixture(scope="module")
+def page(report, tables):
+    return page_of(report, list(tables))
+
+
+def test_the_page_is_well_formed_and_forbids_the_network(page):
+    parser = parsed(page)
+    assert 'content="default-src &#x27;none&#x27;; img-src data:; style-src &#x27;sha256-' in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "https://" not in page
+    assert " style=" not in page
+    text = " ".join(parser.text)
+    for words in ("Who holds what", "best on validation", "merged by", "1 of 2 runs of the study have not begun"):
+        assert words in text
+
+
+def test_every_chart_says_what_it_is(page):
+    assert page.count("<svg") - page.count('aria-hidden="true"') == page.count('role="img"') > 8
+    assert page.count('role="img"') == page.count("<desc")
+
+
+def test_scores_of_the_page_are_those_of_the_models(report, tables, small_study):
+    from sim.outcome import corpus_of, predictor_of
+
+    run = small_study / "runs" / "bce-0"
+    corpus = corpus_of(run)
+    span = corpus.splits["test"]
+    scores = predictor_of(run, "best").scores(corpus.images.take(np.arange(span.start, span.stop)))
+    labels = corpus.labels.take(np.arange(span.start, span.stop))
+    judged = report.looked[0].judged
+    names = list(corpus.label_names)
+    chosen = [names.index(name) for name in judged.label_names]
+
+    pooled = np.abs(np.array([row["entries"] for row in tables["reliability.csv"]][:10], dtype=int))
+    assert pooled.sum() == labels[:, chosen].size
+    recorded = {r["label"]: float(r["ap"]) for r in tables["labels.csv"] if r["row"] == "1" and r["split"] == "test"}
+    seeds = [open_run(small_study / "runs" / f"bce-{seed}").tables()["labels"] for seed in (0, 1)]
+    for name in judged.label_names[:3]:
+        ap = []
+        for seed, table in enumerate(seeds):
+            best = read_run(small_study / "runs" / f"bce-{seed}").best_round
+            found = table[(table["round"] == best) & (table["split"] == "test") & (table["label"] == name)]
+            ap.append(float(found["ap"].iloc[0]))
+        assert np.mean(ap) == pytest.approx(recorded[name])
+        mine = average_precision_score(labels[:, names.index(name)], scores[:, names.index(name)])
+        assert mine == pytest.approx(ap[0], abs=1e-6)
+
+
+def test_the_matrix_is_scikit_learns(report, small_study):
+    from fedmlic.federation import build_federation
+    from sim.outcome import corpus_of, predictor_of
+
+    sites = report.looked[0].sites
+    assert sites.models == (f"global, {report.looked[0].model}", "local-only, client 2")
+    assert sites.owners == (-1, 2)
+    paths = (small_study / "runs" / "bce-0", small_study / "runs" / "local")
+    corpus = corpus_of(paths[0])
+    experiment = report.looked[0].run.experiment
+    names = ("partition", "regime", "num_clients", "seed", "holdout_fraction")
+    federation = build_federation(corpus, **{name: getattr(experiment, name) for name in names})
+    for line, path in enumerate(paths):
+        predictor = predictor_of(path, "best")
+        for column, client in enumerate(sites.clients):
+            rows, labels = federation.holdout.of(client)
+            scores = predictor.scores(corpus.images.take(rows))
+            ap = []
+            for label in range(labels.shape[1]):
+                known = labels[:, label] >= 0
+                if 0 < (labels[known, label] == 1).sum() < known.sum():
+                    ap.append(average_precision_score(labels[known, label], scores[known, label]))
+            assert np.mean(ap) == pytest.approx(sites.map[line, column], abs=1e-6)
+            assert len(ap) == sites.num_labels[column]
+
+
+def test_holdings_are_the_federations_counts(report, tables):
+    held = report.held[0]
+    found = [row for row in tables["holdings.csv"] if row["client"] == "1"]
+
+    assert [int(row["annotated"]) for row in found] == held.holdings.annotated[1].tolist()
+    assert sum(int(row["annotated"]) > 0 for row in found) == 4  # labels per client
+    assert [each.run.seed for each in report.held] == [0]
+
+
+def test_differences_are_scipys(report, tables):
+    first, second = ([row.values("server/mAP", "best")[seed] for seed in (0, 1)] for row in report.own)
+    pair = next(row for row in tables["comparison.csv"] if row["kind"] == "difference")
+    found = stats.permutation_test((np.subtract(first, second),), np.mean, permutation_type="samples")
+
+    assert float(pair["p"]) == pytest.approx(found.pvalue)
+    assert abs(float(pair["mean"])) == pytest.approx(abs(np.mean(np.subtract(first, second))))
+
+
+def test_the_command_plays_the_same_experiment(report):
+    for run in report.runs:
+        words = shlex.split(command_of(run))
+        assert words[:2] == ["fedmlic", "run"]
+        experiment, _ = split_settings(read_settings(words[2:]))
+        assert experiment == run.experiment
+
+
+NAMES = [
+    "<b>&\"'",
+    "</script><script>alert(1)</script>",
+    "شجرة خضراء",
+    "a\x00\x1b[31mb",
+    "]]>",
+    "=1+1",
+    "long " * 30,
+    "",
+]
+
+
+def test_names_of_any_letters_stay_text(write_run, tmp_path):
+    run = write_run(tmp_path / "run <i>&", NAMES, warning="<script>alert(2)</script>")
+    found = write_report([run], tmp_path / "out", scored=0)
+    page = Path(found["page"]).read_text(encoding="utf-8")
+    parser = parsed(page)
+
+    text = "".join(parser.text)
+    assert page.count("<script") == 1 + page.count('<script type="application/json">')
+    assert "<i>" not in page
+    for name in (*NAMES[:3], "<script>alert(2)</script>", "run <i>&"):
+        assert name in text
+    assert "\\x00\\x1b[31mb" in text
+
+
+def test_fifty_runs_are_less_than_three_megabytes(write_run, tmp_path):
+    names = [f"label {number}" for number in range(40)]
+    runs = [
+        write_run(tmp_path / f"run-{row}-{seed}", names, 60, seed=seed, **{"learning-rate": (row + 1) / 1000})
+        for row in range(10)
+        for seed in range(5)
+    ]
+    found = write_report(runs, tmp_path / "out", scored=0)
+
+    assert found["runs"] == 50
+    assert len(found["rows"]) == 10
+    assert found["bytes"] < 2_000_000  # images of four rows add less than half a megabyte
+    parsed(Path(found["page"]).read_text(encoding="utf-8"))
+
+
+def test_many_labels_stay_small(write_run, tmp_path):
+    run = write_run(tmp_path / "run", [f"label {number}" for number in range(1628)], 40)
+    found = write_report([run], tmp_path / "out", scored=0)
+
+    assert found["bytes"] < 700_000
+    assert "40 of 1,628 labels" in Path(found["page"]).read_text(encoding="utf-8")
+    with (tmp_path / "out" / "tables" / "labels.csv").open(encoding="utf-8") as file:
+        assert sum(1 for _ in file) == 1629
+
+
+@pytest.mark.parametrize(("num_rounds", "names"), [(1, ["one"]), (1, ["one", "two"]), (3, ["one"])])
+def test_little_is_shown_as_well(write_run, tmp_path, num_rounds, names):
+    found = write_report([write_run(tmp_path / "run", names, num_rounds)], tmp_path / "out", scored=2)
+
+    parsed(Path(found["page"]).read_text(encoding="utf-8"))
+    assert any("no checkpoint" in text for text in found["problems"])
+
+
+def test_a_run_that_has_not_begun(tiny, tmp_path):
+    create(tmp_path / "run", *tiny())
+    page = Path(write_report([tmp_path / "run"], tmp_path / "out")["page"]).read_text(encoding="utf-8")
+
+    assert "is not complete: interrupted or still running, before its first round ended" in page
+    assert "No round was completed" in page
+
+
+def test_failed_and_damaged_runs_say_so(small_study, tmp_path):
+    for name in ("failed", "damaged", "settings"):
+        shutil.copytree(small_study / "runs" / "bce-0", tmp_path / name)
+    (tmp_path / "failed" / "result.json").unlink()
+    with (tmp_path / "failed" / "events.jsonl").open("a") as log:
+        log.write(json.dumps({"event": "failed", "reason": f"RunFailedError: too few at {tmp_path}/failed/x"}) + "\n")
+    for file in (tmp_path / "damaged" / "checkpoints").glob("*.safetensors"):
+        file.write_bytes(b"no tensors")
+    (tmp_path / "damaged" / "environment.json").write_text("{")
+    (tmp_path / "settings" / "experiment.json").write_text("{")
+    found = write_report([tmp_path / name for name in ("failed", "damaged", "settings")], tmp_path / "out")
+    text = "".join(parsed(Path(found["page"]).read_text(encoding="utf-8")).text)
+
+    assert "failed failed after round 3: RunFailedError" in text
+    assert "settings cannot be read" in text
+    assert "environment.json to be JSON" in text
+    assert found["runs"] == 2
+
+
+def test_a_damaged_checkpoint_is_told_without_its_place(small_study, tmp_path):
+    shutil.copytree(small_study / "runs" / "bce-0", tmp_path / "run")
+    for file in (tmp_path / "run" / "checkpoints").glob("*.safetensors"):
+        file.write_bytes(b"no tensors")
+    report = gather([tmp_path / "run"])
+    page = page_of(report, [])
+
+    assert "to have the hash its manifest states" in page
+    assert str(tmp_path) not in page
+
+
+def test_the_table_of_clients_is_used_where_there_is_one(small_study, tmp_path):
+    import pandas as pd
+
+    shutil.copytree(small_study / "runs" / "bce-0", tmp_path / "run")
+    rows = [{"round": 3, "client": c, "split": "holdout", "mAP": c / 10, "chance": 0.2, "error": ""} for c in range(6)]
+    pd.DataFrame(rows).to_parquet(tmp_path / "run" / "client-evaluations.parquet")
+    found = gather([tmp_path / "run"], scored=0)
+
+    assert found.looked[0].per_client.source == "the record, after round 3"
+    assert found.looked[0].per_client.map.tolist() == pytest.approx([c / 10 for c in range(6)])
+
+
+def test_a_folder_of_something_else_is_refused(small_study, tmp_path):
+    (tmp_path / "index.html").write_text("<p>mine</p>")
+    with pytest.raises(InputError, match="to be an earlier report, got another page"):
+        write_report([small_study], tmp_path)
+    with pytest.raises(InputError, match="to be the folder of a run or of a study"):
+        find_runs([tmp_path])
+
+
+def test_an_earlier_report_is_replaced_with_its_tables(write_run, tmp_path):
+    run = write_run(tmp_path / "run", ["one", "two"])
+    write_report([run], tmp_path / "out", scored=0)
+    (tmp_path / "out" / "tables" / "old.csv").write_text("old")
+    found = write_report([run], tmp_path / "out", scored=0)
+
+    assert sorted(f"tables/{file.name}" for file in (tmp_path / "out" / "tables").iterdir()) == sorted(found["tables"])
+
+
+def test_the_command(write_run, tmp_path):
+    run = write_run(tmp_path / "run", ["one", "two"])
+    done = CliRunner().invoke(app, ["report", str(run), "--out", str(tmp_path / "out"), "--json", "--scored", "0"])
+    wrong = CliRunner().invoke(app, ["report", str(tmp_path / "none"), "--out", str(tmp_path / "out")])
+
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["runs"] == 1
+    assert wrong.exit_code == 2

@@ -1,0 +1,100 @@
+"""Rows, curves and label tables equal pandas on the tables of the runs; thinned curves keep what is extreme."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedmlic.record import open_run
+from sim.reports.report.read import find_runs, read_run
+from sim.reports.report.rows import Curve, curve, label_curves, label_table, rows_of, thinned
+
+
+@pytest.fixture(scope="module")
+def rows(small_study):
+    return rows_of(find_runs([small_study]).runs)
+
+
+def test_runs_that_differ_in_the_seed_are_a_row(rows):
+    assert [(row.label, row.reference, row.seeds) for row in rows] == [
+        ("bce", "", [0, 1]),
+        ("asl", "", [0, 1]),
+        ("local-only, bce", "local-only", [0]),
+    ]
+
+
+@pytest.mark.parametrize("metric", ["server/mAP", "loss", "client/mAP/mean"])
+def test_curves_are_those_of_pandas(rows, metric):
+    row, found = rows[0], curve(rows[0], metric)
+    name = "evaluations" if metric.startswith("client/") else "rounds"
+    table = pd.concat([open_run(run.path).tables()[name] for run in row.runs])
+    over = table.groupby("round")[metric].agg(["mean", "min", "max", "count"]).dropna()
+
+    assert over.index.tolist() == found.rounds.tolist()
+    for column, values in (("mean", found.mean), ("min", found.low), ("max", found.high), ("count", found.num_seeds)):
+        assert over[column].tolist() == pytest.approx(values.tolist())
+
+
+def test_seconds_of_a_round_are_differences(rows):
+    found = curve(rows[0], "round-seconds")
+    tables = [open_run(run.path).tables()["rounds"]["seconds"].diff().dropna().tolist() for run in rows[0].runs]
+
+    assert np.mean(tables, axis=0).tolist() == pytest.approx(found.mean[1:].tolist())
+
+
+def test_labels_are_those_of_the_chosen_round(rows):
+    found = label_table(rows[1], "best")
+    for place, run in enumerate(rows[1].runs):
+        table = open_run(run.path).tables()["labels"]
+        chosen = table[(table["round"] == run.best_round) & (table["split"] == "test")]
+        assert tuple(chosen["label"]) == found.names
+        assert chosen["ap"].astype(float).tolist() == pytest.approx(found.ap[place].tolist(), nan_ok=True)
+        assert (chosen["num_present"] / chosen["num_known"]).tolist() == pytest.approx(
+            run.labels["test"].prevalence.tolist()
+        )
+    assert np.nanmean(found.ap, axis=0) == pytest.approx(found.mean, nan_ok=True)
+
+
+def test_label_curves_are_means_over_seeds(rows):
+    found = label_curves(rows[0], "test", [0, 3])
+    tables = [run.labels["test"] for run in rows[0].runs]
+
+    assert set(found) == {0, 3}
+    assert np.mean([table.ap[:, 3] for table in tables], axis=0) == pytest.approx(found[3].mean)
+
+
+def test_values_of_the_best_model_are_of_its_round(rows):
+    for run in rows[0].runs:
+        events = {event["round"]: event for event in open_run(run.path).events() if event["event"] == "round"}
+        expected = events[run.best_round]["server/mAP"]
+        assert expected == rows[0].values("server/mAP", "best")[run.seed]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 1500), st.integers(10, 200), st.integers(0, 2**32 - 1))
+def test_thinned_curves_keep_ends_and_extremes(count, most, seed):
+    rng = np.random.default_rng(seed)
+    mean = rng.normal(size=count)
+    whole = Curve(np.arange(1, count + 1), mean, mean - rng.uniform(size=count), mean + 1, np.full(count, 3))
+    found = thinned(whole, most)
+
+    assert len(found.rounds) <= max(most, 2)
+    assert np.all(np.diff(found.rounds) > 0)
+    assert (found.rounds[0], found.rounds[-1]) == (1, count)
+    assert (found.mean.min(), found.mean.max()) == (mean.min(), mean.max())
+    assert (found.low.min(), found.high.max()) == (whole.low.min(), whole.high.max())
+
+
+def test_a_run_that_was_cut_off_is_read(small_study, tmp_path):
+    import shutil
+
+    shutil.copytree(small_study / "runs" / "bce-0", tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    lines = (tmp_path / "run" / "events.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "run" / "events.jsonl").write_text("".join(lines[:-3]) + '{"event":"rou')
+    found = read_run(tmp_path / "run")
+
+    assert found.status == "unfinished"
+    assert found.last_round >= 2
+    assert found.asked_round("last") == 3
