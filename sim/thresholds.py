@@ -216,7 +216,7 @@ def _of_label(
 
     # argmax takes the first of equals, which is the highest threshold.
     best = at(int(np.argmax(2 * true / (predicted + num_present))))
-    reaches = true >= precision * predicted
+    reaches = true / predicted >= precision
     if not reaches.any():
         why = f"no threshold has a precision of {precision:g} on validation"
         kept = Threshold(fixed, hits, unfitted.false_positives, unfitted.false_negatives, why)

@@ -172,7 +172,9 @@ def _say(console: Console, found: Prediction, entries: list[Entry], *, every: bo
             numbers = ", ".join(f"{name} {value:.4g}" for name, value in entry.uncertainty.items())
             say(console, f"  uncertainty: {numbers}")
         order = entry.order()
-        most = len(order) if every else max(MAX_PREDICTED, len(entry.present(found.label_names)))
+        predicted = (entry.scores >= entry.thresholds)[order].nonzero()[0]
+        # Down to the last one that is predicted: a label's own threshold may be low.
+        most = len(order) if every else max([MAX_PREDICTED, *(predicted[-1:] + 1).tolist()])
         for column in order[:most].tolist():
             mark = present if entry.scores[column] >= entry.thresholds[column] else absent
             say(console, f"  {mark} {entry.scores[column]:.3f}  {found.label_names[column]}")

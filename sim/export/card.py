@@ -42,10 +42,13 @@ FITS = {
 }
 
 USES = {
-    "onnx": """import json, onnxruntime
+    "onnx": """import json
+from pathlib import Path
+import onnxruntime
+
 session = onnxruntime.InferenceSession("model.onnx")
-labels = json.load(open("labels.json"))["labels"]
-rows = json.load(open("thresholds.json"))["labels"]
+labels = json.loads(Path("labels.json").read_text(encoding="utf-8"))["labels"]
+rows = json.loads(Path("thresholds.json").read_text(encoding="utf-8"))["labels"]
 probabilities = session.run(None, {"images": np.stack([read("a.jpg")])})[0]   # float32 [n, labels]
 for row in probabilities:
     print([name for name, p, t in zip(labels, row, rows) if p >= t["best-f1"]["value"]])

@@ -21,7 +21,7 @@ from fedmlic.record import environment, open_run, read_json, write_json
 from sim.export.facts import command_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from fedmlic.dataset import Dataset
@@ -140,8 +140,8 @@ def _graph(run: Path, folder: Path, names: list[str]) -> list[dict[str, Any]]:
         "datePublished": now,
         "license": _to(LICENCE),
         "conformsTo": _to(PROCESS_PROFILE),
-        "hasPart": [_to(name) for name in names],
-        "mentions": [_to(ACTION), *([_to("#export")] if exported else [])],
+        "hasPart": _all(names),
+        "mentions": _all([ACTION, *(["#export"] if exported else [])]),
         "about": _to(DATA),
     }
     descriptor = {
@@ -194,17 +194,15 @@ def _software(about: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
         "@type": "SoftwareApplication",
         "name": "fedmlic",
         "softwareVersion": str(packages.get("fedmlic", "unknown")),
-        "version": str(packages.get("fedmlic", "unknown")),
         "license": _to("http://spdx.org/licenses/Apache-2.0"),
         "operatingSystem": str(about["platform"]),
-        "softwareRequirements": [_to(f"{name}-{each}") for each in used],
+        "softwareRequirements": _all([f"{name}-{each}" for each in used]),
     }
     needed = [
         {
             "@id": f"{name}-{each}",
             "@type": "SoftwareApplication",
             "name": each,
-            "version": str(version),
             "softwareVersion": str(version),
         }
         for each, version in used.items()
@@ -225,8 +223,8 @@ def _action(run: Path, command: str, about: Mapping[str, Any], files: tuple[list
         "name": "Training and evaluation",
         "description": command,
         "instrument": _to("#fedmlic"),
-        "object": [_to(DATA), *(_to(name) for name in inputs)],
-        "result": [_to(name) for name in outputs],
+        "object": _all([DATA, *inputs]),
+        "result": _all(outputs),
         "startTime": _with_colon(str(about["started"])),
         "endTime": dt.datetime.fromtimestamp(last, dt.UTC).replace(microsecond=0).isoformat(),
         "actionStatus": f"http://schema.org/{status}",
@@ -241,9 +239,10 @@ def _export_action(run: Path, exported: list[str], now: str) -> list[dict[str, A
         "@id": "#export",
         "@type": "CreateAction",
         "name": "Export of a model",
+        "description": "The model, its card and its thresholds; export.json says which model it is.",
         "instrument": _to("#fedmlic-export"),
-        "object": [_to(f"{RUN_FOLDER}/{file.relative_to(run).as_posix()}") for file in run_files(run)],
-        "result": [_to(name) for name in exported],
+        "object": _all([f"{RUN_FOLDER}/{file.relative_to(run).as_posix()}" for file in run_files(run)]),
+        "result": _all(exported),
         "endTime": now,
     }
     return [action, *_software(environment(), "#fedmlic-export")]
@@ -270,6 +269,11 @@ def _file(folder: Path, name: str) -> dict[str, Any]:
 
 def _to(name: str) -> dict[str, str]:
     return {"@id": name}
+
+
+def _all(names: Sequence[str]) -> dict[str, str] | list[dict[str, str]]:
+    """References; a single one stands alone, as RO-Crate 1.1 recommends."""
+    return _to(names[0]) if len(names) == 1 else [_to(name) for name in names]
 
 
 def _with_colon(stamp: str) -> str:

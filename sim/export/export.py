@@ -21,10 +21,12 @@ from sim.export.card import card
 from sim.export.crate import write_crate
 from sim.export.facts import Facts, export_json, gather
 from sim.export.formats import need, write_onnx, write_program, write_weights
-from sim.export.network import Sample
+from sim.export.network import Sample, exported_program
 from sim.outcome import corpus_of, predictor_of, score_split, thresholds_of
 
 if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
     from fedmlic.corpus import Corpus
     from sim.export.network import Parity
     from sim.outcome import Which
@@ -125,6 +127,7 @@ class _Model:
         test = score_split(self.predictor, corpus, "test", counting) if has_test else None
         self.facts: Facts = gather(run, self.predictor, corpus, self.thresholds, choice.which, test)
         self.settings = open_run(run).settings()[0].model_dump()
+        self.program: ExportedProgram | None = None
 
     def write(self, stage: Path, formats: list[Format]) -> dict[str, Any]:
         """Write the model in these formats, and what is said of it; how far each is from the run's model."""
@@ -133,7 +136,9 @@ class _Model:
         facts, given = self.facts, (self.expected, self.sample)
         labels = {"schema": 1, "kind": "labels", "labels": list(facts.label_names)}
         found: dict[str, Parity] = {}
-        if "onnx" in formats:
+        if self.program is None and {"onnx", "torch-export"} & set(formats):
+            self.program = exported_program(self.predictor)
+        if self.program is not None and "onnx" in formats:
             metadata = {
                 "labels": list(facts.label_names),
                 "thresholds": {rule: self.thresholds.values(rule).tolist() for rule in fitting.RULES},
@@ -142,9 +147,9 @@ class _Model:
                 **{name: value for name, value in facts.about.items() if value is not None},
                 "fedmlic": facts.environment["packages"]["fedmlic"],
             }
-            found["onnx"] = write_onnx(stage, self.predictor, metadata, *given)
-        if "torch-export" in formats:
-            found["torch-export"] = write_program(stage, self.predictor, *given)
+            found["onnx"] = write_onnx(stage, self.program, metadata, *given)
+        if self.program is not None and "torch-export" in formats:
+            found["torch-export"] = write_program(stage, self.program, *given)
         if "safetensors" in formats:
             config = {
                 **facts.about,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedmlic.errors import InputError
 from fedmlic.record import jsonable, read_json, write_bytes, write_json
-from sim.export.network import INPUT, OUTPUT, check_parity, exported_program, quiet
+from sim.export.network import INPUT, OUTPUT, check_parity, quiet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+    from torch.export import ExportedProgram
 
     from sim.export.network import Parity, Sample
     from sim.predict import Predictor
@@ -30,15 +31,15 @@ SCHEMA = 1
 
 
 def write_onnx(
-    folder: Path, predictor: Predictor, metadata: Mapping[str, Any], expected: NDArray[np.float32], sample: Sample
+    folder: Path, program: ExportedProgram, metadata: Mapping[str, Any], expected: NDArray[np.float32], sample: Sample
 ) -> Parity:
     """Write ``model.onnx`` and compare it, run by onnxruntime, with the run's model.
 
     Args:
         folder: to write into.
-        predictor: the chosen model.
+        program: the chosen model as a graph (``network.exported_program``).
         metadata: texts, or what is written as JSON, by name: the model's ``metadata_props``.
-        expected: float32 ``[images, labels]``, what ``predictor`` says of the sample.
+        expected: float32 ``[images, labels]``, what the run's own model says of the sample.
         sample: real images.
 
     Raises:
@@ -48,7 +49,6 @@ def write_onnx(
     need("onnxscript")
     import torch
 
-    program = exported_program(predictor)
     file = folder / ONNX_FILE
     try:
         with quiet():
@@ -77,7 +77,7 @@ def write_onnx(
     return check_parity("ONNX model", lambda images: session.run([OUTPUT], {INPUT: images})[0], expected, sample)
 
 
-def write_program(folder: Path, predictor: Predictor, expected: NDArray[np.float32], sample: Sample) -> Parity:
+def write_program(folder: Path, program: ExportedProgram, expected: NDArray[np.float32], sample: Sample) -> Parity:
     """Write ``model.pt2``, a torch.export program, and compare it, read back, with the run's model.
 
     Raises:
@@ -87,7 +87,7 @@ def write_program(folder: Path, predictor: Predictor, expected: NDArray[np.float
 
     file = folder / PROGRAM_FILE
     with quiet():
-        torch.export.save(exported_program(predictor), str(file))
+        torch.export.save(program, str(file))
         module = torch.export.load(str(file)).module()
 
     def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:

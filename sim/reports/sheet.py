@@ -72,7 +72,14 @@ def _figure(shown: Sequence[Entry], names: Sequence[str], num_images: int, chann
     width, height = max(columns * (SIDE + GAP) + GAP, 6.0), rows * cell + 0.6
     figure = Figure(figsize=(width, height), facecolor="white")
     some = f"first {len(shown)} of {num_images:,} images" if num_images > len(shown) else f"{num_images:,} images"
-    figure.text(GAP / width, 1 - 0.2 / height, f"{some}; {note}", fontsize=9, va="top", color="0.25")
+    figure.text(
+        GAP / width,
+        1 - 0.2 / height,
+        f"{some}; {note}; ● predicted, red: threshold",
+        fontsize=9,
+        va="top",
+        color="0.25",
+    )
     for place, entry in enumerate(shown):
         row, column = divmod(place, columns)
         left, top = GAP + column * (SIDE + GAP), height - 0.5 - row * cell
@@ -105,11 +112,14 @@ def _picture(file: Path, channels: int) -> NDArray[np.uint8]:
 
 
 def _draw_labels(axis: Axes, entry: Entry, names: Sequence[str], lines: int) -> None:
-    """The most probable labels with bars; predicted ones are dark with a filled mark."""
+    """Predicted labels, dark with a filled mark, then the most probable others; bars, and thresholds as red marks."""
     axis.set_xlim(0, 1)
     axis.set_ylim(lines, 0)
     axis.set_axis_off()
-    for line, column in enumerate(entry.order()[:lines].tolist()):
+    order = entry.order().tolist()
+    predicted = [column for column in order if entry.scores[column] >= entry.thresholds[column]]
+    rest = [column for column in order if entry.scores[column] < entry.thresholds[column]]
+    for line, column in enumerate([*predicted, *rest][:lines]):
         score, threshold = float(entry.scores[column]), float(entry.thresholds[column])
         present = score >= threshold
         ink, weight = (INK, "bold") if present else ("0.5", "normal")
@@ -118,6 +128,6 @@ def _draw_labels(axis: Axes, entry: Entry, names: Sequence[str], lines: int) -> 
         text = f"{'●' if present else '○'} {shorten(visible(names[column]), 24)}"
         axis.text(0, line + 0.72, text, fontsize=8, color=ink, weight=weight, va="bottom")
         axis.text(1, line + 0.72, f"{score:.2f}", fontsize=8, color=ink, weight=weight, va="bottom", ha="right")
-    more = len(entry.present(names)) - lines
+    more = len(predicted) - lines
     if more > 0:
         axis.text(1, lines + 0.1, f"+{more} more", fontsize=7, color="0.4", va="top", ha="right")
