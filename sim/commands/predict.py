@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.console import Console
 
+    from sim.data.prepare import Counting
     from sim.predict import Entry, Prediction, Predictor
     from sim.thresholds import Rule
 
@@ -70,6 +71,13 @@ def predict(
 
         with working(json_output=json_output), Countings(open_console(stderr=True)) as countings:
             many = len(image_files(images)) > AT_ONCE
+            bars: list[Counting] = []
+
+            def labelling(done: int, total: int) -> None:
+                if not bars:  # not before thresholds have been fitted, which has a bar of its own
+                    bars.append(countings("labelling images"))
+                bars[0](done, total)
+
             found = start_prediction(
                 path,
                 images,
@@ -79,9 +87,11 @@ def predict(
                 inference,
                 thresholds=_chosen(path, thresholds, rule, precision, (client, inference), countings),
                 bad_files=bad_files,
-                progress=countings("labelling images") if many else None,
+                progress=labelling if many else None,
             )
-            kept, num_images = _write(found, csv, out, sheet=sheet is not None, keep=json_output or not (csv or out))
+            kept, num_images = _write(
+                found, csv, out, sheet=sheet is not None, keep=json_output or not (csv or out or sheet)
+            )
         if sheet is not None:
             _draw(sheet, path, found, kept, num_images)
         if json_output:

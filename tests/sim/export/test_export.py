@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from fedmlic.errors import InputError
 from fedmlic.experiment import Experiment
 from fedmlic.images import decode
 from fedmlic.learner import build_learner
+from sim.command import app
 from sim.export import formats, network
 from sim.export.export import Choice, export
 from sim.export.formats import load_model, write_onnx, write_program
@@ -224,7 +226,10 @@ def everything_below(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
-@pytest.mark.parametrize("name", ["onnx", "torch-export", "safetensors"])
+@pytest.mark.parametrize(
+    "name",
+    ["safetensors", pytest.param("onnx", marks=pytest.mark.slow), pytest.param("torch-export", marks=pytest.mark.slow)],
+)
 def test_nothing_is_left_of_a_model_that_differs(finished, tmp_path, monkeypatch, name):
     monkeypatch.setattr(network, "TOLERANCE", -1.0)
 
@@ -318,3 +323,16 @@ def test_last_and_best_are_told_apart(finished, tmp_path):
 
 def sample_images(run):
     return corpus_of(run).images.take(np.arange(5))
+
+
+def test_the_command_says_what_it_wrote(finished, tmp_path):
+    written = CliRunner().invoke(app, ["export", str(finished), "--safetensors", str(tmp_path / "a")])
+    printed = CliRunner().invoke(app, ["export", str(finished), "--safetensors", str(tmp_path / "b"), "--json"])
+    refused = CliRunner().invoke(app, ["export", str(finished), "--safetensors", str(tmp_path / "b")])
+
+    assert written.exit_code == 0, written.stderr
+    assert written.stdout.startswith("model: after round ")
+    assert f"{tmp_path / 'a'}: safetensors; 7 files" in written.stdout
+    assert json.loads(printed.stdout)["written"][0]["formats"] == ["safetensors"]
+    assert refused.exit_code == 2
+    assert "new or empty folder" in " ".join(refused.stderr.split())
