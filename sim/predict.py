@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -357,11 +358,18 @@ def resize_of(experiment: Experiment) -> Resize:
     """How the experiment's data set makes squares of pictures; ``squash`` where it has no such parameter.
 
     Raises:
-        InputError: no such data set, or wrong arguments.
+        InputError: no such data set, or no such way.
     """
-    arguments = spec.parse(spec.resolve("dataset", experiment.dataset), "dataset").arguments
+    name, arguments = spec.parse(experiment.dataset, "dataset")
+    parameter = inspect.signature(spec.factory("dataset", name)).parameters.get("resize")
+    if parameter is None:
+        return "squash"
     choices: dict[object, Resize] = {"squash": "squash", "crop": "crop", "pad": "pad"}
-    return choices.get(arguments.get("resize", "squash"), "squash")
+    wanted = arguments.get("resize", parameter.default)
+    if wanted not in choices:
+        msg = f"Expected resize of {experiment.dataset} to be one of {', '.join(map(str, choices))}, got {wanted!r}."
+        raise InputError(msg)
+    return choices[wanted]
 
 
 def asked_names(text: str) -> list[str]:

@@ -205,9 +205,9 @@ def test_every_predicted_label_is_printed_however_low_its_threshold(finished, fo
     ("dataset", "resize"),
     [
         ("multidigits()", "squash"),
-        ("folder(table='labels.csv')", "squash"),
-        ("folder(table='labels.csv', resize='crop')", "crop"),
-        ("coco2014(resize='pad')", "pad"),
+        ("folder(root='images')", "squash"),
+        ("folder(root='images', resize='crop')", "crop"),
+        ("coco2014(root='coco', resize='pad')", "pad"),
     ],
 )
 def test_files_become_squares_as_the_data_set_makes_them(dataset, resize):
