@@ -430,17 +430,25 @@ def read_images(paths: Sequence[Path], shape: tuple[int, int, int], resize: Resi
     Raises:
         InputError: naming every file that is missing or unreadable.
     """
-    height, _, channels = shape
-    images, problems = [], []
-    for path in paths:
-        if not path.is_file():
-            problems.append(f"{path}: no such file")
-            continue
-        try:
-            images.append(decode(path, height, channels, resize))
-        except InputError as error:
-            problems.append(f"{path}: {error}")
+    read = [read_image(path, shape, resize) for path in paths]
+    problems = [f"{path}: {found}" for path, found in zip(paths, read, strict=True) if isinstance(found, str)]
     if problems:
-        msg = f"Expected {len(paths)} readable images, got {len(problems)} problems: {'; '.join(problems[:10])}"
-        raise InputError(msg)
-    return np.stack(images)
+        raise unreadable(len(paths), problems)
+    return np.stack([found for found in read if not isinstance(found, str)])
+
+
+def read_image(path: Path, shape: tuple[int, int, int], resize: Resize = "squash") -> NDArray[np.uint8] | str:
+    """uint8 ``[height, width, channels]`` of an image file, as a corpus would store it, or what is wrong with it."""
+    height, _, channels = shape
+    if not path.is_file():
+        return "no such file"
+    try:
+        return decode(path, height, channels, resize)
+    except InputError as error:
+        return str(error)
+
+
+def unreadable(num_files: int, problems: Sequence[str]) -> InputError:
+    """The error that names files that cannot be read, up to ten of them, and counts all."""
+    named = "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
+    return InputError(f"Expected {num_files} readable images, got {len(problems)} problems: {named}")

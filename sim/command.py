@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 try:
     import typer
 
+    from sim.commands.export import export
     from sim.commands.predict import predict
     from sim.commands.report import report
     from sim.commands.settings import parameter_types, read_options, read_recipe, read_settings, read_value, with_recipe
@@ -396,6 +397,7 @@ def show(path: RunPath, *, json_output: Json = False) -> None:
 
 # A command with a file of its own in sim/commands is one line here.
 app.command()(predict)
+app.command()(export)
 app.command()(report)
 
 

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from fedmlic import spec
 from fedmlic.errors import InputError
-from fedmlic.experiment import split_settings
+from fedmlic.experiment import Experiment, split_settings
 from fedmlic.record import RunFolder, open_run
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from fedmlic.images import Resize
     from fedmlic.learner import Learner
 
 
@@ -170,6 +173,161 @@ def _checkpoint(folder: RunFolder, wanted: int | None) -> int:
     return wanted
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of image files; they are read and labelled block by block as the entries are drawn.
+
+    Attributes:
+        about: of which model and at which thresholds, as ``fedmlic predict --json`` prints it.
+        label_names: what is asked for, in the order of ``Entry.scores``.
+        num_files: image files.
+        entries: one per image that can be read, in the order of the files.
+        problems: file and what is wrong with it; filled as the entries are drawn.
+    """
+
+    about: dict[str, Any]
+    label_names: tuple[str, ...]
+    num_files: int
+    entries: Iterator[Entry]
+    problems: list[tuple[Path, str]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a model says of one image file.
+
+    Attributes:
+        file: the image.
+        scores: float32 ``[labels]``, probabilities.
+        thresholds: float32 ``[labels]``; a label is predicted at or above.
+        uncertainty: numbers by name; empty where the method says nothing of the kind.
+    """
+
+    file: Path
+    scores: NDArray[np.float32]
+    thresholds: NDArray[np.float32]
+    uncertainty: Mapping[str, float]
+
+    def present(self, names: Sequence[str]) -> list[str]:
+        """The predicted labels, the most probable first."""
+        return [names[i] for i in self.order() if self.scores[i] >= self.thresholds[i]]
+
+    def order(self) -> NDArray[np.int64]:
+        """Columns from the most to the least probable."""
+        return np.argsort(-self.scores, kind="stable")
+
+    def to_json(self, names: Sequence[str]) -> dict[str, Any]:
+        """As ``fedmlic predict --json`` prints it."""
+        labels = [{"label": names[i], "probability": float(self.scores[i])} for i in self.order()]
+        found = {"image": str(self.file), "present": self.present(names), "labels": labels}
+        return {**found, "uncertainty": dict(self.uncertainty)} if self.uncertainty else found
+
+
+def start_prediction(
+    path: Path,
+    images: Sequence[Path],
+    round_number: int | None = None,
+    client: int | None = None,
+    labels: str | None = None,
+    inference: str | None = None,
+    *,
+    thresholds: Callable[[Predictor], NDArray[np.float32]] | None = None,
+    bad_files: Literal["fail", "skip"] = "fail",
+    progress: Callable[[int, int], None] | None = None,
+) -> Prediction:
+    """Open a model, list the image files, and be ready to label them.
+
+    Args:
+        path: the run folder.
+        images: image files, and folders of such.
+        round_number: a kept round; None for the best.
+        client: whose model, where clients keep tensors to themselves.
+        labels: names to ask for instead of the labels of the training, with commas between them; a
+            name given twice is asked for once.
+        inference: how the network is asked; None for the run's own way.
+        thresholds: gives float32 ``[labels]`` for the labels of the training; None for the run's threshold.
+        bad_files: ``fail`` names all unreadable files, ``skip`` leaves them out and lists them.
+        progress: called with (files done, files in all).
+
+    Raises:
+        InputError: as ``load_predictor``; a folder without images, an empty name, or a run that cannot be asked
+            about names. Drawing the entries: unreadable images (all of them, with ``skip``).
+    """
+    names = None if labels is None else asked_names(labels)
+    files = image_files(images)
+    shape = load_shape(path)
+    predictor = load_predictor(path, round_number, client, inference)
+    chosen = np.full(len(predictor.label_names), predictor.threshold, np.float32)
+    own: dict[str, Any] = {}
+    if thresholds is not None:
+        chosen = thresholds(predictor)
+        own = {"thresholds": dict(zip(predictor.label_names, chosen.tolist(), strict=True))}
+    folder = open_run(path)
+    experiment = folder.settings()[0]
+    asked: dict[str, Any] = {}
+    if names is not None:
+        unjudged = [name for name in names if name not in set(predictor.label_names)]
+        unannotated = [name for name in names if name in set(folder.data()["unannotated_labels"])]
+        asked = {"asked": names, "unjudged": unjudged, "unannotated": unannotated, "note": _note(unjudged, unannotated)}
+        known = dict(zip(predictor.label_names, chosen.tolist(), strict=True))
+        chosen = np.array([known.get(name, predictor.threshold) for name in names], np.float32)
+        predictor = predictor.asked(names, experiment.method)
+    about = {
+        "run": str(path.absolute()),
+        "round": predictor.round,
+        "model": model_title(open_run(path), predictor.round),
+        "threshold": predictor.threshold,
+        **own,
+        "inference": inference or experiment.inference,
+        **asked,
+    }
+    problems: list[tuple[Path, str]] = []
+    reading = _Reading(files, shape, resize_of(experiment), skip=bad_files == "skip", problems=problems)
+    entries = _entries(predictor, chosen, reading, progress)
+    return Prediction(about, predictor.label_names, len(files), entries, problems)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    files: Sequence[Path]
+    shape: tuple[int, int, int]
+    resize: Resize
+    skip: bool
+    problems: list[tuple[Path, str]]
+
+
+def _entries(
+    predictor: Predictor,
+    thresholds: NDArray[np.float32],
+    reading: _Reading,
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[Entry]:
+    """Entries block by block; after a file that cannot be read, the others are only looked at, unless it is skipped."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from fedmlic.corpus import num_cores
+    from fedmlic.images import read_image, unreadable
+
+    files, problems = reading.files, reading.problems
+    with ThreadPoolExecutor(num_cores()) as threads:
+        for start in range(0, len(files), AT_ONCE):
+            block = files[start : start + AT_ONCE]
+            found = list(threads.map(lambda file: read_image(file, reading.shape, reading.resize), block))
+            problems += [(file, each) for file, each in zip(block, found, strict=True) if isinstance(each, str)]
+            images = [each for each in found if not isinstance(each, str)]
+            if images and (reading.skip or not problems):
+                stored = np.stack(images)
+                readable = [file for file, each in zip(block, found, strict=True) if not isinstance(each, str)]
+                scores, unsure = predictor.scores(stored), predictor.uncertainty(stored)
+                for place, file in enumerate(readable):
+                    said = {name: float(values[place]) for name, values in unsure.items()}
+                    yield Entry(file, scores[place], thresholds, said)
+            if progress is not None:
+                progress(min(start + AT_ONCE, len(files)), len(files))
+    if problems and (not reading.skip or len(problems) == len(files)):
+        raise unreadable(len(files), [f"{file}: {problem}" for file, problem in problems])
+
+
 def predict(
     path: Path,
     images: Sequence[Path],
@@ -193,36 +351,26 @@ def predict(
         InputError: as ``load_predictor``; unreadable images, a folder without any, an empty name,
             or a run that cannot be asked about names.
     """
-    from fedmlic.images import read_images
+    found = start_prediction(path, images, round_number, client, labels, inference)
+    return {**found.about, "images": [entry.to_json(found.label_names) for entry in found.entries]}
 
-    names = None if labels is None else asked_names(labels)
-    files = image_files(images)
-    stored = read_images(files, load_shape(path))
-    predictor = load_predictor(path, round_number, client, inference)
-    asked: dict[str, Any] = {}
-    if names is not None:
-        folder = open_run(path)
-        unjudged = [name for name in names if name not in set(predictor.label_names)]
-        unannotated = [name for name in names if name in set(folder.data()["unannotated_labels"])]
-        asked = {"asked": names, "unjudged": unjudged, "unannotated": unannotated, "note": _note(unjudged, unannotated)}
-        predictor = predictor.asked(names, folder.settings()[0].method)
-    scores, unsure = predictor.scores(stored), predictor.uncertainty(stored)
-    found: list[dict[str, Any]] = []
-    for number, (file, row) in enumerate(zip(files, scores, strict=True)):
-        order = np.argsort(-row, kind="stable")
-        ranked = [{"label": predictor.label_names[i], "probability": float(row[i])} for i in order]
-        present = [entry["label"] for entry in ranked if float(str(entry["probability"])) >= predictor.threshold]
-        found.append({"image": str(file), "present": present, "labels": ranked})
-        if unsure:
-            found[-1]["uncertainty"] = {name: float(values[number]) for name, values in unsure.items()}
-    about = {
-        "run": str(path.absolute()),
-        "round": predictor.round,
-        "model": model_title(open_run(path), predictor.round),
-        "threshold": predictor.threshold,
-        "inference": inference or open_run(path).settings()[0].inference,
-    }
-    return {**about, **asked, "images": found}
+
+def resize_of(experiment: Experiment) -> Resize:
+    """How the experiment's data set makes squares of pictures; ``squash`` where it has no such parameter.
+
+    Raises:
+        InputError: no such data set, or no such way.
+    """
+    name, arguments = spec.parse(experiment.dataset, "dataset")
+    parameter = inspect.signature(spec.factory("dataset", name)).parameters.get("resize")
+    if parameter is None:
+        return "squash"
+    choices: dict[object, Resize] = {"squash": "squash", "crop": "crop", "pad": "pad"}
+    wanted = arguments.get("resize", parameter.default)
+    if wanted not in choices:
+        msg = f"Expected resize of {experiment.dataset} to be one of {', '.join(map(str, choices))}, got {wanted!r}."
+        raise InputError(msg)
+    return choices[wanted]
 
 
 def model_title(folder: RunFolder, number: int) -> str:

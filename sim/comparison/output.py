@@ -134,15 +134,16 @@ def _markdown(found: Comparison) -> str:
     rows = [
         [f"**{cell}**" if row[0] == best and place == 1 else cell for place, cell in enumerate(row)] for row in rows
     ]
-    parts = [f"{_title(found)}; mean ± standard deviation over seeds", "", *_markdown_table(heads, rows)]
+    parts = [f"{_title(found)}; mean ± standard deviation over seeds", "", *markdown_table(heads, rows)]
     if found.pairs:
         parts += ["", f"Paired differences, {found.test} test", ""]
-        parts += _markdown_table(PAIR_HEADS, [pair_row(pair, found) for pair in found.pairs])
+        parts += markdown_table(PAIR_HEADS, [pair_row(pair, found) for pair in found.pairs])
     parts += ["", *(f"- {note}" for note in found.notes)] if found.notes else []
     return "\n".join(parts) + "\n"
 
 
-def _markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown; a bar in a cell is escaped."""
     lines = [heads, ["---"] * len(heads), *rows]
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
 

@@ -151,6 +151,32 @@ class Counting:
             say(self._console, text)
 
 
+class Countings:
+    """Progress over one thing after another; each begins where the one before ends.
+
+    Args:
+        console: of stderr.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._open: Counting | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._open is not None:
+            self._open.__exit__()
+            self._open = None
+
+    def __call__(self, what: str) -> Counting:
+        """What is counted next."""
+        self.__exit__()
+        self._open = Counting(self._console, what, "files" if "files" in what else "images")
+        return self._open.__enter__()
+
+
 # Import
 
 

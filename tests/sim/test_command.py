@@ -225,9 +225,9 @@ def test_a_corrupt_corpus_is_named(fedmlic, pairs, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["resume", "show", "predict"])
+@pytest.mark.parametrize("name", ["resume", "show", "predict", "export"])
 def test_what_is_no_run_is_refused(fedmlic, tmp_path, name):
-    more = [tmp_path / "image.png"] if name == "predict" else []
+    more = {"predict": [tmp_path / "image.png"], "export": ["--onnx", tmp_path / "out"]}.get(name, [])
 
     assert "the folder of a run" in one_line(fedmlic(name, tmp_path / "absent", *more))
     assert "the folder of a run" in one_line(fedmlic(name, tmp_path, *more))
@@ -430,6 +430,7 @@ HELP = {
     "list": "NAME is a catalogue",
     "show": "RUN is the run's folder",
     "predict": "IMAGE an image file",
+    "export": "Formats may be given together",
     "data import": "NAME is a data set",
     "data check": "NAME is a data set",
     "data describe": "NAME a data set",
