@@ -30,7 +30,7 @@ def settings_of(base: Base, changes: Mapping[str, Any]) -> dict[str, Any]:
     return {**_begin(base), **_dashed(changes)}
 
 
-def _begin(base: Base) -> dict[str, Any]:
+def _begin(base: object) -> dict[str, Any]:
     if isinstance(base, Run):
         return _dashed({**base.settings, "home": base.home})
     if isinstance(base, (str, Path)):

@@ -61,7 +61,7 @@ def test_labels_are_in_the_order_of_their_prevalence(runs):
     assert sorted(names) == sorted(chance.index)
     np.testing.assert_allclose(axis.lines[0].get_xdata(), chance[names])
     assert (np.diff(axis.lines[0].get_xdata()) >= 0).all()
-    np.testing.assert_allclose(axis.containers[0][0].get_xdata(), ap)
+    np.testing.assert_allclose(axis.containers[0][0].get_xdata().astype(float), ap)
 
 
 def test_seeds_are_joined_and_the_difference_is_that_of_the_comparison(runs):
