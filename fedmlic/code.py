@@ -29,6 +29,9 @@ DECIDING = ("fedmlic", "clients", "strategies")
 DIGITS = 16
 """Hexadecimal digits of SHA-256 that are kept of a file."""
 
+INSTALLED_FOLDERS = ("site-packages", "dist-packages")
+"""Names of folders of installed packages."""
+
 _SPACE = r"(?:[ \t]|\\\n)"
 IMPORT = re.compile(
     rf"(?:^|[;:])[ \t]*(?:from{_SPACE}+(?P<start>[.\w]+){_SPACE}+import{_SPACE}*"
@@ -157,6 +160,8 @@ def _installed(top: str) -> bool:
         return True
     place, folders = _top_level(top)
     homes = [Path(sysconfig.get_path(kind)).resolve() for kind in ("purelib", "platlib")]
+    # Of the user or of the Python that a virtual environment was made from: kernels of notebooks often see those.
+    homes += [Path(entry).resolve() for entry in sys.path if Path(entry).name in INSTALLED_FOLDERS]
     places = [place] if place is not None else list(folders)
     return not places or any(home in path.resolve().parents for path in places for home in homes)
 

@@ -156,27 +156,52 @@ def _write(
     out: Path, federation: Federation, tallies: Tallies, statistics: Statistics, report: dict[str, Any]
 ) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
+    figures = draw(federation, tallies, statistics)
+    with drawing():
+        for name, figure in figures.items():
+            figure.savefig(out / f"{name}.png", dpi=150)
+    statistics.labels.to_csv(out / "labels.csv", index=False)
+    statistics.clients.to_csv(out / "clients.csv", index=False)
+    (out / "summary.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
+    cells = _write_cells(out, tallies, federation.label_names, federation.client_names)
+    pictures = [f"{name}.png" for name in figures]
+    return [out / name for name in (*pictures, "labels.csv", "clients.csv", "summary.json", *cells)]
+
+
+def draw(
+    federation: Federation, tallies: Tallies | None = None, statistics: Statistics | None = None
+) -> dict[str, Figure]:
+    """Pictures of who holds what and which labels they see, by name.
+
+    Args:
+        federation: a built federation.
+        tallies: its counts, where they are there already.
+        statistics: what is made of them, where it is there already.
+
+    Returns:
+        ``sizes``, ``skew``, ``prevalence``, ``positives``, ``known``, ``budget``; ``wrong`` where anything is.
+
+    Raises:
+        InputError: on a device's own images, whose truth is unknown.
+    """
+    tallies = tallies or federation.tallies()
+    statistics = statistics or summarise(tallies, federation.label_names)
     title = "{partition}, {regime}, seed {seed}".format(**federation.manifest["identity"])
     title = visible(f"{federation.corpus.name}: {title}")
     names, rows = federation.label_names, _rows(tallies, federation.client_names)
     with drawing():
         figures = {
-            "sizes.png": _sizes_figure(tallies, federation.client_names),
-            "skew.png": _skew_figure(statistics),
-            "prevalence.png": _prevalence_figure(tallies, names),
-            "positives.png": _positives_figure(tallies, names, rows),
-            "known.png": _known_figure(tallies, names, rows),
-            "budget.png": _budget_figure(tallies, names, rows),
-            **({"wrong.png": _wrong_figure(tallies, names, rows)} if tallies.wrong.any() else {}),
+            "sizes": _sizes_figure(tallies, federation.client_names),
+            "skew": _skew_figure(statistics),
+            "prevalence": _prevalence_figure(tallies, names),
+            "positives": _positives_figure(tallies, names, rows),
+            "known": _known_figure(tallies, names, rows),
+            "budget": _budget_figure(tallies, names, rows),
+            **({"wrong": _wrong_figure(tallies, names, rows)} if tallies.wrong.any() else {}),
         }
-        for name, figure in figures.items():
+        for figure in figures.values():
             figure.suptitle(textwrap.fill(title, int(13 * figure.get_figwidth())), fontsize=9, color="0.4")
-            figure.savefig(out / name, dpi=150)
-    statistics.labels.to_csv(out / "labels.csv", index=False)
-    statistics.clients.to_csv(out / "clients.csv", index=False)
-    (out / "summary.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
-    cells = _write_cells(out, tallies, names, federation.client_names)
-    return [out / name for name in (*figures, "labels.csv", "clients.csv", "summary.json", *cells)]
+    return figures
 
 
 # Tables

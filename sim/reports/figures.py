@@ -35,10 +35,10 @@ def drawing() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure of so many inches with axes side by side."""
-    from matplotlib.figure import Figure  # no pyplot: it keeps global state
+    """A figure of so many inches with axes side by side, which a notebook shows."""
+    from sim.reports.picture import Picture  # no pyplot: it keeps global state
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Picture(figsize=(width, height), layout="constrained")
     axes = figure.subplots(1, columns, squeeze=False)[0]
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)

@@ -71,10 +71,21 @@ def study_of(
     search |= {key: [value(key, text) for text in texts] for key, texts in map(_pair, searched)}
     found = {**tables, "base": base, "axes": axes} | ({"search": search} if search else {})
     study = check_study(found | ({"references": True} if references else {}))
-    if not name or rest or searched:
-        text = json.dumps(study.model_dump(exclude={"references"}), sort_keys=True, default=str)
-        name = f"{name or 'sweep'}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-    return study, name
+    return study, folder_name(study, name, changed=bool(rest or searched))
+
+
+def folder_name(study: Study, name: str = "", *, changed: bool) -> str:
+    """The default name of a study's folder: its own, with a hash of what it asks where more than that was said.
+
+    Args:
+        study: what is asked.
+        name: of the study file, shipped study or recipe that it began with; empty for none.
+        changed: whether anything was changed since.
+    """
+    if name and not changed:
+        return name
+    text = json.dumps(study.model_dump(exclude={"references"}), sort_keys=True, default=str)
+    return f"{name or 'sweep'}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def _num_clients(experiment: Experiment, runtime: Runtime) -> int:

@@ -3,6 +3,7 @@
 import copy
 import importlib
 import inspect
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +22,7 @@ from fedmlic.training import to_float
 
 NAMES = ("zero", "one", "two", "three")
 SIDE = 16
-METHODS = spec.entries("method")
+METHODS = os.environ.get("FEDMLIC_ENTRY", "").split() or spec.entries("method")
 MODELS = {"hsvlt": "convnext(image_size=32)"}
 """For methods that need a network's inside; the others get a small CNN."""
 
@@ -38,7 +39,8 @@ class Pixels:
 
 def spec_of(method):
     """The method with its defaults, or as it says that it is tried where its defaults need a file."""
-    return getattr(importlib.import_module(f"fedmlic.methods.{method}"), "TRIAL", f"{method}()")
+    module = method.rpartition(".")[0] or f"fedmlic.methods.{method}"
+    return getattr(importlib.import_module(module), "TRIAL", f"{method}()")
 
 
 def experiment(method, **settings):

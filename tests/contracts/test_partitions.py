@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from fedmlic.partition import Population
 from fedmlic.seeds import stream
 from fedmlic.spec import build, entries, factory
 
-NAMES = entries("partition")
+NAMES = os.environ.get("FEDMLIC_ENTRY", "").split() or entries("partition")
 NUM_IMAGES, NUM_LABELS, NUM_OWNERS = 400, 6, 10
 
 FEASIBLE = {"constant_size": "constant_size(num_images=8)", "powerset": "powerset(min_support=2)"}

@@ -3,6 +3,7 @@
 import ast
 import functools
 import inspect
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from fedmlic.spec import build, entries, factory
 from fedmlic.update import Update, Weighting, units_for
 from strategies.strategy import Round, State, Strategy
 
-NAMES = entries("strategy")
+NAMES = os.environ.get("FEDMLIC_ENTRY", "").split() or entries("strategy")
 VARIANTS = [*NAMES, "fedavg(weights='uniform')", "fedavg(weights='annotations')", "labelwise(shared='images')"]
 every_strategy = pytest.mark.parametrize("name", VARIANTS)
 CORRECTED = {"feddyn"}

@@ -87,6 +87,21 @@ def test_installed_modules_have_no_files_here_unless_they_are_the_entry():
     assert code.files_behind("no_such_module.at_all") == {}
 
 
+@pytest.mark.parametrize(("name", "counts"), [("site-packages", False), ("dist-packages", False), ("mine", True)])
+def test_packages_of_another_environment_on_the_path_are_installed_ones(tmp_path, monkeypatch, name, counts):
+    folder = tmp_path / name
+    (folder / f"elsewhere_{counts}").mkdir(parents=True)
+    (folder / f"elsewhere_{counts}" / "__init__.py").write_text("")
+    (tmp_path / f"entry_{counts}.py").write_text(f"import elsewhere_{counts}\n")
+    for path in (tmp_path, folder):
+        monkeypatch.syspath_prepend(path)
+    importlib.invalidate_caches()
+    code._installed.cache_clear()
+
+    assert (f"elsewhere_{counts}/__init__.py" in code.files_behind(f"entry_{counts}")) is counts
+    code._installed.cache_clear()
+
+
 @pytest.mark.parametrize("package", ["fedmlic", "clients", "strategies"])
 def test_imports_of_this_project_are_those_that_pythons_parser_finds(package):
     root = Path(code.__file__).parents[1]
