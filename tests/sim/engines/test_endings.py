@@ -142,8 +142,8 @@ def test_folders_of_killed_runs_go_and_all_others_stay(tmp_path):
 def test_nothing_of_a_killed_run_is_left(tmp_path, engine):
     """Not even what its services started in sessions of their own."""
     mark, out = uuid.uuid4().hex, tmp_path / "run"
-    data = "multidigits(num_train=120, num_val=24, num_test=24, image_size=16)"
-    settings = [f"dataset={data}", "method=bce()", "num-clients=4", "num-rounds=500", "device=cpu"]
+    data = "multidigits(num_train=120, num_val=24, num_test=24, image_size=24)"
+    settings = [f"dataset={data}", "method=bce()", "num-clients=4", "cohort-size=0", "num-rounds=500", "device=cpu"]
     command = [sys.executable, "-m", "sim.command", "run", *settings, "--engine", engine, "--workers", "2"]
     environment = {**os.environ, "FEDMLIC_TRIAL": mark, "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
