@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 try:
     import typer
 
+    from sim.commands.doctor import doctor
+    from sim.commands.nodes import nodes
     from sim.commands.predict import predict
     from sim.commands.settings import parameter_types, read_options, read_recipe, read_settings, read_value
     from sim.commands.shared import (
@@ -387,6 +389,8 @@ def show(path: RunPath, *, json_output: Json = False) -> None:
 
 # A command with a file of its own in sim/commands is one line here.
 app.command()(predict)
+app.command()(doctor)
+app.command()(nodes)
 
 
 @data.command("import")

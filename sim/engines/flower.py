@@ -175,7 +175,7 @@ class Service:
 
     def _call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(  # noqa: S603  (our own arguments)
-            [_program("flwr"), *arguments],
+            [program("flwr"), *arguments],
             cwd=self.folder / "empty",
             env=self.environment,
             stdin=subprocess.DEVNULL,
@@ -242,7 +242,7 @@ def _service(threads: int) -> Iterator[Service]:
 
 
 def _start_superlink(folder: Path, environment: Mapping[str, str], port: int) -> subprocess.Popen[bytes]:
-    command = [_program("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
+    command = [program("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
     with (folder / "flower.log").open("wb") as log:
         return subprocess.Popen(  # noqa: S603  (our own arguments)
             command,
@@ -276,7 +276,8 @@ def _environment(folder: Path, mark: str, threads: int) -> dict[str, str]:
     return {**os.environ, **own}
 
 
-def _program(name: str) -> str:
+def program(name: str) -> str:
+    """The path of one of Flower's commands, beside this interpreter or on the path."""
     path = Path(sys.executable).parent / name
     found = str(path) if path.exists() else shutil.which(name)
     if not found:

@@ -146,9 +146,8 @@ def test_nothing_of_a_killed_run_is_left(tmp_path, engine):
     settings = [f"dataset={data}", "method=bce()", "num-clients=4", "cohort-size=0", "num-rounds=500", "device=cpu"]
     command = [sys.executable, "-m", "sim.command", "run", *settings, "--engine", engine, "--workers", "2"]
     environment = {**os.environ, "FEDMLIC_TRIAL": mark, "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [*command, "--out", str(out)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    with (tmp_path / "printed.txt").open("wb") as printed:
+        process = subprocess.Popen([*command, "--out", str(out)], env=environment, stdout=printed, stderr=printed)
 
     def alive():
         needle, found = f"FEDMLIC_TRIAL={mark}".encode(), []
@@ -161,7 +160,7 @@ def test_nothing_of_a_killed_run_is_left(tmp_path, engine):
         return found
 
     wait_for(lambda: process.poll() is not None or any(out.glob("checkpoints/round-*.json")), 300)
-    assert process.poll() is None
+    assert process.poll() is None, (tmp_path / "printed.txt").read_text()
     process.send_signal(signal.SIGKILL)
     process.wait()
 
