@@ -22,7 +22,7 @@ def nodes(
     SUPERLINK is a connection of ~/.flwr/config.toml (default: the one that is the default there).
     """
     with report_errors():
-        from sim.console import Grid, open_console
+        from sim.console import Grid, open_console, say
         from sim.deployment import nodes as looking
 
         rows = looking.listed(superlink, looking.names_of(names) if names else {})
@@ -31,12 +31,11 @@ def nodes(
             print_json({"nodes": rows, "run": seen})
             return
         console = open_console()
-        table = Grid("nodes", "node", "name", "is", "since (UTC)", "registered (UTC)")
-        for row in rows:
-            table.add_row(row["node"], row["name"], row["status"], row["since"], row["registered"])
-        console.print(table)
+        heads = ("node", "name", "status", "since")
+        console.print(Grid("nodes (times in UTC)", heads, [[row[head] for head in heads] for row in rows]))
         if run:
-            table = Grid("in the run", "host", "last round", "turns", "failed", "last error")
+            cells = [[row["host"], *(str(row[name]) for name in ("last_round", "turns", "failed"))] for row in seen]
+            console.print(Grid("in the run", ("host", "last round", "turns", "failed"), cells))
             for row in seen:
-                table.add_row(row["host"], row["last_round"], row["turns"], row["failed"], row["error"])
-            console.print(table)
+                if row["error"]:
+                    say(console, f"{row['host']}: {row['error']}", "yellow")

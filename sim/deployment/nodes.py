@@ -54,7 +54,8 @@ def _row(node: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, str]:
 
 def _moment(text: object) -> str:
     """Flower's time without what is smaller than a second."""
-    return str(text or "").partition(".")[0].replace("T", " ").removesuffix("Z")
+    found = str(text or "")
+    return "" if found == "N/A" else found.partition(".")[0].replace("T", " ").removesuffix("Z")
 
 
 def names_of(path: Path) -> dict[str, str]:

@@ -159,10 +159,12 @@ def test_nothing_of_a_killed_run_is_left(tmp_path, engine):
                 continue
         return found
 
-    wait_for(lambda: process.poll() is not None or any(out.glob("checkpoints/round-*.json")), 300)
-    assert process.poll() is None, (tmp_path / "printed.txt").read_text()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    try:
+        wait_for(lambda: process.poll() is not None or any(out.glob("checkpoints/round-*.json")), 300)
+        assert process.poll() is None, (tmp_path / "printed.txt").read_text()
+    finally:
+        process.kill()
+        process.wait()
 
     wait_for(lambda: not alive(), 30)
     events = (out / "events.jsonl").read_bytes()
