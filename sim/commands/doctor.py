@@ -45,7 +45,7 @@ def doctor(
         from sim.deployment import doctor as looking
 
         place = looking.place_of(folder)
-        given = {
+        given: dict[str, Any] = {
             "node": looking.read_node(node_config) if node_config else None,
             "superlink": superlink,
             "authority": root_certificates,

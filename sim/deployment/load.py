@@ -284,10 +284,10 @@ def round_findings(
     )
     free = free_memory()
     if free and found.memory:
-        text, values = f"{size(found.memory)} used by a turn, {size(free)} free", {"used": found.memory, "free": free}
+        text, both = f"{size(found.memory)} used by a turn, {size(free)} free", {"used": found.memory, "free": free}
         enough = free > found.memory * (HEADROOM - 1)
         remedy = "" if enough else "Use a smaller batch-size or model, or end other programs."
-        yield Finding("memory", "ok" if enough else "warning", text, remedy, values)
+        yield Finding("memory", "ok" if enough else "warning", text, remedy, both)
     sent = f"{size(found.bytes_down)} down and {size(found.bytes_up)} up"
     if not mbit:
         yield Finding("round", "warning", f"{sent} a round; the link's speed is unknown", "Give --link-mbit.")
