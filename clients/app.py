@@ -15,8 +15,10 @@ from dataclasses import replace
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from clients import audit
 from clients.source import Node, is_device, node_name, open_node, shows_paths
 from fedmlic import wire
+from fedmlic.errors import InputError
 from fedmlic.protocol import Reply, Request, Turn
 
 app = ClientApp()
@@ -36,19 +38,29 @@ def query(message: Message, context: Context) -> Message:
     except Exception as error:  # noqa: BLE001  (whatever it is, the server should hear of it)
         _log.exception("The query failed.")
         answer = _failure(error, context)
-    return Message(answer, reply_to=message)
+    return _reply("query", message, answer, context)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train the clients that the message names."""
-    return Message(answer_to(message.content, context), reply_to=message)
+    return _reply("train", message, answer_to(message.content, context), context)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the model on the held-out images of the clients that the message names."""
-    return Message(answer_to(message.content, context), reply_to=message)
+    return _reply("evaluate", message, answer_to(message.content, context), context)
+
+
+def _reply(kind: str, message: Message, answer: RecordDict, context: Context) -> Message:
+    """The answer, once it is in the device's audit log."""
+    try:
+        audit.note(kind, message.content, answer, context)
+    except InputError as error:
+        _log.exception("The answer is not sent.")
+        answer = _failure(error, context)
+    return Message(answer, reply_to=message)
 
 
 def answer_to(content: RecordDict, context: Context) -> RecordDict:

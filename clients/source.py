@@ -37,6 +37,7 @@ NODE_KEYS = {
     "device": "auto, cpu, cuda or cuda:N",
     "threads": "torch threads",
     "allow-plugins": "code from outside the catalogues that a run may use here, such as 'my_lab.methods.*'",
+    "audit-log": "file in which every message and what was sent in answer is noted (docs/nodes.md)",
     "error-paths": "whether the one line that is sent of an error may name files",
     "tracebacks": "whether errors are sent with their traceback, which may show file names",
 }

@@ -46,6 +46,7 @@ from fedmlic.stores import (
     check_seal,
     check_states,
     content_hash,
+    open_array,
     open_labels,
     seal,
     write_labels,
@@ -741,7 +742,7 @@ def _check_file(path: Path, about: Mapping[str, Any], files: WrittenFiles) -> No
     if size <= SMALL_BYTES:
         files.check(path.name)
     if path.suffix == ".npy":
-        array = np.load(path, mmap_mode="r")
+        array = open_array(path)
         if [list(array.shape), str(array.dtype)] != [about["shape"], about["dtype"]]:
             msg = f"{path.name} is {array.dtype} {list(array.shape)}, not {about['dtype']} {about['shape']}"
             raise ValueError(msg)

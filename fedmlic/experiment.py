@@ -217,6 +217,10 @@ class Runtime(BaseModel):
     most_client_images: Positive = Field(
         10_000_000, description="images that a device may announce, else it is set aside"
     )
+    strict_versions: bool = Field(
+        default=False, description="set devices aside whose Flower, Python, torch or NumPy is another version"
+    )
+    audit_log: str = Field("", description="file for the server's audit log of devices (empty: in the run folder)")
     out: str = Field("", description="run folder (empty: runs/DATE-TIME)")
     home: str = Field("", description="folder of corpora and federations (empty: $FEDMLIC_HOME or the user's cache)")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tokenize
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -87,6 +88,18 @@ def damaged(folder: Path, reason: str) -> DamagedError:
     )
 
 
+def open_array(path: Path) -> NDArray[Any]:
+    """Map the array of an ``.npy`` file.
+
+    Raises:
+        DamagedError: its header cannot be read, for which NumPy has errors of several unrelated kinds.
+    """
+    try:
+        return cast("NDArray[Any]", np.load(path, mmap_mode="r", allow_pickle=False))
+    except (ValueError, SyntaxError, tokenize.TokenError) as error:
+        raise damaged(path.parent, f"{path.name} was changed after it was written") from error
+
+
 def seal(manifest: Mapping[str, Any]) -> str:
     """SHA-256 of what a manifest says, besides its own hash."""
     content = {key: value for key, value in manifest.items() if key != "sha256"}
@@ -154,7 +167,7 @@ class Images:
 
     def _take_raw(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         if self._pixels is None:
-            self._pixels = np.load(self.folder / self.raw, mmap_mode="r")
+            self._pixels = open_array(self.folder / self.raw)
         # The copy is an ordinary array: a subclass that remembers the map would be pickled whole.
         out = np.asarray(self._pixels)[rows]
         self._compare(rows, lambda place: out[place].data)
@@ -258,8 +271,7 @@ class LabelStore:
 
     def _array(self, part: str) -> NDArray[Any]:
         if part not in self._arrays:
-            mapped = np.load(self.folder / f"{self.stem}.{part}.npy", mmap_mode="r")
-            self._arrays[part] = np.asarray(mapped)
+            self._arrays[part] = np.asarray(open_array(self.folder / f"{self.stem}.{part}.npy"))
         return self._arrays[part]
 
 
@@ -342,11 +354,14 @@ def open_labels(folder: Path, stem: str, files: WrittenFiles | None = None) -> L
         store = LabelStore(folder, stem, (num_images, num_labels), about["fill"], files)
         check_states(about["states"])
         _check_label_arrays(store)
+    except DamagedError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         msg = (
-            f"Expected {folder} to hold the label matrix {stem!r}, got: {error}. Delete that folder and build it again."
+            f"Expected {folder} to hold the label matrix {stem!r}, got: {error}. Delete that folder to have it built "
+            "again."
         )
-        raise InputError(msg) from error
+        raise DamagedError(msg) from error
     return store
 
 

@@ -676,6 +676,51 @@ def _raise_failure(content: RecordDict) -> None:
         raise RemoteError(_scalar(about, "kind", str), _scalar(about, "text", str), simulated=simulated)
 
 
+# --- For audit logs --------------------------------------------------------------------
+
+
+def described(content: RecordDict) -> dict[str, Any]:
+    """The bytes of a message, and the names in its records with the bytes of each record; for any message."""
+    records: dict[str, Any] = {}
+    total = 0
+    for name, record in list(content.items())[:MOST_NAMES]:
+        num_bytes = _num_bytes(record)
+        total += num_bytes
+        names = [shown(key, 100) for key in list(record)[:MOST_NAMES]]
+        records[shown(name, 100)] = {"bytes": num_bytes, "names": names}
+    return {"bytes": total, "records": records}
+
+
+def _num_bytes(record: ArrayRecord | MetricRecord | ConfigRecord) -> int:
+    """Of names and values; Flower's own count fails at empty lists."""
+    if isinstance(record, ArrayRecord):
+        return record.count_bytes()
+    return sum(len(name.encode()) + _value_bytes(value) for name, value in record.items())
+
+
+def _value_bytes(value: object) -> int:
+    if isinstance(value, list):
+        return sum(map(_value_bytes, value))
+    return len(value) if isinstance(value, bytes) else len(value.encode()) if isinstance(value, str) else 8
+
+
+def about_request(content: RecordDict) -> dict[str, Any]:
+    """Kind, round, run and clients of a request, as far as any message has them."""
+    found: dict[str, Any] = {}
+    about, played = content.get("request"), content.get("played")
+    if isinstance(about, ConfigRecord):
+        found = {f"request-{key}": shown(about[key], 100) for key in ("kind", "round", "run") if key in about}
+    if isinstance(played, ArrayRecord) and "clients" in played:
+        found["num-clients"] = int(np.prod(played["clients"].shape[:1]))
+    return found
+
+
+def failure_in(content: RecordDict) -> str:
+    """What an answer says went wrong, or nothing."""
+    about = content.get("failure")
+    return f"{about.get('kind')!s}: {about.get('text')!s}" if isinstance(about, ConfigRecord) else ""
+
+
 # --- Parts of records ------------------------------------------------------------------
 
 

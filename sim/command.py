@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 try:
     import typer
 
+    from sim.commands.doctor import doctor
     from sim.commands.export import export
+    from sim.commands.nodes import nodes
     from sim.commands.predict import predict
     from sim.commands.report import report
     from sim.commands.settings import parameter_types, read_options, read_recipe, read_settings, read_value, with_recipe
@@ -399,6 +401,8 @@ def show(path: RunPath, *, json_output: Json = False) -> None:
 app.command()(predict)
 app.command()(export)
 app.command()(report)
+app.command()(doctor)
+app.command()(nodes)
 
 
 @data.command("import")

@@ -12,6 +12,7 @@ does not report it.
 
 from __future__ import annotations
 
+import getpass
 import os
 import sys
 from collections.abc import Mapping
@@ -21,11 +22,13 @@ from typing import TYPE_CHECKING, Final
 from flwr.serverapp import Grid, ServerApp
 
 from fedmlic import corpus, wire
+from fedmlic.audit import AuditLog
 from fedmlic.errors import InputError
 from fedmlic.experiment import Experiment, Runtime, home_of, split_settings
 from fedmlic.process import progress_lines
 from fedmlic.record import RunFolder, create, default_path, is_run, open_run, write_json
 from strategies.server.flower import FlowerTransport
+from strategies.server.introductions import simulated_by
 from strategies.server.server import build_server, serve
 
 if TYPE_CHECKING:
@@ -36,6 +39,9 @@ if TYPE_CHECKING:
 FAILURE_FILE: Final = "FEDMLIC_FAILURE_FILE"
 """Environment variable: where to write why a run failed."""
 
+AUDIT_FILE: Final = "audit.jsonl"
+"""In the run folder, unless ``audit-log`` names another file."""
+
 app = ServerApp()
 
 
@@ -43,7 +49,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run or continue the experiment that the run's configuration describes."""
     try:
-        folder, outcome = play(grid, context.run_config)
+        folder, outcome = play(grid, context.run_config, str(context.run_id))
     except BaseException as error:
         _report(error)
         raise
@@ -52,8 +58,13 @@ def main(grid: Grid, context: Context) -> None:
     _say(f"{shown}, weights {outcome.weights_sha256[:12]}, run folder {folder.path}")
 
 
-def play(grid: Grid, run_config: Mapping[str, bool | int | float | str]) -> tuple[RunFolder, Outcome]:
+def play(grid: Grid, run_config: Mapping[str, bool | int | float | str], run_id: str = "") -> tuple[RunFolder, Outcome]:
     """Check everything, open the run folder, and play the rounds that are left.
+
+    Args:
+        grid: Flower's connection.
+        run_config: the settings.
+        run_id: Flower's name of the run, for the audit log.
 
     Raises:
         InputError: bad configuration or data; a new run folder is not made then.
@@ -77,6 +88,10 @@ def play(grid: Grid, run_config: Mapping[str, bool | int | float | str]) -> tupl
     folder = open_run(path) if is_run(path) else create(path, experiment, runtime)
     folder.listeners.append(_show)
     _say(f"run folder {folder.path}")
+    if simulated_by(grid) is False:
+        transport.audit = AuditLog(Path(runtime.audit_log or folder.path / AUDIT_FILE).expanduser())
+        about = {"run": run_id, "folder": str(folder.path), "identity": experiment.identity()}
+        transport.audit.write({"event": "started", **about, "code": wire.code_digest(), "user": _user()})
     with folder.alone():
         return folder, serve(server, transport, folder)
 
@@ -113,6 +128,14 @@ def check_run(path: Path, experiment: Experiment) -> None:
     if (path / "result.json").exists():
         msg = f"Expected {path} to hold a run to go on with, got a complete one. Choose another out."
         raise InputError(msg)
+
+
+def _user() -> str:
+    """Who this process runs as; who asked Flower for the run only Flower's account log can say."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # an id without a name, as in containers
+        return str(os.getuid()) if hasattr(os, "getuid") else ""
 
 
 def _report(error: BaseException) -> None:

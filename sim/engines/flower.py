@@ -4,7 +4,8 @@ A bare ``flwr run`` leaves a service behind, ends with exit code 0 when the run
 failed, re-installs the dependencies for every run, and may play the clients with
 code from the folder in which the service was first started. Here every run has a
 service of its own: its own ``FLWR_HOME``, port and copy of the app, started in an
-empty folder, ended with everything it started whatever happens. Flower's own
+empty folder, ended with everything it started whatever happens, also if the run is killed
+(``sim.engines.endings``). Flower's own
 files of the user are neither read nor written. Progress is read from the run
 folder's event log, and so is success.
 """
@@ -33,15 +34,13 @@ from fedmlic import corpus
 from fedmlic.errors import InputError
 from fedmlic.experiment import flower_config, home_of
 from fedmlic.record import Listener, RunFolder, read_json
+from sim.engines.endings import MARK, Watcher, own, remove_left, send, service_processes
 
 if TYPE_CHECKING:
     from fedmlic.experiment import Experiment, Runtime
 
 PACKAGES: Final = ("fedmlic", "clients", "strategies")
 """What goes into the app that Flower runs."""
-
-MARK: Final = "FEDMLIC_SERVICE"
-"""Environment variable that every process of a service carries, so that all of them can be found."""
 
 FAILURE_FILE: Final = "FEDMLIC_FAILURE_FILE"
 LOOK_S: Final = 0.25
@@ -176,7 +175,7 @@ class Service:
 
     def _call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(  # noqa: S603  (our own arguments)
-            [_program("flwr"), *arguments],
+            [program("flwr"), *arguments],
             cwd=self.folder / "empty",
             env=self.environment,
             stdin=subprocess.DEVNULL,
@@ -218,9 +217,11 @@ class Service:
 @contextlib.contextmanager
 def _service(threads: int) -> Iterator[Service]:
     """Start a SuperLink, and end it and everything it started."""
+    remove_left()
     folder = Path(tempfile.mkdtemp(prefix="fedmlic-")).resolve()
+    own(folder)
     mark = uuid.uuid4().hex
-    process = None
+    watcher, process = Watcher(mark, folder), None
     try:
         for name in ("empty", "flwr"):
             (folder / name).mkdir()
@@ -237,10 +238,11 @@ def _service(threads: int) -> Iterator[Service]:
     finally:
         _stop(process, mark, folder)
         shutil.rmtree(folder, ignore_errors=True)
+        watcher.close()
 
 
 def _start_superlink(folder: Path, environment: Mapping[str, str], port: int) -> subprocess.Popen[bytes]:
-    command = [_program("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
+    command = [program("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
     with (folder / "flower.log").open("wb") as log:
         return subprocess.Popen(  # noqa: S603  (our own arguments)
             command,
@@ -274,7 +276,8 @@ def _environment(folder: Path, mark: str, threads: int) -> dict[str, str]:
     return {**os.environ, **own}
 
 
-def _program(name: str) -> str:
+def program(name: str) -> str:
+    """The path of one of Flower's commands, beside this interpreter or on the path."""
     path = Path(sys.executable).parent / name
     found = str(path) if path.exists() else shutil.which(name)
     if not found:
@@ -314,24 +317,6 @@ def _tail(log: Path, num_lines: int = 30) -> str:
 # --- the end ---------------------------------------------------------------------------
 
 
-def service_processes(mark: str, home: Path) -> list[int]:
-    """Ids of the processes of a service that are alive (Linux; elsewhere none are found).
-
-    Args:
-        mark: what its processes carry in their environment.
-        home: its folder. Ray's agents write their title over their environment, but stay in it.
-    """
-    needle = f"{MARK}={mark}".encode()
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            zombie = (folder / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
-            inside = (folder / "cwd").readlink().is_relative_to(home)
-            if not zombie and (inside or needle in (folder / "environ").read_bytes().split(b"\0")):
-                found.append(int(folder.name))
-    return found
-
-
 def _stop(process: subprocess.Popen[bytes] | None, mark: str, home: Path) -> None:
     """Ask the service to end; then end what is left of it."""
     if process is not None and process.poll() is None:
@@ -343,17 +328,11 @@ def _stop(process: subprocess.Popen[bytes] | None, mark: str, home: Path) -> Non
             if not alive and (process is None or process.poll() is not None):
                 return
             if number == signal.SIGKILL or time.monotonic() > deadline - 0.8 * STOP_S:
-                _signal(alive, number)
+                send(alive, number)
             time.sleep(LOOK_S)
     if process is not None and process.poll() is None:
         process.kill()
         process.wait()
-
-
-def _signal(processes: list[int], number: int) -> None:
-    for process in processes:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(process, number)
 
 
 # --- the run ---------------------------------------------------------------------------

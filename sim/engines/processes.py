@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedmlic import spec
 from fedmlic.errors import InputError
+from sim.engines.endings import end_with_parent, own, remove_left
 from sim.engines.sockets import socket_folder
 from sim.engines.workers import Worker, WorkerDiedError
 
@@ -332,7 +333,8 @@ def _shorten_sockets() -> None:
     before = tempfile.tempdir
     tempfile.tempdir = socket_folder(SOCKET_ROOM)
     try:
-        multiprocessing.util.get_temp_dir()
+        remove_left([before or tempfile.tempdir])
+        own(Path(multiprocessing.util.get_temp_dir()))
     finally:
         tempfile.tempdir = before
 
@@ -414,6 +416,7 @@ def _serve(
     """Answer one call after another until the driver is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's business
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    end_with_parent()  # the fork server, which ends with the driver: not only after a whole turn
     os.environ.clear()
     os.environ.update(environment)  # the fork server was started earlier, perhaps in another state
     sys.stdout = sys.stderr  # what a plug-in prints must not end up beside the driver's JSON

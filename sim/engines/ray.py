@@ -7,10 +7,13 @@ workers open the corpus on their own disk.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -173,6 +176,19 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), CONNECT_S).close()
 
 
+@contextlib.contextmanager
+def _own_handler() -> Iterator[None]:
+    """Keep what SIGTERM does: Ray replaces it by a trace of its C++ parts and an exit with another code."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def start_ray(num_workers: int, runtime: Runtime) -> Any:  # noqa: ANN401  (the ray module, imported late)
     """Connect to the cluster at ``ray-address``, or start a private Ray on this machine; return the module.
 
@@ -186,7 +202,8 @@ def start_ray(num_workers: int, runtime: Runtime) -> Any:  # noqa: ANN401  (the 
     if runtime.ray_address:
         try:
             _knock(runtime.ray_address)
-            ray.init(address=runtime.ray_address, **quiet)
+            with _own_handler():
+                ray.init(address=runtime.ray_address, **quiet)
         except (OSError, ValueError, RuntimeError) as error:
             msg = (
                 f"Expected ray-address to be that of a running Ray cluster, got {runtime.ray_address!r}: {error}. "
@@ -195,7 +212,8 @@ def start_ray(num_workers: int, runtime: Runtime) -> Any:  # noqa: ANN401  (the 
             raise InputError(msg) from error
     else:
         place = f"{socket_folder(SOCKET_ROOM, os.environ.get('RAY_TMPDIR', ''))}/ray"
-        ray.init(address="local", num_cpus=num_workers, include_dashboard=False, _temp_dir=place, **quiet)
+        with _own_handler():
+            ray.init(address="local", num_cpus=num_workers, include_dashboard=False, _temp_dir=place, **quiet)
     found = ray.cluster_resources()
     there = {"processors": found.get("CPU", 0.0), "GPUs": found.get("GPU", 0.0)}
     wanted = {"processors": float(num_workers), "GPUs": runtime.gpus_per_worker * num_workers}

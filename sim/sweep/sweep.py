@@ -15,6 +15,7 @@ from fedmlic.errors import InputError, listing
 from fedmlic.experiment import Runtime, split_settings
 from sim.comparison.read import metric_of
 from sim.console import duration, number
+from sim.engines.endings import own
 from sim.engines.processes import late_imports
 from sim.sweep.folder import StudyFolder
 from sim.sweep.pace import Cost, Pace, disk, measured
@@ -268,6 +269,7 @@ def calibrate(plan: Plan, runtime: Runtime, players: Players, crew: Crew) -> dic
     for job in plan.ready():
         firsts.setdefault(id(job.row), job)
     with tempfile.TemporaryDirectory(prefix="fedmlic-") as temporary:
+        own(Path(temporary))
         for number_, job in enumerate(list(firsts.values())[:CALIBRATED_ROWS]):
             rounds = min(CALIBRATION_ROUNDS, job.experiment.num_rounds)
             settings = {**job.experiment.model_dump(), **runtime.model_dump(), **crew.changes(0)}

@@ -31,13 +31,14 @@ from fedmlic.errors import InputError, shown
 from fedmlic.protocol import ROUND_SUMS, HostInfo, Reply, Request, Turn
 from fedmlic.update import Update
 from strategies.server.cohort import deal
-from strategies.server.introductions import Admission
+from strategies.server.introductions import Admission, other_versions
 from strategies.server.replies import REFUSED, Expected, RefusedError, Shapes, shapes_of
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
     from fedmlic.arrays import Layout
+    from fedmlic.audit import AuditLog
     from fedmlic.experiment import Experiment, Runtime
 
 FIRST_PAUSE_S: Final = 0.05
@@ -134,9 +135,11 @@ class FlowerTransport:
 
     Attributes:
         layout: of the exchanged tensors; to be set before the first ``play``.
+        audit: where messages to devices and their answers are noted; None: nowhere.
     """
 
     layout: Layout
+    audit: AuditLog | None = None
 
     def __init__(self, grid: Grid, experiment: Experiment, runtime: Runtime) -> None:
         self._grid = grid
@@ -291,9 +294,12 @@ class FlowerTransport:
         request = expected.request
         exchange = _Exchange(self._grid, self._runtime.round_timeout, simulated=self._simulated)
         self._without_rest = []
-        exchange.send({host: self._message(request, host, share, model) for host, share in shares.items()})
+        messages = {host: self._message(request, host, share, model) for host, share in shares.items()}
+        self._note_sent(messages)
+        exchange.send(messages)
         for host, answer in exchange.until_answered():
             reply = self._read(expected, host, shares[host], answer)
+            self._note_answer(request, host, answer, reply)
             if isinstance(reply, str):
                 lost.update({c: Turn(c, host, error=reply) for c in shares[host]})
                 continue
@@ -303,6 +309,28 @@ class FlowerTransport:
             for client in shares[host]:
                 lost.pop(client, None)
             yield reply
+
+    def _note_sent(self, messages: Mapping[str, Message]) -> None:
+        if self.audit is None or self._simulated:
+            return
+        for host, message in messages.items():
+            about = {"host": host, "node": str(self._nodes[host]), **wire.about_request(message.content)}
+            self.audit.write({"event": "sent", **about, "out": wire.described(message.content)})
+
+    def _note_answer(self, request: Request, host: str, answer: RecordDict | str, reply: Reply | str) -> None:
+        if self.audit is None or self._simulated:
+            return
+        self.audit.write(
+            {
+                "event": "answered",
+                "host": host,
+                "node": str(self._nodes[host]),
+                "request-kind": request.kind,
+                "request-round": request.round,
+                "in": {} if isinstance(answer, str) else wire.described(answer),
+                "outcome": shown(wire.first_line(reply), 500) if isinstance(reply, str) else "accepted",
+            }
+        )
 
     def _message(self, request: Request, host: str, share: list[int], model: wire.Model) -> Message:
         with_rest = self._nodes[host] not in self._having
@@ -471,13 +499,12 @@ class _Answered:
 
 def _difference(info: HostInfo) -> str:
     """What a node computes with in other versions than the server, or nothing."""
-    own = wire.versions()
-    others = [f"{name} {version} ({own[name]})" for name, version in info.versions.items() if version != own[name]]
+    others = other_versions(info.versions)
     if not others:
         return ""
     return (
-        f"{info.host} runs other versions than the server (in brackets): {', '.join(others)}. The run goes on; "
-        "its last digits may depend on them."
+        f"{info.host} runs other versions than the server (in brackets): {others}. The run goes on; its last "
+        "digits may depend on them. strict-versions=true would set such devices aside."
     )
 
 

@@ -83,6 +83,16 @@ def problem_of_host(info: HostInfo, label_names: tuple[str, ...] | None, most_im
     return ""
 
 
+def other_versions(versions: Mapping[str, str]) -> str:
+    """What a node computes with in other versions than this server (in brackets), or nothing.
+
+    >>> other_versions(wire.versions() | {"torch": "1.0"})  # doctest: +ELLIPSIS
+    'torch 1.0 (...)'
+    """
+    own = wire.versions()
+    return ", ".join(f"{name} {found} ({own[name]})" for name, found in versions.items() if found != own[name])
+
+
 @dataclass
 class Admission:
     """What is known of the nodes before they introduce themselves.
@@ -92,18 +102,26 @@ class Admission:
         label_names: the run's labels, where known.
         most_images: that a device may have.
         listed: node ids by client id, where the owner of the server names them.
+        strict: whether a device with any other version than the server's is set aside.
     """
 
     simulated: bool | None
     label_names: tuple[str, ...] | None
     most_images: int
     listed: Mapping[int, int]
+    strict: bool = False
 
     @staticmethod
     def of(grid: object, experiment: Experiment, runtime: Runtime) -> Admission:
         """As the settings say."""
         names = tuple(name.strip() for name in experiment.label_names.split(",")) if experiment.label_names else None
-        return Admission(simulated_by(grid), names, runtime.most_client_images, listed_nodes(runtime.node_ids))
+        return Admission(
+            simulated_by(grid),
+            names,
+            runtime.most_client_images,
+            listed_nodes(runtime.node_ids),
+            runtime.strict_versions,
+        )
 
     def problem(self, node: int, who: wire.Introduction) -> str:
         """Why a node cannot take part, or nothing."""
@@ -118,6 +136,12 @@ class Admission:
             return (
                 f"Expected {host} to run the server's code ({wire.code_digest()}), got {shown(who.code, 80)}. "
                 f"{wire.STALE_HINT}"
+            )
+        different = other_versions(who.info.versions) if self.strict else ""
+        if different:
+            return (
+                f"Expected {host} to run the server's versions (in brackets), as strict-versions asks, got {different}"
+                ". Install those there (fedmlic doctor --constraints writes them down) and start the node again."
             )
         if self.simulated is not None and who.simulated is not self.simulated:
             return self.of_another_kind(who)

@@ -38,7 +38,7 @@ from fedmlic.update import Update, method_metrics, units_for
 from strategies.server.balance import balance, hosts_of
 from strategies.server.cohort import Directory, sample_cohort
 from strategies.server.costs import Costs
-from strategies.server.introductions import problem_of_host
+from strategies.server.introductions import other_versions, problem_of_host
 from strategies.server.per_client import client_rows, own_values
 from strategies.server.replies import REFUSED, Expected, RefusedError, not_finite, scores_of, shapes_of
 from strategies.strategy import Round, State, Strategy, total_of
@@ -566,11 +566,17 @@ class Rounds:
     def _write_versions(self, hosts: Sequence[HostInfo]) -> None:
         """What hosts in environments of their own compute with; the server's is in environment.json."""
         rows = [{"host": info.host, **info.versions} for info in hosts if info.versions]
-        self._record.add_events("versions", rows)
+        self._record.add_events("versions", [row | _differing(row) for row in rows])
 
     def _write_turns(self, number: int, turns: list[Turn]) -> None:
         rows = [{"round": number, **written(turn)} for turn in sorted(turns, key=lambda turn: turn.client)]
         self._record.add_events("client", rows)
+
+
+def _differing(versions: Mapping[str, str]) -> dict[str, str]:
+    """What of a host's versions is not the server's, for the record."""
+    others = other_versions({name: found for name, found in versions.items() if name != "host"})
+    return {"differs": others} if others else {}
 
 
 def unannotated_of(

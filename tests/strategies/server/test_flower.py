@@ -1,5 +1,6 @@
 """The Flower transport against a grid in this process whose nodes fail in every way Flower knows."""
 
+import json
 import logging
 import math
 import pickle
@@ -491,8 +492,28 @@ def test_other_versions_are_warned_about_and_recorded(devices, tmp_path, caplog)
     assert "numpy" not in told[0]
     assert [event for event in folder.events() if event["event"] == "versions"] == [
         {"event": "versions", "host": "device-0", **wire.versions()},
-        {"event": "versions", "host": "device-1", **wire.versions(), "flwr": patch, "torch": "2.0.1"},
+        {
+            "event": "versions",
+            "host": "device-1",
+            **wire.versions(),
+            "flwr": patch,
+            "torch": "2.0.1",
+            "differs": f"flwr {patch} ({flwr.__version__}), torch 2.0.1 ({torch.__version__})",
+        },
     ]
+
+
+def test_strict_versions_set_such_a_device_aside(devices, tmp_path):
+    grid, _ = devices(3, num_rounds=1, num_clients=3, strict_versions=True)
+    grid.nodes[501].faults["query"] = [running(grid, torch="2.0.1")]
+    grid.run_config = {**grid.run_config, "out": str(tmp_path / "run"), "min-hosts": 2, "cohort-size": 0}
+
+    folder, _ = server_app.play(grid, grid.run_config)
+
+    aside = [event for event in folder.events() if event["event"] == "set-aside"]
+    assert [event["node"] for event in aside] == ["501"]
+    assert f"got torch 2.0.1 ({torch.__version__})" in aside[0]["reason"]
+    assert {event["host"] for event in folder.events() if event["event"] == "client"} == {"device-0", "device-2"}
 
 
 def test_two_devices_cannot_be_one_client(devices):
@@ -969,3 +990,34 @@ def test_a_device_imports_no_plug_in_that_its_owner_does_not_allow(devices, plug
 
     with pytest.raises(InputError, match=r"what this device allows \(nothing\), got outside\.own"):
         transport.hosts()
+
+
+def test_a_device_writes_down_what_came_and_what_left_before_it_leaves(devices, tmp_path):
+    grid, _ = devices(2, num_rounds=1, num_clients=2)
+    log = tmp_path / "device" / "audit.jsonl"
+    grid.nodes[500].config["audit-log"] = str(log)
+    grid.run_config = {**grid.run_config, "out": str(tmp_path / "run")}
+
+    server_app.play(grid, grid.run_config)
+
+    found = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [entry["event"] for entry in found] == ["query", "train", "evaluate"]
+    assert all(entry["outcome"] == "answered" and entry["code"] == wire.code_digest() for entry in found)
+    trained = found[1]
+    assert (trained["request-kind"], trained["request-round"], trained["num-clients"]) == ("train", "1", 1)
+    parts = ("update-0", "update-0-extras", "update-0-about", "update-0-metrics")
+    assert set(trained["out"]["records"]) == {"reply", "turns", "turn-texts", "evaluation", *parts}
+    assert trained["out"]["bytes"] == sum(part["bytes"] for part in trained["out"]["records"].values())
+    assert trained["in"]["records"]["model"]["bytes"] > 1000
+
+
+def test_a_device_that_cannot_write_it_down_sends_nothing(devices, tmp_path):
+    (tmp_path / "file").write_text("")
+    grid, transport = devices(2)
+    request = ready(transport)
+    grid.nodes[500].config["audit-log"] = str(tmp_path / "file" / "audit.jsonl")
+
+    turns, update = gather(transport, request, [0, 1])
+
+    assert "InputError: Expected the audit log" in turns[0].error
+    assert update.clients == [1]
