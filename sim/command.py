@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 try:
     import typer
 
+    from sim.commands.kit import kit
     from sim.commands.predict import predict
+    from sim.commands.rehearse import rehearse
     from sim.commands.settings import parameter_types, read_options, read_recipe, read_settings, read_value
     from sim.commands.shared import (
         BUILD_HINT,
@@ -31,6 +33,7 @@ try:
         report_errors,
         working,
     )
+    from sim.commands.supernode import supernode
 except KeyboardInterrupt:  # before there is anything that could say more
     sys.stderr.write("Interrupted. Nothing was written.\n")
     raise SystemExit(130) from None
@@ -387,6 +390,9 @@ def show(path: RunPath, *, json_output: Json = False) -> None:
 
 # A command with a file of its own in sim/commands is one line here.
 app.command()(predict)
+app.command()(kit)
+app.command()(rehearse)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(supernode)
 
 
 @data.command("import")
