@@ -13,13 +13,11 @@ import importlib
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from importlib.metadata import version
 from types import ModuleType
 from typing import Any, Final
 
-import flwr
-
 from clients.approval import KEY, check_digest, problem_of
-from fedmlic import wire
 from fedmlic.errors import InputError
 
 VERSIONS: Final = ("1.42",)
@@ -40,10 +38,11 @@ def run_supernode() -> None:
     Raises:
         InputError: a version of Flower that was not looked at, no digest in the node config, or ``--trusted-entities``.
     """
-    if wire.minor(flwr.__version__) not in VERSIONS:
+    installed = version("flwr")
+    if ".".join(installed.split(".")[:2]) not in VERSIONS:
         msg = (
-            f"Expected Flower {' or '.join(VERSIONS)}, for which the check of an app was written, got {flwr.__version__}. "
-            "Install that version, or start flower-supernode, which runs whatever is sent."
+            f"Expected Flower {' or '.join(VERSIONS)}, for which the check of an app was written, got "
+            f"{installed}. Install that version, or start flower-supernode, which runs whatever is sent."
         )
         raise InputError(msg)
     command = importlib.import_module("flwr.supernode.cli.flower_supernode")

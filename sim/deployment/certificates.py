@@ -105,7 +105,7 @@ def read_public_key(path: Path, comment: str) -> bytes:
         msg = f"Expected {path} to be the public key of {comment}, got: {error.strerror or error}."
         raise InputError(msg) from None
     if b"PRIVATE KEY" in text:
-        msg = f"Expected {path} to be a public key, got a private one. It stays with its owner; give the file that ends in .pub."
+        msg = f"Expected {path} to be a public key, got a private one. That stays with its owner; give the .pub file."
         raise InputError(msg)
     try:
         key = _load_public(text)

@@ -4,7 +4,7 @@
 
     DIR/README.md, kit.json, federation.toml
     DIR/authority/      ca.key, ca.crt: sign certificates; leave this folder never
-    DIR/server/         certificates and keys of proxy and SuperLink, services, firewall, the app, public keys of devices
+    DIR/server/         certificates and keys of proxy and SuperLink, services, firewall, app, devices' public keys
     DIR/devices/NAME/   the device's key pair (or only its public key), ca.crt, node config, service
 
 A folder holds secrets of its receiver only. A kit that is there is never overwritten: ``update`` keeps every key and
@@ -82,7 +82,7 @@ def make_kit(description: Path, out: Path, *, update: bool = False, renew: bool 
     removed = _write(out, contents, before)
     gone = [name for name in before.get("devices", []) if name not in deployment.names]
     contents.notes += [
-        f"{name} is not in {description.name} any more. devices/{name} is left as it is; its key is out of the proxy's list. "
+        f"{name} is not in {description.name} any more. devices/{name} stays; its key is out of the proxy's list. "
         f"On the server also: fedmlic-admin flwr supernode unregister NODE-ID {deployment.name}"
         for name in gone
     ]
@@ -129,8 +129,8 @@ def _before(out: Path, deployment: Deployment, *, update: bool) -> dict[str, Any
     found = read_manifest(out)
     if not update:
         msg = (
-            f"Expected {out} to be a new folder, got a kit. Add --update to have it follow the file; keys and certificates "
-            "that are still right are kept. --renew also makes new certificates of the server."
+            f"Expected {out} to be a new folder, got a kit. Add --update: it follows the file; keys and "
+            "certificates that are still right are kept. --renew also makes new certificates of the server."
         )
         raise InputError(msg)
     if found.get("name") != deployment.name:
@@ -140,10 +140,9 @@ def _before(out: Path, deployment: Deployment, *, update: bool) -> dict[str, Any
         raise InputError(msg)
     edited = [name for name, old in found["files"].items() if _edited(out / name, old)]
     if edited:
-        raise listing(
-            f"Expected the files of {out} to be as 'fedmlic kit' wrote them",
-            [f"{out / name}: edited; move it away, and make the change again afterwards" for name in sorted(edited)],
-        )
+        expected = f"Expected the files of {out} to be as 'fedmlic kit' wrote them"
+        again = "edited; move it away, and make the change again afterwards"
+        raise listing(expected, [f"{out / name}: {again}" for name in sorted(edited)])
     return found
 
 
@@ -193,7 +192,7 @@ def _add(contents: Contents, folder: str, files: Mapping[str, bytes | str]) -> N
         contents.files[f"{folder}{name}"] = text.encode("utf-8") if isinstance(text, str) else text
 
 
-def _pair(contents: Contents, out: Path, place: str, make: Any, right: Any = lambda pair: True) -> Pair:  # noqa: ANN401
+def _pair(contents: Contents, out: Path, place: str, make: Any, right: Any = lambda _: True) -> Pair:  # noqa: ANN401
     """A key and certificate of the kit: those that are there if they are right, else new ones."""
     key, certificate = out / f"{place}.key", out / f"{place}.crt"
     pair = Pair(key.read_bytes(), certificate.read_bytes()) if key.is_file() and certificate.is_file() else None
@@ -219,8 +218,8 @@ def _device_key(contents: Contents, deployment: Deployment, description: Path, o
         public = certificates.read_public_key(description.parent / device.public_key, name)
         if private.exists():
             msg = (
-                f"Expected no private key of {name} in the kit, whose owner supplied a public one, got {private}. Delete it if "
-                "its owner has another key now."
+                f"Expected no private key of {name} in the kit, whose owner supplied a public one, got {private}. "
+                "Delete it if its owner has another key now."
             )
             raise InputError(msg)
     elif private.is_file():

@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from fedmlic.errors import InputError
 from sim.engines.flower import MARK, SERVICE_VARIABLES, _free_port, _signal, service_processes
@@ -47,7 +47,7 @@ class Stage:
     """
 
     folder: Path
-    kit: Mapping[str, object]
+    kit: Mapping[str, Any]
     devices: list[str]
     proxy: bool
     control_port: int = field(default_factory=_free_port)
@@ -84,6 +84,8 @@ class Stage:
             if not count:
                 msg = f"Expected {path.name} of the kit to say {pattern!r}, got no such line. Make the kit again."
                 raise InputError(msg)
+        if path.name == "nginx.conf" and os.geteuid() == 0:
+            text = f"user root;\n{text}"  # else its workers are another user, who may not enter this folder
         path.write_text(text, encoding="utf-8")
 
     def _places(self, device: str) -> dict[str, str]:
@@ -218,8 +220,9 @@ class Stage:
         """Run Flower's command as the operator on the server, or as somebody outside who has ``address`` and ca.crt."""
         home = self.folder / "state" / ("outside" if address else "operator")
         home.mkdir(exist_ok=True)
+        place = address or f"127.0.0.1:{self.control_port}"
         (home / "config.toml").write_text(
-            f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{address or f"127.0.0.1:{self.control_port}"}"\n'
+            f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{place}"\n'
             f'root-certificates = "{self.folder / "server" / "ca.crt"}"\n',
             encoding="utf-8",
         )
@@ -244,8 +247,8 @@ def nginx() -> str:
     found = shutil.which("nginx", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]))
     if found is None:
         msg = (
-            "Expected nginx, the proxy of the kit, to be installed, got none. Install it (apt-get install nginx-light), or "
-            "rehearse --without-proxy."
+            "Expected nginx, the proxy of the kit, to be installed, got none. Run apt-get install nginx-light, "
+            "or rehearse --without-proxy."
         )
         raise InputError(msg)
     return found

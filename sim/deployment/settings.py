@@ -138,8 +138,8 @@ class Device(_Table):
     def _data_is_a_call(self) -> Self:
         if any(c in self.data + self.allow_plugins for c in '"\n\\'):
             msg = (
-                f"Expected data and allow-plugins of {self.name} without double quotes, backslashes and line breaks, got "
-                f"{self.data!r}. Write \"folder(root='/data', image_size=128)\"."
+                f"Expected data and allow-plugins of {self.name} without double quotes, backslashes and line breaks, "
+                f"got {self.data!r}. Write \"folder(root='/data', image_size=128)\"."
             )
             raise InputError(msg)
         spec.parse(self.data, f"data of {self.name}")

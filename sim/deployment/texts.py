@@ -75,7 +75,7 @@ def device_texts(deployment: Deployment, name: str, code: Code, *, own_key: bool
         "SUPERNODE_FIRST": program[0],
         "SUPERNODE_REST": "".join(f'"{each}", ' for each in program[1:]),
         "KEY_NOTE": "" if own_key else _OWN_KEY,
-        "SECRET_NOTE": _SECRET if own_key else "",
+        "SECRET_NOTE": _PRIVATE if own_key else "",
         "CODE_NOTE": _code_note(deployment, code),
     }
     files = {path.name: _fill(f"device/{path.name}", values) for path in sorted((TEMPLATES / "device").iterdir())}
@@ -161,12 +161,12 @@ def _public(deployment: Deployment, code: Code, device: str = "") -> str:
 
 def _code_note(deployment: Deployment, code: Code) -> str:
     if not deployment.pin_code:
-        return "Whatever it is, this device executes it (`pin-code = false`): trust that server as you trust who installs programs here."
+        return "This device executes whatever that is (`pin-code = false`): trust them like who installs programs."
     return (
-        f"This device accepts only code with the digest\n`{code['digest']}`\n(`{KEY}` in `node.toml`), which is that of the "
-        "wheel in this folder; read it there. Everything else is refused\nbefore any of it is unpacked. To compute the "
-        "digest yourself: `unzip -d x *.whl && cd x && find clients fedmlic strategies\n-name '*.py' | LC_ALL=C sort | xargs "
-        "sha256sum | sha256sum`. A new version needs your consent: a new `node.toml`, and a restart."
+        f"This device accepts only code with the digest\n`{code['digest']}`\n(`{KEY}` in `node.toml`), which is that of "
+        "the wheel in this folder; read it there. Everything else is\nrefused before it is unpacked. To "
+        "compute the digest yourself: `unzip -d x *.whl && cd x && find clients fedmlic strategies\n-name '*.py' | "
+        "LC_ALL=C sort | xargs sha256sum | sha256sum`. A new version needs your consent: a new `node.toml`."
     )
 
 
@@ -179,11 +179,13 @@ def _is_ip(text: str) -> bool:
 
 
 _OWN_KEY: Final = """
-You made the key of this device yourself. Copy the private key here first: `install -m 600 YOUR-KEY device.key`. Nobody else
-needs it, the operator neither.
+You made the key of this device yourself. Copy the private key here first: `install -m 600 YOUR-KEY device.key`.
+Nobody else needs it, the operator neither.
 """
 
-_SECRET: Final = "\nSecret in this folder: `device.key`. Whoever has it can take this device's place. Delete the folder after installing."
+_PRIVATE: Final = """
+Secret in this folder: `device.key`. Whoever has it can take this device's place. Delete the folder after installing.
+"""
 
 _GPU: Final = """    # A GPU of the host, as Docker's and Podman's NVIDIA toolkit offer it:
     deploy: {resources: {reservations: {devices: [{driver: nvidia, count: 1, capabilities: [gpu]}]}}}

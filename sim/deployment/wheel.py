@@ -91,7 +91,7 @@ def _own() -> metadata.Distribution:
     try:
         return metadata.distribution("fedmlic")
     except metadata.PackageNotFoundError:
-        msg = "Expected fedmlic to be installed, so that its requirements are known, got none. Run 'uv sync' or 'pip install .'."
+        msg = "Expected fedmlic to be installed, which says what it needs, got no such package. Run 'pip install .'."
         raise InputError(msg) from None
 
 

@@ -283,7 +283,7 @@ def test_node_configs_have_known_keys_and_the_digest_of_the_app(kit):
         assert node["code-digest"] == digest == approval.digest_of(app) == kit[0]["digest"]
 
 
-def test_the_wheel_installs_this_code(kit, tmp_path):
+def test_the_wheel_installs_this_code(kit):
     (wheel,) = (kit[2] / "devices/one").glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
@@ -392,7 +392,7 @@ def test_a_device_that_left_is_shut_out_and_its_folder_stays(copied):
 
 def test_edited_files_and_another_federation_are_not_overwritten(copied):
     (copied[1] / "server/nginx.conf").write_text("mine")
-    with pytest.raises(InputError, match="nginx.conf: edited"):
+    with pytest.raises(InputError, match=r"nginx\.conf: edited"):
         make_kit(*copied, update=True)
     copied[0].write_text(SMALL.replace('name = "study"', 'name = "another"'))
     with pytest.raises(InputError, match="got that of 'study'"):

@@ -19,6 +19,11 @@ fi
 install -d -m 0755 /etc/fedmlic-device
 install -m 0644 ca.crt node.toml device.pub kit.json /etc/fedmlic-device/
 install -m 0600 -o fedmlic-device -g fedmlic-device device.key /etc/fedmlic-device/
-if [ -d /etc/systemd/system ]; then install -m 0644 fedmlic-device.service /etc/systemd/system/; fi
+if [ -d /etc/systemd/system ]; then
+    install -m 0644 fedmlic-device.service /etc/systemd/system/
+    for group in video render; do  # a unit with a group that is not there does not start
+        getent group "$group" >/dev/null || sed -i "/^SupplementaryGroups=/s/ *$group//" /etc/systemd/system/fedmlic-device.service
+    done
+fi
 if command -v systemctl >/dev/null; then systemctl daemon-reload || true; fi
 echo "Installed. Start it with: systemctl enable --now fedmlic-device"
