@@ -44,6 +44,7 @@ class Stage:
         port: of the proxy here; that of the SuperLink if there is no proxy.
         control_port: of the SuperLink here.
         running: services by name.
+        nodes: devices by the node id that Flower gave their key.
     """
 
     folder: Path
@@ -54,6 +55,7 @@ class Stage:
     port: int = 0
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    nodes: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Choose the port that devices use."""

@@ -163,9 +163,9 @@ def _code_note(deployment: Deployment, code: Code) -> str:
     if not deployment.pin_code:
         return "This device executes whatever that is (`pin-code = false`): trust them like who installs programs."
     return (
-        f"This device accepts only code with the digest\n`{code['digest']}`\n(`{KEY}` in `node.toml`), which is that of "
-        "the wheel in this folder; read it there. Everything else is\nrefused before it is unpacked. To "
-        "compute the digest yourself: `unzip -d x *.whl && cd x && find clients fedmlic strategies\n-name '*.py' | "
+        f"This device accepts only code with the digest\n`{code['digest']}`\n(`{KEY}` in `node.toml`), that of the "
+        "wheel in this folder; read it there. Everything else is\nrefused before it is unpacked. "
+        "To compute the digest yourself: `unzip -d x *.whl && cd x && find clients fedmlic strategies\n-name '*.py' | "
         "LC_ALL=C sort | xargs sha256sum | sha256sum`. A new version needs your consent: a new `node.toml`."
     )
 
