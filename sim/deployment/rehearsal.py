@@ -479,8 +479,8 @@ def _power_cut(here: Rehearsal) -> Verdict:
 def _bad_devices(here: Rehearsal) -> Verdict:
     """One device sends NaN, one is killed in the middle and started again; the run goes on with the others."""
     stage = here.stage
-    if len(stage.devices) < 2:
-        return None, ["needs two devices"]
+    if len(stage.devices) < 3:
+        return None, ["needs three devices: one that lies, one that drops, one that goes on"]
     liar, robbed = stage.devices[-1], stage.devices[0]
     path = stage.folder / "liar"
     path.mkdir()
@@ -488,7 +488,7 @@ def _bad_devices(here: Rehearsal) -> Verdict:
     stage.kill(liar)
     own = stage.environment().get("PYTHONPATH", "")
     seen = [_rejoin(stage, liar, PYTHONPATH=f"{path}:{own}".rstrip(":"))]
-    out = _submit(here, "bad-devices", num_rounds=here.rounds + 1, min_replies=0.1, round_timeout=TURN_S)
+    out = _submit(here, "bad-devices", num_rounds=here.rounds + 2, min_replies=0.1, round_timeout=TURN_S)
     if not stage.wait((out / "checkpoints" / "round-00001.json").exists, RUN_S, "superlink"):
         return False, [*seen, *_explain_run(here, out)]
     stage.kill(robbed)
@@ -497,11 +497,11 @@ def _bad_devices(here: Rehearsal) -> Verdict:
         return False, [*seen, *_explain_run(here, out)]
     turns = [event for event in open_run(out).events() if event["event"] == "client"]
     seen += [f"{liar} ({_host(here, liar)}) sends NaN:"]
-    seen += [_turns_line(turns, number) for number in range(1, here.rounds + 2)]
+    seen += [_turns_line(turns, number) for number in range(1, here.rounds + 3)]
     lies = [turn for turn in turns if turn["host"] == _host(here, liar)]
     good = bool(lies) and all("Refused" in turn.get("error", "") for turn in lies)
-    honest = {turn["host"] for turn in turns if "error" not in turn}
-    return good and _host(here, robbed) in honest and _online(stage).count(f"{robbed}: online") == 1, seen
+    last = {turn["host"] for turn in turns if "error" not in turn and turn["round"] == here.rounds + 2}
+    return good and _host(here, robbed) in last, seen
 
 
 def _rejoin(stage: Stage, name: str, **environment: str) -> str:

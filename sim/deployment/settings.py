@@ -191,6 +191,11 @@ class Deployment(_Table):
             for key in OWN_SETTINGS
             if key in self.run
         ]
+        problems += [
+            f"Expected run.{key} without double quotes, backslashes and line breaks, got {value!r}. Use single quotes."
+            for key, value in self.run.items()
+            if isinstance(value, str) and any(c in value for c in '"\\\n')
+        ]
         if problems:
             raise InputError(" ".join(problems))
         return self

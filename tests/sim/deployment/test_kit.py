@@ -432,6 +432,7 @@ WRONG = {
     "run": ("[server]", "[run]\nnum-rounds = 0\n[server]", "num-rounds"),
     "run key": ("[server]", "[run]\nnum-runds = 1\n[server]", "num-rounds"),
     "own run": ("[server]", "[run]\nmin-hosts = 1\n[server]", "without min-hosts"),
+    "quotes": ("[server]", "[run]\nmethod = 'x(a=\"b\")'\n[server]", "run.method without double quotes"),
     "memory": ('name = "two"', 'name = "two"\nmemory = "lots"', "memory"),
     "key": ('name = "two"', 'name = "two"\npublic-key = "nowhere.pub"', "public key of two"),
 }

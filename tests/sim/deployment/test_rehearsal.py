@@ -34,6 +34,9 @@ data = "folder(root='/data/a', image_size=24)"
 [[devices]]
 name = "two"
 data = "folder(root='/data/b', image_size=24)"
+[[devices]]
+name = "three"
+data = "folder(root='/data/c', image_size=24)"
 """
 
 
