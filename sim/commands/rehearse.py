@@ -17,15 +17,15 @@ def rehearse(
         bool, typer.Option("--without-proxy", help="Leave out nginx, and all steps that are about it.")
     ] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of each run.")] = 2,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the logs, and say where they are.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep logs and run folders, and say where they are.")] = False,
     json_output: Json = False,
 ) -> None:
     """Play a kit on this machine over loopback: proxy, TLS, keys, intruders, devices that drop, restart and lie.
 
-    KIT is a folder of 'fedmlic kit'. It is copied, and never changed; images are made up. Takes some minutes. Exit
-    code 0 if every step went as it should, 1 if not.
+    KIT is a folder of 'fedmlic kit'; it is only read, and images are made up. Takes some minutes. Exit code 1 if a
+    step did not go as it should.
     """
-    with report_errors("Everything that was started was ended, and its files were removed."):
+    with report_errors("Everything that was started was ended."):
         from sim.console import open_console, say
         from sim.deployment.rehearsal import rehearse as play
 

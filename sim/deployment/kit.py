@@ -20,7 +20,7 @@ import os
 import platform
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -192,7 +192,9 @@ def _add(contents: Contents, folder: str, files: Mapping[str, bytes | str]) -> N
         contents.files[f"{folder}{name}"] = text.encode("utf-8") if isinstance(text, str) else text
 
 
-def _pair(contents: Contents, out: Path, place: str, make: Any, right: Any = lambda _: True) -> Pair:  # noqa: ANN401
+def _pair(
+    contents: Contents, out: Path, place: str, make: Callable[[], Pair], right: Callable[[Pair], bool] = lambda _: True
+) -> Pair:
     """A key and certificate of the kit: those that are there if they are right, else new ones."""
     key, certificate = out / f"{place}.key", out / f"{place}.crt"
     pair = Pair(key.read_bytes(), certificate.read_bytes()) if key.is_file() and certificate.is_file() else None

@@ -108,6 +108,8 @@ def rehearse(source: Path, *, proxy: bool, rounds: int, keep: bool, tell: Tell) 
         f"{done} of {len(steps)} steps as they should be, {len(failed)} not, in {seconds:.0f} s.",
         "red" if failed else "green",
     )
+    if keep:
+        tell(f"Logs, states and runs: {stage.folder}", "")
     return {"ok": not failed, "seconds": seconds, "steps": steps, **({"folder": str(stage.folder)} if keep else {})}
 
 

@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -267,6 +268,21 @@ def test_units_bind_to_loopback_run_as_users_and_name_files_of_the_kit(kit):
             assert (kit[2] / "server" / path).exists()
         for path in re.findall(r"/etc/fedmlic-device/([\w.]+)", text):
             assert (kit[2] / "devices/two" / path).exists()
+
+
+def test_containers_publish_the_proxy_only(kit):
+    server = yaml.safe_load((kit[2] / "server/compose.yaml").read_text())["services"]
+    device = yaml.safe_load((kit[2] / "devices/one/compose.yaml").read_text())["services"]
+
+    assert server["superlink"]["ports"] == ["8443:8443"]
+    assert server["proxy"]["network_mode"] == "service:superlink"
+    assert "ports" not in device["supernode"]
+    for service in (*server.values(), *device.values()):
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["user"] != "root"
+    for folder in ("server", "devices/one"):
+        assert '"127.0.0.1"' in (kit[2] / folder / "Containerfile").read_text()
 
 
 def test_node_configs_have_known_keys_and_the_digest_of_the_app(kit):

@@ -16,7 +16,7 @@ if [ ! -x "$ENVIRONMENT/bin/fedmlic" ] || [ -z "${KEEP_ENVIRONMENT:-}" ]; then
 fi
 [ "$ENVIRONMENT" = /opt/fedmlic ] || ln -sfn "$ENVIRONMENT" /opt/fedmlic
 
-install -d -m 0755 /etc/fedmlic-server /etc/fedmlic-server/devices /etc/fedmlic-server/flwr
+install -d -m 0755 /etc/fedmlic-server /etc/fedmlic-server/devices
 install -m 0644 ca.crt proxy.crt superlink.crt nginx.conf devices.map nftables.conf run.toml kit.json /etc/fedmlic-server/
 install -m 0600 -o fedmlic-proxy -g fedmlic-proxy proxy.key /etc/fedmlic-server/
 install -m 0600 -o fedmlic-server -g fedmlic-server superlink.key /etc/fedmlic-server/
