@@ -22,6 +22,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -160,11 +161,8 @@ def _contents(deployment: Deployment, description: Path, out: Path, *, renew: bo
     )
     names = list(dict.fromkeys([*deployment.server.names, *LOOPBACK]))
     for what, valid in (("proxy", names), ("superlink", list(LOOPBACK))):
-        pair = _pair(
-            contents, out, f"server/{what}",
-            lambda valid=valid: certificates.make_certificate(authority, valid, deployment.days),
-            right=lambda pair, valid=valid: not renew and _is_right(pair.public, valid),
-        )  # fmt: skip
+        make = partial(certificates.make_certificate, authority, valid, deployment.days)
+        pair = _pair(contents, out, f"server/{what}", make, _never if renew else partial(_is_right, names=valid))
         expires = certificates.expiry(pair.public)
     keys = {name: _device_key(contents, deployment, description, out, name) for name in deployment.names}
     code = {
@@ -207,9 +205,14 @@ def _pair(
     return pair
 
 
-def _is_right(certificate: bytes, names: list[str]) -> bool:
-    left = certificates.expiry(certificate) - dt.datetime.now(dt.UTC)
-    return set(certificates.names_of(certificate)) == set(names) and left > dt.timedelta(0)
+def _is_right(pair: Pair, names: list[str]) -> bool:
+    left = certificates.expiry(pair.public) - dt.datetime.now(dt.UTC)
+    return set(certificates.names_of(pair.public)) == set(names) and left > dt.timedelta(0)
+
+
+def _never(pair: Pair) -> bool:
+    del pair
+    return False
 
 
 def _device_key(contents: Contents, deployment: Deployment, description: Path, out: Path, name: str) -> bytes:

@@ -445,8 +445,9 @@ def _other_code(here: Rehearsal) -> Verdict:
         return None, ["pin-code = false: devices run whatever code is sent"]
     app, trace = stage.folder / "other-app", stage.folder / "executed"
     shutil.copytree(stage.folder / "server" / "app", app)
-    with (app / "clients" / "__init__.py").open("a", encoding="utf-8") as file:
-        file.write(f"\nopen({str(trace)!r}, 'w').close()\n")  # the server never imports this package
+    with (app / "clients" / "app.py").open("a", encoding="utf-8") as file:
+        # Only devices import this module; its package is also imported by 'flwr run', to see whether it is there.
+        file.write(f"\nimport sys\nopen({str(trace)!r}, 'a').write(' '.join(sys.argv) + '\\n')\n")
     out = _submit(here, "other-code", app, node_timeout=20.0)
     refused = stage.wait(lambda: all("An app was refused" in stage.log(name) for name in stage.devices), 180.0)
     stage.wait(lambda: _ended(here), 120.0)
