@@ -62,6 +62,7 @@ def test_the_digest_of_two_files_by_hand():
     assert approval.digest_of({"b.py": b"y", "a.py": b"x"}) == hashlib.sha256(lines.encode()).hexdigest()
 
 
+@pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # in the build of flwr
 def test_flowers_own_bundle_is_accepted_and_its_settings_do_not_matter(tmp_path, digest):
     """What ``flwr build`` makes, which is what ``flwr run`` sends."""
     found = [build_fab_from_disk(stage_app(tmp_path / f"app{seed}", {"seed": seed})) for seed in (1, 2)]
