@@ -15,7 +15,7 @@ from dataclasses import replace
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from clients import audit
+from clients import approval, audit
 from clients.source import Node, is_device, node_name, open_node, shows_paths
 from fedmlic import wire
 from fedmlic.errors import InputError
@@ -104,6 +104,8 @@ def _failure(error: Exception, context: Context) -> RecordDict:
 def node_of(context: Context) -> Node:
     """What this process hosts for the run; opened for its first message, kept until another run comes."""
     node = dict(context.node_config)
+    if approval.KEY in node:
+        approval.check_own_code(node[approval.KEY])
     name = node_name(node)
     if not is_device(node):
         # Flower lets any actor answer for any simulated node; they differ in nothing but their name.

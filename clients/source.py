@@ -36,6 +36,7 @@ NODE_KEYS = {
     "home": "folder for prepared images (default: $FEDMLIC_HOME or the user's cache)",
     "device": "auto, cpu, cuda or cuda:N",
     "threads": "torch threads",
+    "code-digest": "the only code that may run here (docs/deployment.md); printed by 'fedmlic supernode --digest'",
     "allow-plugins": "code from outside the catalogues that a run may use here, such as 'my_lab.methods.*'",
     "audit-log": "file in which every message and what was sent in answer is noted (docs/nodes.md)",
     "error-paths": "whether the one line that is sent of an error may name files",

@@ -14,8 +14,10 @@ try:
 
     from sim.commands.doctor import doctor
     from sim.commands.export import export
+    from sim.commands.kit import kit
     from sim.commands.nodes import nodes
     from sim.commands.predict import predict
+    from sim.commands.rehearse import rehearse
     from sim.commands.report import report
     from sim.commands.settings import parameter_types, read_options, read_recipe, read_settings, read_value, with_recipe
     from sim.commands.shared import (
@@ -35,6 +37,7 @@ try:
         report_errors,
         working,
     )
+    from sim.commands.supernode import supernode
 except KeyboardInterrupt:  # before there is anything that could say more
     sys.stderr.write("Interrupted. Nothing was written.\n")
     raise SystemExit(130) from None
@@ -403,6 +406,9 @@ app.command()(export)
 app.command()(report)
 app.command()(doctor)
 app.command()(nodes)
+app.command()(kit)
+app.command()(rehearse)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(supernode)
 
 
 @data.command("import")

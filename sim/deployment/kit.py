@@ -1,0 +1,314 @@
+"""Everything that a server and its devices need to join a federation, in a folder for each receiver.
+
+::
+
+    DIR/README.md, kit.json, federation.toml
+    DIR/authority/      ca.key, ca.crt: sign certificates; leave this folder never
+    DIR/server/         certificates and keys of proxy and SuperLink, services, firewall, app, devices' public keys
+    DIR/devices/NAME/   the device's key pair (or only its public key), ca.crt, node config, service
+
+A folder holds secrets of its receiver only. A kit that is there is never overwritten: ``update`` keeps every key and
+certificate that is still right.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+import os
+import platform
+import stat
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from clients import approval
+from fedmlic.errors import InputError, listing
+from fedmlic.experiment import flower_config, split_settings
+from sim.deployment import certificates
+from sim.deployment.certificates import Pair
+from sim.deployment.settings import Deployment, read_deployment
+from sim.deployment.texts import device_texts, server_texts, top_texts
+from sim.deployment.wheel import build_wheel, constraints, wheel_name
+
+MANIFEST: Final = "kit.json"
+SECRET: Final = frozenset({"ca.key", "proxy.key", "superlink.key", "device.key"})
+"""Names of files that nobody but their receiver may read."""
+
+PROGRAMS: Final = frozenset({"install.sh", "fedmlic-admin"})
+LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
+"""Names of the SuperLink's certificate; the proxy's has them too, so that the operator can try it on the server."""
+
+
+@dataclass
+class Contents:
+    """Files of a kit by path, and what became of its secrets.
+
+    Attributes:
+        files: path below the kit's folder, and content.
+        made: secrets that were made anew.
+        kept: secrets that were there and are still right.
+        notes: what the operator should know.
+    """
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    made: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def make_kit(description: Path, out: Path, *, update: bool = False, renew: bool = False) -> dict[str, Any]:
+    """Write the kit of a federation.
+
+    Args:
+        description: federation.toml.
+        out: folder of the kit.
+        update: ``out`` holds a kit of this federation, which follows the description from now on.
+        renew: as ``update``, and the server gets new keys and certificates.
+
+    Returns:
+        ``kit``, ``devices``, ``made``, ``kept``, ``removed``, ``notes`` and the ``digest`` of the code.
+
+    Raises:
+        InputError: a wrong description, or a folder that holds something else, another federation's kit, or files that
+            somebody edited.
+    """
+    deployment = read_deployment(description)
+    before = _before(out, deployment, update=update or renew)
+    contents = _contents(deployment, description, out, renew=renew)
+    removed = _write(out, contents, before)
+    gone = [name for name in before.get("devices", []) if name not in deployment.names]
+    contents.notes += [
+        f"{name} is not in {description.name} any more. devices/{name} stays; its key is out of the proxy's list. "
+        f"On the server also: fedmlic-admin flwr supernode unregister NODE-ID {deployment.name}"
+        for name in gone
+    ]
+    return {
+        "kit": str(out),
+        "devices": deployment.names,
+        "made": contents.made,
+        "kept": contents.kept,
+        "removed": removed,
+        "notes": contents.notes,
+        "digest": approval.digest_of(approval.own_code()),
+    }
+
+
+def read_manifest(out: Path) -> dict[str, Any]:
+    """What ``kit.json`` says of a kit.
+
+    Raises:
+        InputError: the folder holds no kit.
+    """
+    try:
+        found = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        if isinstance(found, dict) and isinstance(found["files"], dict):
+            return found
+    except (OSError, ValueError, KeyError):
+        pass
+    msg = f"Expected {out} to be a kit of 'fedmlic kit', got a folder without a readable {MANIFEST}."
+    raise InputError(msg)
+
+
+# --- what was there ---------------------------------------------------------------------
+
+
+def _before(out: Path, deployment: Deployment, *, update: bool) -> dict[str, Any]:
+    """The manifest of the kit that is there; empty if there is none."""
+    if not (out / MANIFEST).exists():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            msg = f"Expected {out} to be a new or empty folder, got one that holds other files. Choose another --out."
+            raise InputError(msg)
+        if update:
+            msg = f"Expected {out} to hold a kit to update, got none. Leave out --update and --renew."
+            raise InputError(msg)
+        return {}
+    found = read_manifest(out)
+    if not update:
+        msg = (
+            f"Expected {out} to be a new folder, got a kit. Add --update: it follows the file; keys and "
+            "certificates that are still right are kept. --renew also makes new certificates of the server."
+        )
+        raise InputError(msg)
+    if found.get("name") != deployment.name:
+        msg = (
+            f"Expected the kit of {deployment.name}, got that of {found.get('name')!r} in {out}. Choose another --out."
+        )
+        raise InputError(msg)
+    edited = [name for name, old in found["files"].items() if _edited(out / name, old)]
+    if edited:
+        expected = f"Expected the files of {out} to be as 'fedmlic kit' wrote them"
+        again = "edited; move it away, and make the change again afterwards"
+        raise listing(expected, [f"{out / name}: {again}" for name in sorted(edited)])
+    return found
+
+
+def _edited(path: Path, before: str) -> bool:
+    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != before
+
+
+# --- what it holds ----------------------------------------------------------------------
+
+
+def _contents(deployment: Deployment, description: Path, out: Path, *, renew: bool) -> Contents:
+    contents = Contents()
+    authority = _pair(
+        contents, out, "authority/ca", lambda: certificates.make_authority(deployment.name, deployment.authority_days)
+    )
+    names = list(dict.fromkeys([*deployment.server.names, *LOOPBACK]))
+    for what, valid in (("proxy", names), ("superlink", list(LOOPBACK))):
+        make = partial(certificates.make_certificate, authority, valid, deployment.days)
+        pair = _pair(contents, out, f"server/{what}", make, _never if renew else partial(_is_right, names=valid))
+        expires = certificates.expiry(pair.public)
+    keys = {name: _device_key(contents, deployment, description, out, name) for name in deployment.names}
+    code = {
+        "digest": approval.digest_of(approval.own_code()),
+        "wheel": wheel_name(),
+        "python": ".".join(platform.python_version_tuple()[:2]),
+        "expires": f"{expires:%Y-%m-%d}",
+        "authority_expires": f"{certificates.expiry(authority.public):%Y-%m-%d}",
+    }
+    wheel, pinned = build_wheel(), constraints().encode("ascii")
+    common = {"ca.crt": authority.public, "constraints.txt": pinned, wheel_name(): wheel}
+    _add(contents, "", top_texts(deployment, code))
+    contents.files["federation.toml"] = description.read_bytes()
+    _add(contents, "server/", {**server_texts(deployment, code), **common, **_app(deployment)})
+    _add(contents, "server/", {"devices.map": _device_map(keys)})
+    for name, public in keys.items():
+        contents.files[f"server/devices/{name}.pub"] = public
+        own = f"devices/{name}/device.key" in contents.files
+        _add(contents, f"devices/{name}/", {**device_texts(deployment, name, code, own_key=own), **common})
+    return contents
+
+
+def _add(contents: Contents, folder: str, files: Mapping[str, bytes | str]) -> None:
+    for name, text in files.items():
+        contents.files[f"{folder}{name}"] = text.encode("utf-8") if isinstance(text, str) else text
+
+
+def _pair(
+    contents: Contents, out: Path, place: str, make: Callable[[], Pair], right: Callable[[Pair], bool] = lambda _: True
+) -> Pair:
+    """A key and certificate of the kit: those that are there if they are right, else new ones."""
+    key, certificate = out / f"{place}.key", out / f"{place}.crt"
+    pair = Pair(key.read_bytes(), certificate.read_bytes()) if key.is_file() and certificate.is_file() else None
+    if pair is None or not right(pair):
+        pair = make()
+        contents.made.append(f"{place}.key")
+    else:
+        contents.kept.append(f"{place}.key")
+    contents.files[f"{place}.key"], contents.files[f"{place}.crt"] = pair.private, pair.public
+    return pair
+
+
+def _is_right(pair: Pair, names: list[str]) -> bool:
+    left = certificates.expiry(pair.public) - dt.datetime.now(dt.UTC)
+    return set(certificates.names_of(pair.public)) == set(names) and left > dt.timedelta(0)
+
+
+def _never(pair: Pair) -> bool:
+    del pair
+    return False
+
+
+def _device_key(contents: Contents, deployment: Deployment, description: Path, out: Path, name: str) -> bytes:
+    """The public key of a device; its private key is made here only if its owner supplied none."""
+    device, folder = deployment.devices[deployment.names.index(name)], f"devices/{name}"
+    private = out / folder / "device.key"
+    if device.public_key is not None:
+        public = certificates.read_public_key(description.parent / device.public_key, name)
+        if private.exists():
+            msg = (
+                f"Expected no private key of {name} in the kit, whose owner supplied a public one, got {private}. "
+                "Delete it if its owner has another key now."
+            )
+            raise InputError(msg)
+    elif private.is_file():
+        public = (out / folder / "device.pub").read_bytes()
+        contents.files[f"{folder}/device.key"] = private.read_bytes()
+        contents.kept.append(f"{folder}/device.key")
+    else:
+        pair = certificates.make_device_key(name)
+        contents.files[f"{folder}/device.key"], public = pair.private, pair.public
+        contents.made.append(f"{folder}/device.key")
+    contents.files[f"{folder}/device.pub"] = public
+    return public
+
+
+def _device_map(keys: Mapping[str, bytes]) -> str:
+    """The proxy's list of registered keys, in the form of nginx's map."""
+    values = {name: certificates.header_value(public) for name, public in keys.items()}
+    double = [name for name in values if list(values.values()).count(values[name]) > 1]
+    if double:
+        msg = f"Expected every device to have a key of its own, got one key for {' and '.join(double)}."
+        raise InputError(msg)
+    lines = [f'"{value}" "{name}";' for name, value in values.items()]
+    return (
+        "# Public keys as SuperNodes send them, and the devices' names. Deleting a line shuts a device out.\n"
+        + "".join(f"{line}\n" for line in lines)
+    )
+
+
+def _app(deployment: Deployment) -> dict[str, bytes]:
+    """The app that a run sends to the devices."""
+    from sim.engines.flower import stage_app
+
+    experiment, runtime = split_settings(deployment.run_settings())
+    with tempfile.TemporaryDirectory(prefix="fedmlic-") as scratch:
+        runtime = runtime.model_copy(update={"engine": "flower"})
+        app = stage_app(Path(scratch) / "app", flower_config(experiment, runtime))
+        return {f"app/{p.relative_to(app).as_posix()}": p.read_bytes() for p in sorted(app.rglob("*")) if p.is_file()}
+
+
+# --- writing it -------------------------------------------------------------------------
+
+
+def _write(out: Path, contents: Contents, before: Mapping[str, Any]) -> list[str]:
+    """Write every file; return those of the kit before that belong to it no more and were deleted."""
+    old_umask = os.umask(0o077)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        out.chmod(0o700)
+        for name, text in contents.files.items():
+            _write_file(out / name, text)
+        listed = {
+            name: hashlib.sha256(text).hexdigest() for name, text in contents.files.items() if not is_secret(name)
+        }
+        gone = sorted(
+            name for name in before.get("files", {}) if name not in listed and not name.startswith("devices/")
+        )
+        for name in gone:
+            (out / name).unlink(missing_ok=True)
+        manifest = {
+            "format": 1,
+            "name": json.loads(contents.files["server/kit.json"])["name"],
+            "devices": sorted({name.split("/")[1] for name in listed if name.startswith("devices/")}),
+            "files": dict(sorted(listed.items())),
+        }
+        _write_file(out / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode("utf-8"))
+    finally:
+        os.umask(old_umask)
+    return gone
+
+
+def _write_file(path: Path, text: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mode = 0o600 if is_secret(path.name) else 0o700 if path.name in PROGRAMS else 0o644
+    if path.is_file() and path.read_bytes() == text and stat.S_IMODE(path.stat().st_mode) == mode:
+        return
+    partial = path.with_name(f"{path.name}.part")
+    partial.unlink(missing_ok=True)
+    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(handle, "wb") as file:
+        file.write(text)
+        os.fchmod(file.fileno(), mode)
+    partial.replace(path)
+
+
+def is_secret(name: str) -> bool:
+    """Whether a file of a kit must be read by its receiver only."""
+    return name.rpartition("/")[2] in SECRET

@@ -1,0 +1,484 @@
+"""The kit of a federation: its certificates by openssl, its secrets apart, and what becomes of it later."""
+
+import base64
+import datetime as dt
+import json
+import re
+import shutil
+import stat
+import subprocess
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+from clients import approval
+from clients.source import NODE_KEYS
+from fedmlic.errors import InputError
+from fedmlic.experiment import split_settings
+from sim.deployment import certificates
+from sim.deployment.kit import make_kit, read_manifest
+from sim.deployment.settings import read_deployment
+
+EXAMPLE = Path(__file__).parents[3] / "docs" / "examples" / "federation.toml"
+PEM, OPENSSH = serialization.Encoding.PEM, serialization.Encoding.OpenSSH
+
+
+def write(folder, text):
+    path = folder / "federation.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+SMALL = """
+name = "study"
+label-names = ["cat", "dog"]
+image-size = 24
+[server]
+names = ["fed.example.org", "192.0.2.10", "2001:db8::1"]
+[[devices]]
+name = "one"
+data = "folder(root='/data/a', image_size=24)"
+[[devices]]
+name = "two"
+data = "folder(root='/data/b', image_size=24)"
+"""
+
+
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory):
+    """A kit of two devices; tests that change one copy it."""
+    folder = tmp_path_factory.mktemp("kit")
+    description = write(folder, SMALL)
+    return make_kit(description, folder / "kit"), description, folder / "kit"
+
+
+@pytest.fixture
+def copied(kit, tmp_path):
+    shutil.copytree(kit[2], tmp_path / "kit")
+    shutil.copy(kit[1], tmp_path / "federation.toml")
+    return tmp_path / "federation.toml", tmp_path / "kit"
+
+
+def contents(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+# --- certificates --------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")
+def test_openssl_verifies_chain_names_and_purpose(kit):
+    out = kit[2]
+
+    def verify(certificate, *options):
+        command = [
+            "openssl",
+            "verify",
+            "-x509_strict",
+            "-CAfile",
+            out / "authority/ca.crt",
+            *options,
+            out / certificate,
+        ]
+        return subprocess.run(command, capture_output=True, text=True, check=False).returncode
+
+    for name in ("fed.example.org", "localhost"):
+        assert verify("server/proxy.crt", "-purpose", "sslserver", "-verify_hostname", name) == 0
+    for address in ("192.0.2.10", "2001:db8::1", "127.0.0.1"):
+        assert verify("server/proxy.crt", "-verify_ip", address) == 0
+    assert verify("server/superlink.crt", "-purpose", "sslserver", "-verify_hostname", "localhost") == 0
+    assert verify("server/superlink.crt", "-verify_hostname", "fed.example.org") != 0
+    assert verify("server/proxy.crt", "-verify_hostname", "elsewhere.example") != 0
+    assert verify("server/proxy.crt", "-purpose", "sslclient") != 0
+
+
+def test_dates_and_authority(kit):
+    authority = x509.load_pem_x509_certificate((kit[2] / "authority/ca.crt").read_bytes())
+    proxy = x509.load_pem_x509_certificate((kit[2] / "server/proxy.crt").read_bytes())
+    now = dt.datetime.now(dt.UTC)
+
+    assert authority.extensions.get_extension_for_class(x509.BasicConstraints).value == x509.BasicConstraints(True, 0)
+    assert not proxy.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    assert abs((proxy.not_valid_after_utc - now).days - 365) <= 1
+    assert abs((authority.not_valid_after_utc - now).days - 3650) <= 1
+    assert proxy.not_valid_before_utc < now
+    proxy.verify_directly_issued_by(authority)
+
+
+def test_a_certificate_never_outlives_its_authority():
+    authority = certificates.make_authority("study", 10)
+
+    assert certificates.expiry(
+        certificates.make_certificate(authority, ["a.example"], 3650).public
+    ) == certificates.expiry(authority.public)
+
+
+def test_device_keys_are_pairs_that_flower_reads_and_the_proxy_knows(kit):
+    from flwr.supercore.primitives.asymmetric import bytes_to_public_key, public_key_to_bytes
+
+    lines = dict(re.findall(r'^"(.+)" "(.+)";$', (kit[2] / "server/devices.map").read_text(), re.MULTILINE)[::-1])
+    names = {name: value for value, name in lines.items()}
+    for name in ("one", "two"):
+        folder = kit[2] / "devices" / name
+        private = serialization.load_ssh_private_key((folder / "device.key").read_bytes(), None)
+        public = serialization.load_ssh_public_key((folder / "device.pub").read_bytes())
+        sent = public_key_to_bytes(private.public_key())
+
+        assert private.public_key() == public == bytes_to_public_key(sent)
+        assert names[name] == base64.b64encode(sent).decode()
+        assert (kit[2] / f"server/devices/{name}.pub").read_bytes() == (folder / "device.pub").read_bytes()
+
+
+# --- secrets -------------------------------------------------------------------------------
+
+
+def private_value(text):
+    """The secret number of a key, 48 bytes."""
+    load = serialization.load_ssh_private_key if b"OPENSSH" in text else serialization.load_pem_private_key
+    return load(text, None).private_numbers().private_value.to_bytes(48, "big")
+
+
+def holds(text, value):
+    blocks = re.findall(rb"-----BEGIN [^-]+-----\n([^-]+)-----END", text)
+    return value in text or value.hex().encode() in text or any(value in base64.b64decode(block) for block in blocks)
+
+
+def test_nothing_secret_of_one_receiver_is_in_anothers_folder(kit):
+    files = contents(kit[2])
+    secret = {name for name, text in files.items() if re.search(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----\n", text)}
+
+    assert secret == {
+        *("authority/ca.key", "server/proxy.key", "server/superlink.key"),
+        *("devices/one/device.key", "devices/two/device.key"),
+    }
+    for name in secret:
+        value = private_value(files[name])
+        assert [other for other, text in files.items() if holds(text, value)] == [name]
+        assert stat.S_IMODE((kit[2] / name).stat().st_mode) == 0o600
+    for folder in [kit[2], *(p for p in kit[2].rglob("*") if p.is_dir())]:
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_nothing_names_this_machine(kit):
+    import socket
+
+    told = b"\n".join(
+        text for name, text in contents(kit[2]).items() if not name.endswith(".whl") and "/app/" not in name
+    )
+
+    assert str(Path.home()).encode() not in told.replace(b"/root/superlink.db", b"")
+    assert str(kit[2]).encode() not in told
+    assert socket.gethostname().encode() not in told
+    assert b"://" not in (kit[2] / "server/constraints.txt").read_bytes()
+    assert re.fullmatch(r"([a-z0-9-]+==[0-9][^\s+]*\n)+", (kit[2] / "server/constraints.txt").read_text())
+
+
+def test_an_owners_public_key_leaves_no_private_one(tmp_path):
+    key = ec.generate_private_key(ec.SECP256R1())
+    request = x509.CertificateSigningRequestBuilder().subject_name(certificates._name("two")).sign(key, hashes.SHA256())
+    other = ec.generate_private_key(ec.SECP384R1())
+    (tmp_path / "one.pub").write_bytes(other.public_key().public_bytes(OPENSSH, serialization.PublicFormat.OpenSSH))
+    (tmp_path / "two.csr").write_bytes(request.public_bytes(PEM))
+    text = SMALL.replace('name = "one"', 'name = "one"\npublic-key = "one.pub"')
+    make_kit(write(tmp_path, text.replace('name = "two"', 'name = "two"\npublic-key = "two.csr"')), tmp_path / "kit")
+    found = contents(tmp_path / "kit")
+
+    assert [name for name in found if name.endswith("device.key")] == []
+    for name, expected in (("one", other), ("two", key)):
+        assert serialization.load_ssh_public_key(found[f"devices/{name}/device.pub"]) == expected.public_key()
+        assert b"You made the key" in found[f"devices/{name}/README.md"]
+
+
+def _unsigned_request():
+    key = ec.generate_private_key(ec.SECP256R1())
+    request = x509.CertificateSigningRequestBuilder().subject_name(certificates._name("x")).sign(key, hashes.SHA256())
+    der = bytearray(request.public_bytes(serialization.Encoding.DER))
+    der[-1] ^= 1
+    return x509.load_der_x509_csr(bytes(der)).public_bytes(PEM)
+
+
+KEYS = {
+    "a private key": (lambda: certificates.make_device_key("x").private, "got a private one"),
+    "rsa": (
+        lambda: (
+            rsa.generate_private_key(65537, 2048)
+            .public_key()
+            .public_bytes(PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+        ),
+        "NIST curve",
+    ),
+    "ed25519": (
+        lambda: (
+            ed25519.Ed25519PrivateKey.generate().public_key().public_bytes(OPENSSH, serialization.PublicFormat.OpenSSH)
+        ),
+        "NIST curve",
+    ),
+    "text": (lambda: b"hello", "public key or a signing request"),
+    "a request with a wrong signature": (_unsigned_request, "signature is wrong"),
+}
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_a_wrong_public_key_is_refused(tmp_path, kind):
+    make, reason = KEYS[kind]
+    (tmp_path / "key").write_bytes(make())
+
+    with pytest.raises(InputError, match=reason):
+        certificates.read_public_key(tmp_path / "key", "device")
+
+
+def test_one_key_for_two_devices_is_refused(tmp_path):
+    (tmp_path / "key").write_bytes(certificates.make_device_key("x").public)
+    text = SMALL.replace("data =", 'public-key = "key"\ndata =')
+
+    with pytest.raises(InputError, match="one key for one and two"):
+        make_kit(write(tmp_path, text), tmp_path / "kit")
+
+
+# --- contents ------------------------------------------------------------------------------
+
+
+def test_templates_are_filled_and_programs_parse(kit):
+    for name, text in contents(kit[2]).items():
+        if not name.endswith(".whl") and "/app/" not in name:
+            assert not re.search(rb"@[A-Z_]+@", text), name
+    for name in ("server/install.sh", "server/fedmlic-admin", "devices/one/install.sh"):
+        subprocess.run(["sh", "-n", kit[2] / name], check=True)
+        assert stat.S_IMODE((kit[2] / name).stat().st_mode) == 0o700
+
+
+def test_units_bind_to_loopback_run_as_users_and_name_files_of_the_kit(kit):
+    superlink = (kit[2] / "server/fedmlic-superlink.service").read_text()
+    device = (kit[2] / "devices/two/fedmlic-device.service").read_text()
+    proxy = (kit[2] / "server/fedmlic-proxy.service").read_text()
+
+    assert "--host 127.0.0.1 --port 9091 --enable-supernode-auth" in superlink
+    assert "fedmlic supernode --superlink fed.example.org:8443" in device
+    for text, user in ((superlink, "server"), (device, "device"), (proxy, "proxy")):
+        assert f"User=fedmlic-{user}\n" in text
+        assert "Restart=always" in text
+        assert "NoNewPrivileges=yes" in text
+        for path in re.findall(r"/etc/fedmlic-server/([\w.]+)", text):
+            assert (kit[2] / "server" / path).exists()
+        for path in re.findall(r"/etc/fedmlic-device/([\w.]+)", text):
+            assert (kit[2] / "devices/two" / path).exists()
+
+
+def test_containers_publish_the_proxy_only(kit):
+    server = yaml.safe_load((kit[2] / "server/compose.yaml").read_text())["services"]
+    device = yaml.safe_load((kit[2] / "devices/one/compose.yaml").read_text())["services"]
+
+    assert server["superlink"]["ports"] == ["8443:8443"]
+    assert server["proxy"]["network_mode"] == "service:superlink"
+    assert "ports" not in device["supernode"]
+    for service in (*server.values(), *device.values()):
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["user"] != "root"
+    for folder in ("server", "devices/one"):
+        assert '"127.0.0.1"' in (kit[2] / folder / "Containerfile").read_text()
+
+
+def test_node_configs_have_known_keys_and_the_digest_of_the_app(kit):
+    digest = approval.digest_of(approval.own_code())
+    app = {
+        path.relative_to(kit[2] / "server/app").as_posix(): path.read_bytes()
+        for path in (kit[2] / "server/app").rglob("*.py")
+    }
+    for client, name in enumerate(("one", "two")):
+        node = tomllib.loads((kit[2] / f"devices/{name}/node.toml").read_text())
+
+        assert node.keys() <= NODE_KEYS.keys()
+        assert node["client"] == client
+        assert node["code-digest"] == digest == approval.digest_of(app) == kit[0]["digest"]
+
+
+def test_the_wheel_installs_this_code(kit):
+    (wheel,) = (kit[2] / "devices/one").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        code = {
+            n: archive.read(n)
+            for n in names
+            if n.endswith(".py") and n.split("/")[0] in {"clients", "fedmlic", "strategies"}
+        }
+    assert approval.digest_of(code) == kit[0]["digest"]
+    assert "sim/deployment/templates/server/nginx.conf" in names
+    assert {"METADATA", "WHEEL", "RECORD", "entry_points.txt"} == {n.split("/")[1] for n in names if ".dist-info/" in n}
+
+
+def test_the_first_run_is_a_run(kit):
+    settings = tomllib.loads((kit[2] / "server/run.toml").read_text())
+    experiment, runtime = split_settings(settings)
+
+    assert experiment.label_names == "cat,dog"
+    assert runtime.min_hosts == 2
+    assert experiment.cohort_size == 0
+
+
+@pytest.mark.skipif(not shutil.which("nginx", path="/usr/sbin:/usr/bin"), reason="nginx is not installed")
+def test_nginx_accepts_the_configuration(kit, tmp_path):
+    text = (kit[2] / "server/nginx.conf").read_text().replace("/etc/fedmlic-server", str(kit[2] / "server"))
+    for place in ("/var/log/fedmlic-proxy", "/var/lib/fedmlic-proxy", "/run/fedmlic-proxy"):
+        text = text.replace(place, str(tmp_path))
+    (tmp_path / "nginx.conf").write_text(re.sub(r"listen \[::\].*", "", text))
+    done = subprocess.run(
+        [shutil.which("nginx", path="/usr/sbin:/usr/bin"), "-t", "-c", tmp_path / "nginx.conf"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "warn" not in done.stderr
+
+
+# --- later ---------------------------------------------------------------------------------
+
+
+def test_a_kit_is_never_overwritten(copied, tmp_path):
+    before = contents(copied[1])
+    with pytest.raises(InputError, match="--update"):
+        make_kit(*copied)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("mine")
+    with pytest.raises(InputError, match="other files"):
+        make_kit(copied[0], tmp_path / "full")
+    with pytest.raises(InputError, match="got none"):
+        make_kit(copied[0], tmp_path / "new", update=True)
+
+    assert contents(copied[1]) == before
+
+
+def test_an_update_without_a_change_changes_nothing(copied):
+    before = contents(copied[1])
+    found = make_kit(*copied, update=True)
+
+    assert contents(copied[1]) == before
+    assert found["made"] == []
+    assert len(found["kept"]) == 5
+
+
+def test_a_device_is_added_and_everything_else_keeps_its_keys(copied):
+    before = contents(copied[1])
+    copied[0].write_text(SMALL + "[[devices]]\nname = 'three'\ndata = \"folder(root='/c', image_size=24)\"\n")
+    found = make_kit(*copied, update=True)
+    after = contents(copied[1])
+
+    assert found["made"] == ["devices/three/device.key"]
+    assert all(after[name] == text for name, text in before.items() if name.endswith((".key", ".crt", ".pub")))
+    assert after["server/devices.map"].count(b'"three"') == 1
+    assert read_manifest(copied[1])["devices"] == ["one", "three", "two"]
+
+
+def test_renewal_makes_new_certificates_and_keeps_authority_and_devices(copied):
+    before = contents(copied[1])
+    found = make_kit(*copied, renew=True)
+    after = contents(copied[1])
+
+    assert found["made"] == ["server/proxy.key", "server/superlink.key"]
+    assert after["server/proxy.key"] != before["server/proxy.key"]
+    assert after["authority/ca.key"] == before["authority/ca.key"]
+    assert after["devices/one/device.key"] == before["devices/one/device.key"]
+
+
+def test_another_name_of_the_server_makes_its_certificate_anew(copied):
+    copied[0].write_text(SMALL.replace("fed.example.org", "other.example.org"))
+    found = make_kit(*copied, update=True)
+
+    assert found["made"] == ["server/proxy.key"]
+    assert "other.example.org" in certificates.names_of((copied[1] / "server/proxy.crt").read_bytes())
+
+
+def test_a_device_that_left_is_shut_out_and_its_folder_stays(copied):
+    copied[0].write_text(SMALL[: SMALL.rindex("[[devices]]")])
+    found = make_kit(*copied, update=True)
+
+    assert b'"two"' not in (copied[1] / "server/devices.map").read_bytes()
+    assert found["removed"] == ["server/devices/two.pub"]
+    assert "two is not in federation.toml any more" in found["notes"][0]
+    assert (copied[1] / "devices/two/device.key").exists()
+
+
+def test_edited_files_and_another_federation_are_not_overwritten(copied):
+    (copied[1] / "server/nginx.conf").write_text("mine")
+    with pytest.raises(InputError, match=r"nginx\.conf: edited"):
+        make_kit(*copied, update=True)
+    copied[0].write_text(SMALL.replace('name = "study"', 'name = "another"'))
+    with pytest.raises(InputError, match="got that of 'study'"):
+        make_kit(*copied, update=True)
+
+    assert (copied[1] / "server/nginx.conf").read_text() == "mine"
+
+
+# --- federation.toml -----------------------------------------------------------------------
+
+
+def test_the_example_is_right():
+    found = read_deployment(EXAMPLE)
+
+    assert found.names == ["eye-clinic", "university", "practice"]
+    assert found.server.address == "fed.example.org:8443"
+
+
+WRONG = {
+    "no TOML": ("= =", "", "to be TOML"),
+    "unknown key": ('name = "study"', 'name = "study"\nnmae = 1', "nmae"),
+    "scheme": ('"fed.example.org"', '"https://fed.example.org:8443"', "without scheme and port"),
+    "bad address": ('"192.0.2.10"', '"192.0.2.300"', "IP addresses"),
+    "no names": ('["fed.example.org", "192.0.2.10", "2001:db8::1"]', "[]", "server.names"),
+    "capital": ('name = "one"', 'name = "One Clinic"', "small letters"),
+    "path in a name": ('name = "one"', 'name = "../one"', "small letters"),
+    "twice": ('name = "two"', 'name = "one"', "name of its own, got 'one' twice"),
+    "client twice": ('name = "two"', 'name = "two"\nclient = 0', "client of its own, got '0' twice"),
+    "label": ('"dog"]', '"dog, big"]', "without commas"),
+    "label twice": ('"dog"]', '"cat"]', "every label once"),
+    "image size": ("'/data/b', image_size=24", "'/data/b', image_size=32", "two to have image-size 24"),
+    "data": ("folder(root='/data/b', image_size=24)", "rm -rf", "data of two"),
+    "injection": ("'/data/b'", "'/data/\\nUser=root'", "line breaks"),
+    "port": ('"2001:db8::1"]', '"2001:db8::1"]\nport = 70000', "server.port"),
+    "ports": ('"2001:db8::1"]', '"2001:db8::1"]\nport = 9091', "to differ"),
+    "days": ("image-size = 24", "image-size = 24\ndays = 400\nauthority-days = 300", "at most authority-days"),
+    "run": ("[server]", "[run]\nnum-rounds = 0\n[server]", "num-rounds"),
+    "run key": ("[server]", "[run]\nnum-runds = 1\n[server]", "num-rounds"),
+    "own run": ("[server]", "[run]\nmin-hosts = 1\n[server]", "without min-hosts"),
+    "quotes": ("[server]", "[run]\nmethod = 'x(a=\"b\")'\n[server]", "run.method without double quotes"),
+    "memory": ('name = "two"', 'name = "two"\nmemory = "lots"', "memory"),
+    "key": ('name = "two"', 'name = "two"\npublic-key = "nowhere.pub"', "public key of two"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_description_is_an_error_that_names_it(tmp_path, case):
+    old, new, reason = WRONG[case]
+    text = SMALL.replace(old, new, 1) if new else old
+
+    assert text != SMALL
+    with pytest.raises(InputError, match=re.escape(reason)):
+        make_kit(write(tmp_path, text), tmp_path / "kit")
+    assert not (tmp_path / "kit").exists()
+
+
+def test_no_file_at_all(tmp_path):
+    with pytest.raises(InputError, match=r"docs/examples/federation\.toml"):
+        read_deployment(tmp_path / "nowhere.toml")
+
+
+def test_the_command_prints_json_and_ends_with_2(tmp_path):
+    from typer.testing import CliRunner
+
+    from sim.command import app
+
+    description = write(tmp_path, SMALL)
+    first = CliRunner().invoke(app, ["kit", str(description), "--out", str(tmp_path / "kit"), "--json"])
+    second = CliRunner().invoke(app, ["kit", str(description), "--out", str(tmp_path / "kit")])
+
+    assert json.loads(first.stdout)["devices"] == ["one", "two"]
+    assert second.exit_code == 2
+    assert "--update" in second.output
