@@ -57,10 +57,10 @@ SOLUTION_SUMS = "solution-sums/"
 """Begins the names of what a stretch's clients add up for the server to solve with, among updates' extras."""
 
 HIGH = "#high"
-"""Ends the name of the multiples of ``HIGH_UNIT`` in a floating sum for a solution; the rest lies beside it, in ``LOW_UNIT``."""
+"""Ends the name of the multiples of ``HIGH_UNIT`` in a floating sum for a solution; beside it is the rest."""
 
 HIGH_UNIT, LOW_UNIT = 2.0**-6, 2.0**-21
-"""Units of the two parts: a client's part of a sum may be 2^34, and is rounded to 2^-57 times the number of clients."""
+"""Units of that part and of the rest: a client may add 2^34, and is rounded to 2^-57 times the number of clients."""
 
 CLIENTS_BEHIND, IMAGES_BEHIND = "#clients", "#images"
 """End the names of how many clients and images stand behind every counted number."""

@@ -45,7 +45,7 @@ from fedmlic.counting import IMAGES, KNOWN_COUNTS, annotation_counts
 from fedmlic.errors import InputError
 from fedmlic.image_state import image_state
 from fedmlic.labels import ABSENT, PRESENT
-from fedmlic.losses import known_mean
+from fedmlic.losses import masked_mean
 from fedmlic.method import Local, Objective, Phase, Solution, Trained, none
 from fedmlic.protocol import STATISTICS
 from fedmlic.training import on_all
@@ -302,11 +302,15 @@ class SolvedHead:
         return HeadSums.zero(num_labels, num_features, shared=one).to_tensors()
 
     def solve(self, network: nn.Module, sums: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See ``Solution.solve``."""
-        del network, before
+        """See ``Solution.solve``; rows of labels of which nothing is known, or too little, stay."""
+        del network
         found = HeadSums.of_tensors(sums)
         weights, biases = ridge_head(found, self.alpha, standardise=self.standardise, balanced=self.balanced)
-        return {"head.weight": weights, "head.bias": biases}
+        there = found.known > 0
+        return {
+            "head.weight": torch.where(there[:, None], weights, before["head.weight"].cpu().double()),
+            "head.bias": torch.where(there, biases, before["head.bias"].cpu().double()),
+        }
 
     def train(self, resident: Resident, shard: Shard, local: Local) -> Trained:
         """Add this client's sums, once; its network stays as it is.
@@ -357,4 +361,4 @@ def squared_error(logits: Tensor, labels: Tensor) -> Tensor:
         labels: int8 ``[batch, labels]``.
     """
     targets = torch.where(labels == PRESENT, 1.0, -1.0)
-    return known_mean((logits - targets).square(), labels)
+    return masked_mean((logits - targets).square(), labels >= ABSENT)

@@ -55,7 +55,9 @@ def expected(parts, label, alpha, *, standardise, balanced):
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 10_000), alpha=st.sampled_from([0.01, 1.0, 30.0]), flags=st.tuples(st.booleans(), st.booleans()))
+@given(
+    seed=st.integers(0, 10_000), alpha=st.sampled_from([0.01, 1.0, 30.0]), flags=st.tuples(st.booleans(), st.booleans())
+)
 def test_the_solution_is_scikit_learns_on_the_pooled_known_entries(seed, alpha, flags):
     standardise, balanced = flags
     parts = clients(seed)
@@ -125,9 +127,7 @@ def test_balanced_targets_change_a_label_by_a_factor_and_its_bias():
     sums = summed(clients(3))
     plain, even = (ridge_head(sums, 1.0, standardise=False, balanced=each)[0] for each in (False, True))
 
-    torch.testing.assert_close(
-        torch.nn.functional.normalize(plain, dim=1), torch.nn.functional.normalize(even, dim=1)
-    )
+    torch.testing.assert_close(torch.nn.functional.normalize(plain, dim=1), torch.nn.functional.normalize(even, dim=1))
     assert not torch.allclose(plain, even)
 
 

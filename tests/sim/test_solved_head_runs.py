@@ -28,11 +28,12 @@ OF_ALL = {
 }
 
 
-def pooled(experiment, runtime):
-    """Features and observed labels of all clients' training images, by hand."""
+def pooled(experiment, runtime, weights=None):
+    """Features and observed labels of all clients' training images, by hand; of a network with ``weights``."""
     corpus = open_corpus(spec.build("dataset", experiment.dataset), home_of(runtime))
     federation = open_federation(experiment, runtime, corpus)
     learned = build_learner(experiment, corpus.label_names, corpus.image_shape)
+    learned.resident.network.load_state_dict(weights or {}, strict=False)
     shards = [federation.shard(client) for client in federation.clients]
     images = np.concatenate([shard.images.take(shard.rows) for shard in shards])
     with torch.no_grad():
@@ -41,8 +42,7 @@ def pooled(experiment, runtime):
 
 
 def head(folder):
-    newest = sorted(folder.glob("checkpoints/*.safetensors"))[-1]
-    tensors = load_file(newest)
+    tensors = load_file(max(folder.glob("checkpoints/*.safetensors")))
     return tensors["model/head.weight"].numpy(), tensors["model/head.bias"].numpy()
 
 
@@ -96,16 +96,17 @@ def test_bytes_are_those_of_the_moments_and_nothing_of_the_model_is_sent(play, t
         assert shared.shape == own.shape
 
 
-def test_rows_with_too_few_clients_or_images_behind_read_zero(play, tmp_path):
-    limits = {"statistics_min_clients": 3, "regime": "label_subset(labels_per_client=4)", "method": "ridge(gram='label')"}
-    play(tmp_path / "run", **{**OF_ALL, **limits})
+def test_rows_with_too_few_clients_or_images_behind_stay(play, tmp_path):
+    limits = {"statistics_min_clients": 3, "regime": "label_subset(labels_per_client=4)"}
+    play(tmp_path / "run", **{**OF_ALL, **limits, "method": "ridge(gram='label')"})
+    play(tmp_path / "all", **{**OF_ALL, **limits, "method": "ridge(gram='label')", "statistics_min_clients": 1})
 
-    weights, biases = head(tmp_path / "run")
-    event = rounds(tmp_path / "run")[0]
-    hidden = int(event["withheld/known"])
-    assert 0 < hidden < len(weights)
-    assert int((weights == 0).all(axis=1).sum()) >= hidden
-    assert int((biases == 0).sum()) >= hidden
+    hidden = int(rounds(tmp_path / "run")[0]["withheld/known"])
+    few, every = (head(tmp_path / folder)[0] for folder in ("run", "all"))
+    same = (few == every).all(axis=1)
+    assert 0 < hidden < len(few)
+    assert 0 < int((~same).sum()) >= hidden  # a label with too few presences differs too
+    assert np.abs(few[~same]).max() < 1  # as the network began
 
 
 @pytest.mark.parametrize(
@@ -121,7 +122,7 @@ def test_what_cannot_be_is_refused_before_anything_is_read(play, tmp_path, chang
         play(tmp_path / "run", **{**OF_ALL, **changes})
 
 
-def test_a_resumed_run_goes_on_with_the_sums_of_its_checkpoint(play, tiny, tmp_path):
+def test_a_resumed_run_goes_on_with_the_sums_of_its_checkpoint(play, tmp_path):
     from sim.run import resume
 
     settings = {**OF_ALL, "cohort_size": 3, "num_rounds": 5}
@@ -144,3 +145,17 @@ def test_every_rule_leaves_the_solution_as_it_is(play, tmp_path, strategy):
 
     for here, there in zip(head(tmp_path / "run"), head(tmp_path / "other"), strict=True):
         np.testing.assert_allclose(here, there, rtol=1e-6, atol=1e-7)
+
+
+def test_the_probe_of_probmcl_is_solved_on_its_frozen_encoder(play, tiny, tmp_path):
+    method = "probmcl(encoder_rounds=1, dimensions=4, hidden=0, probe='solved', alpha=2.0)"
+    settings = {**OF_ALL, "method": method, "cohort_size": 4, "num_rounds": 4}
+    play(tmp_path / "run", **settings)
+
+    tensors = load_file(max((tmp_path / "run").glob("checkpoints/*.safetensors")))
+    weights = {name.removeprefix("model/"): each for name, each in tensors.items() if name.startswith("model/")}
+    compare(tmp_path / "run", *pooled(*tiny(**settings), weights))
+    found = rounds(tmp_path / "run")
+    assert sum(event["method/added"] for event in found[1:]) == 6
+    with pytest.raises(InputError, match="stages='two' with probe='solved'"):
+        spec.build("method", "probmcl(stages='joint', probe='solved')")
