@@ -1,5 +1,6 @@
 """What every backbone in the catalogue must do; new files are found by themselves."""
 
+import importlib
 import inspect
 
 import pytest
@@ -14,6 +15,8 @@ NAMES = spec.entries("model")
 
 @pytest.fixture(scope="module", params=NAMES)
 def model(request):
+    for package in getattr(importlib.import_module(f"fedmlic.models.{request.param}"), "IMPORTS", ()):
+        pytest.importorskip(package, reason=f"{package}, which model {request.param} is made of, is not installed")
     return spec.build("model", request.param)
 
 
