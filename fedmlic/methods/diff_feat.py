@@ -49,7 +49,8 @@ if TYPE_CHECKING:
     from fedmlic.model import Backbone
     from fedmlic.shard import Shard
 
-TRIAL = "diff_feat(search_rounds=0, head='trained')"
+TRIAL = "diff_feat(search_rounds=0)"
+"""Without a search any backbone goes."""
 
 CANDIDATES = 5
 """Most candidates of a round: a place and its four neighbours."""
