@@ -67,6 +67,21 @@ class DiffusionBackbone(Backbone):
         """
 
 
+def of_any_block(backbone: Backbone) -> DiffusionBackbone:
+    """``backbone``, if it gives features of any block at any timestep.
+
+    Raises:
+        InputError: it does not.
+    """
+    if isinstance(backbone, DiffusionBackbone):
+        return backbone
+    msg = (
+        f"Expected a model whose block and timestep can be searched for, got {type(backbone).__name__.strip('_')}. "
+        "Choose dit(depth=...), or diff_feat(search_rounds=0)."
+    )
+    raise InputError(msg)
+
+
 def alphas() -> Tensor:
     """float64 ``[NUM_TIMESTEPS]``: a_t."""
     return (1 - torch.linspace(1e-4, 0.02, NUM_TIMESTEPS, dtype=torch.float64)).cumprod(dim=0)

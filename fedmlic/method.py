@@ -194,11 +194,14 @@ class Solution(NamedTuple):
             model's own. Every tensor must be one that is exchanged in some stretch.
         keeps: whether sums of the stretch's earlier rounds are part of those of later ones, so that a client need
             add its own only once.
+        metrics: numbers of the model's tensors, solved ones included, that are recorded with the round as
+            ``strategy/NAME``.
     """
 
     sums: Callable[[nn.Module, Mapping[str, Tensor]], Mapping[str, Tensor]]
     solve: Callable[[nn.Module, Mapping[str, Tensor], Mapping[str, Tensor]], Mapping[str, Tensor]]
     keeps: bool = False
+    metrics: Callable[[Mapping[str, Tensor]], Mapping[str, float]] | None = None
 
 
 class Phase(NamedTuple):

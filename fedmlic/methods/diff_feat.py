@@ -31,12 +31,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedmlic.diffusion import DiffusionBackbone, KeptFeatures, TextTable
+from fedmlic.diffusion import KeptFeatures, TextTable, of_any_block
 from fedmlic.errors import InputError
 from fedmlic.local_search import LocalSearch, Place
 from fedmlic.losses import mean_binary_cross_entropy
 from fedmlic.method import Method, Objective, Phase, Solution, Trained, none
-from fedmlic.model import require
 from fedmlic.pretrained import freeze
 from fedmlic.ridge_scores import cross_scores
 from fedmlic.solved_head import Gram, SolvedHead
@@ -51,6 +50,9 @@ if TYPE_CHECKING:
 
 TRIAL = "diff_feat(search_rounds=0)"
 """Without a search any backbone goes."""
+
+BATCH = 64
+"""Images at once in a search."""
 
 CANDIDATES = 5
 """Most candidates of a round: a place and its four neighbours."""
@@ -93,7 +95,7 @@ class DiffFeatNetwork(nn.Module):
         if search is not None:
             place, probes = state_of(search)
             self.place, self.probes = nn.Parameter(place), nn.Parameter(probes)
-            self.kept = KeptFeatures(require(backbone, DiffusionBackbone, "diff_feat"))
+            self.kept = KeptFeatures(of_any_block(backbone))
 
     def modalities(self, images: Tensor) -> list[Tensor]:
         """``[batch, features]`` of the image and, if there are texts, of its text."""
@@ -171,7 +173,8 @@ class FederatedSearch:
         sums = self.zeros(network, {})
         for timestep in sorted({timestep for _, timestep in wanted}):
             blocks = [block for block, at in wanted if at == timestep]
-            features = torch.cat([network.kept.at(part, blocks, timestep) for part in images.split(64)])
+            batches = (images[at : at + BATCH] for at in range(0, len(images), BATCH))
+            features = torch.cat([network.kept.at(batch, blocks, timestep) for batch in batches])
             for number, block in enumerate(blocks):
                 column = wanted.index((block, timestep))
                 found = cross_scores(features[:, number].double().cpu().numpy(), shard.labels[chosen], self.alpha)
@@ -194,8 +197,8 @@ class FederatedSearch:
                 # Through float32, in which the score travels, so that everybody steps by the same numbers.
                 scores[place] = float(means[judged[:, column], column].mean().float())
         # A candidate that nobody could judge is tried no more than once: it scores 0.
-        place, probes = state_of(search.told({each: scores.get(each, 0.0) for each in search.wanted()}))
-        return {"place": place, "probes": probes}
+        at, probes = state_of(search.told({each: scores.get(each, 0.0) for each in search.wanted()}))
+        return {"place": at, "probes": probes}
 
 
 def diff_feat(
@@ -238,7 +241,9 @@ def diff_feat(
     if head == "solved" and width:
         msg = f"Expected width=0 with head='solved', which needs no projection, got width={width}. Use head='trained'."
         raise InputError(msg)
-    begin = (start_block, start_timestep), (step_block, step_timestep), (1, least_step), budget
+    begin = LocalSearch(
+        (0, 0), (start_block, start_timestep), (step_block, step_timestep), (1, least_step), budget
+    )  # on a grid that the model decides
     table = TextTable.read(texts) if texts else None
     build = partial(_build, begin=begin if search_rounds else None, width=width, table=table, layer_norm=layer_norm)
     solved = SolvedHead(read, alpha, gram=gram)
@@ -260,7 +265,7 @@ def diff_feat(
         partial(_searched, alpha=alpha, images=search_images),
         search_rounds,
         none,
-        solution=Solution(partial(_zeros, alpha=alpha), partial(_stepped, alpha=alpha)),
+        solution=Solution(partial(_zeros, alpha=alpha), partial(_stepped, alpha=alpha), metrics=found),
     )
     return method._replace(phases=(first, last), refuses=partial(too_short, search_rounds))
 
@@ -290,7 +295,7 @@ def _stepped(
 def _build(
     task: Task,
     *,
-    begin: tuple[Place, Place, Place, int] | None,
+    begin: LocalSearch | None,
     width: int,
     table: TextTable | None,
     layer_norm: bool,
@@ -299,14 +304,23 @@ def _build(
     freeze(backbone, {name for name, _ in backbone.named_parameters()})
     search = None
     if begin is not None:
-        size = _size(require(backbone, DiffusionBackbone, "diff_feat"))
-        (block, timestep), *rest = begin
-        search = LocalSearch(size, (min(block, size[0] - 1), min(timestep, size[1] - 1)), *rest)
+        blocks, timesteps = of_any_block(backbone).num_blocks, of_any_block(backbone).num_timesteps
+        place = min(begin.place[0], blocks - 1), min(begin.place[1], timesteps - 1)
+        search = replace(begin, size=(blocks, timesteps), place=place)
     return DiffFeatNetwork(backbone, task.num_labels, width=width, texts=table, search=search, layer_norm=layer_norm)
 
 
-def _size(backbone: DiffusionBackbone) -> Place:
-    return backbone.num_blocks, backbone.num_timesteps
+def found(model: Mapping[str, Tensor]) -> dict[str, float]:
+    """Where the search is, for the record: block, timestep, the best score, candidates, and whether it is over."""
+    place, probes = model["place"], model["probes"]
+    block, timestep, _, _, ended = place.tolist()
+    return {
+        "search/block": block,
+        "search/timestep": timestep,
+        "search/score": float(probes[:, 2].max()),
+        "search/candidates": float((probes[:, 0] >= 0).sum()),
+        "search/ended": ended,
+    }
 
 
 def read(network: nn.Module, images: Tensor) -> Tensor:

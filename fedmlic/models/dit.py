@@ -51,7 +51,7 @@ OLD_NAMES = (
 )
 """Names that autoencoders of earlier versions of diffusers have in their files."""
 
-TRIAL = {
+TRIAL: dict[str, dict[str, Any]] = {
     "transformer": {
         "num_attention_heads": 2,
         "attention_head_dim": 16,

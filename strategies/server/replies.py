@@ -316,8 +316,8 @@ class Expected:
         behind = [update.extras.get(name + suffix) for suffix in (CLIENTS_BEHIND, IMAGES_BEHIND)]
         values, count = update.extras[name], len(update.clients)
         if name.startswith(SOLUTION_SUMS):  # rows, not single numbers
-            parts = [values, *(update.extras[each] for each in (name + HIGH,) if each in update.extras)]
-            values = sum((each != 0).flatten(1).any(dim=1) if each.ndim > 1 else each != 0 for each in parts).long()
+            parts = [update.extras[each] for each in (name, name + HIGH) if each in update.extras]
+            values = torch.stack([(each != 0).reshape(len(each), -1).any(dim=1) for each in parts]).any(dim=0)
         for found, most in zip(behind, (count, images), strict=True):
             if found is None or found.shape != values.shape or found.dtype != torch.int64 or _outside(found, 0, most):
                 _refuse(f"0 to {most} clients or images behind each number of {shown(name, 40)!r}", "others")

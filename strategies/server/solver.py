@@ -86,9 +86,12 @@ class Solver:
         with torch.no_grad():
             for name, tensor in solution.solve(self._network, sums, tensors).items():
                 self._layout.view(flat, name).copy_(tensor)
+        metrics = dict(state.metrics)
+        if solution.metrics is not None:
+            metrics |= solution.metrics(dict(self._layout.views(flat)))
         if not solution.keeps:
             held = {name: each for name, each in held.items() if not name.startswith(SOLUTION_SUMS)}
-        return replace(state, flat=flat, memory=dict(held))
+        return replace(state, flat=flat, memory=dict(held), metrics=metrics)
 
     def _enough(self, held: Mapping[str, Tensor], name: str) -> Tensor:
         clients, images = (held[SOLUTION_SUMS + name + suffix] for suffix in (CLIENTS_BEHIND, IMAGES_BEHIND))

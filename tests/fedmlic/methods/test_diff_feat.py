@@ -112,7 +112,9 @@ def test_a_federated_search_finds_the_planted_place_with_fewer_probes_than_the_g
     events = rounds(tmp_path / "run")
     assert sum(event["method/probes"] for event in events[:8]) == 6 * len(scored)
     assert max(event["bytes-up"] for event in events[:8]) == 6 * 8 * (CANDIDATES * 24 + 32)
-    assert events[-1]["server/test/mAP"] > events[-1]["server/test/prevalence"] + 0.1
+    told = {name: events[7][f"strategy/search/{name}"] for name in ("block", "timestep", "candidates", "ended")}
+    assert told == {"block": block, "timestep": timestep, "candidates": len(scored), "ended": 1}
+    assert events[-1]["server/mAP"] > events[-1]["server/prevalence"] + 0.1
 
 
 @pytest.mark.usefixtures("model")
@@ -140,7 +142,7 @@ def test_both_heads_come_after_the_search_and_nothing_else_is_sent(play, tmp_pat
     [
         ({"num_rounds": 8}, "its head comes after search_rounds=8"),
         ({"allow_statistics": False}, "moments of the clients' features"),
-        ({"model": "small_cnn()"}, "DiffusionBackbone"),
+        ({"model": "small_cnn()"}, "block and timestep can be searched for, got SmallCnn"),
     ],
 )
 @pytest.mark.usefixtures("model")
