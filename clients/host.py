@@ -26,7 +26,19 @@ from fedmlic.method import Local, Trained, stretch_of
 from fedmlic.metrics import client_metrics, unannotated_columns
 from fedmlic.mod import Payload
 from fedmlic.process import restored
-from fedmlic.protocol import CLIENTS_BEHIND, IMAGES_BEHIND, ROUND_SUMS, HostInfo, Reply, Request, Turn
+from fedmlic.protocol import (
+    CLIENTS_BEHIND,
+    HIGH,
+    HIGH_UNIT,
+    IMAGES_BEHIND,
+    LOW_UNIT,
+    ROUND_SUMS,
+    SOLUTION_SUMS,
+    HostInfo,
+    Reply,
+    Request,
+    Turn,
+)
 from fedmlic.shard import OwnImages
 from fedmlic.stores import DamagedError
 from fedmlic.training import checked
@@ -278,6 +290,10 @@ class Host:
             start = everything.gather(request.flat, layout)
             sent, num_bytes, extras = passed_on(local.hooks, layout, start, sent, trained)
         extras |= round_sums_of(shard, self._learner.method, local.round_sums)
+        if local.solution_sums:
+            solution = stretch_of(self._learner.method, request.round).phase.solution
+            declared = {} if solution is None else solution.sums(self._learner.resident.network, request.shared)
+            extras |= solution_sums_of(shard, declared, local.solution_sums)
         # Kept before it is added: what is kept counts only once the server says that the turn did.
         self._keep(request, shard.client, local.memory)
         turn = self._sum_up(request, shard, sent, trained, extras)
@@ -422,6 +438,37 @@ def round_sums_of(shard: Shard, method: Method, filled: Mapping[str, Tensor]) ->
     return _with_support(shard, {ROUND_SUMS + name: tensor for name, tensor in found.items()})
 
 
+def solution_sums_of(shard: Shard, declared: Mapping[str, Tensor], filled: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a client adds to the sums that the server solves with, and beside each row what stands behind it.
+
+    A floating sum is sent in two parts, of which large and small numbers both add exactly.
+
+    Args:
+        shard: the client's.
+        declared: zeros by name (``fedmlic.method.Solution.sums``).
+        filled: what the turn put into ``Local.solution_sums``.
+
+    Raises:
+        InputError: the turn filled in a sum that is not declared, or one of another shape or type.
+    """
+    wrong = [name for name, tensor in filled.items() if name not in declared or like(tensor) != like(declared[name])]
+    if wrong:
+        expected = "Expected sums for a solution to have the names, shapes and types that Solution.sums declares"
+        raise listing(expected, wrong)
+    found: dict[str, Tensor] = {}
+    for name, tensor in filled.items():
+        sums = tensor.detach().cpu()
+        behind = (sums != 0).flatten(1).any(dim=1).to(torch.int64) if sums.ndim > 1 else (sums != 0).to(torch.int64)
+        if sums.is_floating_point():
+            high = (sums / HIGH_UNIT).round()
+            found[SOLUTION_SUMS + name + HIGH] = high.to(torch.int64)
+            sums = (sums - high * HIGH_UNIT) / LOW_UNIT
+        found[SOLUTION_SUMS + name] = sums
+        found[SOLUTION_SUMS + name + CLIENTS_BEHIND] = behind
+        found[SOLUTION_SUMS + name + IMAGES_BEHIND] = behind * shard.num_images
+    return found
+
+
 def like(tensor: Tensor) -> tuple[torch.Size, torch.dtype]:
     """Its shape and type."""
     return tensor.shape, tensor.dtype
@@ -447,8 +494,11 @@ def _trained(stretch: Stretch, network: nn.Module) -> Sequence[str] | None:
 
 
 def num_bytes_of(tensors: Mapping[str, Tensor]) -> int:
-    """Bytes of tensors on their way; floating numbers count as float32."""
-    return sum(tensor.numel() * (4 if tensor.is_floating_point() else 8) for tensor in tensors.values())
+    """Bytes of tensors on their way; floating numbers count as float32, but for float64 sums of a solution."""
+    return sum(
+        tensor.numel() * (4 if tensor.is_floating_point() and not name.startswith(SOLUTION_SUMS) else 8)
+        for name, tensor in tensors.items()
+    )
 
 
 def _together(experiment: Experiment, learner: Learner, size: int) -> Together:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from fedmlic.shard import Shard
 
 PRESENT_COUNTS, ABSENT_COUNTS, PAIR_COUNTS = "labels/present", "labels/absent", "labels/pairs"
-"""Names of the sums."""
+KNOWN_COUNTS, IMAGES = "labels/known", "labels/images"
+"""Names of the sums; the last is ``[1]``, the training images."""
 
 
 def label_counts(shard: Shard) -> dict[str, Tensor]:
@@ -24,6 +25,11 @@ def label_counts(shard: Shard) -> dict[str, Tensor]:
         PRESENT_COUNTS: torch.from_numpy(np.asarray((shard.labels == PRESENT).sum(axis=0), dtype=np.int64)),
         ABSENT_COUNTS: torch.from_numpy(np.asarray((shard.labels == ABSENT).sum(axis=0), dtype=np.int64)),
     }
+
+
+def annotation_counts(shard: Shard) -> dict[str, Tensor]:
+    """int64: ``[labels]``, training images in which each label is known, and ``[1]``, all training images."""
+    return {KNOWN_COUNTS: torch.from_numpy(shard.annotations), IMAGES: torch.tensor([shard.num_images])}
 
 
 def pair_counts(shard: Shard) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from fedmlic.counting import PRESENT_COUNTS, label_counts
+from fedmlic.counting import IMAGES, PRESENT_COUNTS, label_counts
 from fedmlic.guesses import precise
 from fedmlic.labels import ABSENT, PRESENT
 from fedmlic.losses import known_mean
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fedmlic.shard import Shard
-
-IMAGES = "labels/images"
-"""Name of the count of training images."""
 
 
 def counted(shard: Shard) -> dict[str, Tensor]:

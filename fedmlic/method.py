@@ -72,6 +72,8 @@ class Local:
         round_sums: what is put here, by name, is added up over the round's clients; everybody gets
             the sums with the next round's model, in ``shared`` as ``round-sums/NAME``. The method
             must declare them (``Method.round_sums``).
+        solution_sums: what is put here, by name, is added up over the clients for the server alone, which solves
+            for tensors of the model with it. The stretch of rounds must declare them (``Phase.solution``).
         hooks: of the experiment's mods, in order; ``training.fit`` calls them.
         shard: whose images and labels it trains on; ``training.fit`` and ``vectorized`` fill it in
             before they ask for an objective's inputs.
@@ -92,6 +94,7 @@ class Local:
     shared: Mapping[str, Tensor] = field(default_factory=dict)
     memory: dict[str, Tensor] = field(default_factory=dict)
     round_sums: dict[str, Tensor] = field(default_factory=dict)
+    solution_sums: dict[str, Tensor] = field(default_factory=dict)
     hooks: tuple[Hooks, ...] = ()
     shard: Shard | None = None
     on_all: Callable[[Callable[[nn.Module, Tensor], Tensor]], Tensor] | None = None
@@ -177,6 +180,30 @@ def none(network: nn.Module) -> Sequence[str]:
     return ()
 
 
+class Solution(NamedTuple):
+    """Tensors of the model that the server computes from exact sums over clients, in place of merging trained ones.
+
+    Sums are float64 or int64 tensors whose first axis is rows (labels, or one). A client adds what it put into
+    ``Local.solution_sums``, zeros where it put nothing. A row with too few clients or images behind it reads 0
+    (``statistics-min-clients``, ``statistics-min-images``). Clients do not get the sums.
+
+    Attributes:
+        sums: ``(network, what the server shares) -> zeros by name`` of the sums' shapes; the same at the server and at
+            every client. Raises ``InputError`` where they would be too large.
+        solve: ``(network, sums by name, the model's tensors by name) -> tensors by name`` that take the place of the
+            model's own. Every tensor must be one that is exchanged in some stretch.
+        keeps: whether sums of the stretch's earlier rounds are part of those of later ones, so that a client need
+            add its own only once.
+        metrics: numbers of the model's tensors, solved ones included, that are recorded with the round as
+            ``strategy/NAME``.
+    """
+
+    sums: Callable[[nn.Module, Mapping[str, Tensor]], Mapping[str, Tensor]]
+    solve: Callable[[nn.Module, Mapping[str, Tensor], Mapping[str, Tensor]], Mapping[str, Tensor]]
+    keeps: bool = False
+    metrics: Callable[[Mapping[str, Tensor]], Mapping[str, float]] | None = None
+
+
 class Phase(NamedTuple):
     """A stretch of rounds with training and exchanged tensors of its own.
 
@@ -186,12 +213,15 @@ class Phase(NamedTuple):
         tensors: names of the tensors that train and are exchanged, private ones included; all
             others stay what they are, bit for bit, and are not sent. None: everything.
         objective: as the method's.
+        solution: what the server computes from sums at the end of every round. They tell the server something of
+            the clients' labels and images, so the experiment must allow statistics.
     """
 
     train: Callable[[Resident, Shard, Local], Trained]
     num_rounds: int = 0
     tensors: Callable[[nn.Module], Sequence[str]] | None = None
     objective: Objective | None = None
+    solution: Solution | None = None
 
 
 class Stretch(NamedTuple):

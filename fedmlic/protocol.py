@@ -53,6 +53,15 @@ STATISTICS = "statistics/"
 ROUND_SUMS = "round-sums/"
 """Begins the names of what a method's clients added up in a round, among updates' extras and ``Request.shared``."""
 
+SOLUTION_SUMS = "solution-sums/"
+"""Begins the names of what a stretch's clients add up for the server to solve with, among updates' extras."""
+
+HIGH = "#high"
+"""Ends the name of the multiples of ``HIGH_UNIT`` in a floating sum for a solution; beside it is the rest."""
+
+HIGH_UNIT, LOW_UNIT = 2.0**-6, 2.0**-21
+"""Units of that part and of the rest: a client may add 2^34, and is rounded to 2^-57 times the number of clients."""
+
 CLIENTS_BEHIND, IMAGES_BEHIND = "#clients", "#images"
 """End the names of how many clients and images stand behind every counted number."""
 
@@ -79,6 +88,7 @@ class Request:
         run: a name of the run that stays when it is resumed.
         needed: rounds that a resumed run may start from, for which clients keep what they kept.
         token: of this one message over a network; the reply repeats it.
+        solved: zeros of the sums that the server solves with, by name; it is not sent.
     """
 
     kind: Kind
@@ -94,6 +104,7 @@ class Request:
     run: str = ""
     needed: tuple[int, ...] = ()
     token: str = ""
+    solved: Mapping[str, Tensor] = field(default_factory=dict)
 
     def layout(self, everything: Layout) -> Layout:
         """Of the tensors that clients send.

@@ -104,7 +104,7 @@ def fit(resident: Resident, shard: Shard, local: Local, loss: Loss | Objective) 
     if objective.needs_annotations and not shard.annotations.any():
         return Trained(0.0, 0, {})
     settings, device = local.experiment, local.device
-    inputs = objective.inputs(replace(local, shard=shard, on_all=_on_all(resident, shard, local)))
+    inputs = objective.inputs(replace(local, shard=shard, on_all=on_all(resident, shard, local)))
     terms = [hooks.term for hooks in local.hooks if hooks.term is not None]
     before = [hooks.gradient for hooks in local.hooks if hooks.gradient is not None]
     after = [hooks.after_step for hooks in local.hooks if hooks.after_step is not None]
@@ -164,7 +164,7 @@ def full_gradient(resident: Resident, shard: Shard, local: Local) -> list[Tensor
         msg = "Expected a method that trains by training.fit with an objective, got another. Choose another method."
         raise InputError(msg)
     copied = {name: tensor.clone() for name, tensor in local.memory.items()}  # looking changes nothing
-    looked = replace(local, memory=copied, round_sums={}, shard=shard, on_all=_on_all(resident, shard, local))
+    looked = replace(local, memory=copied, round_sums={}, shard=shard, on_all=on_all(resident, shard, local))
     network, inputs = resident.network.eval(), objective.inputs(looked)
     total = [torch.zeros_like(parameter) for parameter in resident.parameters]
     held = held_images([shard], local.device)
@@ -184,10 +184,14 @@ def full_gradient(resident: Resident, shard: Shard, local: Local) -> list[Tensor
     return total
 
 
-def _on_all(
-    resident: Resident, shard: Shard, local: Local
-) -> Callable[[Callable[[nn.Module, Tensor], Tensor]], Tensor]:
-    """See ``Local.on_all``."""
+def on_all(resident: Resident, shard: Shard, local: Local) -> Callable[[Callable[[nn.Module, Tensor], Tensor]], Tensor]:
+    """What ``Local.on_all`` is in a turn.
+
+    Args:
+        resident: holds the network.
+        shard: the client's.
+        local: whose turn it is.
+    """
 
     def outputs(call: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
         network, was_training = resident.network, resident.network.training

@@ -78,6 +78,9 @@ MOST_LETTERS: Final = 256
 MOST_BESIDE: Final = 1 << 20
 """Numbers of a tensor beside a model, where the model itself is smaller."""
 
+MOST_SUMS: Final = 1 << 28
+"""Numbers of a tensor of sums that a client sends, second moments of features among them."""
+
 MOST_ERROR: Final = 2000
 """Characters of the other side's error text that are kept; the rest is dropped before anything is done with it."""
 
@@ -602,6 +605,7 @@ def _unpack_update(content: RecordDict, stem: str, layout: Layout, most: int | N
     _check_amount("metrics of an update", metrics)
     clients = _array(record, "clients", np.int64, (None,))
     _check_most("clients of an update", len(clients), most)
+    beside = _named_tensors(content, f"{stem}-extras", (np.float64, np.int64), layout, MOST_SUMS)
     return Update(
         layout=layout,
         units=_units(about),
@@ -612,10 +616,7 @@ def _unpack_update(content: RecordDict, stem: str, layout: Layout, most: int | N
         num_images=_scalar(about, "num-images", int),
         annotations=torch.from_numpy(_array(record, "annotations", np.int64, (layout.num_labels,)).copy()),
         metrics={name: _scalar(metrics, name, float) for name in metrics},
-        extras={
-            name: sums.clone()
-            for name, sums in _named_tensors(content, f"{stem}-extras", (np.float64, np.int64), layout).items()
-        },
+        extras={name: sums.clone() for name, sums in beside.items()},
     )
 
 
@@ -797,15 +798,15 @@ def _array(record: ArrayRecord, name: str, dtype: type[Any], shape: tuple[int | 
 
 
 def _named_tensors(
-    content: RecordDict, name: str, dtypes: Sequence[type[Any]], layout: Layout
+    content: RecordDict, name: str, dtypes: Sequence[type[Any]], layout: Layout, beside: int = MOST_BESIDE
 ) -> dict[str, torch.Tensor]:
     """The arrays of a record, of any shape and one of these types, as tensors that nobody writes to.
 
-    One may have as many numbers as the model, or as there are pairs of labels.
+    One may have as many numbers as the model, as there are pairs of labels, or ``beside``.
     """
     record = _record(content, name, ArrayRecord)
     _check_amount("tensors beside the model", record)
-    most = max(layout.size, layout.num_labels**2, MOST_BESIDE)
+    most = max(layout.size, layout.num_labels**2, beside)
     kinds = {np.dtype(dtype).newbyteorder("<").str: dtype for dtype in dtypes}
     found = {}
     for each in record:

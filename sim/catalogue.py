@@ -72,7 +72,9 @@ def with_traits(entry: Entry) -> Entry:
     traits: dict[str, bool | str] = {
         "guesses": method.guesses,
         "memory": method.remembers or method.private is not none,
-        "counts": method.statistics is not None or method.round_sums is not None,
+        "counts": method.statistics is not None
+        or method.round_sums is not None
+        or any(phase.solution is not None for phase in method.phases),
         "text": "text" in entry.arguments,
         "phases": str(len(method.phases) or ""),
         "one-by-one": why_one_by_one(method),

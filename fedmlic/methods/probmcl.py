@@ -13,7 +13,8 @@ changed views of every image give
       q = log(<p, p'> / sqrt(<p, p> <p', p'>)) / dimensions / temperature
 
 Then backbone and mixture head stay as they are, bit for bit, and a linear classifier on the features
-trains by the asymmetric loss. With ``stages="joint"`` everything trains at once in all rounds.
+trains by the asymmetric loss, or (``probe="solved"``) is solved for in one round as the ridge regression of all
+clients' known entries (``fedmlic.solved_head``). With ``stages="joint"`` everything trains at once in all rounds.
 
 ``contrast="supervised"`` is the ablation: the same encoder, the same pairs, the cosine of z in place
 of mixtures and no L_NLL.
@@ -41,10 +42,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedmlic.contrast import Index, Queue, contrastive_loss, pairs_of
+from fedmlic.errors import InputError
 from fedmlic.labels import ABSENT, PRESENT
 from fedmlic.losses import asymmetric, known_mean
 from fedmlic.method import Inputs, Local, Method, Objective, Phase, Task
 from fedmlic.mixtures import Mixtures, log_joint, log_norm, log_overlap, spread
+from fedmlic.solved_head import Gram, SolvedHead, pooled_features, squared_error
 from fedmlic.training import trainer
 from fedmlic.views import strong_view, weak_view
 
@@ -304,6 +307,9 @@ def probmcl(
     dimensions: Annotated[int, Field(ge=1)] = 128,
     hidden: Annotated[int, Field(ge=0)] | None = None,
     queue: Annotated[int, Field(ge=0)] = 0,
+    probe: Literal["trained", "solved"] = "trained",
+    alpha: Annotated[float, Field(gt=0)] = 1.0,
+    gram: Gram = "auto",
     views: Literal["strong", "weak"] = "strong",
     unknown: Literal["ignored", "absent"] = "ignored",
     gamma_pos: Annotated[float, Field(ge=0)] = 1.0,
@@ -331,6 +337,10 @@ def probmcl(
         hidden: units of a layer before the projection to points; 0 for none. None: 2048, or none where
             the backbone gives 1024 features or more.
         queue: images of earlier steps that a client keeps as further keys, for small batches.
+        probe: the classifier of the second stage trains by rounds, or is ``solved`` for in one (needs
+            ``allow-statistics``).
+        alpha: penalty of the solved probe, more than 0, on features divided by their standard deviation.
+        gram: second moments that the solved probe adds up (``fedmlic.solved_head``).
         views: how images are changed (``fedmlic.views``).
         unknown: entries that nobody annotated take no part, or count as absent.
         gamma_pos: focusing exponent of the probe for present entries, 0 or more.
@@ -356,11 +366,19 @@ def probmcl(
     maps = partial(MixtureMaps, dimensions=dimensions, diagonal=covariance == "diagonal", least_variance=least_variance)
     build = partial(_build, maps if contrasting.mixtures else None, dimensions, hidden)
     classify = partial(_mean_asymmetric, gamma_pos=gamma_pos, gamma_neg=gamma_neg, margin=margin)
-    return _staged(build, contrasting, classify, encoder_rounds if stages == "two" else 0)
+    solved = SolvedHead(pooled_features, alpha, gram=gram, absent=contrasting.absent) if probe == "solved" else None
+    if solved is not None and stages == "joint":
+        msg = "Expected stages='two' with probe='solved', since the probe is solved for on an encoder, got 'joint'."
+        raise InputError(msg)
+    return _staged(build, contrasting, classify, encoder_rounds if stages == "two" else 0, solved)
 
 
 def _staged(
-    build: Callable[[Task], nn.Module], contrast: Contrast, classify: Callable[..., Tensor], encoder_rounds: int
+    build: Callable[[Task], nn.Module],
+    contrast: Contrast,
+    classify: Callable[..., Tensor],
+    encoder_rounds: int,
+    solved: SolvedHead | None,
 ) -> Method:
     """The method in two stages, or with ``encoder_rounds=0`` in one."""
 
@@ -370,6 +388,9 @@ def _staged(
 
     def second(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         return classify(network(images), contrast.known(labels))
+
+    def least(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        return squared_error(network(images), contrast.known(labels))
 
     def both(network: nn.Module, images: Tensor, labels: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
         value, logits, *keys = contrast.loss(network, images, labels, *given)
@@ -393,11 +414,12 @@ def _staged(
         return method._replace(train=trainer(together), objective=together)
     unlabelled = contrast.mixtures and contrast.nll == "all"
     encoder = Objective(first, contrast.inputs, needs_annotations=not unlabelled, one_by_one=ONE_BY_ONE)
-    phases = (
-        Phase(trainer(encoder), encoder_rounds, encoder_tensors, encoder),
-        Phase(trainer(probe), 0, head_tensors, probe),
-    )
-    return method._replace(phases=phases, refuses=partial(too_short, encoder_rounds))
+    first_stage = Phase(trainer(encoder), encoder_rounds, encoder_tensors, encoder)
+    method = method._replace(refuses=partial(too_short, encoder_rounds))
+    if solved is not None:
+        probe = Objective(least, needs_annotations=judges)
+        return method._replace(phases=(first_stage, solved.phase(probe)), statistics=solved.counts, remembers=True)
+    return method._replace(phases=(first_stage, Phase(trainer(probe), 0, head_tensors, probe)))
 
 
 def _mean_asymmetric(logits: Tensor, labels: Tensor, *, gamma_pos: float, gamma_neg: float, margin: float) -> Tensor:

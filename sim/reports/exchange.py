@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from clients.host import counts_of, num_bytes_of, passed_on, round_sums_of
+from clients.host import counts_of, num_bytes_of, passed_on, round_sums_of, solution_sums_of
 from fedmlic import spec
 from fedmlic.errors import InputError
 from fedmlic.learner import build_learner
@@ -121,6 +121,9 @@ def _phase(
     if hooks:
         _, num_bytes, extras = passed_on(hooks, part, start, start.clone(), Trained(0.0, 1, {}))
     extras |= round_sums_of(shard, learner.method, {})
+    if stretch.phase.solution is not None:
+        zeros = stretch.phase.solution.sums(resident.network, shared)
+        extras |= solution_sums_of(shard, zeros, zeros)
     trained = sum(parameter.numel() for parameter in resident.parameters)
     resident.train_only(None)
     return {

@@ -79,6 +79,8 @@ def _counts_unasked(experiment: Experiment, method: Method, mods: Mapping[str, M
             f"Expected allow-statistics=true, since {', '.join(asks)} counts labels over all clients before the first "
             "round, which tells the server something of them, got false. Set it if the clients agree."
         )
+    if any(phase.solution is not None for phase in method.phases):
+        yield from _sums_for_a_solution(experiment)
     if method.round_sums is None:
         return
     if not experiment.allow_statistics:
@@ -92,6 +94,22 @@ def _counts_unasked(experiment: Experiment, method: Method, mods: Mapping[str, M
             f"Expected a cohort of at least {least} clients (statistics-min-clients), since fewer may not stand behind "
             f"the sums of {experiment.method}, got {cohort}. Raise cohort-size, or lower statistics-min-clients if the "
             "clients agree."
+        )
+
+
+def _sums_for_a_solution(experiment: Experiment) -> Iterator[str]:
+    """Whether clients may send the sums that a method's tensors are solved from, and enough stand behind them."""
+    if not experiment.allow_statistics:
+        yield (
+            f"Expected allow-statistics=true, since {experiment.method} adds up moments of the clients' features and "
+            "labels, which tells the server something of them, got false. Set it if the clients agree."
+        )
+    clients, least = experiment.num_clients, experiment.statistics_min_clients
+    if 0 < clients < least:
+        yield (
+            f"Expected at least {least} clients (statistics-min-clients), since fewer may not stand behind the sums of "
+            f"{experiment.method}, got {clients}. Raise num-clients, or lower statistics-min-clients if the clients "
+            "agree."
         )
 
 

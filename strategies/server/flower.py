@@ -196,7 +196,9 @@ class FlowerTransport:
             lacks_sums=request.kind == "train"
             and not request.mods
             and not self._experiment.mods.strip()
-            and not any(name.startswith(ROUND_SUMS) for name in request.shared),
+            and not any(name.startswith(ROUND_SUMS) for name in request.shared)
+            and not request.solved,
+            solved=request.solved,
         )
 
     @property

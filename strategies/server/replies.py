@@ -16,7 +16,7 @@ import torch
 
 from fedmlic.errors import InputError, shown
 from fedmlic.histograms import DEFAULT_BINS, ScoreHistograms
-from fedmlic.protocol import CLIENTS_BEHIND, IMAGES_BEHIND, ROUND_SUMS, Turn
+from fedmlic.protocol import CLIENTS_BEHIND, HIGH, IMAGES_BEHIND, ROUND_SUMS, SOLUTION_SUMS, Turn
 from fedmlic.update import (
     COUNT_LIMIT,
     LIMIT,
@@ -58,8 +58,12 @@ class RefusedError(ValueError):
 
 
 def shapes_of(update: Update) -> Shapes:
-    """Names, types and shapes of an update's further sums: those of one round must agree to be added."""
-    return tuple((name, str(each.dtype), tuple(each.shape)) for name, each in sorted(update.extras.items()))
+    """Names, types and shapes of an update's further sums: those of one round must agree to be added.
+
+    Sums for a solution are not among them: a client may have none, and ``Expected`` knows their shapes.
+    """
+    sums = ((name, each) for name, each in sorted(update.extras.items()) if not name.startswith(SOLUTION_SUMS))
+    return tuple((name, str(each.dtype), tuple(each.shape)) for name, each in sums)
 
 
 @dataclass
@@ -72,6 +76,7 @@ class Expected:
         sizes: the training images that each client announced, for all clients that were asked.
         holdout_fraction: of a client's images that it keeps for evaluation.
         lacks_sums: whether neither a mod nor the method adds any, so that there are no sums beside the model.
+        solved: zeros of the sums that the server solves with in this round, by name.
     """
 
     request: Request
@@ -79,6 +84,7 @@ class Expected:
     sizes: Mapping[int, int]
     holdout_fraction: float = 0.0
     lacks_sums: bool = False
+    solved: Mapping[str, Tensor] = field(default_factory=dict)
     counted: set[int] = field(default_factory=set)
     refused: dict[int, str] = field(default_factory=dict)
 
@@ -263,12 +269,13 @@ class Expected:
         if self.lacks_sums and update.extras:
             _refuse("no sums beside the model", shown(sorted(update.extras)[:9]))
         self._round_sums(update)
+        self._solution_sums(update)
         for name, sums in update.extras.items():
             limit = COUNT_LIMIT * count if sums.dtype == torch.int64 else (LIMIT / update.units.clients + 1) * count
             if _outside(sums, -limit, limit):
                 _refuse(f"the sum {shown(name, 40)!r} within {limit:g}", "larger numbers, or NaN")
-            counted = self.request.kind == "count" or name.startswith(ROUND_SUMS)
-            if counted and not name.endswith((CLIENTS_BEHIND, IMAGES_BEHIND)):
+            counted = self.request.kind == "count" or name.startswith((ROUND_SUMS, SOLUTION_SUMS))
+            if counted and not name.endswith((CLIENTS_BEHIND, IMAGES_BEHIND, HIGH)):
                 self._support(update, name, images)
 
     def _round_sums(self, update: Update) -> None:
@@ -284,11 +291,33 @@ class Expected:
         if others:
             _refuse("sums of the round that the method has", shown(others[:9]))
 
+    def _solution_sums(self, update: Update) -> None:
+        """Sums for a solution are of the names, shapes and types that this round has, and each is whole."""
+        given = {name: each for name, each in update.extras.items() if name.startswith(SOLUTION_SUMS)}
+        for name, zeros in self.solved.items():
+            parts = {SOLUTION_SUMS + name: zeros.dtype}
+            if zeros.is_floating_point():
+                parts[SOLUTION_SUMS + name + HIGH] = torch.int64
+            found = {part: given.pop(part, None) for part in parts}
+            if all(each is None for each in found.values()):
+                continue
+            for part, dtype in parts.items():
+                each = found[part]
+                if each is None or each.shape != zeros.shape or each.dtype != dtype:
+                    _refuse(f"the sum {shown(part, 40)!r} of shape {list(zeros.shape)}", "none, or another kind")
+            for suffix in (CLIENTS_BEHIND, IMAGES_BEHIND):
+                given.pop(SOLUTION_SUMS + name + suffix, None)
+        if given:
+            _refuse("sums that this round's solution has", shown(sorted(given)[:9]))
+
     @staticmethod
     def _support(update: Update, name: str, images: int) -> None:
         """How many clients and images stand behind every counted number."""
         behind = [update.extras.get(name + suffix) for suffix in (CLIENTS_BEHIND, IMAGES_BEHIND)]
         values, count = update.extras[name], len(update.clients)
+        if name.startswith(SOLUTION_SUMS):  # rows, not single numbers
+            parts = [update.extras[each] for each in (name, name + HIGH) if each in update.extras]
+            values = torch.stack([(each != 0).reshape(len(each), -1).any(dim=1) for each in parts]).any(dim=0)
         for found, most in zip(behind, (count, images), strict=True):
             if found is None or found.shape != values.shape or found.dtype != torch.int64 or _outside(found, 0, most):
                 _refuse(f"0 to {most} clients or images behind each number of {shown(name, 40)!r}", "others")

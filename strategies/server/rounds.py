@@ -28,6 +28,7 @@ from fedmlic.protocol import (
     CLIENTS_BEHIND,
     IMAGES_BEHIND,
     ROUND_SUMS,
+    SOLUTION_SUMS,
     STATISTICS,
     HostInfo,
     Reply,
@@ -41,6 +42,7 @@ from strategies.server.costs import Costs
 from strategies.server.introductions import other_versions, problem_of_host
 from strategies.server.per_client import client_rows, own_values
 from strategies.server.replies import REFUSED, Expected, RefusedError, not_finite, scores_of, shapes_of
+from strategies.server.solver import Solver
 from strategies.strategy import Round, State, Strategy, total_of
 
 if TYPE_CHECKING:
@@ -149,6 +151,7 @@ class Rounds:
         self._run = run
         self._present_counts = present_counts
         self._experiment = experiment
+        self._solver = Solver(learner, experiment)
         self._layout = learner.resident.layout
         self._method, self._network = learner.method, learner.resident.network
         self._personal = bool(learner.resident.private_names)
@@ -293,12 +296,15 @@ class Rounds:
         if self._mods or self._no_round_sums():  # there may be sums beside the model
             updates = self._agreeing(updates, played)
         state = self._merged(inner, _noted(updates, sums, tensors), here)
-        state, few = self._with_round_sums(before.state, state, tensors)
+        state, few = self._with_round_sums(before.state, state, _named(tensors, ROUND_SUMS))
+        state, hidden = self._solver.kept(before.state, state, request.solved, tensors)
         turns = list(played.values())
         self._note_set_aside()
         self._require_enough(number, turns, len(cohort))
         self._require_finite(number, state, part, turns)
         state = replace(state, flat=self._layout.scatter(state.flat, part, before.state.flat))
+        state = self._solver.solved(number, state, request.solved)
+        few |= hidden
         self._costs.learn(turns)
         train_seconds = time.perf_counter() - started
 
@@ -324,6 +330,7 @@ class Rounds:
     ) -> Request:
         """What the round's clients are asked to do."""
         sizes = directory.sizes_of(cohort).tolist()
+        shared = self._shared(before)
         return Request(
             kind="train",
             round=number,
@@ -332,11 +339,12 @@ class Rounds:
             weighting=self._strategy.weighting,
             each=self._strategy.needs == "each",
             tensors=names,
-            shared=self._shared(before),
+            shared=shared,
             mods=self._strategy.mods,
             last=self._last(before, cohort),
             run=self._run,
             needed=self._record.resumable() if self._remembers else (),
+            solved=self._solver.sums(number, shared),
         )
 
     @property
@@ -356,7 +364,8 @@ class Rounds:
     def _expected(self, request: Request, clients: Sequence[int], directory: Directory) -> Expected:
         """What is known of the answers before they come."""
         sizes = dict(zip(clients, directory.sizes_of(clients).tolist(), strict=True))
-        return Expected(request, request.layout(self._layout), sizes, self._experiment.holdout_fraction)
+        layout, holdout = request.layout(self._layout), self._experiment.holdout_fraction
+        return Expected(request, layout, sizes, holdout, solved=request.solved)
 
     def _updates(self, expected: Expected, replies: Iterable[Reply], turns: dict[int, Turn]) -> Iterator[Update]:
         """Pass updates on as they come, and note the turns beside them.
@@ -555,7 +564,7 @@ class Rounds:
                 "bytes-down": sum(turn.bytes_down for turn in good),
                 "bytes-up": sum(turn.bytes_up for turn in good),
                 **{f"method/{name}": sums[name] for name in sorted(sums)},
-                **{f"withheld/{name.removeprefix(ROUND_SUMS)}": count for name, count in sorted(few.items())},
+                **{f"withheld/{_plain(name)}": count for name, count in sorted(few.items())},
                 **{f"strategy/{name}": value for name, value in sorted(progress.state.metrics.items())},
                 "best-round": progress.best_round,
                 **balance(turns, train_seconds, min(self._num_hosts, len(turns))),
@@ -709,15 +718,23 @@ def _noted(updates: Iterable[Update], sums: dict[str, float], tensors: dict[str,
     Args:
         updates: as they come.
         sums: filled with the method's metrics.
-        tensors: filled with the method's sums of the round, and what stands behind them.
+        tensors: filled with the method's sums of the round and for a solution, and what stands behind them.
     """
     for update in updates:
         for name, value in method_metrics(update.metrics).items():
             sums[name] = sums.get(name, 0.0) + value
         for name in update.extras:
-            if name.startswith(ROUND_SUMS):  # read now: a rule may add the next update to this one
+            if name.startswith((ROUND_SUMS, SOLUTION_SUMS)):  # read now: a rule may add the next update to this one
                 tensors[name] = tensors.get(name, 0) + update.extra_sum(name).cpu()
         yield update
+
+
+def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix(ROUND_SUMS).removeprefix(SOLUTION_SUMS)
 
 
 def _ignore(round_number: int, turn: Turn, total: int) -> None:

@@ -88,8 +88,24 @@ def turn(settings, learned, data, start, client=3, round_number=2, memory=None):
     local = Local(
         settings, round_number, client, torch.device("cpu"), incoming, memory={} if memory is None else memory
     )
-    trained = learned.method.train(learned.resident, data, local)
-    return learned.resident.flat.clone(), trained
+    phase = solved(learned.method)
+    if phase is None:
+        trained = learned.method.train(learned.resident, data, local)
+        return learned.resident.flat.clone(), trained
+    trained = phase.train(learned.resident, data, local)
+    assert torch.equal(learned.resident.flat, start)
+    layout, flat = learned.resident.layout, start.clone()
+    sums = {**phase.solution.sums(learned.resident.network, {}), **local.solution_sums}
+    before = {name: view.clone() for name, view in layout.views(flat)}
+    for name, tensor in phase.solution.solve(learned.resident.network, sums, before).items():
+        layout.view(flat, name).copy_(tensor)
+    learned.resident.load(flat)
+    return flat, trained
+
+
+def solved(method):
+    """The stretch in which the server solves for tensors; what it makes of one client's sums is that client's turn."""
+    return method.phases[-1] if method.phases and method.phases[-1].solution is not None else None
 
 
 @pytest.fixture(params=METHODS)
@@ -143,7 +159,8 @@ def test_training_is_a_function_of_its_streams(method):
     assert torch.equal(expected, again)
     assert told == told_again
     assert not torch.equal(expected, start)
-    assert not torch.equal(expected, turn(settings, fresh, data, start, round_number=3)[0])
+    if not solved(fresh.method):
+        assert not torch.equal(expected, turn(settings, fresh, data, start, round_number=3)[0])
 
 
 def test_labels_that_nobody_annotates_are_trained_only_by_a_method_that_says_so(method):
@@ -207,7 +224,7 @@ def test_it_learns_a_few_images_by_heart(method):
     before = gap()
     for number in (1, 2, 3):  # a method whose loss fades away where it is nearly right takes longer
         _, trained = turn(settings, learned, data, learned.resident.flat.clone(), round_number=number)
-        assert trained.num_steps == 60
+        assert trained.num_steps == (0 if solved(learned.method) else 60)
         if gap() > 0.4:
             break
 

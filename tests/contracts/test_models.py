@@ -1,5 +1,6 @@
 """What every backbone in the catalogue must do; new files are found by themselves."""
 
+import importlib
 import inspect
 import os
 
@@ -15,6 +16,8 @@ NAMES = os.environ.get("FEDMLIC_ENTRY", "").split() or spec.entries("model")
 
 @pytest.fixture(scope="module", params=NAMES)
 def model(request):
+    for package in getattr(importlib.import_module(f"fedmlic.models.{request.param}"), "IMPORTS", ()):
+        pytest.importorskip(package, reason=f"{package}, which model {request.param} is made of, is not installed")
     return spec.build("model", request.param)
 
 

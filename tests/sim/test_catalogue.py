@@ -1,5 +1,7 @@
 """What can be chosen is read from the source, and it is what can be built."""
 
+import importlib
+import importlib.util
 import inspect
 import runpy
 from pathlib import Path
@@ -33,7 +35,11 @@ def test_what_is_shown_can_be_pasted(key, tmp_path, monkeypatch):
     runpy.run_path(str(FIXTURES / "hapi.py"))["tree"](tmp_path, "coco")  # whose regime looks for files
     monkeypatch.setenv("HAPI_DATA_DIR", str(tmp_path))
     for entry in catalogue.catalogue(key):
-        if None not in entry.arguments.values():
+        if None in entry.arguments.values():
+            continue
+        spec.check(key, entry.call)
+        packages = getattr(importlib.import_module(f"{spec.CATALOGUES[key]}.{entry.name}"), "IMPORTS", ())
+        if all(importlib.util.find_spec(package) for package in packages):
             assert spec.build(key, entry.call) is not None
 
 

@@ -55,6 +55,12 @@ RUNS = {
         "allow_statistics": True,
         "statistics_min_clients": 1,
     },
+    "counts, and sums for a solution": {
+        "method": "ridge()",
+        "num_rounds": 1,  # a client sends them once
+        "allow_statistics": True,
+        "statistics_min_clients": 1,
+    },
     "adapters in eight bits": {"model": "clip_image(trainable='lora(2)')", "mods": "int8()"},
     "statistics of norms": {"model": "small_cnn(width=4, num_blocks=0, norm='pooled')", "mods": "int8()"},
 }

@@ -15,7 +15,17 @@ from hypothesis import strategies as st
 from fedmlic import wire
 from fedmlic.arrays import Layout
 from fedmlic.histograms import ScoreHistograms
-from fedmlic.protocol import CLIENTS_BEHIND, IMAGES_BEHIND, ROUND_SUMS, HostInfo, Reply, Request, Turn
+from fedmlic.protocol import (
+    CLIENTS_BEHIND,
+    HIGH,
+    IMAGES_BEHIND,
+    ROUND_SUMS,
+    SOLUTION_SUMS,
+    HostInfo,
+    Reply,
+    Request,
+    Turn,
+)
 from fedmlic.update import LIMIT, Update, Weighting, turn_metrics, units_for
 from strategies.server.introductions import Admission, listed_nodes, problem_of_host
 from strategies.server.replies import Expected, RefusedError, not_finite
@@ -246,11 +256,11 @@ COUNT_LIES = {
 }
 
 
-def verdict(request, reply, share=(3,), *, lacks_sums=True):
+def verdict(request, reply, share=(3,), *, lacks_sums=True, **changes):
     """Through the real wire, and checked as the server does."""
     layout = request.layout(LAYOUT)
     got = wire.unpack_reply(through(wire.pack_reply(reply, layout)), layout, len(share))
-    return expected_of(request, lacks_sums=lacks_sums).reply(got, "device-3", share)
+    return expected_of(request, lacks_sums=lacks_sums, **changes).reply(got, "device-3", share)
 
 
 @pytest.mark.parametrize("name", TRAIN_LIES)
@@ -310,6 +320,42 @@ def test_lies_about_sums_of_the_round_are_refused(name):
         return
     with pytest.raises(RefusedError, match=told):
         verdict(request, update_with(extras=changed)(reply_of(request)), lacks_sums=False)
+
+
+MINE = SOLUTION_SUMS + "mine"
+SOLVED = {
+    MINE: torch.tensor([[0.0, 0.0], [0.5, 1.0], [0.0, 2.0]], dtype=torch.float64),
+    MINE + HIGH: torch.tensor([[0, 0], [3, 0], [0, 0]]),
+    MINE + CLIENTS_BEHIND: torch.tensor([0, 1, 1]),
+    MINE + IMAGES_BEHIND: torch.tensor([0, 30, 30]),
+}
+SOLUTION_LIES = {
+    "half of a sum": ({MINE + HIGH: None}, "of shape"),
+    "another shape": ({MINE: torch.zeros(3, 3, dtype=torch.float64)}, "of shape"),
+    "another type": ({MINE: torch.zeros(3, 2, dtype=torch.int64)}, "of shape"),
+    "another name": ({SOLUTION_SUMS + "more": torch.zeros(3, dtype=torch.float64)}, "this round's solution has"),
+    "nobody behind a row": ({MINE: torch.ones(3, 2, dtype=torch.float64)}, "a client behind"),
+    "nobody behind the large part": ({MINE + HIGH: torch.ones(3, 2, dtype=torch.int64)}, "a client behind"),
+    "support of numbers in place of rows": ({MINE + CLIENTS_BEHIND: torch.ones(3, 2).long()}, "clients or images"),
+    "more images behind a row": ({MINE + IMAGES_BEHIND: torch.tensor([0, 31, 30])}, "clients or images"),
+    "no support": ({MINE + CLIENTS_BEHIND: None, MINE + IMAGES_BEHIND: None}, "clients or images"),
+    "no number": ({MINE: torch.full((3, 2), NAN, dtype=torch.float64)}, "larger numbers, or NaN"),
+}
+
+
+@pytest.mark.parametrize("name", [*SOLUTION_LIES, ""])
+def test_lies_about_sums_for_a_solution_are_refused(name):
+    request = request_of()
+    solved = {"mine": torch.zeros(3, 2, dtype=torch.float64)}
+    changes, told = SOLUTION_LIES.get(name, ({}, ""))
+    changed = {each: tensor for each, tensor in {**SOLVED, **changes}.items() if tensor is not None}
+
+    if not name:
+        for extras in (SOLVED, {}):  # a client may have none
+            assert verdict(request, reply_of(request, extras=extras), lacks_sums=False, solved=solved).updates
+        return
+    with pytest.raises(RefusedError, match=told):
+        verdict(request, update_with(extras=changed)(reply_of(request)), lacks_sums=False, solved=solved)
 
 
 def test_a_client_is_counted_once():

@@ -1,0 +1,349 @@
+"""Diff-Feat: a linear classifier on features of a frozen diffusion transformer, whose block and timestep are searched.
+
+1. *Search* (``search_rounds`` > 0). The first rounds look for the block and timestep whose features tell most of
+   the labels, by a local search (``fedmlic.local_search``). In every round the clients score up to five candidates:
+   each fits a ridge regression on one half of its images, takes the average precision of every label on the other
+   half, and the other way round; the server adds up average precision times positives, and positives, and steps. A
+   candidate's score is the mean over labels of their quotient.
+2. *Head*. A linear classifier on the features at the place found: solved in one round from exact sums over the clients
+   (``fedmlic.solved_head``), or trained by rounds, through a joint space of ``width`` features if asked for. With
+   ``texts``, an image's text vector is a second modality: projections of both are added (trained), or both stand side
+   by side (solved), which is the same family of linear maps.
+
+Without a search any backbone goes; features of a fixed block and timestep are computed once and kept on disk.
+
+Deviations: search and head of the paper are centralised and could not be read in full; the moves, the score by ridge
+regression at clients, and everything that ``docs/methods/diff_feat.md`` lists are this project's.
+
+Source: "Diff-Feat" (arXiv 2509.15553); DDAE (Xiang et al., ICCV 2023) for features of diffusion models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Literal, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from fedmlic.diffusion import KeptFeatures, TextTable, of_any_block
+from fedmlic.errors import InputError
+from fedmlic.local_search import LocalSearch, Place
+from fedmlic.losses import mean_binary_cross_entropy
+from fedmlic.method import Method, Objective, Phase, Solution, Trained, none
+from fedmlic.pretrained import freeze
+from fedmlic.ridge_scores import cross_scores
+from fedmlic.solved_head import Gram, SolvedHead
+from fedmlic.training import held_images, to_float, trainer
+
+if TYPE_CHECKING:
+    from fedmlic.arrays import Resident
+    from fedmlic.experiment import Experiment
+    from fedmlic.method import Local, Task
+    from fedmlic.model import Backbone
+    from fedmlic.shard import Shard
+
+TRIAL = "diff_feat(search_rounds=0)"
+"""Without a search any backbone goes."""
+
+BATCH = 64
+"""Images at once in a search."""
+
+CANDIDATES = 5
+"""Most candidates of a round: a place and its four neighbours."""
+
+PRECISION, POSITIVES = "search/precision", "search/positives"
+"""Names of the sums of a search: average precision times positives, and positives."""
+
+
+class DiffFeatNetwork(nn.Module):
+    """A linear classifier on features of a frozen backbone, and where a search for these features stands.
+
+    Args:
+        backbone: the frozen one.
+        num_labels: labels.
+        width: of the joint space of trained projections; 0 for none.
+        texts: vectors of images' texts; None without.
+        search: the search as it begins; None without.
+        layer_norm: whether each feature vector is shifted and scaled to mean 0 and variance 1.
+
+    Attributes:
+        place: float32 ``[5]``: block and timestep, steps of both, 1 once the search is over.
+        probes: float32 ``[budget, 3]``: block, timestep and score of every candidate; -1 where there is none yet.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_labels: int,
+        *,
+        width: int,
+        texts: TextTable | None,
+        search: LocalSearch | None,
+        layer_norm: bool,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.texts, self.search, self.layer_norm = backbone, texts, search, layer_norm
+        features = [backbone.num_features, *([texts.width] if texts is not None else [])]
+        self.projections = nn.ModuleList(nn.Linear(each, width) for each in features if width)
+        self.head = nn.Linear(width or sum(features), num_labels)
+        if search is not None:
+            place, probes = state_of(search)
+            self.place, self.probes = nn.Parameter(place), nn.Parameter(probes)
+            self.kept = KeptFeatures(of_any_block(backbone))
+
+    def modalities(self, images: Tensor) -> list[Tensor]:
+        """``[batch, features]`` of the image and, if there are texts, of its text."""
+        if self.search is None:
+            found = [self.backbone(images).mean(dim=(2, 3))]
+        else:
+            block, timestep = (int(each) for each in self.place[:2].round().tolist())
+            found = [self.kept.at(images, [block], timestep)[:, 0]]
+        if self.texts is not None:
+            found.append(self.texts(images))
+        return [F.layer_norm(each, each.shape[1:]) if self.layer_norm else each for each in found]
+
+    def features(self, images: Tensor) -> Tensor:
+        """``[batch, features]``: what the head reads."""
+        found = self.modalities(images)
+        if not self.projections:
+            return torch.cat(found, dim=1)
+        projected = [projection(each) for projection, each in zip(self.projections, found, strict=True)]
+        return torch.stack(projected).sum(dim=0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits float32 ``[batch, labels]``."""
+        logits: Tensor = self.head(self.features(images))
+        return logits.float()
+
+
+def state_of(search: LocalSearch) -> tuple[Tensor, Tensor]:
+    """A search as the two tensors that the server sends (``DiffFeatNetwork.place``, ``probes``)."""
+    probes = torch.full((search.budget, 3), -1.0)
+    for row, (place, score) in enumerate(search.scores.items()):
+        probes[row] = torch.tensor([*place, score])
+    return torch.tensor([*search.place, *search.step, float(search.ended)], dtype=torch.float32), probes
+
+
+def search_of(begin: LocalSearch, place: Tensor, probes: Tensor) -> LocalSearch:
+    """The search that two tensors stand for.
+
+    Args:
+        begin: the search as it began, for what does not change.
+        place: float32 ``[5]``.
+        probes: float32 ``[budget, 3]``.
+    """
+    at, steps = place.detach().cpu(), probes.detach().cpu()
+    block, timestep, step, other, ended = (int(each) for each in at.round().tolist())
+    scores = {(int(b), int(t)): float(score) for b, t, score in steps.tolist() if b >= 0}
+    return replace(begin, place=(block, timestep), step=(step, other), scores=scores, ended=bool(ended))
+
+
+@dataclass(frozen=True)
+class FederatedSearch:
+    """How clients and server search for a block and a timestep.
+
+    Attributes:
+        begin: the search as it begins.
+        alpha: penalty of the clients' ridge regressions.
+        images: most images that a client looks at.
+    """
+
+    begin: LocalSearch
+    alpha: float
+    images: int
+
+    def zeros(self, network: nn.Module, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See ``Solution.sums``."""
+        del shared
+        shape = (cast("DiffFeatNetwork", network).head.out_features, CANDIDATES)
+        return {PRECISION: torch.zeros(shape, dtype=torch.float64), POSITIVES: torch.zeros(shape, dtype=torch.int64)}
+
+    def train(self, resident: Resident, shard: Shard, local: Local) -> Trained:
+        """Score this round's candidates on the client's own known labels; nothing trains."""
+        network = cast("DiffFeatNetwork", resident.network).eval()
+        wanted = search_of(self.begin, network.place, network.probes).wanted()
+        chosen = np.unique(np.linspace(0, shard.num_images - 1, min(self.images, shard.num_images)).round().astype(int))
+        images = to_float(held_images([shard], local.device)(chosen), local.device, resident.memory_format)
+        sums = self.zeros(network, {})
+        for timestep in sorted({timestep for _, timestep in wanted}):
+            blocks = [block for block, at in wanted if at == timestep]
+            batches = (images[at : at + BATCH] for at in range(0, len(images), BATCH))
+            features = torch.cat([network.kept.at(batch, blocks, timestep) for batch in batches])
+            for number, block in enumerate(blocks):
+                column = wanted.index((block, timestep))
+                found = cross_scores(features[:, number].double().cpu().numpy(), shard.labels[chosen], self.alpha)
+                sums[PRECISION][:, column] = torch.from_numpy(found.precision)
+                sums[POSITIVES][:, column] = torch.from_numpy(found.positives)
+        if wanted:
+            local.solution_sums.update(sums)
+        return Trained(0.0, 0, {"probes": float(len(wanted)), "images-seen": float(len(chosen) * bool(wanted))})
+
+    def solve(self, network: nn.Module, sums: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See ``Solution.solve``: the search, stepped by the scores of all clients together."""
+        del network
+        search = search_of(self.begin, before["place"], before["probes"])
+        positives = sums[POSITIVES].double()
+        means = sums[PRECISION] / positives.clamp(min=1)
+        judged = positives > 0
+        scores: dict[Place, float] = {}
+        for column, place in enumerate(search.wanted()):
+            if bool(judged[:, column].any()):
+                # Through float32, in which the score travels, so that everybody steps by the same numbers.
+                scores[place] = float(means[judged[:, column], column].mean().float())
+        # A candidate that nobody could judge is tried no more than once: it scores 0.
+        at, probes = state_of(search.told({each: scores.get(each, 0.0) for each in search.wanted()}))
+        return {"place": at, "probes": probes}
+
+
+def diff_feat(
+    *,
+    search_rounds: Annotated[int, Field(ge=0)] = 6,
+    start_block: Annotated[int, Field(ge=0)] = 12,
+    start_timestep: Annotated[int, Field(ge=0)] = 100,
+    step_block: Annotated[int, Field(ge=1)] = 4,
+    step_timestep: Annotated[int, Field(ge=1)] = 50,
+    least_step: Annotated[int, Field(ge=1)] = 10,
+    budget: Annotated[int, Field(ge=1)] = 24,
+    search_images: Annotated[int, Field(ge=2)] = 256,
+    head: Literal["solved", "trained"] = "solved",
+    alpha: Annotated[float, Field(gt=0)] = 1.0,
+    gram: Gram = "auto",
+    width: Annotated[int, Field(ge=0)] = 0,
+    layer_norm: bool = False,
+    texts: str = "",
+) -> Method:
+    """A linear classifier on diffusion features whose block and timestep are searched for (Diff-Feat).
+
+    Args:
+        search_rounds: rounds of the search, in which nothing trains; 0: the model's own block and timestep. A search
+            needs a model such as ``dit(depth=...)`` and ``allow-statistics``.
+        start_block: where the search begins, at most the model's last block.
+        start_timestep: likewise.
+        step_block: steps between neighbours at first; they are halved down to 1.
+        step_timestep: likewise, down to ``least_step``.
+        least_step: smallest step of timesteps.
+        budget: most candidates that are scored.
+        search_images: most images that a client looks at in the search.
+        head: ``solved`` in one round from exact sums (needs ``allow-statistics``), or ``trained`` by rounds.
+        alpha: penalty of ridge regressions on features divided by their standard deviation: the solved head's, and
+            those by which candidates are scored.
+        gram: second moments that the solved head adds up (``fedmlic.solved_head``).
+        width: features of the joint space to which a trained head projects image and text; 0: no projection.
+        layer_norm: shift and scale every feature vector to mean 0 and variance 1.
+        texts: file of text vectors of images (``fedmlic.diffusion.write_texts``); empty: images alone.
+    """
+    if head == "solved" and width:
+        msg = f"Expected width=0 with head='solved', which needs no projection, got width={width}. Use head='trained'."
+        raise InputError(msg)
+    begin = LocalSearch(
+        (0, 0), (start_block, start_timestep), (step_block, step_timestep), (1, least_step), budget
+    )  # on a grid that the model decides
+    table = TextTable.read(texts) if texts else None
+    build = partial(_build, begin=begin if search_rounds else None, width=width, table=table, layer_norm=layer_norm)
+    solved = SolvedHead(read, alpha, gram=gram)
+    objective = Objective(_loss, needs_annotations=True)
+    last = solved.phase(objective) if head == "solved" else Phase(trainer(objective), 0, trained, objective)
+    method = Method(
+        build,
+        trainer(objective),
+        predict,
+        lambda _: ("head.weight", "head.bias"),
+        objective=objective,
+        statistics=solved.counts if head == "solved" else None,
+        remembers=head == "solved",
+        needs_pixels=bool(search_rounds or texts),
+    )
+    if not search_rounds:
+        return method if head == "trained" else method._replace(phases=(last,))
+    first = Phase(
+        partial(_searched, alpha=alpha, images=search_images),
+        search_rounds,
+        none,
+        solution=Solution(partial(_zeros, alpha=alpha), partial(_stepped, alpha=alpha), metrics=found),
+    )
+    return method._replace(phases=(first, last), refuses=partial(too_short, search_rounds))
+
+
+def _of(network: nn.Module, alpha: float, images: int = 0) -> FederatedSearch:
+    begin = cast("DiffFeatNetwork", network).search
+    if begin is None:
+        msg = "Expected a network with a search, got one without. Build it with search_rounds above 0."
+        raise TypeError(msg)
+    return FederatedSearch(begin, alpha, images)
+
+
+def _searched(resident: Resident, shard: Shard, local: Local, *, alpha: float, images: int) -> Trained:
+    return _of(resident.network, alpha, images).train(resident, shard, local)
+
+
+def _zeros(network: nn.Module, shared: Mapping[str, Tensor], *, alpha: float) -> dict[str, Tensor]:
+    return _of(network, alpha).zeros(network, shared)
+
+
+def _stepped(
+    network: nn.Module, sums: Mapping[str, Tensor], before: Mapping[str, Tensor], *, alpha: float
+) -> dict[str, Tensor]:
+    return _of(network, alpha).solve(network, sums, before)
+
+
+def _build(
+    task: Task,
+    *,
+    begin: LocalSearch | None,
+    width: int,
+    table: TextTable | None,
+    layer_norm: bool,
+) -> nn.Module:
+    backbone = task.model.build(task.image_shape[2])
+    freeze(backbone, {name for name, _ in backbone.named_parameters()})
+    search = None
+    if begin is not None:
+        blocks, timesteps = of_any_block(backbone).num_blocks, of_any_block(backbone).num_timesteps
+        place = min(begin.place[0], blocks - 1), min(begin.place[1], timesteps - 1)
+        search = replace(begin, size=(blocks, timesteps), place=place)
+    return DiffFeatNetwork(backbone, task.num_labels, width=width, texts=table, search=search, layer_norm=layer_norm)
+
+
+def found(model: Mapping[str, Tensor]) -> dict[str, float]:
+    """Where the search is, for the record: block, timestep, the best score, candidates, and whether it is over."""
+    place, probes = model["place"], model["probes"]
+    block, timestep, _, _, ended = place.tolist()
+    return {
+        "search/block": block,
+        "search/timestep": timestep,
+        "search/score": float(probes[:, 2].max()),
+        "search/candidates": float((probes[:, 0] >= 0).sum()),
+        "search/ended": ended,
+    }
+
+
+def read(network: nn.Module, images: Tensor) -> Tensor:
+    """What the head reads, ``[batch, features]``."""
+    return cast("DiffFeatNetwork", network).features(images)
+
+
+def predict(network: nn.Module, images: Tensor) -> Tensor:
+    """Probabilities float32 ``[batch, labels]``."""
+    return torch.sigmoid(network(images))
+
+
+def trained(network: nn.Module) -> Sequence[str]:
+    """Names of the tensors of head and projections."""
+    return [name for name, _ in network.named_parameters() if name.startswith(("head.", "projections."))]
+
+
+def too_short(search_rounds: int, experiment: Experiment) -> str:
+    """Why an experiment has no round for the head; empty where it has one."""
+    if experiment.num_rounds > search_rounds:
+        return ""
+    return f"its head comes after search_rounds={search_rounds}, and num-rounds is {experiment.num_rounds}"
+
+
+def _loss(network: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> Tensor:
+    return mean_binary_cross_entropy(network(images), labels)
