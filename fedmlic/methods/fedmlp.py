@@ -190,7 +190,8 @@ class _Client:
             return torch.cat([backbone_of(network)(images).mean(dim=(2, 3)), torch.sigmoid(network(images))], dim=1)
 
         found = of_all_images(self._local, call).float()
-        return Looked(*found.split([found.shape[1] - self.labels.shape[1], self.labels.shape[1]], dim=1))
+        width = found.shape[1] - self.labels.shape[1]
+        return Looked(found[:, :width], found[:, width:])
 
     def finish(self) -> dict[str, float]:
         """Fill in the sums of the round; count tags per label."""

@@ -67,4 +67,4 @@ def positive_rows() -> Mod:
 def _without_leave(experiment: Experiment) -> str:
     if experiment.allow_statistics:
         return ""
-    return "it tells the server how often labels are present, so set allow-statistics=true if the clients agree"
+    return "with the rule flag it tells the server how often labels occur; set allow-statistics=true if clients agree"
