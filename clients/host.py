@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from fedmlic.experiment import Experiment
     from fedmlic.federation import Federation
     from fedmlic.learner import Learner
-    from fedmlic.method import Method, Stretch
+    from fedmlic.method import Stretch
     from fedmlic.mod import Hooks, Mod
     from fedmlic.shard import Shard
     from fedmlic.vectorized import Together
@@ -289,7 +289,7 @@ class Host:
         if local.hooks:
             start = everything.gather(request.flat, layout)
             sent, num_bytes, extras = passed_on(local.hooks, layout, start, sent, trained)
-        extras |= round_sums_of(shard, self._learner.method, local.round_sums)
+        extras |= round_sums_of(shard, self._learner, local.round_sums)
         if local.solution_sums:
             solution = stretch_of(self._learner.method, request.round).phase.solution
             declared = {} if solution is None else solution.sums(self._learner.resident.network, request.shared)
@@ -417,18 +417,19 @@ def counts_of(shard: Shard, questions: Iterable[Statistics | None]) -> dict[str,
     return _with_support(shard, counted)
 
 
-def round_sums_of(shard: Shard, method: Method, filled: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def round_sums_of(shard: Shard, learner: Learner, filled: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What a client adds to its method's sums of the round, and beside each number what stands behind it.
 
     Args:
         shard: the client's.
-        method: declares the sums.
+        learner: whose method declares the sums.
         filled: what the turn put into ``Local.round_sums``.
 
     Raises:
         InputError: the turn filled in a sum that the method does not declare, or one of another shape or type.
     """
-    declared = {} if method.round_sums is None else dict(method.round_sums(shard.num_labels))
+    sums = learner.method.round_sums
+    declared = {} if sums is None else dict(sums(learner.resident.network, shard.num_labels))
     found = {name: filled.get(name, zeros).detach().cpu() for name, zeros in declared.items()}
     wrong = [name for name in filled if name not in declared]
     wrong += [name for name, zeros in declared.items() if (found[name].shape, found[name].dtype) != like(zeros)]

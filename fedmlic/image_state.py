@@ -22,7 +22,7 @@ from fedmlic.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from fedmlic.method import Local
     from fedmlic.shard import Shard
@@ -31,6 +31,8 @@ PREFIX = "images/"
 """Begins the names of this state in ``local.memory``."""
 OF = PREFIX + "of"
 """Which images and labels the state belongs to."""
+COMPLETED = "completed"
+"""The state in which methods keep int8 ``[images, labels]``: annotations, and what they took other entries for."""
 
 
 def image_state(local: Local, name: str, start: Callable[[Shard], Tensor]) -> Tensor:
@@ -65,6 +67,19 @@ def image_state(local: Local, name: str, start: Callable[[Shard], Tensor]) -> Te
     found = found.to(local.device, copy=True)
     local.memory.update({PREFIX + name: found, OF: wanted})
     return found
+
+
+def of_all_images(local: Local, call: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
+    """What ``call(network, images)`` gives for all of the client's images, ``[images, ...]`` (``Local.on_all``).
+
+    Args:
+        local: whose turn it is, within ``training.fit``.
+        call: of the network as it is now and a batch of images.
+    """
+    if local.on_all is None:
+        msg = "Expected a turn that can look at all images, got none. Train by training.fit."
+        raise RuntimeError(msg)
+    return local.on_all(call)
 
 
 class Pass(NamedTuple):

@@ -258,8 +258,8 @@ class Method(NamedTuple):
         statistics: named sums over all clients that are asked for once, before the first round;
             int64 (counts) or floating tensors of one client's shard. They tell the server
             something of the clients' labels, so the experiment must allow them.
-        round_sums: named sums over the clients of every round (``Local.round_sums``): ``number of labels ->
-            zeros`` of their shapes, int64 or floating. What a client does not fill in counts as 0. They tell
+        round_sums: named sums over the clients of every round (``Local.round_sums``): ``(network, number of
+            labels) -> zeros`` of their shapes, int64 or floating. What a client does not fill in counts as 0. They tell
             the server something of the clients' labels, so the experiment must allow statistics.
         remembers: whether clients keep something in ``local.memory`` from turn to turn.
         guesses: what training takes entries for that nobody annotated, such as ``"absent"``; empty
@@ -287,7 +287,7 @@ class Method(NamedTuple):
     objective: Objective | None = None
     phases: tuple[Phase, ...] = ()
     statistics: Callable[[Shard], Mapping[str, Tensor]] | None = None
-    round_sums: Callable[[int], Mapping[str, Tensor]] | None = None
+    round_sums: Callable[[nn.Module, int], Mapping[str, Tensor]] | None = None
     remembers: bool = False
     guesses: str = ""
     ask: Callable[[nn.Module, Task, Sequence[str]], Callable[[Tensor], Tensor]] | None = None

@@ -39,7 +39,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedmlic.guesses import precise
-from fedmlic.image_state import Passes, image_state
+from fedmlic.image_state import Passes, image_state, of_all_images
 from fedmlic.labels import PRESENT
 from fedmlic.losses import binary_cross_entropy, known_mean
 from fedmlic.method import Inputs, Local, Method, Objective
@@ -144,10 +144,7 @@ class _Judge:
         def probabilities(network: nn.Module, images: Tensor) -> Tensor:
             return torch.sigmoid(precise(network(weak_view(images, rng, weak=self._weak))))
 
-        if local.on_all is None:
-            msg = "Expected a turn that can look at all images, got none. Train by training.fit."
-            raise RuntimeError(msg)
-        self.judged.copy_(local.on_all(probabilities))
+        self.judged.copy_(of_all_images(local, probabilities))
         if self._difficulty == "global" and not local.round_sums:
             local.round_sums.update(candidate_sums(self.judged, self.candidates))
 
@@ -255,6 +252,7 @@ def _loss(reduction: str, consistency: float) -> Callable[..., Tensor]:
     return loss
 
 
-def no_sums(num_labels: int) -> dict[str, Tensor]:
+def no_sums(network: nn.Module, num_labels: int) -> dict[str, Tensor]:
     """Zeros of the sums of a round."""
+    del network
     return {name: torch.zeros(num_labels, dtype=torch.int64) for name in (PROBABILITIES, COUNTS)}

@@ -56,7 +56,7 @@ def _counted(experiment: Experiment, federation: Federation) -> dict[str, Any]:
     mods = tuple(mods_of(experiment, strategy).values())
     shard = federation.shard(int(next(iter(federation.clients))))
     counted = counts_of(shard, [learner.method.statistics, *(mod.statistics for mod in mods)])
-    added = round_sums_of(shard, learner.method, {})
+    added = round_sums_of(shard, learner, {})
     sent_again = {f"{STATISTICS}{n}": t for n, t in counted.items() if not n.endswith((CLIENTS_BEHIND, IMAGES_BEHIND))}
     sent_again |= {n: t for n, t in added.items() if not n.endswith((CLIENTS_BEHIND, IMAGES_BEHIND))}
     stretches = _stretches(experiment, learner)
@@ -120,7 +120,7 @@ def _phase(
     extras: dict[str, Tensor] = {}
     if hooks:
         _, num_bytes, extras = passed_on(hooks, part, start, start.clone(), Trained(0.0, 1, {}))
-    extras |= round_sums_of(shard, learner.method, {})
+    extras |= round_sums_of(shard, learner, {})
     if stretch.phase.solution is not None:
         zeros = stretch.phase.solution.sums(resident.network, shared)
         extras |= solution_sums_of(shard, zeros, zeros)

@@ -262,7 +262,7 @@ class Rounds:
     def _no_round_sums(self) -> dict[str, Tensor]:
         """What clients get in place of the method's sums of the round before, where there was none."""
         declared = self._method.round_sums
-        zeros = {} if declared is None else declared(len(self._label_names))
+        zeros = {} if declared is None else declared(self._network, len(self._label_names))
         return {ROUND_SUMS + name: tensor for name, tensor in zeros.items()}
 
     def _with_round_sums(self, before: State, after: State, sums: Mapping[str, Tensor]) -> tuple[State, dict[str, int]]:

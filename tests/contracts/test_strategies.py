@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ from torch import nn
 from clients.host import passed_on
 from fedmlic.arrays import Layout, Resident
 from fedmlic.experiment import Experiment
+from fedmlic.labels import PRESENT, UNKNOWN
 from fedmlic.method import Local, Trained
 from fedmlic.spec import build, entries, factory
 from fedmlic.update import Update, Weighting, units_for
@@ -68,7 +70,7 @@ class Net(nn.Module):
                 self.register_parameter(name, nn.Parameter(torch.zeros(shape)))
 
 
-def sent_by(strategy, client, flat):
+def sent_by(strategy, client, flat, present=None):
     """What a client that trained to ``flat`` sends under the rule's own mods: its tensors and further sums."""
     resident = Resident(Net(), num_labels=NUM_LABELS, label_rows=("head", "bias"), moments=LAYOUT.moments)
     assert resident.layout == LAYOUT
@@ -84,7 +86,9 @@ def sent_by(strategy, client, flat):
         layout=LAYOUT,
         shared=state.shared,
     )
-    shard = SimpleNamespace(client=client, num_images=SIZES[client], annotations=known(client).numpy())
+    present = known(client) if present is None else present
+    labels = np.where(np.arange(SIZES[client])[:, None] < present.numpy(), np.int8(PRESENT), np.int8(UNKNOWN))
+    shard = SimpleNamespace(client=client, num_images=SIZES[client], annotations=known(client).numpy(), labels=labels)
     hooks = [build("mods", text).begin(resident, shard, local) for text in strategy.mods]
     sent, _, extras = passed_on(hooks, LAYOUT, state.flat, flat, Trained(0.1, 2, {}))
     return sent, extras
@@ -195,7 +199,7 @@ def test_clients_that_all_send_the_same_model_are_agreed_with(name):
     sent = []
     for client in (0, 1):
         update = Update.zero(LAYOUT, units)
-        sent_flat, extras = sent_by(strategy, client, model(0))
+        sent_flat, extras = sent_by(strategy, client, model(0), torch.tensor([1, 2, 3]))
         update.add_client(
             client,
             sent_flat,

@@ -116,7 +116,9 @@ class Federation:
         self.memory, self.shared, self.told = {c.client: {} for c, _ in clients}, {}, []
         declared = self.learner.method.round_sums
         if declared is not None:
-            self.shared = {ROUND_SUMS + name: zeros for name, zeros in declared(len(NAMES)).items()}
+            self.shared = {
+                ROUND_SUMS + name: zeros for name, zeros in declared(self.learner.resident.network, len(NAMES)).items()
+            }
 
     def play(self, number):
         flats, sums, told = [], {}, []

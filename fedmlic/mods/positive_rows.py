@@ -1,0 +1,70 @@
+"""positive_rows: beside its model a client sends its label rows times how often each label is present on its images.
+
+With w_k,c the trained row of label c (classifier row and bias, label token) and n_k,c its positives, the client sends
+n_k,c w_k,c and n_k,c, to be summed over clients. The server that adds them up cannot tell a client's counts, if it
+adds without looking; one that looks can, so ``allow-statistics`` must be set.
+
+Positives are annotated ones and, with a method that completes its labels (``fedlsm``, ``fedmlp``), those that it
+took other entries for in this turn. What the rule ``flag`` does with the sums is in ``strategies/flag.py``.
+
+Source: the head of FLAG (Chang et al., arXiv 2302.13571); with pseudo-positives, FedLSM (MICCAI 2023).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from fedmlic.image_state import COMPLETED, PREFIX
+from fedmlic.labels import PRESENT
+from fedmlic.mod import Hooks, Mod
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from fedmlic.arrays import Resident
+    from fedmlic.experiment import Experiment
+    from fedmlic.method import Local, Trained
+    from fedmlic.shard import Shard
+
+ROWS, POSITIVES = "positive_rows/rows", "positive_rows/positives"
+"""Sums over clients: n_k,c w_k,c / ``SCALE``, ``[labels, values of a row]``, and n_k,c, int64 ``[labels]``."""
+SCALE = 1024.0
+"""What is sent may be 2^15 at most; this leaves room for 2^20 positives."""
+
+
+def positives_of(shard: Shard, local: Local) -> Tensor:
+    """int64 ``[labels]``: present entries of a client's images, guessed ones included where its method has any."""
+    labels = local.memory.get(PREFIX + COMPLETED)
+    if labels is None:
+        labels = torch.from_numpy(np.ascontiguousarray(shard.labels))
+    return (labels == PRESENT).sum(dim=0).cpu()
+
+
+def positive_rows() -> Mod:
+    """Label rows times their label's positives, in addition to the model."""
+
+    def begin(resident: Resident, shard: Shard, local: Local) -> Hooks:
+        layout = resident.layout if local.layout is None else local.layout
+
+        def extras(change: Tensor, trained: Trained) -> Mapping[str, Tensor]:
+            del trained
+            flat = resident.layout.gather(local.start.to(change.device), layout) + change
+            rows = [view.double().cpu() for _, view in layout.row_views(flat)]
+            whole = torch.cat(rows, dim=1) if rows else torch.zeros(layout.num_labels, 0, dtype=torch.float64)
+            positives = positives_of(shard, local)
+            return {ROWS: whole * (positives / SCALE)[:, None], POSITIVES: positives}
+
+        return Hooks(extras=extras)
+
+    return Mod(begin, refuses=_without_leave)
+
+
+def _without_leave(experiment: Experiment) -> str:
+    if experiment.allow_statistics:
+        return ""
+    return "with the rule flag it tells the server how often labels occur; set allow-statistics=true if clients agree"
