@@ -63,8 +63,12 @@ def environment(experiment: Experiment, runtime: Runtime) -> dict[str, Any]:
         experiment: what is run, for the command.
         runtime: where, for the command.
     """
+    return {"command": command_of(experiment, runtime), **here()}
+
+
+def here() -> dict[str, Any]:
+    """The machine, the code's commit and the versions of packages, now."""
     return {
-        "command": command_of(experiment, runtime),
         "git": git_state(Path(__file__).resolve().parents[1]),
         "python": sys.version.split()[0],
         "platform": platform.platform(),

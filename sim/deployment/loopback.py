@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from fedmlic.errors import InputError
-from sim.engines.flower import MARK, SERVICE_VARIABLES, _free_port, _signal, service_processes
+from sim.engines.endings import MARK, send, service_processes
+from sim.engines.flower import SERVICE_VARIABLES, free_port
 
 WAIT_S: Final = 120.0
 """Longest wait for a service, on a machine that is busy."""
@@ -51,7 +52,7 @@ class Stage:
     kit: Mapping[str, Any]
     devices: list[str]
     proxy: bool
-    control_port: int = field(default_factory=_free_port)
+    control_port: int = field(default_factory=free_port)
     port: int = 0
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
@@ -59,7 +60,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         """Choose the port that devices use."""
-        self.port = _free_port() if self.proxy else self.control_port
+        self.port = free_port() if self.proxy else self.control_port
 
     # --- files ---
 
@@ -119,7 +120,7 @@ class Stage:
         if name == "fedmlic-device.service":
             return {
                 r"--superlink \S+": f"--superlink localhost:{self.port}",
-                r"(--host 127\.0\.0\.1 --port )\d+": rf"\g<1>{_free_port()}",
+                r"(--host 127\.0\.0\.1 --port )\d+": rf"\g<1>{free_port()}",
             }
         return {}
 
@@ -168,7 +169,7 @@ class Stage:
     def kill(self, name: str) -> None:
         """Pull the plug: the service and everything that it started."""
         process = self.running.pop(name)
-        _signal([int(each) for each in _descendants(process.pid)], signal.SIGKILL)
+        send([int(each) for each in _descendants(process.pid)], signal.SIGKILL)
         process.wait()
 
     def close(self) -> list[int]:
@@ -180,7 +181,7 @@ class Stage:
             for process in self.running.values():
                 process.poll()
             time.sleep(LOOK_S)
-        _signal(self.processes(), signal.SIGKILL)
+        send(self.processes(), signal.SIGKILL)
         for process in self.running.values():
             process.wait()
         time.sleep(LOOK_S)

@@ -307,9 +307,9 @@ def nodes_program() -> Path:
 
 
 def _free() -> int:
-    from sim.engines.flower import _free_port
+    from sim.engines.flower import free_port
 
-    return _free_port()
+    return free_port()
 
 
 # --- devices ----------------------------------------------------------------------------

@@ -225,7 +225,7 @@ def _service(threads: int) -> Iterator[Service]:
     try:
         for name in ("empty", "flwr"):
             (folder / name).mkdir()
-        port = _free_port()
+        port = free_port()
         (folder / "flwr" / "config.toml").write_text(
             f'[superlink]\ndefault = "fedmlic"\n\n[superlink.fedmlic]\naddress = "127.0.0.1:{port}"\ninsecure = true\n',
             encoding="utf-8",
@@ -286,7 +286,8 @@ def program(name: str) -> str:
     return found
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of 127.0.0.1 that nothing uses at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

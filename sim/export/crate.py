@@ -15,9 +15,10 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from fedmlic import spec
+from fedmlic.environment import here
 from fedmlic.errors import InputError
 from fedmlic.files import file_sha256
-from fedmlic.record import environment, open_run, read_json, write_json
+from fedmlic.record import open_run, read_json, write_json
 from sim.export.facts import command_of
 
 if TYPE_CHECKING:
@@ -245,7 +246,7 @@ def _export_action(run: Path, exported: list[str], now: str) -> list[dict[str, A
         "result": _all(exported),
         "endTime": now,
     }
-    return [action, *_software(environment(), "#fedmlic-export")]
+    return [action, *_software(here(), "#fedmlic-export")]
 
 
 def _file(folder: Path, name: str) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedmlic.counts import Counts
+from fedmlic.environment import here
 from fedmlic.experiment import Experiment
 from fedmlic.metrics import Metrics, evaluate_apart, unannotated_columns
-from fedmlic.record import environment, jsonable, open_run, read_json
+from fedmlic.record import jsonable, open_run, read_json
 from fedmlic.resolved import resolved
 from sim.predict import Predictor, resize_of
 from sim.thresholds import RULES, Rule, Thresholds
@@ -125,7 +126,7 @@ def gather(
         test=found,
         test_at=at,
         run_environment=read_json(path / "environment.json"),
-        environment=environment(),
+        environment=here(),
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sim.reports.describe import client_title
+from sim.console import client_title
 from sim.reports.report.charts import Dots, Heat, Line, Options, Text, dot_plot, figure, heat_map, line_chart
 from sim.reports.report.curves import key_of
 from sim.reports.report.gather import Held, Looked, Report

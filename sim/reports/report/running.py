@@ -6,8 +6,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from sim.console import cut, duration
-from sim.reports.describe import client_title
+from sim.console import client_title, cut, duration
 from sim.reports.report.again import command_of
 from sim.reports.report.charts import Line, Options, Text, figure, line_chart
 from sim.reports.report.curves import curve_line, row_key
