@@ -166,6 +166,13 @@ class Predicted(Part):
     uncertainty: dict[str, float] | None = Field(None, description="how sure the network is, by the method's names")
 
 
+class UnreadImage(Part):
+    """A file that could not be read."""
+
+    image: str
+    problem: str
+
+
 class PredictOutput(Output):
     """``fedmlic predict --json``: labels of images."""
 
@@ -179,6 +186,8 @@ class PredictOutput(Output):
     unannotated: list[str] | None = Field(None, description="those of them that nobody annotated")
     note: str | None = None
     images: list[Predicted]
+    num_bad_files: int = Field(0, description="files that could not be read, with bad-files=skip")
+    bad_files: list[UnreadImage] = Field([], description="which, and why")
 
 
 # --- Federations ----------------------------------------------------------------------------
@@ -506,6 +515,140 @@ class FeaturesOutput(Output):
     images_per_s: float
 
 
+# --- Reports, exports -----------------------------------------------------------------------
+
+
+class ReportOutput(Output):
+    """``fedmlic report --json``: a page, and the tables behind its figures."""
+
+    page: str = Field(description="path of index.html")
+    bytes: int = Field(description="size of the page")
+    tables: list[str] = Field(description="CSV files, relative to the page's folder")
+    runs: int
+    rows: list[str] = Field(description="label of each group of runs that differ in the seed alone")
+    model: str = Field(description="which of a run's models is asked for scores: best or last")
+    problems: list[str] = Field(description="what could not be shown, and why")
+
+
+class ParityOfFormat(Part):
+    """How a written model compares with the run's own."""
+
+    num_images: int
+    split: str
+    largest: float = Field(description="largest difference of a probability")
+    tolerance: float
+
+
+class Exported(Part):
+    """A folder that was written."""
+
+    folder: str
+    formats: list[str]
+    files: list[str]
+    parity: dict[str, ParityOfFormat]
+
+
+class ThresholdSummary(Part):
+    """How many labels have a fitted threshold."""
+
+    num_images: int = Field(description="validation images")
+    num_labels: int
+    best_f1: int = Field(alias="best-f1")
+    precision: int
+
+
+class ExportOutput(Output):
+    """``fedmlic export --json``: what was written of a run."""
+
+    run: str
+    model: str | None = Field(None, description="which of the run's models it is, in words")
+    identity: str | None = Field(None, description="of the experiment")
+    round: int | None = None
+    client: int | None = None
+    inference: str | None = None
+    thresholds: ThresholdSummary | None = None
+    written: list[Exported]
+
+
+# --- Deployment -----------------------------------------------------------------------------
+
+
+class FindingPart(Part):
+    """One thing that was looked at."""
+
+    about: str
+    verdict: Literal["ok", "warning", "problem"]
+    text: str
+    remedy: str
+    values: dict[str, Any] = Field(description="the numbers behind the text")
+
+
+class DoctorOutput(Output):
+    """``fedmlic doctor --json``: whether a device or a server is ready."""
+
+    ok: bool = Field(True, description="no finding is a problem")
+    findings: list[FindingPart] = []
+    constraints: str | None = Field(None, description="with --constraints: the file that was written")
+    packages: int | None = Field(None, description="with --constraints: lines in it")
+
+
+class NodeRow(Part):
+    """A node that a SuperLink knows."""
+
+    node: str
+    name: str
+    status: str
+    since: str = Field(description="UTC")
+    registered: str = Field(description="UTC")
+
+
+class HostRow(Part):
+    """What a run saw of a host."""
+
+    host: str
+    last_round: int
+    turns: int
+    failed: int
+    error: str = Field(description="the last one")
+
+
+class NodesOutput(Output):
+    """``fedmlic nodes --json``: who is there, and what a run saw of them."""
+
+    nodes: list[NodeRow]
+    run: list[HostRow]
+
+
+class KitOutput(Output):
+    """``fedmlic kit --json``: what was made for a server and its devices."""
+
+    kit: str
+    devices: list[str]
+    made: list[str]
+    kept: list[str]
+    removed: list[str]
+    notes: list[str]
+    digest: str = Field(description="SHA-256 of the code that devices approve")
+
+
+class Step(Part):
+    """A step of a rehearsal."""
+
+    step: str
+    ok: bool | None = Field(description="null where it was left out")
+    seen: list[str]
+    seconds: float
+
+
+class RehearseOutput(Output):
+    """``fedmlic rehearse --json``: how a kit does on this machine."""
+
+    ok: bool
+    seconds: float
+    steps: list[Step]
+    folder: str | None = Field(None, description="with --keep: logs, states and runs")
+
+
 OUTPUTS: dict[str, type[Output]] = {
     "run": RunOutput,
     "show": ShowOutput,
@@ -515,6 +658,12 @@ OUTPUTS: dict[str, type[Output]] = {
     "sweep": SweepOutput,
     "sweep-dry-run": DryRunOutput,
     "compare": CompareOutput,
+    "report": ReportOutput,
+    "export": ExportOutput,
+    "doctor": DoctorOutput,
+    "nodes": NodesOutput,
+    "kit": KitOutput,
+    "rehearse": RehearseOutput,
     "data-import": ImportOutput,
     "data-check": CheckOutput,
     "data-describe": DataDescribeOutput,

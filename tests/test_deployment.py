@@ -23,8 +23,7 @@ from clients.source import open_node
 from fedmlic.experiment import flower_config, split_settings
 from fedmlic.protocol import Reply
 from fedmlic.record import create, open_run
-from sim.engines.flower import free_port
-from sim.engines.flower import stage_app
+from sim.engines.flower import free_port, stage_app
 from strategies.server.server import build_server, serve
 
 pytestmark = [pytest.mark.deployment, pytest.mark.skipif(os.name == "nt", reason="POSIX signals end the services")]

@@ -62,7 +62,7 @@ def doctor(
                     _show(finding)
         problems = sum(finding.verdict == "problem" for finding in findings)
         if json_output:
-            print_json({"ok": not problems, "findings": [finding.plain() for finding in findings]})
+            print_json({"ok": not problems, "findings": [finding.plain() for finding in findings]}, "doctor")
         else:
             _sum_up(problems, sum(finding.verdict == "warning" for finding in findings))
     if problems:
@@ -93,7 +93,7 @@ def _write_constraints(path: Path, *, json_output: bool) -> None:
     lines = constraints()
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     if json_output:
-        print_json({"constraints": str(path), "packages": len(lines)})
+        print_json({"constraints": str(path), "packages": len(lines)}, "doctor")
     else:
         say(open_console(), f"{path}: {len(lines)} packages; elsewhere: pip install -c {path.name} fedmlic")
 

@@ -53,7 +53,7 @@ def export(
         with working(json_output=json_output), Countings(open_console(stderr=True)) as progress:
             found = write(path, targets, Choice(model, client, precision, min_entries), progress)
         if json_output:
-            print_json(found)
+            print_json(found, "export")
         else:
             _show(found)
 

@@ -29,7 +29,7 @@ def kit(
         with working(json_output=json_output):
             found = make_kit(description, out, update=update, renew=renew)
         if json_output:
-            print_json(found)
+            print_json(found, "kit")
         else:
             _show(found)
 

@@ -28,7 +28,7 @@ def nodes(
         rows = looking.listed(superlink, looking.names_of(names) if names else {})
         seen = looking.seen(run) if run else []
         if json_output:
-            print_json({"nodes": rows, "run": seen})
+            print_json({"nodes": rows, "run": seen}, "nodes")
             return
         console = open_console()
         heads = ("node", "name", "status", "since")

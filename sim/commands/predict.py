@@ -65,7 +65,7 @@ def predict(
     their threshold: the run's, or that of --thresholds.
     """
     with report_errors():
-        from sim.console import open_console
+        from sim.console import open_console, say
         from sim.data.prepare import Countings
         from sim.predict import AT_ONCE, image_files, start_prediction
 
@@ -98,9 +98,10 @@ def predict(
             from sim.prediction_files import bad_files as listed
 
             skipped = {"num_bad_files": len(found.problems), "bad_files": listed(found)}
-            print_json({**found.about, "images": [e.to_json(found.label_names) for e in kept], **skipped})
+            print_json({**found.about, "images": [e.to_json(found.label_names) for e in kept], **skipped}, "predict")
             return
         console = open_console()
+        say(console, f"model {found.about['model']}", "dim")
         if csv or out or sheet:
             _say_written(console, num_images, [csv, out, sheet])
         else:

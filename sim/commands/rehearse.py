@@ -39,6 +39,6 @@ def rehearse(
                 tell=lambda text, style: say(console, text, style),
             )
         if json_output:
-            print_json(found)
+            print_json(found, "rehearse")
     if not found["ok"]:
         raise typer.Exit(EXIT_FAILED)

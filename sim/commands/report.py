@@ -35,7 +35,7 @@ def report(
         with working(json_output=json_output):
             found = write_report(paths, out.expanduser(), model, scored, lambda text: say(errors, text, "dim"))
         if json_output:
-            print_json(found)
+            print_json(found, "report")
             return
         for problem in found["problems"]:
             say(errors, f"note: {problem}", "yellow")
