@@ -614,7 +614,7 @@ def _json(text: str) -> str:
 STEPS: Final = (
     ("Secrets are apart", _files),
     ("Certificates have names and time left", _certificates),
-    ("SuperLink and proxy start as an ordinary user's processes", _start_server),
+    ("SuperLink and proxy start", _start_server),
     ("TLS: the certificate holds for the server's names and no others", _names),
     ("A stranger with address and ca.crt asks for runs and everything else", _stranger_asks),
     ("A stranger uses Flower's commands", _stranger_uses_flower),
