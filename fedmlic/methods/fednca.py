@@ -168,7 +168,7 @@ def alignment(cosines: Tensor, labels: Tensor, kind: str, temperature: float) ->
 def ramp(number: int, num_rounds: int, begin: float, end: float) -> float:
     """0 up to the share ``begin`` of the rounds, 1 from ``end`` on, in between on a line.
 
-    >>> [ramp(number, 10, 0.2, 0.6) for number in (2, 4, 6)]
+    >>> [round(ramp(number, 10, 0.2, 0.6), 6) for number in (2, 4, 6)]
     [0.0, 0.5, 1.0]
     """
     return min(max((number / max(num_rounds, 1) - begin) / (end - begin), 0.0), 1.0)

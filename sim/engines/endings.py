@@ -130,7 +130,14 @@ def _watch(mark: str, folder: Path) -> None:
 
 
 def own(folder: Path) -> None:
-    """Note in a temporary folder of this process that it is ours."""
+    """Note in a temporary folder that it is this process's.
+
+    A process that ``multiprocessing`` started has the folder of its parent: a note of one that is alive stays.
+    """
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        about = json.loads((folder / OWNER).read_text(encoding="utf-8"))
+        if about["started"] and _started(int(about["process"])) == about["started"]:
+            return
     with contextlib.suppress(OSError):
         about = {"process": os.getpid(), "started": _started(os.getpid())}
         (folder / OWNER).write_text(json.dumps(about), encoding="utf-8")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
+import sys
 
 import pytest
 from hypothesis import given
@@ -92,6 +94,8 @@ def test_every_catalogue_has_entries_and_each_builds_or_says_what_it_needs(monke
             needed = [p.name for p in parameters if p.default is p.empty]
             if (key, name) == ("regime", "hapi"):
                 needed = ["HAPI"]  # files that the environment names and that are not here
+            modules = getattr(sys.modules[factory(key, name).__module__], "IMPORTS", ())
+            needed += [package for package in modules if importlib.util.find_spec(package) is None]
             if needed:
                 with pytest.raises(InputError, match=needed[0]):
                     build(key, name)

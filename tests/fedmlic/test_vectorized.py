@@ -25,8 +25,8 @@ VARIANTS = {
 }
 """Methods whose defaults draw at random, or that have more than one way of doing it."""
 
-MODELS = {"hsvlt()": "convnext(image_size=32)"}
-"""For methods that need a network's inside."""
+MODELS = {"hsvlt()": "convnext(image_size=32)", "fednca()": "small_cnn(width=16)"}
+"""For methods that need a network's inside, or a width for each label."""
 
 EVERY = [text for name in entries("method") for text in VARIANTS.get(name, [f"{name}()"])]
 METHODS = [text for text in EVERY if not why_one_by_one(build("method", text))]

@@ -135,7 +135,7 @@ BAD = {
     # unknown keys name the nearest
     ("num-round=3",): "Did you mean 'num-rounds'",
     ("metod=bce()",): "Did you mean 'method'",
-    ("xyzzy=1",): "Known: allow-statistics, augmentation",
+    ("xyzzy=1",): "Known: allow-statistics, audit-log, augmentation",
     # unknown names and arguments
     ("method=fedlgtt()",): "Did you mean 'fedlgt'",
     ("partition=dirichlett(alpha=1)",): "Did you mean 'dirichlet'",

@@ -64,6 +64,7 @@ def test_csv_and_json_say_the_same_as_the_command_prints(finished, folder, tmp_p
     written = fedmlic("predict", finished, folder, "--csv", tmp_path / "a.csv", "--out", tmp_path / "a.json", "--json")
 
     printed = json.loads(written.stdout)
+    assert printed.pop("schema") == "predict/1"
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == printed
     with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

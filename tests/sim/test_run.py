@@ -88,6 +88,7 @@ def test_your_own_images_with_what_is_to_be_known_of_them(tiny, photos, tmp_path
     hashes = {name: noted.pop(name) for name in ("corpus", "federation")}
     assert all(len(value) == 16 for value in hashes.values())
     named = {"untrained_labels": ["late"], "unannotated_labels": [], "client_names": ["Nord", "Süd"]}
+    named["present_counts"] = [14, 11, 0]
     assert noted == {"warnings": result["warnings"], **named}
     assert resume(tmp_path / "run") == result
     clients = pd.read_parquet(tmp_path / "run" / "clients.parquet")

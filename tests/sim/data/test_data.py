@@ -542,7 +542,9 @@ def test_pictures_and_tables_are_written(fedmlic, corpus, tmp_path):
             assert len(picture.convert("RGB").getcolors(1 << 24)) > 10
     with (tmp_path / "out" / "labels.csv").open() as file:
         assert [row["label"] for row in csv.DictReader(file)] == list(NAMES)
-    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == report
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == {
+        key: value for key, value in report.items() if key != "schema"
+    }
 
 
 def test_tables_are_printed(fedmlic, corpus):

@@ -73,6 +73,7 @@ def test_nodes_and_what_a_run_saw_of_them(flwr, run_folder, tmp_path):
 
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout) == {
+        "schema": "nodes/1",
         "nodes": [
             {
                 "node": "17",

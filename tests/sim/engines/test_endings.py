@@ -172,3 +172,15 @@ def test_nothing_of_a_killed_run_is_left(tmp_path, engine):
     assert (out / "events.jsonl").read_bytes() == events  # nobody goes on
     remove_left([tmp_path, "/tmp"])  # noqa: S108  (where the next run would look)
     assert not [path for prefix in endings.PREFIXES for path in tmp_path.glob(f"{prefix}*") if (path / OWNER).exists()]
+
+
+def test_a_folder_that_a_child_shares_stays_its_parents(tmp_path):
+    """``multiprocessing`` hands its temporary folder on to the processes that it starts."""
+    folder = tmp_path / "pymp-shared"
+    folder.mkdir()
+    own(folder)
+    child = "import sys, pathlib; from sim.engines.endings import own; own(pathlib.Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", child, str(folder)], check=True)
+
+    assert remove_left([tmp_path]) == []
+    assert json.loads((folder / OWNER).read_text())["process"] == os.getpid()

@@ -17,7 +17,8 @@ import pytest
 
 from clients.opening import open_federation
 from fedmlic.errors import InputError
-from fedmlic.record import create
+from fedmlic.record import create, write_json
+from sim.data.federation_warnings import examine
 from sim.engines.processes import Processes, check_room, limit
 from sim.engines.ray import RayCarrier
 from sim.engines.workers import Place, Workers, _Queue
@@ -87,11 +88,13 @@ def on_workers(tiny, workers, tmp_path):
     def run(num_workers=2, on_turn=None, **changes):
         experiment, runtime = tiny(engine="processes", **changes)
         server = build_server(experiment, runtime)
-        open_federation(experiment, runtime, server.corpus)
+        federation = open_federation(experiment, runtime, server.corpus)
         slots = workers._slots
         workers._slots, workers._runtime = slots[:num_workers], runtime
         workers.setup(experiment, server.learner)
         folder = create(tmp_path / f"run-{num_workers}-{len(list(tmp_path.iterdir()))}", experiment, runtime)
+        counts = examine(federation.whole or federation, experiment.method).present_counts
+        write_json(folder.path / "data.json", {"present_counts": counts})
         try:
             with folder.alone():
                 outcome = serve(server, workers, folder, on_turn)
