@@ -110,7 +110,7 @@ def test_adding_clients_is_the_histogram_of_their_pooled_scores(parts, num_bins)
 @st.composite
 def histograms(draw):
     shape = (2, 4)
-    counts = hnp.arrays(np.int64, shape, elements=st.integers(0, 2**40))
+    counts = hnp.arrays(np.int64, shape, elements=st.integers(0, 2**39))
     return ScoreHistograms(draw(counts), draw(counts))
 
 

@@ -110,7 +110,8 @@ def by_name(findings):
     return {finding.about: finding for finding in findings}
 
 
-def test_a_server_that_is_as_it_should_be(served, certificates):
+def test_a_server_that_is_as_it_should_be(served, certificates, monkeypatch):
+    monkeypatch.setattr(reach, "SHORTEST_PROBE_S", 0.0)  # loopback may be too fast to be told from an early answer
     found = reach.reach(served(), certificates / "ca.crt")
 
     assert {about: finding.verdict for about, finding in by_name(found.findings).items()} == {

@@ -174,7 +174,8 @@ def test_nothing_names_this_machine(kit):
 
     assert str(Path.home()).encode() not in told.replace(b"/root/superlink.db", b"")
     assert str(kit[2]).encode() not in told
-    assert socket.gethostname().encode() not in told
+    prose = re.sub(rb"-----BEGIN.*?-----END[^\n]*", b"", told, flags=re.DOTALL)  # base64 has every short word in it
+    assert not re.search(rb"\b" + re.escape(socket.gethostname().encode()) + rb"\b", prose)
     assert b"://" not in (kit[2] / "server/constraints.txt").read_bytes()
     assert re.fullmatch(r"([a-z0-9-]+==[0-9][^\s+]*\n)+", (kit[2] / "server/constraints.txt").read_text())
 
