@@ -8,10 +8,13 @@ from typing import Any
 
 from fedmlic.errors import InputError
 from sim.api.results import Run
-from sim.commands.settings import read_recipe
+from sim.commands.settings import DEFAULT_RECIPE, read_recipe
 
 Base = str | Path | Mapping[str, Any] | Run
-"""A recipe's name, a TOML file, settings, or a run whose settings are meant; empty for the default experiment."""
+"""A recipe's name, a TOML file, settings, or a run whose settings are meant.
+
+Empty for the default recipe, or for nothing where a data set is named.
+"""
 
 
 def settings_of(base: Base, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -26,8 +29,15 @@ def settings_of(base: Base, changes: Mapping[str, Any]) -> dict[str, Any]:
 
     >>> settings_of({"num-rounds": 5, "method": "bce()"}, {"num_rounds": 2})
     {'num-rounds': 2, 'method': 'bce()'}
+    >>> settings_of("", {"num_rounds": 2})["dataset"]
+    'emoji_scenes(num_train=3600, num_val=600, num_test=1000)'
+    >>> settings_of("", {"dataset": "scenes()"})
+    {'dataset': 'scenes()'}
     """
-    return {**_begin(base), **_dashed(changes)}
+    own = _dashed(changes)
+    if base == "" and "dataset" not in own:
+        base = DEFAULT_RECIPE
+    return {**_begin(base), **own}
 
 
 def _begin(base: object) -> dict[str, Any]:
