@@ -217,7 +217,7 @@ def cell(out: Path, results: Path, split: str, rule: str, seed: int, rounds: int
 
 
 def main() -> None:
-    """Play the cells that are asked for, one seed of every cell after the other, and print them beside the published."""
+    """Play the cells that are asked for, one seed after the other, and print them beside the published ones."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--splits", nargs="+", choices=list(PARTITIONS), default=["two-labels"])
     parser.add_argument("--rules", nargs="+", choices=list(RULES), default=list(RULES))
