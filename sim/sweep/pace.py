@@ -20,13 +20,15 @@ class Cost(NamedTuple):
         fixed: seconds besides rounds.
         round: seconds per round.
         checkpoint: bytes of one checkpoint.
-        other: bytes of a run folder per round, besides checkpoints.
+        other: bytes of a run folder per round, besides checkpoints and frozen tensors.
+        frozen: bytes of the frozen tensors, which a run writes once.
     """
 
     fixed: float
     round: float
     checkpoint: float = 0.0
     other: float = 0.0
+    frozen: float = 0.0
 
     def seconds(self, rounds: int) -> float:
         """Of a run of so many rounds."""
@@ -34,7 +36,7 @@ class Cost(NamedTuple):
 
     def bytes(self, rounds: int, keep: int) -> float:
         """Of a run that keeps so many checkpoints beside the best."""
-        return min(keep + 1, rounds) * self.checkpoint + rounds * self.other
+        return self.frozen + min(keep + 1, rounds) * self.checkpoint + rounds * self.other
 
 
 def measured(run: Path, wall: float, rounds: int, seconds: float) -> Cost:
@@ -42,8 +44,9 @@ def measured(run: Path, wall: float, rounds: int, seconds: float) -> Cost:
     sizes = {file: file.stat().st_size for file in run.rglob("*") if file.is_file()}
     checkpoints = [size for file, size in sizes.items() if file.suffix == ".safetensors" and file.parent != run]
     each = statistics.fmean(checkpoints) if checkpoints else 0.0
-    other = sum(sizes.values()) - sum(checkpoints)
-    return Cost(max(wall - seconds, 0.0), seconds / rounds, each, other / rounds)
+    frozen = sizes.get(run / "frozen.safetensors", 0)
+    other = sum(sizes.values()) - sum(checkpoints) - frozen
+    return Cost(max(wall - seconds, 0.0), seconds / rounds, each, other / rounds, frozen)
 
 
 @dataclass
