@@ -312,8 +312,8 @@ def compete(options: argparse.Namespace, contestants: list[Contestant], base: Jo
                 )
                 record = {"repeat": repeat, **play(contestant, job, options.limit)}
                 records.append(record)
-                told = record.get("problem") or f"{record['round_s']:.3f} s/round, start {record['start_s']:.1f} s"
-                console.print(f"{workload} repeat {repeat}: {contestant.title}: {told}", highlight=False, markup=False)
+                line = record.get("problem") or f"{record['round_s']:.3f} s/round, start {record['start_s']:.1f} s"
+                console.print(f"{workload} repeat {repeat}: {contestant.title}: {line}", highlight=False, markup=False)
                 if "problem" in record:
                     console.print(record["log"], style="red", highlight=False, markup=False)
     return records

@@ -268,8 +268,8 @@ def measure(options: argparse.Namespace, folder: Path, home: Path, console: Cons
             dealt = run({**settings, "num-rounds": 1}, options, folder / f"deal-{count}-{repeat}")
             found = run(settings, options, folder / f"run-{count}-{repeat}")
             records.append({"clients": count, "repeat": repeat, "deal_start_s": dealt["start_s"], **found})
-            told = f"start {found['start_s']:.1f} s, {found['round_s']:.3f} s/round"
-            console.print(f"{count:,} clients, repeat {repeat}: {told}", highlight=False)
+            line = f"start {found['start_s']:.1f} s, {found['round_s']:.3f} s/round"
+            console.print(f"{count:,} clients, repeat {repeat}: {line}", highlight=False)
     return records
 
 

@@ -295,7 +295,7 @@ def fit_boxes(
         width: ``[boxes]``, of the source image of each box.
         height: ``[boxes]``, likewise.
         size: height and width of the stored image.
-        resize: as ``decode`` was told.
+        resize: as in ``decode``.
 
     Returns:
         float32 ``[boxes, 4]``; a box outside of what is stored has width or height 0.

@@ -1,4 +1,4 @@
-"""Label-mask training: which labels the network is told, and which it is judged by.
+"""Label-mask training: which labels the network is given, and which it is judged by.
 
 Each time an image is used, some of its annotations are *revealed* to the
 network as states and the loss is taken over the other annotations only. So the
@@ -27,7 +27,7 @@ Reduction = Literal["mean", "sum"]
 
 
 def reveal(labels: Tensor, known_fraction_max: float, rng: torch.Generator) -> Tensor:
-    """Choose the annotations of each image that the network is told.
+    """Choose the annotations of each image that the network is given.
 
     An image with K known entries reveals n of them, ``n ~ Uniform{0, ..., floor(
     known_fraction_max * K)}``, all sets of n equally likely, independently of the other
@@ -54,7 +54,7 @@ def reveal(labels: Tensor, known_fraction_max: float, rng: torch.Generator) -> T
 
 
 def masked_loss(logits: Tensor, labels: Tensor, states: Tensor, reduction: Reduction = "mean") -> Tensor:
-    """Binary cross-entropy over the known entries that the network was not told.
+    """Binary cross-entropy over the known entries that the network was not given.
 
     FedLGT, equation 5, as the full binary cross-entropy (the paper prints the positive
     term only) and with "unknown" read as *known to the client, unknown to the network*.
@@ -62,7 +62,7 @@ def masked_loss(logits: Tensor, labels: Tensor, states: Tensor, reduction: Reduc
     Args:
         logits: floating ``[batch, labels]``.
         labels: int8 ``[batch, labels]``, observed.
-        states: int8 ``[batch, labels]``, what the network was told.
+        states: int8 ``[batch, labels]``, what the network was given.
         reduction: mean over these entries of the batch, or their sum (the released code's).
 
     Returns:

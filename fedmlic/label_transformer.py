@@ -12,7 +12,7 @@ With a shared read-out, all labels have one weight vector and bias; then only it
 tells a label from the others, so that labels that nobody annotated, or that are added after
 training, can be predicted from their names.
 
-A label's state is what the network is told about it: nothing (unknown), absent
+A label's state is what the network is given of it: nothing (unknown), absent
 or present. States are int8 in the codes of ``fedmlic.labels``; which labels to
 tell is decided in ``fedmlic.label_masking`` and ``fedmlic.methods.fedlgt``.
 
@@ -84,7 +84,7 @@ class LabelTransformer(nn.Module):
         num_heads: attention heads; must divide the width.
         feedforward: hidden units of an encoder layer (None: the width).
         dropout: probability, in attention weights and after each part of a layer.
-        positions: what image tokens are told of their place: nothing, or 2-D sines.
+        positions: positional encoding of image tokens: none, or 2-D sines.
         readout: a weight vector and bias per label (``row``), or one for all (``shared``).
 
     Raises:
@@ -131,7 +131,7 @@ class LabelTransformer(nn.Module):
 
         Args:
             images: float32 ``[batch, channels, height, width]``.
-            states: int8 ``[batch, labels]``, what the network is told (UNCERTAIN tells
+            states: int8 ``[batch, labels]``, what the network is given (UNCERTAIN tells
                 nothing); None tells nothing, as in prediction.
         """
         image_tokens = self.image_tokens(images)

@@ -5,7 +5,7 @@ by more than ``gain``, the search moves there; else both steps are halved. It en
 neighbour is better, or where the budget is spent. No place is scored twice.
 
 The search is a value that is stepped from outside, so that scores may come from anywhere, several at once: ``wanted``
-says which places to score, ``told`` takes the scores.
+says which places to score, ``scored`` takes the scores.
 
 Source: the "heuristic local search" of Diff-Feat (arXiv 2509.15553); its text could not be read, and the moves here
 are a reconstruction.
@@ -62,7 +62,7 @@ class LocalSearch:
         missing = [each for each in [self.place, *self.neighbours()] if each not in self.scores]
         return missing[: self.budget - len(self.scores)]
 
-    def told(self, scores: Mapping[Place, float]) -> LocalSearch:
+    def scored(self, scores: Mapping[Place, float]) -> LocalSearch:
         """The search after the scores of some places became known."""
         found = replace(self, scores={**self.scores, **scores})
         while not found.ended and (not found.wanted() or len(found.scores) >= found.budget):

@@ -141,7 +141,7 @@ def hapi(
         report = {**read_headers(paths).report, "left_out": {"no_file": len(true.example_ids) - len(ids)}}
         return Table(ids, splits, labels, nobody, None, [str(path) for path in paths], [], report)
 
-    told = hashlib.sha256(repr(sorted(zip(true.example_ids, true.names, strict=True))).encode()).hexdigest()
+    digest = hashlib.sha256(repr(sorted(zip(true.example_ids, true.names, strict=True))).encode()).hexdigest()
     return Dataset(
         name="hapi",
         version=VERSION,
@@ -150,7 +150,7 @@ def hapi(
             "size": [image_size, channels],
             "dealt": {**shares, "seed": seed},
             "label_names": list(names),
-            "labels_sha256": told,
+            "labels_sha256": digest,
             "files": stamps_sha256(stamps_of(zip(ids, paths, strict=True))),
         },
         label_names=names,

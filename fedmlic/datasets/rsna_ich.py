@@ -158,7 +158,7 @@ def _metadata(path: Path, problems: Problems) -> dict[str, Origin]:
 
 
 def _origins(
-    slices: _Slices, told: dict[str, Origin] | None, where: str, owners: str
+    slices: _Slices, table: dict[str, Origin] | None, where: str, owners: str
 ) -> tuple[list[Origin], list[str]]:
     """Patient and study of every slice, from a table or the headers, and what pydicom warns of.
 
@@ -168,8 +168,8 @@ def _origins(
     problems = Problems(f"Expected {where} to name the {owners if owners == 'study' else 'patient'} of every image")
     read: Sequence[Origin | InputError]
     warned: list[str] = []
-    if told is not None:
-        read = [told.get(image_id, Origin("", "")) for image_id in slices.image_ids]
+    if table is not None:
+        read = [table.get(image_id, Origin("", "")) for image_id in slices.image_ids]
     else:
         read, warned = origins([slices.path(image_id) for image_id in slices.image_ids])
     found = []
@@ -187,18 +187,18 @@ def _origins(
 
 
 def _chosen(
-    told: rsna_labels.ImageLabels, files: dict[str, str], exclude: list[str], missing: str, problems: Problems
+    table: rsna_labels.ImageLabels, files: dict[str, str], exclude: list[str], missing: str, problems: Problems
 ) -> tuple[list[int], dict[str, int]]:
     """Rows of the label table to keep, and how many each rule left out."""
     unwanted = set(exclude)
-    wanted = [row for row, image_id in enumerate(told.image_ids) if image_id not in unwanted]
-    rows = [row for row in wanted if told.image_ids[row] in files]
+    wanted = [row for row, image_id in enumerate(table.image_ids) if image_id not in unwanted]
+    rows = [row for row in wanted if table.image_ids[row] in files]
     if missing == "error" and len(rows) < len(wanted):
         for row in wanted:
-            if told.image_ids[row] not in files:
-                problems.add(f"no image {told.image_ids[row]!r}, which the table of labels names")
-    left_out = {"excluded": len(told.image_ids) - len(wanted), "no_file": len(wanted) - len(rows)}
-    return rows, left_out | {"files_without_labels": len(files.keys() - set(told.image_ids))}
+            if table.image_ids[row] not in files:
+                problems.add(f"no image {table.image_ids[row]!r}, which the table of labels names")
+    left_out = {"excluded": len(table.image_ids) - len(wanted), "no_file": len(wanted) - len(rows)}
+    return rows, left_out | {"files_without_labels": len(files.keys() - set(table.image_ids))}
 
 
 def _check_patients(folder: Path, split_by: str, *, known: bool) -> None:
@@ -266,13 +266,13 @@ def rsna_ich(
     path = place / (csv or next((name for name in TABLES if (place / name).is_file()), TABLES[0]))
     planes = _windows(windows, channels)
     problems = Problems(f"Expected {place} to be a whole and correct RSNA ICH", complete=True)
-    told = problems.attempt(rsna_labels.read, path, problems) or rsna_labels.ImageLabels([], NO_STATES, 0)
+    labelled = problems.attempt(rsna_labels.read, path, problems) or rsna_labels.ImageLabels([], NO_STATES, 0)
     patients = problems.attempt(_metadata, place / metadata, problems) if metadata else None
     folder = problems.attempt(_folder, place, images)
     files = _files(folder, problems) if folder else {}
     unwanted = [CORRUPT] if exclude is None else exclude
-    rows, left_out = _chosen(told, files, unwanted, missing, problems) if folder else ([], {})
-    ids = [told.image_ids[row] for row in rows]
+    rows, left_out = _chosen(labelled, files, unwanted, missing, problems) if folder else ([], {})
+    ids = [labelled.image_ids[row] for row in rows]
     slices = _Slices(folder or place, ids, {image_id: files[image_id] for image_id in ids})
     known = metadata is not None or slices.dicom
     where = f"{place / metadata}" if metadata else f"the DICOM headers in {slices.folder}"
@@ -284,7 +284,7 @@ def rsna_ich(
         problems.attempt(read_origins)
     problems.finish()
     names = rsna_labels.KINDS if any_label else rsna_labels.SUBTYPES
-    labels = told.states[rows, : len(names)]
+    labels = labelled.states[rows, : len(names)]
 
     def table() -> Table:
         origins_of, warned = read_origins() if known else ([], [])
@@ -295,7 +295,7 @@ def rsna_ich(
         owner = owner if known else np.full(len(ids), NO_OWNER, dtype=np.int64)
         paths = [slices.path(image_id) for image_id in ids]
         report = {
-            "repeated_lines": told.repeated,
+            "repeated_lines": labelled.repeated,
             "left_out": left_out,
             "warnings": warned,
             **({} if slices.dicom else read_headers(paths).report),

@@ -60,11 +60,11 @@ def read(path: Path, problems: Problems) -> ImageLabels:
         msg = f"Expected {path} to have the columns ID and Label, or {WIDE_ID} and the subtypes, got {header}."
         raise InputError(msg)
     own = problems.within(f"Expected {path} to say once of every image and subtype whether it is there")
-    told = _wide(path, own) if WIDE_ID in header else _long(path, own)
-    if not told.image_ids and not own:
+    table = _wide(path, own) if WIDE_ID in header else _long(path, own)
+    if not table.image_ids and not own:
         msg = f"Expected {path} to hold labels below its header, got none. Download it again."
         raise InputError(msg)
-    return told
+    return table
 
 
 def _wide(path: Path, problems: Problems) -> ImageLabels:
@@ -95,14 +95,14 @@ def _long(path: Path, problems: Problems) -> ImageLabels:
     value = _meaning(values, CELLS, "label", problems)
     good = (kind >= 0) & (value >= 0)
     place = rank[images.codes][good] * len(KINDS) + kind[good]
-    told = np.zeros((2, len(image_ids) * len(KINDS)), dtype=np.int32)
+    counts = np.zeros((2, len(image_ids) * len(KINDS)), dtype=np.int32)
     for state in (0, 1):
-        told[state] = np.bincount(place[value[good] == state], minlength=told.shape[1])
-    states = np.where(told[1] > 0, 1, np.where(told[0] > 0, 0, -1)).astype(np.int8)
-    contradicted = (told.min(axis=0) > 0).reshape(-1, len(KINDS))
+        counts[state] = np.bincount(place[value[good] == state], minlength=counts.shape[1])
+    states = np.where(counts[1] > 0, 1, np.where(counts[0] > 0, 0, -1)).astype(np.int8)
+    contradicted = (counts.min(axis=0) > 0).reshape(-1, len(KINDS))
     states = states.reshape(-1, len(KINDS))
     _compare(image_ids, states, contradicted, problems)
-    return ImageLabels(image_ids, states, int((told.sum(axis=0) - 1).clip(0).sum()))
+    return ImageLabels(image_ids, states, int((counts.sum(axis=0) - 1).clip(0).sum()))
 
 
 def _compare(

@@ -1,4 +1,4 @@
-"""C-Tran: a transformer that is told some labels and predicts the others.
+"""C-Tran: a transformer that is given some labels and predicts the others.
 
 Label and state vectors are learned (the vector of "unknown" is zero), and
 label-mask training reveals a random part of the annotations of each image
@@ -47,7 +47,7 @@ def ctran(
         width: of the tokens (None: the backbone's features, without a projection).
         feedforward: hidden units of an encoder layer (None: the width).
         dropout: probability.
-        positions: what image tokens are told of their place.
+        positions: positional encoding of image tokens.
         readout: a weight vector and bias per label (``row``), or one for all labels (``shared``).
         known_fraction_max: largest share of an image's annotations that is revealed.
         reduction: mean over the judged entries of a batch, or their sum.

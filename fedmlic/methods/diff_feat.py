@@ -197,7 +197,7 @@ class FederatedSearch:
                 # Through float32, in which the score travels, so that everybody steps by the same numbers.
                 scores[place] = float(means[judged[:, column], column].mean().float())
         # A candidate that nobody could judge is tried no more than once: it scores 0.
-        at, probes = state_of(search.told({each: scores.get(each, 0.0) for each in search.wanted()}))
+        at, probes = state_of(search.scored({each: scores.get(each, 0.0) for each in search.wanted()}))
         return {"place": at, "probes": probes}
 
 

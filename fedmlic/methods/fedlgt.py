@@ -162,25 +162,25 @@ def fedlgt(
         global_model = GlobalModel(local)
         counts = torch.zeros(2, dtype=torch.int64, device=local.device)
 
-        def states(images: Tensor, labels: Tensor, numbers: Tensor) -> tuple[Tensor]:
+        def guided_states(images: Tensor, labels: Tensor, numbers: Tensor) -> tuple[Tensor]:
             revealed = reveal(labels, known_fraction_max, rng)
             asked = guided_images(revealed, masking) & guidance  # on the CPU: nobody waits for a GPU to look at it
-            told = revealed.to(images.device, non_blocking=True, copy=True)
+            given = revealed.to(images.device, non_blocking=True, copy=True)
             if bool(asked.any()):
                 probs = global_model.probs(images[asked], numbers[asked].tolist())
-                told[asked] = guide(told[asked], probs, threshold, band)
-            num_revealed = (revealed != UNKNOWN).sum().to(told.device)
-            counts.add_(torch.stack([num_revealed, num_revealed - (told != UNKNOWN).sum()]))
-            return (told,)
+                given[asked] = guide(given[asked], probs, threshold, band)
+            num_revealed = (revealed != UNKNOWN).sum().to(given.device)
+            counts.add_(torch.stack([num_revealed, num_revealed - (given != UNKNOWN).sum()]))
+            return (given,)
 
         def metrics() -> dict[str, float]:
             num_revealed, num_unsure = counts.tolist()
             return {"revealed": float(num_revealed), "unsure": float(num_unsure)}
 
-        return Inputs(states, metrics)
+        return Inputs(guided_states, metrics)
 
-    def loss(network: nn.Module, images: Tensor, labels: Tensor, told: Tensor) -> Tensor:
-        return masked_loss(network(images, told), labels, told, reduction)
+    def loss(network: nn.Module, images: Tensor, labels: Tensor, states: Tensor) -> Tensor:
+        return masked_loss(network(images, states), labels, states, reduction)
 
     objective = Objective(loss, inputs, needs_annotations=True, one_by_one="dropout draws at random" if dropout else "")
     asked = partial(ask, text=text)

@@ -264,11 +264,11 @@ def fedmlp(
     def loss(network: nn.Module, *given: Tensor) -> Tensor:
         _, _, views, taught, answers, shift, late = given
         parts = [taught_costs(network(v), q, answers, shift) for v, q in zip(views, taught, strict=True)]
-        told, apart = (torch.stack(each).mean(dim=0).sum() for each in zip(*parts, strict=True))
+        annotated, apart = (torch.stack(each).mean(dim=0).sum() for each in zip(*parts, strict=True))
         num_open = open_entries(answers).sum()
-        num_told = answers.numel() - num_open
-        early = told / num_told.clamp(min=1) + distillation * apart / num_open.clamp(min=1)
-        return torch.where(late, (told + distillation * apart) / answers.numel(), early)
+        num_annotated = answers.numel() - num_open
+        early = annotated / num_annotated.clamp(min=1) + distillation * apart / num_open.clamp(min=1)
+        return torch.where(late, (annotated + distillation * apart) / answers.numel(), early)
 
     objective = Objective(loss, inputs, one_by_one="a client's images are judged by its own network")
     return classifier(loss, pool=pool)._replace(
@@ -291,5 +291,5 @@ def taught_costs(logits: Tensor, taught: Tensor, answers: Tensor, shift: Tensor)
         shift: ``[labels]``, what is added to logits of answered entries.
     """
     logits = precise(logits)
-    told = binary_cross_entropy(logits + shift, answers)
-    return told, torch.where(open_entries(answers), (torch.sigmoid(logits) - taught).square(), 0.0)
+    annotated = binary_cross_entropy(logits + shift, answers)
+    return annotated, torch.where(open_entries(answers), (torch.sigmoid(logits) - taught).square(), 0.0)

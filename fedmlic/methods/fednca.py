@@ -88,7 +88,7 @@ class SimplexClassifier(nn.Module):
         num_labels: labels to predict.
         width: of features (None: the backbone's, without a projection).
         heads: of attention; must divide the width.
-        sine: whether places are told where they are.
+        sine: whether a positional encoding is added.
         learned: whether the rows train.
     """
 
@@ -201,7 +201,7 @@ def fednca(
         classifier: the ``simplex``, or rows that are ``learned`` from there.
         heads: attention heads; must divide the width.
         width: of features (None: the backbone's, without a projection); at least the number of labels.
-        positions: what places are told of where they are.
+        positions: positional encoding of places.
     """
 
     def build(task: Task) -> nn.Module:

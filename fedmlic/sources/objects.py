@@ -111,7 +111,7 @@ def stored_objects(
         objects: with boxes and areas in source pixels.
         sizes: ``[images, 2]``, width and height of the source images.
         size: side of the stored images, pixels.
-        resize: as ``images.decode`` is told.
+        resize: as in ``images.decode``.
         orientations: ``[images]``, EXIF's codes, if the images are stored upright.
 
     Returns:
@@ -143,7 +143,7 @@ def boxed_objects(
         box: ``[boxes, 4]`` as x, y, width, height.
         sizes: ``[boxes, 2]``, width and height of the source image of each box.
         size: side of the stored images, pixels.
-        resize: as ``images.decode`` is told.
+        resize: as in ``images.decode``.
     """
     stored = _fit(box, sizes, size, resize)
     return Objects(row, label.astype(np.int16), stored, stored[:, 2] * stored[:, 3])

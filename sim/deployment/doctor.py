@@ -128,13 +128,13 @@ def _certificate(path: Path, *, authority: bool = False, names: tuple[str, ...] 
     )
 
 
-def _link(place: Place, told: float) -> Any:  # noqa: ANN401  (a generator of findings that returns the speed)
+def _link(place: Place, given: float) -> Any:  # noqa: ANN401  (a generator of findings that returns the speed)
     """What the server's address leads to; returns the link's megabits a second, or None."""
     if not place.superlink:
         if place.node is not None:
             text = "the server's address is unknown"
             yield Finding("port", "warning", text, "Give --superlink HOST:PORT.")
-        return told or None
+        return given or None
     found = None
 
     def look() -> Iterable[Finding]:
@@ -143,10 +143,10 @@ def _link(place: Place, told: float) -> Any:  # noqa: ANN401  (a generator of fi
         return found.findings
 
     yield from looked_at("port", look)
-    if found is None or not (found.connected or told):
-        return told or None
-    yield link_finding(found.mbit, told)
-    return told or found.mbit
+    if found is None or not (found.connected or given):
+        return given or None
+    yield link_finding(found.mbit, given)
+    return given or found.mbit
 
 
 def _machine(runtime: Runtime) -> Iterator[Finding]:

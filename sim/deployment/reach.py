@@ -283,10 +283,10 @@ def _measured(address: Address, authority: Path) -> float | None:
     return 8e-6 * PROBE_BYTES / seconds if sent > SHORTEST_PROBE_S else None
 
 
-def link_finding(mbit: float | None, told: float) -> Finding:
+def link_finding(mbit: float | None, given: float) -> Finding:
     """What the link carries."""
-    if told:
-        return Finding("link", "ok", f"{told:g} Mbit/s, as --link-mbit says", "", {"mbit": told})
+    if given:
+        return Finding("link", "ok", f"{given:g} Mbit/s, as --link-mbit says", "", {"mbit": given})
     if mbit is None:
         text = "its speed could not be measured: the server reads no probe"
         return Finding("link", "warning", text, "Give --link-mbit, the upload that your provider promises.")

@@ -600,9 +600,9 @@ def unannotated_of(
         None where the server does not know.
     """
     names = hosts[0].label_names
-    told = [set(host.unannotated) for host in hosts if host.unannotated is not None]
-    if len(told) == len(hosts):
-        everywhere = set.intersection(*told)
+    reported = [set(host.unannotated) for host in hosts if host.unannotated is not None]
+    if len(reported) == len(hosts):
+        everywhere = set.intersection(*reported)
         return tuple(name for name in names if name in everywhere)
     exact = experiment.statistics_min_clients == experiment.statistics_min_images == 1
     if not exact or not {PRESENT_COUNTS, ABSENT_COUNTS} <= statistics.keys():

@@ -14,7 +14,7 @@ def run(search, score):
     steps = []
     while wanted := search.wanted():
         steps.append(wanted)
-        search = search.told({place: score(*place) for place in wanted})
+        search = search.scored({place: score(*place) for place in wanted})
     return search, steps
 
 

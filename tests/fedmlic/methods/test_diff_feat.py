@@ -158,10 +158,10 @@ def test_a_solved_head_with_a_projection_is_refused():
 
 def test_a_search_travels_as_two_tensors():
     begin = LocalSearch((28, 1000), (12, 100), (4, 50), budget=6)
-    step = begin.told({(12, 100): 0.25, (16, 100): 0.5, (8, 100): 0.125, (12, 150): 0.25, (12, 50): 0.25})
+    step = begin.scored({(12, 100): 0.25, (16, 100): 0.5, (8, 100): 0.125, (12, 150): 0.25, (12, 50): 0.25})
 
     assert step.place == (16, 100)
-    for search in (begin, step, step.told({(20, 100): 0.5})):
+    for search in (begin, step, step.scored({(20, 100): 0.5})):
         again = search_of(begin, *state_of(search))
         assert again == search
         assert again.wanted() == search.wanted()
