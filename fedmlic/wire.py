@@ -1,7 +1,7 @@
 """Requests and replies as Flower's records: the only place of the language that knows Flower.
 
-One message carries a model out (float32) and one carries a sum back (float64);
-everything else in them is small. Arrays travel as ``ArrayRecord`` (bare numbers,
+One message carries a model out (float32) and one carries a sum back (float64, from devices in
+fewer bytes: ``fedmlic.packing``); everything else in them is small. Arrays travel as ``ArrayRecord`` (bare numbers,
 never a pickle), numbers with names as ``MetricRecord``, the rest as ``ConfigRecord``.
 The model and the sums that are unpacked lie where the message lies and are only read;
 they must be copied before they are changed. Unpacking is strict:
@@ -26,7 +26,7 @@ import platform
 import re
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, wraps
 from pathlib import Path
@@ -39,6 +39,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedmlic import code, spec
 from fedmlic.errors import InputError, shown
+from fedmlic.packing import RAW, pack, unpack
 from fedmlic.protocol import HostInfo, Kind, Reply, Request, Turn
 from fedmlic.update import RowWeight, SharedWeight, Units, Update, Weighting
 
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
     from fedmlic.arrays import Layout
 
-VERSION: Final = 5
+VERSION: Final = 6
 """Raised whenever the records change; both sides must have the same."""
 
 PACKAGES: Final = ("fedmlic", "clients")
@@ -55,9 +56,6 @@ PACKAGES: Final = ("fedmlic", "clients")
 
 WORK_FOLDER: Final = "FEDMLIC_WORK_FOLDER"
 """Environment variable: where relative paths start."""
-
-RAW: Final = "fedmlic.raw"
-"""How arrays are serialised: their numbers and nothing else, little-endian, in C order."""
 
 STALE_HINT: Final = (
     "Flower imports packages from the folder in which its SuperLink was started: stop it and start it from a folder "
@@ -589,7 +587,7 @@ def _pack_update(content: RecordDict, stem: str, update: Update, *, copy: bool) 
         "clients": np.array(update.clients, dtype=np.int64),
         "annotations": update.annotations.numpy(),
     }
-    content[stem] = _arrays(arrays, copy=copy)
+    content[stem] = _arrays(arrays, copy=copy, packed={"sums"} if copy else ())
     content[f"{stem}-extras"] = _arrays({n: tensor.detach().cpu().numpy() for n, tensor in update.extras.items()})
     content[f"{stem}-about"] = ConfigRecord(
         {"units": list(update.units), "weight": update.weight, "num-images": update.num_images}
@@ -609,7 +607,7 @@ def _unpack_update(content: RecordDict, stem: str, layout: Layout, most: int | N
     return Update(
         layout=layout,
         units=_units(about),
-        sums=_tensor(_array(record, "sums", np.float64, (layout.size,))),
+        sums=_tensor(_array(_unpacked(record, "sums", layout.size), "sums", np.float64, (layout.size,))),
         weight=_scalar(about, "weight", float),
         row_weights=torch.from_numpy(_array(record, "row-weights", np.float64, (layout.num_labels,)).copy()),
         clients=clients.tolist(),
@@ -725,14 +723,18 @@ def failure_in(content: RecordDict) -> str:
 # --- Parts of records ------------------------------------------------------------------
 
 
-def _arrays(arrays: Mapping[str, NDArray[Any]], *, copy: bool = True) -> ArrayRecord:
+def _arrays(arrays: Mapping[str, NDArray[Any]], *, copy: bool = True, packed: Container[str] = ()) -> ArrayRecord:
     record = ArrayRecord()
     for name, array in arrays.items():
         raw = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-        packed = Array(dtype=raw.dtype.str, shape=array.shape, stype=RAW, data=b"")
+        if name in packed:
+            form, data = pack(raw)
+            record[name] = Array(dtype=raw.dtype.str, shape=array.shape, stype=form, data=data)
+            continue
+        each = Array(dtype=raw.dtype.str, shape=array.shape, stype=RAW, data=b"")
         # Bytes are copied into a pickle and out of it again; NumPy's memory stays where it is, for Ray to move.
-        packed.data = raw.tobytes() if copy else raw.reshape(-1).view(np.uint8)  # type: ignore[assignment]
-        record[name] = packed
+        each.data = raw.tobytes() if copy else raw.reshape(-1).view(np.uint8)  # type: ignore[assignment]
+        record[name] = each
     return record
 
 
@@ -795,6 +797,17 @@ def _array(record: ArrayRecord, name: str, dtype: type[Any], shape: tuple[int | 
         if not fits:
             _fail(f"the array {name!r}", f"to have shape {shape}", packed.shape)
     return np.frombuffer(packed.data, kind).reshape(packed.shape)
+
+
+def _unpacked(record: ArrayRecord, name: str, count: int) -> ArrayRecord:
+    """The record with one of its arrays as plain float64, if it came packed."""
+    if name not in record or record[name].stype == RAW:
+        return record
+    each = record[name]
+    data = unpack(each.stype, each.data, count, np.dtype(np.float64).itemsize)
+    if data is None:
+        _fail(f"the array {name!r}", f"to be {RAW} or to hold {count} packed numbers", each.stype)
+    return ArrayRecord({name: Array(dtype=each.dtype, shape=each.shape, stype=RAW, data=data)})
 
 
 def _named_tensors(

@@ -3,6 +3,7 @@
 import math
 import pickle
 import sys
+import zlib
 from dataclasses import replace
 from importlib import metadata
 
@@ -18,6 +19,8 @@ from hypothesis.extra import numpy as hnp
 from fedmlic import wire
 from fedmlic.arrays import Layout
 from fedmlic.errors import InputError
+from fedmlic.mods.int8 import quantised
+from fedmlic.packing import DEFLATED, LISTED, RAW, SHUFFLED
 from fedmlic.protocol import HostInfo, Reply, Request, Turn
 from fedmlic.update import Units, Update, Weighting, units_for
 
@@ -325,6 +328,12 @@ def test_updates_merge_the_same_before_and_after_the_wire():
     assert torch.equal(parts[0].mean(zeros), sent[1].mean(zeros))
 
 
+def noise(size):
+    """Float64 of random bits, which nothing makes shorter."""
+    bits = np.frombuffer(np.random.default_rng(0).bytes(8 * size), np.float64)
+    return torch.from_numpy(bits.copy())
+
+
 def num_bytes(content):
     return len(recorddict_to_proto(content).SerializeToString())
 
@@ -334,7 +343,7 @@ def test_a_message_costs_one_model_out_and_one_sum_in():
     layout = Layout(("weights",), ((100_000,),), num_labels=4, num_row_tensors=0)
     request = Request("train", 1, torch.randn(layout.size))
     update = Update.zero(layout, Units(1.0, 1.0))
-    update.sums.normal_()
+    update.sums.copy_(noise(layout.size))
     turn = Turn(1, "node-0", metrics={"mAP": 0.5})
 
     out = num_bytes(wire.pack_request(request, range(10), layout, wire.pack_model(request, layout)))
@@ -342,6 +351,63 @@ def test_a_message_costs_one_model_out_and_one_sum_in():
 
     assert 0 <= out - 4 * layout.size < 2000
     assert 0 <= back - 8 * layout.size < 4000
+
+
+def sent_by_a_device(change):
+    """Message bytes of one device's update, and whether the server reads what was sent."""
+    layout = Layout(("weights",), ((len(change),),), num_labels=4, num_row_tensors=0)
+    update = Update.zero(layout, Units(1.0, 1.0))
+    update.sums.copy_(change.double() * 37)
+    content = wire.pack_reply(Reply((), (update,)), layout)
+    got = wire.unpack_reply(through(content), layout).updates[0]
+    assert torch.equal(got.sums, update.sums)
+    return num_bytes(content), content["update-0"]["sums"].stype
+
+
+def test_a_device_sends_fewer_bytes_of_the_same_numbers():
+    """Bytes per number: 8 in memory, 5 for float32 times a count, about one after int8() and after top_k(0.1)."""
+    size = 50_000
+    change = torch.randn(size, generator=torch.Generator().manual_seed(0)) / 1000
+    largest = change.where(change.abs() >= change.abs().quantile(0.9), 0.0)
+
+    plain, eight_bits, sparse = (sent_by_a_device(each) for each in (change, quantised(change, None), largest))
+
+    assert (plain[1], eight_bits[1], sparse[1]) == (SHUFFLED, LISTED, DEFLATED)
+    assert plain[0] < 5 * size
+    assert eight_bits[0] < 1.1 * size
+    assert sparse[0] < 1.1 * size
+
+
+def test_numbers_that_do_not_pack_are_sent_as_they_are():
+    layout = Layout(("weights",), ((5000,),), num_labels=4, num_row_tensors=0)
+    update = Update.zero(layout, Units(1.0, 1.0))
+    update.sums.copy_(noise(layout.size))
+
+    content = wire.pack_reply(Reply((), (update,)), layout)
+
+    assert content["update-0"]["sums"].stype == RAW
+    got = wire.unpack_reply(through(content), layout).updates[0].sums
+    assert torch.equal(got.view(torch.int64), update.sums.view(torch.int64))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda data: data[:-3], id="cut off"),
+        pytest.param(lambda data: data + b"more", id="with more behind"),
+        pytest.param(lambda _: zlib.compress(bytes(8 * LAYOUT.size - 8)), id="a number too few"),
+        pytest.param(lambda _: zlib.compress(bytes(1 << 28)), id="a quarter of a gigabyte of zeros"),
+        pytest.param(lambda _: b"not deflated", id="something else"),
+    ],
+)
+@pytest.mark.parametrize("form", [DEFLATED, SHUFFLED, LISTED, "pickle"])
+def test_packed_sums_that_are_not_what_they_say_are_refused(change, form):
+    content = reply_records()
+    sums = content["update-0"]["sums"]
+    content["update-0"]["sums"] = Array(sums.dtype, sums.shape, form, change(zlib.compress(sums.data)))
+
+    with pytest.raises(wire.WireError, match=r"array 'sums' to be fedmlic\.raw or to hold"):
+        wire.unpack_reply(through(content), LAYOUT)
 
 
 def request_records():
@@ -397,7 +463,7 @@ def test_the_versions_are_those_that_are_installed():
 
 def array(values, dtype):
     values = np.asarray(values, dtype=dtype)
-    return Array(values.dtype.str, values.shape, wire.RAW, values.tobytes())
+    return Array(values.dtype.str, values.shape, RAW, values.tobytes())
 
 
 BAD_REQUESTS = {
@@ -419,9 +485,9 @@ BAD_REQUESTS = {
         "heed",
     ),
     "last turns of others": (put("played", "last", array([1, 2, 3], np.int64)), "shape"),
-    "objects beside the model": (put("shared", "x", Array("|O", (1,), wire.RAW, bytes(8))), "<f4"),
-    "70 dimensions beside the model": (put("shared", "x", Array("<f4", (1,) * 70, wire.RAW, bytes(4))), "dimensions"),
-    "70 dimensions of clients": (put("played", "clients", Array("<i8", (1,) * 70, wire.RAW, bytes(8))), "dimensions"),
+    "objects beside the model": (put("shared", "x", Array("|O", (1,), RAW, bytes(8))), "<f4"),
+    "70 dimensions beside the model": (put("shared", "x", Array("<f4", (1,) * 70, RAW, bytes(4))), "dimensions"),
+    "70 dimensions of clients": (put("played", "clients", Array("<i8", (1,) * 70, RAW, bytes(8))), "dimensions"),
     "clients in a table": (put("played", "clients", array([[1]], np.int64)), "shape"),
 }
 
@@ -438,27 +504,27 @@ BAD_REPLIES = {
     "scores instead of counts": (put("evaluation", "bins", array([0.5], np.float64)), "<i8"),
     "errors of fewer turns": (put("turn-texts", "error", []), "1 entries"),
     "a metric of no turn": (put("turns", "metric-turns", array([7], np.int64)), "metrics of turns"),
-    "fewer bytes than numbers": (put("turns", "metric-turns", Array("<i8", (1,), wire.RAW, b"no")), "bytes of shape"),
+    "fewer bytes than numbers": (put("turns", "metric-turns", Array("<i8", (1,), RAW, b"no")), "bytes of shape"),
     "more bytes than numbers": (
-        put("turns", "metric-turns", Array("<i8", (1,), wire.RAW, bytes(16))),
+        put("turns", "metric-turns", Array("<i8", (1,), RAW, bytes(16))),
         "bytes of shape",
     ),
-    "a negative shape": (put("turns", "metric-turns", Array("<i8", (-1, -1), wire.RAW, bytes(8))), "bytes of shape"),
+    "a negative shape": (put("turns", "metric-turns", Array("<i8", (-1, -1), RAW, bytes(8))), "bytes of shape"),
     "a shape of huge numbers": (
-        put("turns", "metric-turns", Array("<i8", (2**30,), wire.RAW, bytes(8))),
+        put("turns", "metric-turns", Array("<i8", (2**30,), RAW, bytes(8))),
         "bytes of shape",
     ),
-    "big-endian numbers": (put("turns", "metric-turns", Array(">i8", (1,), wire.RAW, bytes(8))), "<i8"),
+    "big-endian numbers": (put("turns", "metric-turns", Array(">i8", (1,), RAW, bytes(8))), "<i8"),
     "another serialisation": (put("turns", "metric-turns", Array("<i8", (1,), "pickle", b"x")), "pickle"),
-    "70 dimensions of a sum": (put("update-0-extras", "x", Array("<f8", (1,) * 70, wire.RAW, bytes(8))), "dimensions"),
-    "70 dimensions of scores": (put("evaluation", "bins", Array("<i8", (1,) * 70, wire.RAW, bytes(8))), "dimensions"),
+    "70 dimensions of a sum": (put("update-0-extras", "x", Array("<f8", (1,) * 70, RAW, bytes(8))), "dimensions"),
+    "70 dimensions of scores": (put("evaluation", "bins", Array("<i8", (1,) * 70, RAW, bytes(8))), "dimensions"),
     "a float32 extra": (put("update-0-extras", "x", array([1.0], np.float32)), "<f8"),
     "a negative extra shape": (
-        put("update-0-extras", "x", Array("<f8", (-1, -1), wire.RAW, bytes(8))),
+        put("update-0-extras", "x", Array("<f8", (-1, -1), RAW, bytes(8))),
         "bytes of shape",
     ),
     "a missing part of an update": (drop("update-0-extras"), "parts of reply"),
-    "objects": (put("turns", "metric-turns", Array("|O", (1,), wire.RAW, bytes(8))), "<i8"),
+    "objects": (put("turns", "metric-turns", Array("|O", (1,), RAW, bytes(8))), "<i8"),
 }
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from fedmlic import wire
 from fedmlic.arrays import Layout
 from fedmlic.histograms import ScoreHistograms
+from fedmlic.packing import RAW
 from fedmlic.protocol import (
     CLIENTS_BEHIND,
     HIGH,
@@ -450,7 +451,7 @@ def arrays(draw):
     count = math.prod(shape)
     size = 8 * count if 0 <= count <= 5000 and draw(st.booleans()) else draw(st.integers(0, 40))
     data = draw(st.one_of(st.just(bytes(size)), st.just(b"\xff" * size), st.binary(max_size=40)))
-    return Array(dtype, shape, draw(st.sampled_from([wire.RAW, wire.RAW, wire.RAW, "pickle", ""])), data)
+    return Array(dtype, shape, draw(st.sampled_from([RAW, RAW, RAW, "pickle", ""])), data)
 
 
 def whole(array):
