@@ -25,6 +25,7 @@ from fedmlic.arrays import sha256
 from fedmlic.errors import InputError
 from fedmlic.experiment import flower_config, split_settings
 from fedmlic.kept_scores import path_of, read_scores
+from fedmlic.packing import RAW, unpack
 from fedmlic.protocol import Request
 from fedmlic.record import open_run
 from fedmlic.update import Weighting, units_for
@@ -790,9 +791,11 @@ def number(record, name, place, value):
 
     def change(content):
         held = content[record][name]
-        values = np.frombuffer(held.data, held.dtype).copy()
+        kind = np.dtype(held.dtype)
+        data = unpack(held.stype, held.data, math.prod(held.shape), kind.itemsize)
+        values = np.frombuffer(data, kind).copy()
         values[place] = value
-        content[record][name] = Array(held.dtype, held.shape, held.stype, values.tobytes())
+        content[record][name] = Array(held.dtype, held.shape, RAW, values.tobytes())
 
     return change
 
