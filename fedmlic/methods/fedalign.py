@@ -121,7 +121,7 @@ def pseudo_labels(closeness: Tensor, present_percentile: float, absent_percentil
         absent_percentile: likewise; present goes first where both hold.
 
     >>> pseudo_labels(torch.tensor([[2.0], [0.4], [0.7]]), 60, 20).flatten().tolist()
-    [1, -1, -1]
+    [1, 0, -1]
     """
     values = closeness.double()
     upper = torch.quantile(values, present_percentile / 100, dim=0).clamp(min=HALF)

@@ -172,10 +172,9 @@ def test_pseudo_labels_are_given_to_labels_without_any_annotation_only():
     shard = data(12, known=(0, 1))
     shard.labels[3:, 0] = UNKNOWN
     learned, _, told = turn("fedalign(pseudo=True)", shard)
-    teacher = learned.build_network(
-        Experiment(method="fedalign(pseudo=True)", model="small_cnn(width=4, num_blocks=0)")
-    )
-    local = Local(Experiment(), 1, 0, torch.device("cpu"), lambda: teacher.eval(), shard=shard)
+    experiment = Experiment(method="fedalign(pseudo=True)", model="small_cnn(width=4, num_blocks=0)")
+    teacher = learned.build_network(experiment).eval()
+    local = Local(experiment, 1, 0, torch.device("cpu"), lambda: teacher, shard=shard)
 
     answers = completed(local, 99.9, 99.9)
 
