@@ -170,7 +170,7 @@ def round_sums(network: nn.Module, num_labels: int) -> dict[str, Tensor]:
 
 def fedharmony(
     *,
-    weight: Annotated[float, Field(ge=0)] = 0.1,
+    weight: Annotated[float, Field(ge=0)] = 1.0,
     blocks: Annotated[int, Field(ge=1)] = 1,
     pool: Literal["mean", "max", "logsumexp"] = "mean",
 ) -> Method:
