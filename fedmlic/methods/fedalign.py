@@ -44,9 +44,9 @@ from torch import Tensor, nn
 
 from fedmlic import spec
 from fedmlic.errors import InputError
-from fedmlic.guesses import precise
+from fedmlic.guesses import open_entries, precise
 from fedmlic.label_transformer import ask, hold, uniform_by_inputs
-from fedmlic.labels import ABSENT, PRESENT, UNKNOWN, known
+from fedmlic.labels import ABSENT, PRESENT, UNKNOWN
 from fedmlic.losses import mean_binary_cross_entropy
 from fedmlic.method import Inputs, Local, Method, Objective, Task, Trained
 from fedmlic.text import LabelVectors, alike, label_vectors
@@ -143,7 +143,7 @@ def completed(local: Local, present_percentile: float, absent_percentile: float)
         raise RuntimeError(msg)
     shard = local.shard
     labels = torch.from_numpy(np.array(shard.labels))
-    unaware = ~known(labels).any(dim=0)
+    unaware = open_entries(labels).all(dim=0)
     if not shard.num_images or not bool(unaware.any()):
         return labels
     network, held = local.incoming(), held_images([shard], local.device)
@@ -196,7 +196,7 @@ def fedalign(
         answers = completed(local, present_percentile, absent_percentile)
         guessed = torch.zeros_like(answers, dtype=torch.bool)
         if local.shard is not None:
-            guessed = ~known(torch.from_numpy(np.array(local.shard.labels)))
+            guessed = open_entries(torch.from_numpy(np.array(local.shard.labels)))
 
         def metrics() -> dict[str, float]:
             states, count = {"present": PRESENT, "absent": ABSENT}, max(answers.shape[1], 1)

@@ -259,3 +259,18 @@ def test_anchors_are_merged_over_annotators_alone():
     torch.testing.assert_close(found[0], (ends[0][0] + ends[1][0]) / 2)
     torch.testing.assert_close(found[1], ends[1][1])
     assert torch.equal(found[2], before["anchors"][2])
+
+
+def test_clients_trained_at_once_give_the_same_model(play, tmp_path):
+    from fedmlic.record import open_run
+
+    text = "fedalign(anchors='together', pseudo=True, absent_percentile=50.0, present_percentile=50.0)"
+    found = []
+    for size in (1, 3):
+        play(tmp_path / str(size), method=text, num_rounds=2, vectorize=size)
+        tensors, _ = open_run(tmp_path / str(size)).load_checkpoint(2)
+        found.append({name: each for name, each in tensors.items() if each.is_floating_point()})
+
+    assert found[0].keys() == found[1].keys() != set()
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(found[1][name], tensor, rtol=1e-3, atol=1e-4)
