@@ -75,11 +75,21 @@ def with_traits(entry: Entry) -> Entry:
         "counts": method.statistics is not None
         or method.round_sums is not None
         or any(phase.solution is not None for phase in method.phases),
-        "text": "text" in entry.arguments,
+        "text": bool(TEXT_ARGUMENTS & set(entry.arguments)),
+        "pretrained": hasattr(importlib.import_module(method_module(entry.name)), "TRIAL"),
         "phases": str(len(method.phases) or ""),
         "one-by-one": why_one_by_one(method),
     }
     return entry._replace(traits=traits)
+
+
+TEXT_ARGUMENTS = frozenset({"text", "text_model"})
+"""Arguments of methods that turn label names into vectors."""
+
+
+def method_module(name: str) -> str:
+    """The module of a method: that of the catalogue, or what is in front of the last dot."""
+    return name.rpartition(".")[0] or f"{spec.CATALOGUES['method']}.{name}"
 
 
 PROJECT = Path(__file__).parents[1]

@@ -50,8 +50,10 @@ def in_words(traits: Mapping[str, bool | str]) -> str:
     words = [f"takes entries without annotation as {guesses}" if guesses else "learns from annotated entries alone"]
     words += ["keeps state on the client"] * bool(traits["memory"])
     words += ["counts labels over all clients (allow-statistics)"] * bool(traits["counts"])
-    words += ["label vectors: text"] * bool(traits["text"])
-    words += [f"{traits['phases']} phases"] * bool(traits["phases"])
+    words += ["needs pretrained weights (see its page)"] * bool(traits["pretrained"])
+    words += ["label names as text"] * bool(traits["text"])
+    phases = traits["phases"]
+    words += [f"{phases} phase{'s' * (phases != '1')}"] * bool(phases)
     alone = traits["one-by-one"]
     return "; ".join([*words, f"no vectorize ({alone})" if alone else "vectorize"])
 

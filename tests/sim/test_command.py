@@ -411,7 +411,10 @@ def test_methods_are_listed_with_what_they_say_of_themselves(fedmlic):
     assert found["assume_negative"]["guesses"] == "absent"
     assert found["role"]["memory"] is True
     assert found["bce"]["memory"] is False
-    assert found["fedlgt"]["text"] is True
+    assert [found[name]["text"] for name in ("fedlgt", "hp_dval", "fedalign", "bce")] == [True, True, True, False]
+    assert [found[name]["pretrained"] for name in ("hp_dval", "diff_feat", "bce")] == [True, True, False]
+    assert [found[name]["counts"] for name in ("fedharmony", "fedmlp", "bce")] == [True, True, False]
+    assert all(set(traits) == set(found["bce"]) for traits in found.values())
     assert "dropout" in found["fedlgt"]["one-by-one"]
     assert found["role"]["one-by-one"] == ""
     assert "keeps state on the client" in " ".join(fedmlic("list", "role").stdout.split())

@@ -1,0 +1,60 @@
+"""The table of what methods cost: its place in a page, its lines, and that the script reaches what it needs."""
+
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedmlic.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def costs(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return import_module("method_costs")
+
+
+def test_the_table_replaces_what_lies_between_the_marks_and_nothing_else(costs):
+    page = (ROOT / "docs" / "methods" / "README.md").read_text(encoding="utf-8")
+
+    once = costs.written(page, "a table")
+    head, foot = page.partition(costs.BEGIN)[0], page.partition(costs.END)[2]
+
+    assert once == f"{head}{costs.BEGIN}\na table\n{costs.END}{foot}"
+    assert costs.written(once, "a table") == once
+    for text in ("no marks", costs.BEGIN, costs.END + costs.BEGIN):
+        with pytest.raises(InputError, match="Add them where the table belongs"):
+            costs.written(text, "a table")
+
+
+@pytest.mark.parametrize(
+    ("name", "rounds", "steps"),
+    [
+        ("fedalign", [""], [True]),
+        ("ridge", [""], [False]),
+        ("probe_then_tune", [", rounds 1-5", ", rounds 6-100"], [True] * 2),
+    ],
+)
+def test_lines_of_plain_solved_and_phased_methods(costs, name, rounds, steps):
+    work = costs.Work("small_cnn(width=4, num_blocks=0)", 3, 16, 2, 4, 1, torch.device("cpu"))
+
+    rows = costs.rows_of(name, work)
+
+    assert [row.name for row in rows] == [name + each for each in rounds]
+    assert [row.step is not None for row in rows] == steps
+    for row in rows:
+        assert row.turn > 0
+        assert row.counted["bytes_up"] >= 4 * row.counted["exchanged"]
+        assert costs.line(row).count("|") == costs.HEAD[0].count("|")
+
+
+def test_what_cannot_be_measured_says_why(costs):
+    work = costs.Work("small_cnn(width=4, num_blocks=0)", 200, 16, 2, 4, 1, torch.device("cpu"))
+
+    (row,) = costs.rows_of("fednca", work)
+
+    assert row.note.startswith("not measured: Expected 2 to")
+    assert costs.line(row).count(" - ") == 6
