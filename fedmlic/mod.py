@@ -119,6 +119,9 @@ class Mod(NamedTuple):
         statistics: as a method's.
         changes_steps: whether it has a ``term``, a ``gradient``, an ``after_step`` or ``stages``; then clients cannot
             be trained at once (``vectorize``), and the method must train by ``training.fit``.
+        has_stages: whether its hooks have ``stages``.
+        counts_steps: whether it takes ``Trained.num_steps`` for the steps that changed the exchanged tensors; then no
+            mod may have stages, in which some of these tensors stand still.
         remembers: whether it uses ``local.memory``.
         needs_features: whether its term looks at ``Step.features``.
         refuses: why it does not work with an experiment; empty where it does.
@@ -128,6 +131,8 @@ class Mod(NamedTuple):
     private: Callable[[nn.Module, Method], Sequence[str]] | None = None
     statistics: Callable[[Shard], Mapping[str, Tensor]] | None = None
     changes_steps: bool = False
+    has_stages: bool = False
+    counts_steps: bool = False
     remembers: bool = False
     needs_features: bool = False
     refuses: Callable[[Experiment], str] | None = None

@@ -39,14 +39,14 @@ def feddyn(*, alpha: Annotated[float, Field(gt=0)] = 0.01) -> Mod:
 
     def begin(resident: Resident, shard: Shard, local: Local) -> Hooks:
         del shard
-        starts = resident.per_parameter(local.start)
+        parameters, starts = list(resident.parameters), resident.per_parameter(local.start)
         own = local.memory.get(GRADIENT)
         owns = [None] * len(starts) if own is None else resident.per_parameter(own.to(local.device), local.layout)
 
         def gradient() -> None:
             with torch.no_grad():
-                for parameter, start, held in zip(resident.parameters, starts, owns, strict=True):
-                    if start is None:
+                for parameter, start, held in zip(parameters, starts, owns, strict=True):
+                    if start is None or not parameter.requires_grad:  # not exchanged, or not trained in this stage
                         continue
                     change = (parameter - start).mul_(alpha)
                     if held is not None:

@@ -64,7 +64,7 @@ def fednova(*, weights: SharedWeight = "images") -> Mod:
 
         return Hooks(extras=extras, send=send)
 
-    return Mod(begin, refuses=refuses)
+    return Mod(begin, counts_steps=True, refuses=refuses)
 
 
 def refuses(experiment: Experiment) -> str:

@@ -40,7 +40,7 @@ def fedrep(*, head_epochs: Epochs = 10, body_epochs: Epochs = 1) -> Mod:
         body = frozenset(resident.layout.names)
         return Hooks(stages=[Stage(head_epochs, head), Stage(body_epochs, body)])
 
-    return Mod(begin, private=head_of, changes_steps=True)
+    return Mod(begin, private=head_of, changes_steps=True, has_stages=True)
 
 
 def head_of(network: nn.Module, method: Method) -> Sequence[str]:

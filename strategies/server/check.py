@@ -120,7 +120,13 @@ def _conflicts_of_training(
     alone = why_one_by_one(method)
     if runtime.vectorize > 1 and alone:
         yield f"Expected method {experiment.method} to allow vectorize, got {alone}. Use vectorize=1."
+    staged = [text for text, mod in mods.items() if mod.has_stages]
     for text, mod in mods.items():
+        if mod.counts_steps and staged:
+            yield (
+                f"Expected all tensors to train in every step, since {text} counts steps, got {staged[0]}, which "
+                "trains them in stages. Choose another strategy, or fedper() in place of fedrep()."
+            )
         if mod.changes_steps and runtime.vectorize > 1:
             yield f"Expected vectorize to be 1, since {text} changes the steps of each client, got {runtime.vectorize}."
         if mod.changes_steps and any(objective is None for objective in _objectives(method)):
