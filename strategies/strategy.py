@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from torch import Tensor
 from fedmlic.arrays import Layout
 from fedmlic.seeds import torch_seed
 from fedmlic.update import Update, Weighting
+
+if TYPE_CHECKING:
+    from fedmlic.experiment import Experiment
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class Strategy(NamedTuple):
         needs: ``sum`` if updates may be added up before they arrive; ``each`` if every
             client's update is needed by itself.
         mods: what the rule adds to every client's turn, as texts of the mods' catalogue.
+        refuses: why it does not work with an experiment; empty where it does.
     """
 
     aggregate: Callable[[State, Iterable[Update], Round], State]
@@ -87,6 +91,22 @@ class Strategy(NamedTuple):
     weighting: Weighting = Weighting()
     needs: Literal["sum", "each"] = "sum"
     mods: tuple[str, ...] = ()
+    refuses: Callable[[Experiment], str] | None = None
+
+
+def with_method(name: str) -> Callable[[Experiment], str]:
+    """Refuses every method but one, whose clients report what the rule needs.
+
+    Args:
+        name: of the method.
+    """
+
+    def refuses(experiment: Experiment) -> str:
+        if experiment.method.partition("(")[0].strip() == name:
+            return ""
+        return f"clients report what it needs with method='{name}()', not with {experiment.method}; name that method"
+
+    return refuses
 
 
 def total_of(updates: Iterable[Update]) -> Update | None:

@@ -57,3 +57,10 @@ def test_distances_are_needed_only_once_they_count():
     assert merged(1, told=None).flat[0].item() == pytest.approx(0.1 * 1 + 0.9 * 5)
     with pytest.raises(InputError, match="Use the method fedharmony"):
         merged(2, told=None)
+
+
+def test_another_method_is_refused_before_anything_is_read(play, tmp_path):
+    with pytest.raises(InputError, match=r"method='fedharmony\(\)', not with bce"):
+        play(tmp_path / "run", strategy="fedharmony()", method="bce()")
+
+    assert not (tmp_path / "run").exists()
