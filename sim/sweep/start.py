@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from sim.references import reference_rows
 from sim.sweep.folder import StudyFolder
 from sim.sweep.plan import Plan, distinct
 from sim.sweep.players import Players
+from sim.sweep.search import OPTIONS
 from sim.sweep.study import Study, check_study, read_study, rows_of, split_values
 from sim.sweep.sweep import (
     Sweep,
@@ -25,12 +27,14 @@ from sim.sweep.sweep import (
     imports_of,
     runtime_of,
 )
+from sim.sweep.trials import FILE, Trials, check_optuna
 from sim.sweep.view import SweepView
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from fedmlic.experiment import Experiment, Runtime
+    from sim.sweep.study import Row
 
 STUDIES = Path(__file__).parent.parent / "studies"
 
@@ -46,7 +50,7 @@ def study_of(
     Args:
         arguments: a study file, a shipped study or a recipe first, if any; then ``key=value`` pairs, of
             which those with several values are axes.
-        searched: ``key=a,b,c`` pairs to choose on validation data.
+        searched: ``key=a,b,c`` or ``key={low=a, high=b}`` pairs to choose on validation data, and options of [search].
         recipe: reads a recipe.
         value: reads a setting's value as a person types it.
         references: whether to add references.
@@ -68,7 +72,7 @@ def study_of(
             axes[key] = [value(key, text) for text in texts]
         else:
             base[key] = value(key, texts[0])
-    search |= {key: [value(key, text) for text in texts] for key, texts in map(_pair, searched)}
+    search |= {key: _searched(key, [value(key, text) for text in texts]) for key, texts in map(_pair, searched)}
     found = {**tables, "base": base, "axes": axes} | ({"search": search} if search else {})
     study = check_study(found | ({"references": True} if references else {}))
     return study, folder_name(study, name, changed=bool(rest or searched))
@@ -127,6 +131,12 @@ def _pair(argument: str) -> tuple[str, list[str]]:
     return key, split_values(key, text)
 
 
+def _searched(key: str, values: list[Any]) -> Any:  # noqa: ANN401  (as TOML has it)
+    """What ``--search`` says of a setting or option: several values, or one table or option."""
+    one = len(values) == 1 and (isinstance(values[0], dict) or key.replace("-", "_") in OPTIONS)
+    return values[0] if one else values
+
+
 def sweep(
     study: Study, out: Path, console: Console, *, jobs: int = 0, dry_run: bool = False, alone: bool = False
 ) -> dict[str, Any]:
@@ -144,6 +154,8 @@ def sweep(
         InputError: the study or its folder is wrong; nothing was played.
     """
     rows = rows_of(study)
+    if study.search is not None and not study.search.is_grid:
+        check_optuna()
     folder = StudyFolder(out)
     runtime = runtime_of(study)
     players = Players(imports_of(rows), out / "players.log")
@@ -151,30 +163,39 @@ def sweep(
         rows += reference_rows(rows, study.references, lambda experiment: _num_clients(experiment, runtime))
         rows, twice = distinct(rows)
         rows = [row for row in rows if row.reference or not alone]
-        plan = Plan(rows, list(dict.fromkeys(study.seeds)), study.search)
-        check_rows(plan, runtime)
-        problems = folder.find_runs()
-        folder.note_complete(plan)
-        view = SweepView(console, 0)
-        for row, kept in twice:
-            if not row.reference:
-                view.line(f"{row.label} is the same experiment as {kept.label}: one row")
-        for text in problems:
-            view.warning(text)
-        crew = crew_for(runtime, jobs, sum(1 for _ in plan.ready()) + plan.num_unknown)
-        announce(view, plan, crew, folder)
-        _warn_of_code(view, folder, plan)
-        if dry_run:
-            players.log = Path("/dev/null")
-            players.open(1)
-            costs = calibrate(plan, runtime, players, crew)
-            return announce_cost(view, plan, costs, crew, out, runtime.keep_checkpoints)
-        with folder.alone(), SweepView(console, sum(1 for _ in plan.jobs()) + plan.num_unknown) as live:
-            Sweep(study, plan, folder, runtime, crew, players, live).run()
-            folder.write(plan, about(study, plan))
+        check_rows(rows, study.search, runtime)
+        with nullcontext() if dry_run else folder.alone():
+            plan = _plan(study, rows, None if dry_run else folder)
+            problems = folder.find_runs()
+            folder.note_complete(plan)
+            view = SweepView(console, 0)
+            for row, kept in twice:
+                if not row.reference:
+                    view.line(f"{row.label} is the same experiment as {kept.label}: one row")
+            for text in problems:
+                view.warning(text)
+            crew = crew_for(runtime, jobs, sum(1 for _ in plan.ready()) + plan.num_unknown)
+            announce(view, plan, crew, folder)
+            _warn_of_code(view, folder, plan)
+            if dry_run:
+                players.log = Path("/dev/null")
+                players.open(1)
+                costs = calibrate(plan, runtime, players, crew)
+                return announce_cost(view, plan, costs, crew, out, runtime.keep_checkpoints)
+            with SweepView(console, sum(1 for _ in plan.jobs()) + plan.num_unknown) as live:
+                Sweep(study, plan, folder, runtime, crew, players, live).run()
+                folder.write(plan, about(study, plan))
         return result_of(folder, plan)
     finally:
         players.close()
+
+
+def _plan(study: Study, rows: Sequence[Row], folder: StudyFolder | None) -> Plan:
+    """The plan of a study; without a folder, trials are proposed anew and not kept."""
+    seeds, search = list(dict.fromkeys(study.seeds)), study.search
+    if search is None or search.is_grid:
+        return Plan(rows, seeds, search)
+    return Plan(rows, seeds, search, Trials(search, folder.path / FILE if folder is not None else None))
 
 
 def _warn_of_code(view: SweepView, folder: StudyFolder, plan: Plan) -> None:

@@ -19,11 +19,13 @@ from sim.engines.endings import own
 from sim.engines.processes import late_imports
 from sim.sweep.folder import StudyFolder
 from sim.sweep.pace import Cost, Pace, disk, measured
-from sim.sweep.plan import Choice, Job, Outcome, Plan
+from sim.sweep.plan import Choice, Job, Outcome, Plan, shown_choice
 from sim.sweep.players import Order, Player, Players, Report
+from sim.sweep.search import shown_value
 from sim.sweep.view import SweepView, size
 
 if TYPE_CHECKING:
+    from sim.sweep.search import Search
     from sim.sweep.study import Row, Study
 
 MAX_DEATHS = 2
@@ -105,8 +107,8 @@ def imports_of(rows: Sequence[Row]) -> list[str]:
     return list(found)
 
 
-def check_rows(plan: Plan, runtime: Runtime) -> None:
-    """Refuse what cannot work, for all rows at once.
+def check_rows(rows: Sequence[Row], search: Search | None, runtime: Runtime) -> None:
+    """Refuse what cannot work, for all rows at once; of ranges their ends are looked at.
 
     Raises:
         InputError: entries or combinations that are wrong.
@@ -114,8 +116,8 @@ def check_rows(plan: Plan, runtime: Runtime) -> None:
     from strategies.server.check import check_experiment
 
     problems: dict[str, None] = {}
-    for row in plan.rows:
-        for choice in plan.search.choices() if plan.search else [{}]:
+    for row in rows:
+        for choice in search.ends() if search else [{}]:
             try:
                 check_experiment(row.experiment(**choice), runtime)
             except InputError as error:
@@ -219,14 +221,14 @@ class Sweep:
         if choice.values is None:
             self.view.line(f"{row.label}: nothing chosen, every run of its search failed", "red")
             return
-        chosen = ", ".join(f"{key} {value}" for key, value in choice.values.items())
         metric = self.plan.search.metric if self.plan.search else ""
-        self.view.line(f"{row.label}: chosen {chosen} ({metric} {number(choice.score)})")
+        self.view.line(f"{row.label}: chosen {shown_choice(choice.values)} ({metric} {number(choice.score)})")
         if choice.num_failed:
             self.view.warning(f"{row.label}: {choice.num_failed} runs of its search failed and were left out")
         for key in choice.edges:
+            value = shown_value(choice.values[key])
             self.view.warning(
-                f"{row.label}: the best {key}, {choice.values[key]}, is at the edge of the grid; widen the grid"
+                f"{row.label}: best {key} {value} is at the border of what was searched: widen the grid or range"
             )
 
     def _warn(self, text: str) -> None:
@@ -299,7 +301,7 @@ def announce(view: SweepView, plan: Plan, crew: Crew, folder: StudyFolder) -> No
     """Say what will be played, before it is."""
     jobs = list(plan.jobs())
     done = sum(job.identity in plan.outcomes for job in jobs)
-    searches = sum(job.search for job in jobs)
+    searches = sum(job.search for job in jobs) + plan.num_trials_left
     total = len(jobs) + plan.num_unknown
     view.line(
         f"study: {len(plan.rows)} rows x {len(plan.seeds)} seeds, {total} runs"

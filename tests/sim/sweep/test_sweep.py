@@ -81,7 +81,7 @@ def test_a_row_chooses_on_validation_data_and_says_where_the_grid_ends(swept):
     best = RATES[scores.index(max(scores))]
     assert rows["bce()"]["chosen"] == {"learning-rate": best}
     assert rows["bce()"]["score"] == max(scores)
-    assert "at the edge of the grid; widen the grid" in said.replace("\n", " ")
+    assert "at the border of what was searched: widen the grid" in said.replace("\n", " ")
     assert {row["learning-rate"] for row in found["table"] if row["method"] == "bce()"} == {best}
 
 
