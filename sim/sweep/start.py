@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from fedmlic.errors import InputError, nearest
 from sim.references import reference_rows
 from sim.sweep.folder import StudyFolder
 from sim.sweep.plan import Plan, distinct
-from sim.sweep.players import Players
+from sim.sweep.players import Players, Processes
 from sim.sweep.search import OPTIONS
 from sim.sweep.study import Study, check_study, read_study, rows_of, split_values
 from sim.sweep.sweep import (
@@ -22,6 +22,7 @@ from sim.sweep.sweep import (
     announce,
     announce_cost,
     calibrate,
+    check_carrier,
     check_rows,
     crew_for,
     imports_of,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fedmlic.experiment import Experiment, Runtime
+    from sim.sweep.cluster import Cluster
     from sim.sweep.study import Row
 
 STUDIES = Path(__file__).parent.parent / "studies"
@@ -138,7 +140,14 @@ def _searched(key: str, values: list[Any]) -> Any:  # noqa: ANN401  (as TOML has
 
 
 def sweep(
-    study: Study, out: Path, console: Console, *, jobs: int = 0, dry_run: bool = False, alone: bool = False
+    study: Study,
+    out: Path,
+    console: Console,
+    *,
+    jobs: int = 0,
+    dry_run: bool = False,
+    alone: bool = False,
+    ray_address: str = "",
 ) -> dict[str, Any]:
     """Play a study, or say what that would take; what ``fedmlic sweep --json`` prints.
 
@@ -146,48 +155,76 @@ def sweep(
         study: what is asked.
         out: its folder, new or to go on with.
         console: of stderr.
-        jobs: runs at the same time; 0 for as many as there are cores or GPUs.
+        jobs: runs at the same time; 0 for as many as there is room for.
         dry_run: play two rounds of some rows and say what all would take.
         alone: play the references without the rows that they belong to.
+        ray_address: a Ray cluster that plays the runs; the setting ``ray-address``, or this machine, by default.
 
     Raises:
-        InputError: the study or its folder is wrong; nothing was played.
+        InputError: the study, its folder or the cluster is wrong; nothing was played.
     """
     rows = rows_of(study)
     if study.search is not None and not study.search.is_grid:
         check_optuna()
+    out = out.absolute()
     folder = StudyFolder(out)
     runtime = runtime_of(study)
-    players = Players(imports_of(rows), out / "players.log")
-    try:
+    if ray_address:
+        runtime = runtime.model_copy(update={"ray_address": ray_address})
+    check_carrier(runtime)
+    with ExitStack() as stack:
+        players, cluster = _players(stack, runtime, rows, out, dry_run=dry_run)
         rows += reference_rows(rows, study.references, lambda experiment: _num_clients(experiment, runtime))
         rows, twice = distinct(rows)
         rows = [row for row in rows if row.reference or not alone]
         check_rows(rows, study.search, runtime)
-        with nullcontext() if dry_run else folder.alone():
-            plan = _plan(study, rows, None if dry_run else folder)
-            problems = folder.find_runs()
-            folder.note_complete(plan)
-            view = SweepView(console, 0)
-            for row, kept in twice:
-                if not row.reference:
-                    view.line(f"{row.label} is the same experiment as {kept.label}: one row")
-            for text in problems:
-                view.warning(text)
-            crew = crew_for(runtime, jobs, sum(1 for _ in plan.ready()) + plan.num_unknown)
-            announce(view, plan, crew, folder)
-            _warn_of_code(view, folder, plan)
-            if dry_run:
-                players.log = Path("/dev/null")
-                players.open(1)
-                costs = calibrate(plan, runtime, players, crew)
-                return announce_cost(view, plan, costs, crew, out, runtime.keep_checkpoints)
-            with SweepView(console, sum(1 for _ in plan.jobs()) + plan.num_unknown) as live:
-                Sweep(study, plan, folder, runtime, crew, players, live).run()
-                folder.write(plan, about(study, plan))
+        if not dry_run:
+            stack.enter_context(folder.alone())
+            if cluster is not None:
+                cluster.check_folder(out)
+        plan = _plan(study, rows, None if dry_run else folder)
+        view = SweepView(console, 0)
+        _look_through(view, folder, plan, twice)
+        num_left = sum(1 for _ in plan.ready()) + plan.num_unknown
+        crew = crew_for(runtime, jobs, num_left, cluster.room if cluster is not None else 0)
+        announce(view, plan, crew, folder, cluster.title if cluster is not None else "")
+        _warn_of_code(view, folder, plan)
+        if dry_run:
+            players.open(1)
+            costs = calibrate(plan, runtime, players, crew)
+            return announce_cost(view, plan, costs, crew, out, runtime.keep_checkpoints)
+        with SweepView(console, sum(1 for _ in plan.jobs()) + plan.num_unknown) as live:
+            Sweep(study, plan, folder, runtime, crew, players, live).run()
+            folder.write(plan, about(study, plan))
         return result_of(folder, plan)
-    finally:
-        players.close()
+
+
+def _players(
+    stack: ExitStack, runtime: Runtime, rows: Sequence[Row], out: Path, *, dry_run: bool
+) -> tuple[Players, Cluster | None]:
+    """Who plays, closed with ``stack``, and the cluster if there is one; a dry run measures on this machine."""
+    cluster = None
+    if runtime.ray_address:
+        from sim.sweep.cluster import Cluster
+
+        cluster = Cluster(runtime)
+        stack.callback(cluster.close)
+    if cluster is not None and not dry_run:
+        return cluster, cluster
+    processes = Processes(imports_of(rows), Path("/dev/null") if dry_run else out / "players.log")
+    stack.callback(processes.close)
+    return processes, cluster
+
+
+def _look_through(view: SweepView, folder: StudyFolder, plan: Plan, twice: Sequence[tuple[Row, Row]]) -> None:
+    """Find the runs that are there, and say what is not as asked."""
+    problems = folder.find_runs()
+    folder.note_complete(plan)
+    for row, kept in twice:
+        if not row.reference:
+            view.line(f"{row.label} is the same experiment as {kept.label}: one row")
+    for text in problems:
+        view.warning(text)
 
 
 def _plan(study: Study, rows: Sequence[Row], folder: StudyFolder | None) -> Plan:

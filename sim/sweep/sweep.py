@@ -55,26 +55,40 @@ class Crew(NamedTuple):
     def changes(self, number: int) -> dict[str, Any]:
         """Runtime settings of a run of player ``number``."""
         device = {"device": self.devices[number % len(self.devices)]} if self.devices else {}
-        return {"engine": self.engine, "workers": self.workers, **device}
+        return {"engine": self.engine, "workers": self.workers, "ray_address": "", **device}
 
 
-def crew_for(runtime: Runtime, jobs: int, num_runs: int) -> Crew:
+def check_carrier(runtime: Runtime) -> None:
+    """Refuse what a sweep does not play on.
+
+    Raises:
+        InputError: Flower, or Ray as the engine of single runs.
+    """
+    if runtime.engine in {"ray", "flower"}:
+        msg = (
+            f"Expected a sweep to play whole runs, on this machine or a cluster, got engine={runtime.engine}. Leave it "
+            "out; --ray-address plays on a Ray cluster. Single runs play there with 'fedmlic run'."
+        )
+        raise InputError(msg)
+
+
+def crew_for(runtime: Runtime, jobs: int, num_runs: int, cluster_room: int = 0) -> Crew:
     """How many runs at once, and how each is played.
 
     On CPUs as many runs as there are cores, each in one process: nothing is then shared or waited for. With fewer
     runs than that, or ``workers`` set, each has several worker processes. With GPUs one run per GPU, or
     as many as ``gpus-per-worker`` lets share one. More runs at once where ``jobs`` says so.
 
-    Raises:
-        InputError: a cluster or Flower, which a sweep does not play on.
+    Args:
+        runtime: of every run.
+        jobs: runs at the same time; 0 for as many as there is room for.
+        num_runs: to play.
+        cluster_room: runs that fit a cluster at the same time; 0 to play on this machine. There a run has ``workers``
+            processes, one by default.
     """
-    if runtime.ray_address or runtime.engine in {"ray", "flower"}:
-        what = f"ray-address={runtime.ray_address}" if runtime.ray_address else f"engine={runtime.engine}"
-        msg = (
-            f"Expected a sweep to play its runs in processes of this machine, got {what}. Leave it out, or play single "
-            "runs there with 'fedmlic run'."
-        )
-        raise InputError(msg)
+    if cluster_room:
+        engine = "processes" if runtime.workers > 1 else "inprocess"
+        return Crew(min(jobs or cluster_room, max(1, num_runs)), engine, runtime.workers * (engine == "processes"))
     num_runs = max(1, num_runs)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpus = _gpus(runtime)
@@ -174,14 +188,16 @@ class Sweep:
     def _play(self, player: Player, job: Job) -> None:
         self._jobs[job.identity] = job
         settings = {**job.experiment.model_dump(), **self.runtime.model_dump(), **self.crew.changes(player.number)}
-        self.view.began(job.identity, job.label, player.number + 1, job.experiment.num_rounds)
+        self.view.began(job.identity, job.label, player.where, job.experiment.num_rounds)
         self._pace.begin(job)
         self.players.play(player, Order(job.identity, settings, str(self.folder.run_of(job))))
 
     def _take(self, report: Report) -> None:
         """Act on what a player says."""
         name, values = report.name, report.values
-        if report.kind == "started":
+        if report.kind == "placed":
+            self.view.placed(name, str(values["where"]))
+        elif report.kind == "started":
             self._pace.start(name, int(values["round"]))
         elif report.kind == "round":
             self._pace.round(name, int(values["round"]))
@@ -297,8 +313,8 @@ def _played(players: Players, last: list[float], began: float) -> float:
     return began
 
 
-def announce(view: SweepView, plan: Plan, crew: Crew, folder: StudyFolder) -> None:
-    """Say what will be played, before it is."""
+def announce(view: SweepView, plan: Plan, crew: Crew, folder: StudyFolder, place: str = "") -> None:
+    """Say what will be played, before it is; ``place`` where it is not this machine."""
     jobs = list(plan.jobs())
     done = sum(job.identity in plan.outcomes for job in jobs)
     searches = sum(job.search for job in jobs) + plan.num_trials_left
@@ -313,7 +329,8 @@ def announce(view: SweepView, plan: Plan, crew: Crew, folder: StudyFolder) -> No
     if unused and not plan.num_unknown:
         view.line(f"  {unused} runs in the folder belong to no row of this study and are left alone")
     each = {"inprocess": "in one process each", "processes": f"with {crew.workers} worker processes each"}[crew.engine]
-    view.line(f"  {crew.players} at a time, {each}" + f", on {', '.join(crew.devices)}" * bool(crew.devices))
+    place = place or ", ".join(crew.devices)
+    view.line(f"  {crew.players} at a time, {each}" + f", on {place}" * bool(place))
     view.line(f"  folder: {folder.path}")
 
 

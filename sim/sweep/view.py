@@ -48,7 +48,7 @@ def size(num_bytes: float) -> str:
 @dataclass
 class _Shown:
     label: str
-    player: int
+    where: str
     rounds: int
     round: int = 0
     loss: float = math.nan
@@ -98,9 +98,13 @@ class SweepView:
             self._said_pace = True
             self.line(f"about {duration(left)} left for {num_runs - num_ended} runs, from measured rounds")
 
-    def began(self, name: str, label: str, player: int, rounds: int) -> None:
+    def began(self, name: str, label: str, where: str, rounds: int) -> None:
         """A player has a run."""
-        self._running[name] = _Shown(label, player, rounds)
+        self._running[name] = _Shown(label, where, rounds)
+
+    def placed(self, name: str, where: str) -> None:
+        """A machine of a cluster has taken the run."""
+        self._running[name].where = where
 
     def building(self, name: str, values: Mapping[str, Any]) -> None:
         """Images are being prepared for a run."""
@@ -128,7 +132,7 @@ class SweepView:
         rows = [
             [
                 cut(shown.label, max(16, self._console.width - 52)),
-                f"{shown.player}",
+                shown.where,
                 f"{shown.round}/{shown.rounds}",
                 number(shown.loss),
                 number(shown.scores[-1]) if shown.scores else "-",
@@ -136,5 +140,5 @@ class SweepView:
             ]
             for shown in self._running.values()
         ]
-        grid = Grid("", ("run", "process", "round", "loss", "val mAP", "curve"), rows)
+        grid = Grid("", ("run", "where", "round", "loss", "val mAP", "curve"), rows)
         return Group(grid, plain(head, "bold")) if rows else Group(plain(head, "bold"))
