@@ -38,18 +38,22 @@ def cluster(tmp_path_factory):
         port = free_port()
     homes = [tmp_path_factory.mktemp("home") for _ in range(2)]
     commands = [
-        ["start", "--head", f"--port={port}", "--num-cpus=1", "--include-dashboard=false"],
-        ["start", f"--address=127.0.0.1:{port}", "--num-cpus=1"],
+        ["start", "--block", "--head", f"--port={port}", "--num-cpus=1", "--include-dashboard=false"],
+        ["start", "--block", f"--address=127.0.0.1:{port}", "--num-cpus=1"],
     ]
-    environment = {**os.environ, **ENVIRONMENT}
+    nodes = []
     try:
         for home, command in zip(homes, commands, strict=True):
-            subprocess.run(
-                [BIN / "ray", *command], check=True, env={**environment, "FEDMLIC_HOME": str(home)}, capture_output=True
-            )
+            environment = {**os.environ, **ENVIRONMENT, "FEDMLIC_HOME": str(home), "PYTHONUNBUFFERED": "1"}
+            pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+            nodes.append(subprocess.Popen([BIN / "ray", *command], env=environment, **pipe))
+            assert any("Ray runtime started" in line for line in nodes[-1].stdout)
         yield f"127.0.0.1:{port}", homes
     finally:
-        subprocess.run([BIN / "ray", "stop", "--force"], check=False, env=environment, capture_output=True)
+        for node in reversed(nodes):  # 'ray stop' would end every Ray of this machine
+            node.terminate()
+            node.wait()
+            node.stdout.close()
 
 
 def tables(settings, **changes):
@@ -135,7 +139,7 @@ def test_a_folder_that_a_machine_does_not_see_is_refused(cluster, settings, tmp_
         # To the machines the folder is another, in which the token is not.
         monkeypatch.setattr(Path, "write_text", lambda *_, **__: 0)
         monkeypatch.setattr(Path, "unlink", lambda *_: None)
-        with pytest.raises(InputError, match="2 problems(.|\n)*FileNotFoundError(.|\n)*shared storage with --out"):
+        with pytest.raises(InputError, match=r"2 problems(.|\n)*FileNotFoundError(.|\n)*shared storage with --out"):
             made.check_folder(tmp_path)
     finally:
         made.close()
