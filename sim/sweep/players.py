@@ -132,7 +132,7 @@ class _Process(Player):
     @property
     def where(self) -> str:
         """The number of the process, from 1."""
-        return f"process {self.number + 1}"
+        return f"{self.number + 1}"
 
 
 @dataclass

@@ -193,7 +193,8 @@ def sweep(
             players.open(1)
             costs = calibrate(plan, runtime, players, crew)
             return announce_cost(view, plan, costs, crew, out, runtime.keep_checkpoints)
-        with SweepView(console, sum(1 for _ in plan.jobs()) + plan.num_unknown) as live:
+        total = sum(1 for _ in plan.jobs()) + plan.num_unknown
+        with SweepView(console, total, "machine" if cluster is not None else "process") as live:
             Sweep(study, plan, folder, runtime, crew, players, live).run()
             folder.write(plan, about(study, plan))
         return result_of(folder, plan)

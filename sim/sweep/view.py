@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from rich.console import Group
 from rich.live import Live
 
-from sim.console import Grid, cut, duration, number, plain, say
+from sim.console import Grid, duration, number, plain, say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 BARS, ASCII_BARS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
 CURVE = 12
 """Most points of a curve."""
+
+WIDE = 100
+"""Columns of a terminal below which the loss is left out, for the sake of names."""
 
 
 def curve(values: Sequence[float], *, ascii_only: bool = False) -> str:
@@ -62,10 +65,12 @@ class SweepView:
     Args:
         console: of stderr.
         num_runs: how many there are in all, as far as known.
+        places: what runs play on: ``process`` or ``machine``.
     """
 
-    def __init__(self, console: Console, num_runs: int) -> None:
+    def __init__(self, console: Console, num_runs: int, places: str = "process") -> None:
         self._console = console
+        self._places = places
         self._num_runs = num_runs
         self._num_ended = 0
         self._left: float | None = None
@@ -127,11 +132,14 @@ class SweepView:
 
     def _table(self) -> Group:
         left = f", about {duration(self._left)} left" if self._left is not None else ""
-        head = f"{self._num_ended} of {self._num_runs} runs{left}"
+        head = plain(f"{self._num_ended} of {self._num_runs} runs{left}", "bold")
+        if not self._running:
+            return Group(head)
         ascii_only = self._console.options.ascii_only
+        heads = ["run", self._places, "round", "loss", "val mAP", "curve"]
         rows = [
             [
-                cut(shown.label, max(16, self._console.width - 52)),
+                shown.label,
                 shown.where,
                 f"{shown.round}/{shown.rounds}",
                 number(shown.loss),
@@ -140,5 +148,8 @@ class SweepView:
             ]
             for shown in self._running.values()
         ]
-        grid = Grid("", ("run", "where", "round", "loss", "val mAP", "curve"), rows)
-        return Group(grid, plain(head, "bold")) if rows else Group(plain(head, "bold"))
+        if self._console.width < WIDE:
+            heads, *rows = ([*row[:3], *row[4:]] for row in (heads, *rows))
+        widths = [max(len(row[place]) for row in (heads, *rows)) for place in range(1, len(heads))]
+        room = self._console.width - 3 * len(heads) - 1 - sum(widths)
+        return Group(Grid("", heads, rows, most=max(16, room)), head)
