@@ -109,8 +109,10 @@ class Trials:
         return self._optuna.samplers.TPESampler(n_startup_trials=startup, constant_liar=True, seed=seed)
 
     def _settings(self, params: dict[str, Any]) -> Settings:
-        tried = self._search.settings
-        return {key: params[key] if isinstance(tried[key], Range) else tried[key][params[key]] for key in tried}
+        found = {}
+        for key, tried in self._search.settings.items():
+            found[key] = params[key] if isinstance(tried, Range) else tried[params[key]]
+        return found
 
 
 def _distribution(tried: Range | Sequence[Any]) -> optuna.distributions.BaseDistribution:

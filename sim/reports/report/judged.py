@@ -179,8 +179,8 @@ def _threshold_figure(report: Report, each: Looked, chosen: Sequence[Thresholds]
         )
     ):
         if not np.isnan(curves).any():
-            band = (curves.min(axis=0).tolist(), curves.max(axis=0).tolist()) if len(curves) > 1 else ((), ())
-            lines.append(Line(name, GRID.tolist(), curves.mean(axis=0).tolist(), place, *band, end=end))
+            low, high = (curves.min(axis=0).tolist(), curves.max(axis=0).tolist()) if len(curves) > 1 else ((), ())
+            lines.append(Line(name, GRID.tolist(), curves.mean(axis=0).tolist(), place, low, high, end=end))
     mean = float(np.mean([one.chosen for one in chosen]))
     several = len(chosen) > 1
     words = f"Each seed's is chosen where its validation images have the highest macro-F1, {mean:.2f} on average"

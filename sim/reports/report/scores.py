@@ -67,12 +67,13 @@ def reliability(scores: NDArray[np.floating], labels: NDArray[np.int8], bins: in
 
 def pooled(found: Sequence[Reliability]) -> Reliability:
     """Of the entries of several together, such as of the models of several seeds."""
-    count = np.sum([each.count for each in found], axis=0)
+    counts = np.stack([each.count for each in found])
+    weights = counts.astype(np.float64)
     sums, hits = (
-        np.sum([each.count * np.nan_to_num(values) for each, values in pairs], axis=0)
-        for pairs in ([(each, each.predicted) for each in found], [(each, each.observed) for each in found])
+        (weights * np.nan_to_num(np.stack(values))).sum(axis=0)
+        for values in ([each.predicted for each in found], [each.observed for each in found])
     )
-    return _of_sums(count, sums, hits)
+    return _of_sums(counts.sum(axis=0), sums, hits)
 
 
 def _of_sums(count: NDArray[np.int64], sums: NDArray[np.float64], hits: NDArray[np.float64]) -> Reliability:
