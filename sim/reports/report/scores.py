@@ -62,7 +62,7 @@ def reliability(scores: NDArray[np.floating], labels: NDArray[np.int8], bins: in
     place = np.searchsorted(np.linspace(0.0, 1.0, bins + 1)[1:-1], values)
     count = np.bincount(place, minlength=bins)
     sums, hits = (np.bincount(place, weights=each, minlength=bins) for each in (values, present.astype(np.float64)))
-    return _of_sums(count, sums, hits)
+    return _of_sums(count, np.asarray(sums, np.float64), np.asarray(hits, np.float64))
 
 
 def pooled(found: Sequence[Reliability]) -> Reliability:
