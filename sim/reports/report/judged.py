@@ -195,7 +195,7 @@ def _threshold_figure(report: Report, each: Looked, chosen: Sequence[Thresholds]
         "macro-F1",
     )
     own = each.run.experiment.threshold
-    marks = {own: f"the run's {own:g}", mean: f"chosen {mean:.2f}" + " on average" * several}
+    marks = {own: f"the run's {own:g}", mean: f"chosen {mean:.2f}"}
     rows = [cells[1:] for cells in _threshold_rows("", own, chosen)]
     alternative = table("On test images, by choice of the threshold", ["threshold", *REPORTED], rows)
     return figure(text, line_chart(text, lines, Options(x_range=(0, 1), uprights=marks)), alternative)
