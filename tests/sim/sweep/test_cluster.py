@@ -132,6 +132,17 @@ def test_a_sweep_on_a_cluster_that_was_killed_goes_on(cluster, settings, tmp_pat
 
 @pytest.mark.slow
 @ray_noise
+def test_a_run_that_no_machine_has_room_for_is_refused(cluster, settings, tmp_path):
+    given = tables(settings)
+    given["base"]["workers"] = 2
+
+    with pytest.raises(InputError, match="to have 2 processors and 0 GPUs for a run, got 1 processors"):
+        played(check_study(given), tmp_path / "out", ray_address=cluster[0])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@ray_noise
 def test_a_folder_that_a_machine_does_not_see_is_refused(cluster, settings, tmp_path, monkeypatch):
     made = Cluster(split_settings({**tables(settings)["base"], "ray-address": cluster[0]})[1])
     try:
