@@ -185,6 +185,7 @@ def test_a_study_is_compared_with_its_references_beside_it(swept):
     assert shown["rows"][0]["values"]["0"] == found["table"][0]["server/mAP"]
     assert any("are missing" in note for note in shown["notes"])
     assert any("too few seeds" in note for note in shown["notes"])
+    assert any("bce(): best learning-rate at the border" in note for note in shown["notes"])
     assert shown["model"] == "after the last round"
     for form in ("csv", "markdown", "latex"):
         assert "bce" in render(made, form)
