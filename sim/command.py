@@ -204,9 +204,15 @@ def sweep(
     out: Annotated[Optional[Path], typer.Option(help="Folder of the study (default runs/NAME).")] = None,  # noqa: UP045
     search: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option(help="KEY=A,B,C: choose on validation data for every row; may be given several times."),
+        typer.Option(
+            help="KEY=A,B,C or 'KEY={low=A, high=B, log=true}': choose on validation data for every row; also trials=N "
+            "and other options of [search]. May be given several times."
+        ),
     ] = None,
-    jobs: Annotated[int, typer.Option(min=0, help="Runs at the same time (0: as many as there are cores).")] = 0,
+    jobs: Annotated[int, typer.Option(min=0, help="Runs at the same time (0: as many as there is room for).")] = 0,
+    ray_address: Annotated[
+        str, typer.Option(help="Ray cluster whose machines play the runs, host:port; --out on shared storage.")
+    ] = "",
     references: References = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would take; play two rounds of rows.")
@@ -228,7 +234,8 @@ def sweep(
         )
         place = (out or Path("runs") / name).expanduser()
         with working(json_output=json_output):
-            found = play(asked, place, open_console(stderr=True), jobs=jobs, dry_run=dry_run)
+            console = open_console(stderr=True)
+            found = play(asked, place, console, jobs=jobs, dry_run=dry_run, ray_address=ray_address)
         if json_output:
             print_json(found, "sweep-dry-run" if dry_run else "sweep")
         elif not dry_run:

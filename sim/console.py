@@ -115,6 +115,7 @@ class Grid:
         rows: cells; the first of a row is its name.
         caption: below the table.
         first: how the first column is aligned, ``"left"`` or ``"right"``.
+        most: columns of the terminal that the first column may take; 0 for a third of them.
     """
 
     title: str
@@ -122,11 +123,12 @@ class Grid:
     rows: Sequence[Sequence[str]]
     caption: str = ""
     first: Literal["left", "right"] = "left"
+    most: int = 0
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
         """One table, or several that fit."""
         del console
-        most = max(16, options.max_width // 3)
+        most = self.most or max(16, options.max_width // 3)
         rows = [[cut(_line(row[0]), most), *row[1:]] for row in self.rows]
         heads = [cut(_line(head), HEAD_WIDTH) for head in self.heads]
         cells = [max((cell_len(row[place]) for row in rows), default=1) for place in range(len(heads))]

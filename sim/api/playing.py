@@ -105,9 +105,10 @@ def sweep(
     /,
     *,
     out: str | Path | None = None,
-    search: Mapping[str, Sequence[Any]] | None = None,
+    search: Mapping[str, Any] | None = None,
     references: bool | Sequence[Reference] = False,
     jobs: int = 0,
+    ray_address: str = "",
     progress: bool = True,
     **settings: Any,  # noqa: ANN401  (settings are any)
 ) -> Study:
@@ -119,9 +120,11 @@ def sweep(
     Args:
         base: a study file, a shipped study, a recipe, settings or a run to begin with.
         out: the study's folder; ``runs/NAME`` by default.
-        search: values by setting, of which the best on validation data is chosen for every row.
+        search: values by setting, or ranges as ``{"low": 1e-4, "high": 0.1, "log": True}``, of which the best on
+            validation data is chosen for every row; also options of ``[search]`` such as ``trials``.
         references: whether to add central and local-only training and FedAvg, or which of them.
         jobs: runs at the same time; 0 for as many as there are cores or GPUs.
+        ray_address: a Ray cluster whose machines play the runs, as ``host:port``; ``out`` is then on shared storage.
         progress: whether progress is shown.
         settings: of all runs, or axes.
 
@@ -156,7 +159,7 @@ def sweep(
         else Path("runs") / folder_name(study, name, changed=bool(own or search))
     )
     try:
-        found = play(study, place, open_progress(shown=progress), jobs=jobs)
+        found = play(study, place, open_progress(shown=progress), jobs=jobs, ray_address=ray_address)
     except KeyboardInterrupt:
         msg = f"Complete runs are kept in {place}; the same call goes on."
         raise KeyboardInterrupt(msg) from None

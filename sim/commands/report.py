@@ -18,7 +18,7 @@ def report(
         Literal["best", "last"], typer.Option(help="Best on validation (where there is one), or after the last round.")
     ] = "best",
     scored: Annotated[
-        int, typer.Option(min=0, help="Rows of which one run's model is asked for its scores (0: the record alone).")
+        int, typer.Option(min=0, help="Rows whose models are asked for their scores (0: the record alone).")
     ] = 4,
     json_output: Json = False,
 ) -> None:

@@ -164,7 +164,12 @@ def _of_study(path: Path) -> tuple[list[Entry], list[str]]:
         there = [run for run in runs if is_run(run) and is_complete(run)]
         missing += wanted - len(there)
         entries += [_entry(run, searched, tuple(dict.fromkeys(axes)), row["reference"]) for run in there]
-    return entries, [f"{missing} runs of the study {path} are missing"] * bool(missing)
+    notes = [f"{missing} runs of the study {path} are missing"] * bool(missing)
+    return entries, notes + [
+        f"{row['label']}: best {', '.join(row['edges'])} at the border of what was searched: widen the grid or range"
+        for row in about["rows"]
+        if row.get("edges") and not row["reference"]
+    ]
 
 
 def _keys(axis: str, values: Sequence[Any]) -> list[str]:

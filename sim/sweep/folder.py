@@ -6,9 +6,10 @@
           table.csv         one row per run: settings, chosen values, state, metrics of the model after the last round
           runs/NAME-ID/     ordinary runs; ID begins the identity of the resolved experiment
           search/NAME-ID/   runs that were played to choose settings
+          trials.jsonl      where ranges are searched: Optuna's journal of what was tried (sim/sweep/trials.py)
           players.log       what the processes printed
 
-Nothing but the run folders is needed to go on: ``study.json`` and ``table.csv`` are made from them.
+Nothing but the run folders and the journal is needed to go on: ``study.json`` and ``table.csv`` are made from them.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from fedmlic.record import is_run, open_run, read_json, write_bytes, write_json
 from fedmlic.resolved import identity_of
 from sim.comparison.read import is_complete, metrics_of
 from sim.sweep.plan import Job, Outcome, Plan
+from sim.sweep.search import shown_value
 
 SCHEMA = 1
 FILE = "study.json"
@@ -146,6 +148,8 @@ class StudyFolder:
                 complete = outcome is not None and not outcome.reason
                 about = {**row.values, "reference": row.reference, "seed": job.seed, **job.choice}
                 state = "complete" if complete else "failed" if outcome else "missing"
+                if plan.search is not None:
+                    about["at-border"] = "" if row.like is not None else ", ".join(plan.edges(row))
                 values: dict[str, Any] = {"state": state, "run": self._name(self.run_of(job))}
                 if complete:
                     result = read_json(self.run_of(job) / "result.json")
@@ -162,7 +166,7 @@ class StudyFolder:
             "reference": row.reference,
             "chosen": None if choice is None or choice.values is None else dict(choice.values),
             "score": None if choice is None else choice.score,
-            "edges": [] if choice is None else list(choice.edges),
+            "edges": list(plan.edges(row)),
             "search": [self._name(self.run_of(job)) for job in plan.searches(row)],
             "runs": [{"seed": job.seed, "run": self._name(self.run_of(job))} for job in plan.runs(row)],
         }
@@ -176,7 +180,7 @@ _ENTRIES = ("dataset", "partition", "regime", "model", "method", "strategy", "mo
 
 def _slug(job: Job) -> str:
     """A short name of a run that any file system takes."""
-    parts = [job.row.reference, *job.row.values.values(), *(f"{value}" for value in job.choice.values())]
+    parts = [job.row.reference, *job.row.values.values(), *map(shown_value, job.choice.values())]
     words = [re.sub(r"[^A-Za-z0-9.]+", "-", part.replace("()", "")).strip("-.") for part in parts]
     return "-".join([*(word[:24] for word in words if word), f"seed{job.seed}"])[-100:].lstrip("-.")
 

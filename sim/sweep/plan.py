@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from fedmlic.errors import InputError
 from fedmlic.resolved import identity_of
 from sim.comparison.read import metric_of
+from sim.sweep.search import edges_of, shown_value
 
 if TYPE_CHECKING:
     from fedmlic.experiment import Experiment
-    from sim.sweep.study import Row, Search
+    from sim.sweep.search import Search
+    from sim.sweep.study import Row
+    from sim.sweep.trials import Trials
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Job:
         """Its name for people."""
         if not self.search:
             return f"{self.row.label}, seed {self.seed}"
-        return f"{self.row.label}, search " + ", ".join(f"{key} {value}" for key, value in self.choice.items())
+        return f"{self.row.label}, search " + shown_choice(self.choice)
 
 
 class Outcome(NamedTuple):
@@ -58,7 +62,7 @@ class Choice(NamedTuple):
     Attributes:
         values: chosen, by setting; ``None`` where every run of the search failed.
         score: validation metric of the choice.
-        edges: settings whose best value is the smallest or largest that was tried.
+        edges: settings whose best value lies at the border of what was tried.
         num_failed: runs of the search that gave no score.
     """
 
@@ -76,29 +80,37 @@ class Plan:
         rows: of the table.
         seeds: of every row.
         search: what is chosen, if anything is.
+        trials: that propose it, where a range is searched.
         outcomes: of runs that ended, by identity.
     """
 
     rows: Sequence[Row]
     seeds: Sequence[int]
     search: Search | None = None
+    trials: Trials | None = None
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     _jobs: dict[tuple[int, str], list[Job]] = field(default_factory=dict)
     _choices: dict[int, Choice] = field(default_factory=dict)
 
     def searches(self, row: Row) -> list[Job]:
-        """The runs that choose a row's settings; none without a search."""
+        """The runs that choose a row's settings, of trials those proposed by now; none without a search."""
         if self.search is None or row.like is not None:
             return []
-        seed = self.search.seed
-        return self._made(row, "search", [(seed, choice) for choice in self.search.choices()])
+        if self.trials is None:
+            return self._made(row, "search", [self.search.seed], self.search.ends())
+        jobs = self._made(row, "search", [self.search.seed], [])
+        if len(jobs) < self.search.num_runs and self._all_ended(jobs):
+            scores = [self._score(job, self.search) for job in jobs]
+            for choice in self.trials.proposed(identity_of(row.experiment()), scores)[len(jobs) :]:
+                jobs.append(_job(row, self.search.seed, choice, search=True))
+        return jobs
 
     def runs(self, row: Row) -> list[Job]:
         """The runs of a row, once its settings are chosen; empty before, and where nothing could be chosen."""
         choice = self.choice(row)
         if choice is None or choice.values is None:
             return []
-        return self._made(row, "run", [(seed, choice.values) for seed in self.seeds])
+        return self._made(row, "run", self.seeds, [choice.values])
 
     def choice(self, row: Row) -> Choice | None:
         """What is chosen for a row; ``None`` before all runs of its search have ended."""
@@ -108,10 +120,15 @@ class Plan:
             return self.choice(row.like)
         if id(row) not in self._choices:
             jobs = self.searches(row)
-            if not all(job.identity in self.outcomes for job in jobs):
+            if len(jobs) < self.search.num_runs or not self._all_ended(jobs):
                 return None
             self._choices[id(row)] = self._choose(jobs, self.search)
         return self._choices[id(row)]
+
+    def edges(self, row: Row) -> Sequence[str]:
+        """Settings whose chosen value lies at the border of what was tried."""
+        choice = self.choice(row)
+        return () if choice is None else choice.edges
 
     def ready(self) -> Iterator[Job]:
         """Runs that can be played now and have not ended, each once, in order."""
@@ -132,41 +149,63 @@ class Plan:
                     yield job
 
     @property
+    def num_trials_left(self) -> int:
+        """Runs of searches that are not proposed yet."""
+        if self.search is None:
+            return 0
+        return sum(self.search.num_runs - len(self.searches(row)) for row in self.rows if row.like is None)
+
+    @property
     def num_unknown(self) -> int:
-        """Runs of rows whose settings are not chosen yet."""
-        return len(self.seeds) * sum(self.choice(row) is None for row in self.rows)
+        """Runs that are not known yet: trials to propose, and runs of rows whose settings are not chosen."""
+        return self.num_trials_left + len(self.seeds) * sum(self.choice(row) is None for row in self.rows)
 
     @property
     def is_over(self) -> bool:
         """Whether there is nothing left to play."""
         return next(self.ready(), None) is None and self.num_unknown == 0
 
-    def _made(self, row: Row, kind: str, wanted: Sequence[tuple[int, Mapping[str, Any]]]) -> list[Job]:
+    def _made(self, row: Row, kind: str, seeds: Sequence[int], choices: Sequence[Mapping[str, Any]]) -> list[Job]:
+        """The list of a row's runs of a kind, the same object every time."""
         if (id(row), kind) not in self._jobs:
-            made = []
-            for seed, choice in wanted:
-                experiment = row.experiment(**{**choice, "seed": seed})
-                made.append(Job(row, seed, choice, experiment, identity_of(experiment), kind == "search"))
-            self._jobs[id(row), kind] = made
+            wanted = itertools.product(choices, seeds)
+            self._jobs[id(row), kind] = [_job(row, seed, choice, search=kind == "search") for choice, seed in wanted]
         return self._jobs[id(row), kind]
+
+    def _all_ended(self, jobs: Sequence[Job]) -> bool:
+        return all(job.identity in self.outcomes for job in jobs)
+
+    def _score(self, job: Job, search: Search) -> float:
+        """Of a run that ended; NaN where it failed."""
+        outcome = self.outcomes[job.identity]
+        if outcome.reason:
+            return math.nan
+        try:
+            return metric_of(outcome.folder, search.metric, search.model)
+        except InputError as error:
+            # A run that failed is left out; one that cannot have the metric would leave all rows out.
+            msg = f"{error} A search needs it; see 'metric' under [search]."
+            raise InputError(msg) from None
 
     def _choose(self, jobs: Sequence[Job], search: Search) -> Choice:
         """The highest score; of equal ones the first."""
-        scores: list[float] = []
-        for job in jobs:
-            outcome = self.outcomes[job.identity]
-            try:
-                scores.append(math.nan if outcome.reason else metric_of(outcome.folder, search.metric, search.model))
-            except InputError as error:
-                # A run that failed is left out; one that cannot have the metric would leave all rows out.
-                msg = f"{error} A search needs it; see 'metric' under [search]."
-                raise InputError(msg) from None
+        scores = [self._score(job, search) for job in jobs]
         good = [place for place, score in enumerate(scores) if not math.isnan(score)]
         if not good:
             return Choice(None, num_failed=len(jobs))
         best = max(good, key=lambda place: scores[place])
         values = jobs[best].choice
         return Choice(values, scores[best], edges_of(values, search.settings), len(jobs) - len(good))
+
+
+def _job(row: Row, seed: int, choice: Mapping[str, Any], *, search: bool) -> Job:
+    experiment = row.experiment(**{**choice, "seed": seed})
+    return Job(row, seed, choice, experiment, identity_of(experiment), search)
+
+
+def shown_choice(choice: Mapping[str, Any]) -> str:
+    """Values of searched settings, for people."""
+    return ", ".join(f"{key} {shown_value(value)}" for key, value in choice.items())
 
 
 def distinct(rows: Sequence[Row]) -> tuple[list[Row], list[tuple[Row, Row]]]:
@@ -178,21 +217,3 @@ def distinct(rows: Sequence[Row]) -> tuple[list[Row], list[tuple[Row, Row]]]:
         if kept is not row:
             twice.append((row, kept))
     return list(first.values()), twice
-
-
-def edges_of(values: Mapping[str, Any], tried: Mapping[str, Sequence[Any]]) -> list[str]:
-    """Settings whose value is the smallest or largest number of several that were tried.
-
-    >>> edges_of({"learning-rate": 0.01}, {"learning-rate": [0.001, 0.01]})
-    ['learning-rate']
-    """
-    found = []
-    for key, value in values.items():
-        numbers = tried[key]
-        if len(set(map(str, numbers))) > 1 and all(_is_number(number) for number in numbers):
-            found += [key] if value in {min(numbers), max(numbers)} else []
-    return found
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,8 +1,9 @@
-"""Processes that play whole runs, one after another: what is imported and mapped stays.
+"""Who plays whole runs, one after another: processes of this machine, in which what is imported and mapped stays.
 
-A player is forked from a server that has imported everything already. It plays each run that it is sent in
-a folder of its own, reports what happens, and waits for the next. When the sweep is gone, however it ended, its
-players end at once; their runs go on from their checkpoints with the next sweep.
+The machines of a Ray cluster are in ``sim/sweep/cluster.py``. A process of this machine is forked from a server
+that has imported everything already. It plays each run that it is sent in a folder of its own, reports what happens,
+and waits for the next. When the sweep is gone, however it ended, its players end at once; their runs go on from their
+checkpoints with the next sweep.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from filelock import FileLock, Timeout
 
@@ -70,7 +71,7 @@ class Report(NamedTuple):
 
     Attributes:
         name: of the run.
-        kind: ``building``, ``started``, ``round``, ``warning``, ``ended``, ``failed``.
+        kind: ``placed``, ``building``, ``started``, ``round``, ``warning``, ``ended``, ``failed``, ``died``.
         values: what belongs to it.
     """
 
@@ -81,17 +82,62 @@ class Report(NamedTuple):
 
 @dataclass
 class Player:
-    """One process as the sweep sees it."""
+    """One place for a run as the sweep sees it.
+
+    Attributes:
+        number: from 0.
+        order: the run that it plays; ``None`` for none.
+    """
 
     number: int
-    process: Any = None
-    pipe: connection.Connection | None = None
     order: Order | None = None
+
+    @property
+    def where(self) -> str:
+        """Where it plays, for people; empty where a report ``placed`` says it."""
+        return ""
+
+
+class Players(Protocol):
+    """Places in which runs are played at the same time."""
+
+    def open(self, number: int) -> None:
+        """Have so many places; each starts with its first run."""
+
+    @property
+    def idle(self) -> Sequence[Player]:
+        """Those without a run."""
+
+    @property
+    def busy(self) -> Sequence[Player]:
+        """Those with one."""
+
+    def play(self, player: Player, order: Order) -> None:
+        """Give a run to an idle player."""
+
+    def wait(self, timeout: float) -> list[Report]:
+        """What players have said, after at most ``timeout`` seconds; of one that died, ``died``."""
+
+    def close(self) -> None:
+        """End all of them; a run under way stops where it is."""
 
 
 @dataclass
-class Players:
-    """Processes that play runs.
+class _Process(Player):
+    """A process of this machine."""
+
+    process: Any = None
+    pipe: connection.Connection | None = None
+
+    @property
+    def where(self) -> str:
+        """The number of the process, from 1."""
+        return f"{self.number + 1}"
+
+
+@dataclass
+class Processes:
+    """Processes of this machine that play runs.
 
     Args:
         imports: modules that runs need besides what every run does.
@@ -101,7 +147,7 @@ class Players:
     imports: Sequence[str]
     log: Path
     _context: ForkServerContext | SpawnContext = field(init=False)
-    _all: list[Player] = field(init=False, default_factory=list)
+    _all: list[_Process] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         """Begin to import."""
@@ -109,26 +155,27 @@ class Players:
 
     def open(self, number: int) -> None:
         """Have so many players; each starts with its first run."""
-        self._all = [Player(number) for number in range(number)]
+        self._all = [_Process(number) for number in range(number)]
 
     @property
-    def idle(self) -> list[Player]:
+    def idle(self) -> list[_Process]:
         """Those without a run."""
         return [player for player in self._all if player.order is None]
 
     @property
-    def busy(self) -> list[Player]:
+    def busy(self) -> list[_Process]:
         """Those with one."""
         return [player for player in self._all if player.order is not None]
 
     def play(self, player: Player, order: Order) -> None:
         """Send a run to an idle player."""
-        if player.pipe is None:
-            self._start(player)
-        player.order = order
+        own = self._all[player.number]
+        if own.pipe is None:
+            self._start(own)
+        own.order = order
         with contextlib.suppress(OSError):  # that it is gone is noticed by those who wait
-            if player.pipe is not None:
-                player.pipe.send(order)
+            if own.pipe is not None:
+                own.pipe.send(order)
 
     def wait(self, timeout: float) -> list[Report]:
         """What players have said, after at most ``timeout`` seconds; a process that died says ``died``."""
@@ -151,7 +198,7 @@ class Players:
                     player.process.join()
         self._all = []
 
-    def _start(self, player: Player) -> None:
+    def _start(self, player: _Process) -> None:
         ours, theirs = self._context.Pipe()
         arguments = (theirs, str(self.log), dict(os.environ), list(sys.path))
         # No daemon: a run of several workers has children of its own.
@@ -162,7 +209,7 @@ class Players:
         player.pipe = ours
 
 
-def _received(player: Player) -> list[Report]:
+def _received(player: _Process) -> list[Report]:
     """Everything that one player has sent."""
     reports: list[Report] = []
     pipe, order = player.pipe, player.order
@@ -185,17 +232,30 @@ def _received(player: Player) -> list[Report]:
 # --- in the player -------------------------------------------------------------------------
 
 
-class _Reporting(Watch):
-    """Passes on what a display of the sweep shows."""
+class Reporting(Watch):
+    """Passes on what a display of the sweep shows.
 
-    def __init__(self, name: str, pipe: connection.Connection) -> None:
-        self._name, self._pipe = name, pipe
+    Args:
+        name: of the run.
+        send: takes a report.
+    """
+
+    def __init__(self, name: str, send: Callable[[Report], object]) -> None:
+        self._name, self._send = name, send
         self._lock = threading.Lock()  # events are written by a thread of their own
 
     def say(self, kind: str, values: Mapping[str, Any]) -> None:
         """Send a report; a sweep that is gone ends this process elsewhere."""
         with self._lock, contextlib.suppress(OSError):
-            self._pipe.send(Report(self._name, kind, dict(values)))
+            self._send(Report(self._name, kind, dict(values)))
+
+    def play(self, order: Order) -> None:
+        """Play a run and say how it ended; a failed run is named, and others go on."""
+        try:
+            self.say("ended", play(order, self))
+        except (Exception, SystemExit) as error:  # noqa: BLE001  (whatever it is, the sweep names it)
+            traceback.print_exc()
+            self.say("failed", {"reason": f"{type(error).__name__}: {error}"})
 
     def building(self, what: str, done: int, total: int) -> None:
         """Images are being prepared."""
@@ -230,12 +290,7 @@ def _serve(pipe: connection.Connection, log: str, environment: Mapping[str, str]
     threading.Thread(target=_listen, args=(pipe, orders), daemon=True).start()
     while True:
         order = orders.get()
-        watch = _Reporting(order.name, pipe)
-        try:
-            watch.say("ended", play(order, watch))
-        except (Exception, SystemExit) as error:  # noqa: BLE001  (a failed run is named, others go on)
-            traceback.print_exc()
-            watch.say("failed", {"reason": f"{type(error).__name__}: {error}"})
+        Reporting(order.name, pipe.send).play(order)
 
 
 def _listen(pipe: connection.Connection, orders: queue.SimpleQueue[Order]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,8 @@ from fedmlic.errors import InputError, nearest
 from sim.references import reference_rows
 from sim.sweep.folder import StudyFolder
 from sim.sweep.plan import Plan, distinct
-from sim.sweep.players import Players
+from sim.sweep.players import Players, Processes
+from sim.sweep.search import OPTIONS
 from sim.sweep.study import Study, check_study, read_study, rows_of, split_values
 from sim.sweep.sweep import (
     Sweep,
@@ -20,17 +22,21 @@ from sim.sweep.sweep import (
     announce,
     announce_cost,
     calibrate,
+    check_carrier,
     check_rows,
     crew_for,
     imports_of,
     runtime_of,
 )
+from sim.sweep.trials import FILE, Trials, check_optuna
 from sim.sweep.view import SweepView
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from fedmlic.experiment import Experiment, Runtime
+    from sim.sweep.cluster import Cluster
+    from sim.sweep.study import Row
 
 STUDIES = Path(__file__).parent.parent / "studies"
 
@@ -46,7 +52,7 @@ def study_of(
     Args:
         arguments: a study file, a shipped study or a recipe first, if any; then ``key=value`` pairs, of
             which those with several values are axes.
-        searched: ``key=a,b,c`` pairs to choose on validation data.
+        searched: ``key=a,b,c`` or ``key={low=a, high=b}`` pairs to choose on validation data, and options of [search].
         recipe: reads a recipe.
         value: reads a setting's value as a person types it.
         references: whether to add references.
@@ -68,7 +74,7 @@ def study_of(
             axes[key] = [value(key, text) for text in texts]
         else:
             base[key] = value(key, texts[0])
-    search |= {key: [value(key, text) for text in texts] for key, texts in map(_pair, searched)}
+    search |= {key: _searched(key, [value(key, text) for text in texts]) for key, texts in map(_pair, searched)}
     found = {**tables, "base": base, "axes": axes} | ({"search": search} if search else {})
     study = check_study(found | ({"references": True} if references else {}))
     return study, folder_name(study, name, changed=bool(rest or searched))
@@ -127,8 +133,21 @@ def _pair(argument: str) -> tuple[str, list[str]]:
     return key, split_values(key, text)
 
 
+def _searched(key: str, values: list[Any]) -> Any:  # noqa: ANN401  (as TOML has it)
+    """What ``--search`` says of a setting or option: several values, or one table or option."""
+    one = len(values) == 1 and (isinstance(values[0], dict) or key.replace("-", "_") in OPTIONS)
+    return values[0] if one else values
+
+
 def sweep(
-    study: Study, out: Path, console: Console, *, jobs: int = 0, dry_run: bool = False, alone: bool = False
+    study: Study,
+    out: Path,
+    console: Console,
+    *,
+    jobs: int = 0,
+    dry_run: bool = False,
+    alone: bool = False,
+    ray_address: str = "",
 ) -> dict[str, Any]:
     """Play a study, or say what that would take; what ``fedmlic sweep --json`` prints.
 
@@ -136,45 +155,85 @@ def sweep(
         study: what is asked.
         out: its folder, new or to go on with.
         console: of stderr.
-        jobs: runs at the same time; 0 for as many as there are cores or GPUs.
+        jobs: runs at the same time; 0 for as many as there is room for.
         dry_run: play two rounds of some rows and say what all would take.
         alone: play the references without the rows that they belong to.
+        ray_address: a Ray cluster that plays the runs; the setting ``ray-address``, or this machine, by default.
 
     Raises:
-        InputError: the study or its folder is wrong; nothing was played.
+        InputError: the study, its folder or the cluster is wrong; nothing was played.
     """
     rows = rows_of(study)
+    if study.search is not None and not study.search.is_grid:
+        check_optuna()
+    out = out.absolute()
     folder = StudyFolder(out)
     runtime = runtime_of(study)
-    players = Players(imports_of(rows), out / "players.log")
-    try:
+    if ray_address:
+        runtime = runtime.model_copy(update={"ray_address": ray_address})
+    check_carrier(runtime)
+    with ExitStack() as stack:
+        players, cluster = _players(stack, runtime, rows, out, dry_run=dry_run)
         rows += reference_rows(rows, study.references, lambda experiment: _num_clients(experiment, runtime))
         rows, twice = distinct(rows)
         rows = [row for row in rows if row.reference or not alone]
-        plan = Plan(rows, list(dict.fromkeys(study.seeds)), study.search)
-        check_rows(plan, runtime)
-        problems = folder.find_runs()
-        folder.note_complete(plan)
+        check_rows(rows, study.search, runtime)
+        if not dry_run:
+            stack.enter_context(folder.alone())
+            if cluster is not None:
+                cluster.check_folder(out)
+        plan = _plan(study, rows, None if dry_run else folder)
         view = SweepView(console, 0)
-        for row, kept in twice:
-            if not row.reference:
-                view.line(f"{row.label} is the same experiment as {kept.label}: one row")
-        for text in problems:
-            view.warning(text)
-        crew = crew_for(runtime, jobs, sum(1 for _ in plan.ready()) + plan.num_unknown)
-        announce(view, plan, crew, folder)
+        _look_through(view, folder, plan, twice)
+        num_left = sum(1 for _ in plan.ready()) + plan.num_unknown
+        crew = crew_for(runtime, jobs, num_left, cluster.room if cluster is not None else 0)
+        announce(view, plan, crew, folder, cluster.title if cluster is not None else "")
         _warn_of_code(view, folder, plan)
         if dry_run:
-            players.log = Path("/dev/null")
             players.open(1)
             costs = calibrate(plan, runtime, players, crew)
             return announce_cost(view, plan, costs, crew, out, runtime.keep_checkpoints)
-        with folder.alone(), SweepView(console, sum(1 for _ in plan.jobs()) + plan.num_unknown) as live:
+        total = sum(1 for _ in plan.jobs()) + plan.num_unknown
+        with SweepView(console, total, "machine" if cluster is not None else "process") as live:
             Sweep(study, plan, folder, runtime, crew, players, live).run()
             folder.write(plan, about(study, plan))
         return result_of(folder, plan)
-    finally:
-        players.close()
+
+
+def _players(
+    stack: ExitStack, runtime: Runtime, rows: Sequence[Row], out: Path, *, dry_run: bool
+) -> tuple[Players, Cluster | None]:
+    """Who plays, closed with ``stack``, and the cluster if there is one; a dry run measures on this machine."""
+    cluster = None
+    if runtime.ray_address:
+        from sim.sweep.cluster import Cluster
+
+        cluster = Cluster(runtime)
+        stack.callback(cluster.close)
+    if cluster is not None and not dry_run:
+        return cluster, cluster
+    processes = Processes(imports_of(rows), Path("/dev/null") if dry_run else out / "players.log")
+    stack.callback(processes.close)
+    return processes, cluster
+
+
+def _look_through(view: SweepView, folder: StudyFolder, plan: Plan, twice: Sequence[tuple[Row, Row]]) -> None:
+    """Find the runs that are there, and say what is not as asked."""
+    problems = folder.find_runs()
+    folder.note_complete(plan)
+    for row, kept in twice:
+        if not row.reference:
+            view.line(f"{row.label} is the same experiment as {kept.label}: one row")
+    for text in problems:
+        view.warning(text)
+
+
+def _plan(study: Study, rows: Sequence[Row], folder: StudyFolder | None) -> Plan:
+    """The plan of a study; without a folder, trials are proposed anew and not kept."""
+    seeds, search = list(dict.fromkeys(study.seeds)), study.search
+    if search is None or search.is_grid:
+        return Plan(rows, seeds, search)
+    return Plan(rows, seeds, search, Trials(search, folder.path / FILE if folder is not None else None))
 
 
 def _warn_of_code(view: SweepView, folder: StudyFolder, plan: Plan) -> None:

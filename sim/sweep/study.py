@@ -20,13 +20,12 @@
     learning-rate = 0.001
 
     [search]                                # for every combination of the axes but the seed
-    weight-decay = [0.0, 1e-4]
+    weight-decay = [0.0, 1e-4]              # or a range, see sim/sweep/search.py
 """
 
 from __future__ import annotations
 
 import itertools
-import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,72 +37,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from fedmlic import spec
 from fedmlic.errors import InputError, listing, nearest
 from fedmlic.experiment import Experiment, Runtime, explain, split_settings
-
-SEARCH_SEED = 1000
-"""Seed of search runs; those of the table are others, so that no run of the table was looked at before."""
+from sim.sweep.search import Search, Settings, Value, dashed, values_of
 
 WHOLE = {"mods", "label-names"}
 """Settings whose text holds commas: in a command it is one value, never several."""
 
 REFERENCES = ("central", "central-observed", "local-only", "fedavg")
 """Names of references; ``sim/references.py`` makes them."""
-
-Value = bool | int | float | str | list[str]
-Settings = dict[str, Any]
-
-
-class Search(BaseModel):
-    """Settings that are chosen for every combination of the axes but the seed.
-
-    Attributes:
-        settings: values to try by setting; all are crossed.
-        seed: of the runs that are compared to choose.
-        metric: the highest wins; never one of test images.
-        model: of a run: after its last round, or the best on validation data.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    settings: dict[str, Annotated[list[Value], Field(min_length=1)]] = Field(min_length=1)
-    seed: Annotated[int, Field(ge=0)] = SEARCH_SEED
-    metric: str = "server/val/mAP"
-    model: Literal["last", "best"] = "last"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _settings_beside_options(cls, found: Any) -> Any:  # noqa: ANN401  (as TOML has it)
-        if not isinstance(found, dict) or "settings" in found:
-            return found
-        options = {key: value for key, value in found.items() if key in {"seed", "metric", "model"}}
-        # A model is searched where several are named.
-        if isinstance(options.get("model"), list):
-            del options["model"]
-        return {**options, "settings": {key: value for key, value in found.items() if key not in options}}
-
-    @field_validator("settings", mode="before")
-    @classmethod
-    def _ranges(cls, found: Any) -> Any:  # noqa: ANN401
-        return {_dashed(k): values_of(k, v) for k, v in found.items()} if isinstance(found, dict) else found
-
-    @field_validator("metric")
-    @classmethod
-    def _no_test_data(cls, metric: str) -> str:
-        if metric.startswith("server/") and not metric.startswith("server/val/"):
-            msg = f"Expected the metric of a search to be one of validation data, got {metric!r}. Use server/val/mAP."
-            raise InputError(msg)
-        return metric
-
-    @model_validator(mode="after")
-    def _no_seed(self) -> Search:
-        if "seed" in self.settings:
-            msg = "Expected search.seed to be one number, got several. A seed is no setting to choose."
-            raise InputError(msg)
-        return self
-
-    def choices(self) -> list[Settings]:
-        """Every combination of the values, the first setting varying slowest."""
-        names = list(self.settings)
-        return [dict(zip(names, values, strict=True)) for values in itertools.product(*self.settings.values())]
 
 
 class Study(BaseModel):
@@ -131,12 +71,18 @@ class Study(BaseModel):
     @field_validator("axes", mode="before")
     @classmethod
     def _ranges(cls, found: Any) -> Any:  # noqa: ANN401
-        return {_dashed(k): values_of(k, v) for k, v in found.items()} if isinstance(found, dict) else found
+        if not isinstance(found, dict):
+            return found
+        for key, value in found.items():
+            if isinstance(value, dict):
+                msg = f"Expected axis {key!r} to be a list of values, got {value}. Ranges belong into [search]."
+                raise InputError(msg)
+        return {dashed(k): values_of(k, v) for k, v in found.items()}
 
     @field_validator("base", mode="after")
     @classmethod
     def _dashes(cls, found: Settings) -> Settings:
-        return {_dashed(key): value for key, value in found.items()}
+        return {dashed(key): value for key, value in found.items()}
 
     @model_validator(mode="after")
     def _axes_fit(self) -> Study:
@@ -167,13 +113,13 @@ def _problems(study: Study) -> Iterator[str]:
 
 def _settings_of_axes(study: Study, tables: dict[str, set[str]]) -> Iterator[str]:
     """Note which settings each axis sets; yield axes that set none."""
-    known = {_dashed(name) for name in Experiment.model_fields}
+    known = {dashed(name) for name in Experiment.model_fields}
     for axis, values in study.axes.items():
         named = [value for value in values if isinstance(value, dict)]
         if named and len(named) < len(values):
             yield f"axis {axis!r}: values and tables side by side; give every value as a table with a name"
         elif named:
-            tables[axis] = {_dashed(key) for table in named for key in table if key != "name"}
+            tables[axis] = {dashed(key) for table in named for key in table if key != "name"}
             names = [str(table.get("name", "")) for table in named]
             if "" in names or len(set(names)) < len(names):
                 yield f"axis {axis!r}: every table needs a name of its own, got {names}"
@@ -193,7 +139,7 @@ def _wrong_seeds(study: Study) -> Iterator[str]:
 
 
 def _where() -> set[str]:
-    return {_dashed(name) for name in Runtime.model_fields}
+    return {dashed(name) for name in Runtime.model_fields}
 
 
 def _overlaps(tables: Mapping[str, set[str]], searched: set[str]) -> Iterator[str]:
@@ -205,23 +151,6 @@ def _overlaps(tables: Mapping[str, set[str]], searched: set[str]) -> Iterator[st
             yield f"axis {axis!r} sets the seed; seeds are an axis of their own"
         for key in sorted(keys & searched):
             yield f"axis {axis!r} sets {key}, which is also searched"
-
-
-def _dashed(key: str) -> str:
-    return str(key).strip().replace("_", "-")
-
-
-def values_of(key: str, value: object) -> object:
-    """A list of values; ``"0..4"`` is 0, 1, 2, 3, 4 and one value a list of one."""
-    if isinstance(value, list):
-        return value
-    if isinstance(value, str) and (span := re.fullmatch(r"\s*(\d+)\.\.(\d+)\s*", value)):
-        first, last = map(int, span.groups())
-        if last < first:
-            msg = f"Expected {key} to be FIRST..LAST, got {value}."
-            raise InputError(msg)
-        return list(range(first, last + 1))
-    return [value]
 
 
 def read_study(path: Path, recipe: Callable[[str], Settings]) -> dict[str, Any]:
@@ -242,7 +171,7 @@ def read_study(path: Path, recipe: Callable[[str], Settings]) -> dict[str, Any]:
         raise InputError(msg)
     base = dict(found.get("base", {}))
     if "recipe" in base:
-        base = {**recipe(str(base.pop("recipe"))), **{_dashed(key): value for key, value in base.items()}}
+        base = {**recipe(str(base.pop("recipe"))), **{dashed(key): value for key, value in base.items()}}
     return {**found, "base": base}
 
 
@@ -299,7 +228,7 @@ class Row:
 
     def experiment(self, **changes: Any) -> Experiment:  # noqa: ANN401  (settings are any)
         """The experiment with some settings changed (dashed names with underscores)."""
-        return split_settings({**self.settings, **{_dashed(key): value for key, value in changes.items()}})[0]
+        return split_settings({**self.settings, **{dashed(key): value for key, value in changes.items()}})[0]
 
 
 def rows_of(study: Study) -> list[Row]:
@@ -313,7 +242,7 @@ def rows_of(study: Study) -> list[Row]:
     rows = [_row(list(axes), chosen, base) for chosen in itertools.product(*axes.values())]
     problems: dict[str, None] = {}
     for row in rows:
-        for choice in study.search.choices() if study.search else [{}]:
+        for choice in study.search.ends() if study.search else [{}]:
             try:
                 split_settings({**row.settings, **choice, "seed": study.seeds[0]})
             except InputError as error:
@@ -331,7 +260,7 @@ def _row(axes: Sequence[str], chosen: Sequence[Any], base: Settings) -> Row:
     for axis, value in zip(axes, chosen, strict=True):
         if isinstance(value, dict):
             values[axis] = str(value["name"])
-            settings |= {_dashed(key): setting for key, setting in value.items() if key != "name"}
+            settings |= {dashed(key): setting for key, setting in value.items() if key != "name"}
         else:
             values[axis] = ", ".join(value) if isinstance(value, list) else str(value)
             settings[axis] = value

@@ -19,11 +19,13 @@ from sim.engines.endings import own
 from sim.engines.processes import late_imports
 from sim.sweep.folder import StudyFolder
 from sim.sweep.pace import Cost, Pace, disk, measured
-from sim.sweep.plan import Choice, Job, Outcome, Plan
+from sim.sweep.plan import Choice, Job, Outcome, Plan, shown_choice
 from sim.sweep.players import Order, Player, Players, Report
+from sim.sweep.search import shown_value
 from sim.sweep.view import SweepView, size
 
 if TYPE_CHECKING:
+    from sim.sweep.search import Search
     from sim.sweep.study import Row, Study
 
 MAX_DEATHS = 2
@@ -53,26 +55,40 @@ class Crew(NamedTuple):
     def changes(self, number: int) -> dict[str, Any]:
         """Runtime settings of a run of player ``number``."""
         device = {"device": self.devices[number % len(self.devices)]} if self.devices else {}
-        return {"engine": self.engine, "workers": self.workers, **device}
+        return {"engine": self.engine, "workers": self.workers, "ray_address": "", **device}
 
 
-def crew_for(runtime: Runtime, jobs: int, num_runs: int) -> Crew:
+def check_carrier(runtime: Runtime) -> None:
+    """Refuse what a sweep does not play on.
+
+    Raises:
+        InputError: Flower, or Ray as the engine of single runs.
+    """
+    if runtime.engine in {"ray", "flower"}:
+        msg = (
+            f"Expected a sweep to play whole runs, on this machine or a cluster, got engine={runtime.engine}. Leave it "
+            "out; --ray-address plays on a Ray cluster. Single runs play there with 'fedmlic run'."
+        )
+        raise InputError(msg)
+
+
+def crew_for(runtime: Runtime, jobs: int, num_runs: int, cluster_room: int = 0) -> Crew:
     """How many runs at once, and how each is played.
 
     On CPUs as many runs as there are cores, each in one process: nothing is then shared or waited for. With fewer
     runs than that, or ``workers`` set, each has several worker processes. With GPUs one run per GPU, or
     as many as ``gpus-per-worker`` lets share one. More runs at once where ``jobs`` says so.
 
-    Raises:
-        InputError: a cluster or Flower, which a sweep does not play on.
+    Args:
+        runtime: of every run.
+        jobs: runs at the same time; 0 for as many as there is room for.
+        num_runs: to play.
+        cluster_room: runs that fit a cluster at the same time; 0 to play on this machine. There a run has ``workers``
+            processes, one by default.
     """
-    if runtime.ray_address or runtime.engine in {"ray", "flower"}:
-        what = f"ray-address={runtime.ray_address}" if runtime.ray_address else f"engine={runtime.engine}"
-        msg = (
-            f"Expected a sweep to play its runs in processes of this machine, got {what}. Leave it out, or play single "
-            "runs there with 'fedmlic run'."
-        )
-        raise InputError(msg)
+    if cluster_room:
+        engine = "processes" if runtime.workers > 1 else "inprocess"
+        return Crew(min(jobs or cluster_room, max(1, num_runs)), engine, runtime.workers * (engine == "processes"))
     num_runs = max(1, num_runs)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpus = _gpus(runtime)
@@ -105,8 +121,8 @@ def imports_of(rows: Sequence[Row]) -> list[str]:
     return list(found)
 
 
-def check_rows(plan: Plan, runtime: Runtime) -> None:
-    """Refuse what cannot work, for all rows at once.
+def check_rows(rows: Sequence[Row], search: Search | None, runtime: Runtime) -> None:
+    """Refuse what cannot work, for all rows at once; of ranges their ends are looked at.
 
     Raises:
         InputError: entries or combinations that are wrong.
@@ -114,8 +130,8 @@ def check_rows(plan: Plan, runtime: Runtime) -> None:
     from strategies.server.check import check_experiment
 
     problems: dict[str, None] = {}
-    for row in plan.rows:
-        for choice in plan.search.choices() if plan.search else [{}]:
+    for row in rows:
+        for choice in search.ends() if search else [{}]:
             try:
                 check_experiment(row.experiment(**choice), runtime)
             except InputError as error:
@@ -172,14 +188,16 @@ class Sweep:
     def _play(self, player: Player, job: Job) -> None:
         self._jobs[job.identity] = job
         settings = {**job.experiment.model_dump(), **self.runtime.model_dump(), **self.crew.changes(player.number)}
-        self.view.began(job.identity, job.label, player.number + 1, job.experiment.num_rounds)
+        self.view.began(job.identity, job.label, player.where, job.experiment.num_rounds)
         self._pace.begin(job)
         self.players.play(player, Order(job.identity, settings, str(self.folder.run_of(job))))
 
     def _take(self, report: Report) -> None:
         """Act on what a player says."""
         name, values = report.name, report.values
-        if report.kind == "started":
+        if report.kind == "placed":
+            self.view.placed(name, str(values["where"]))
+        elif report.kind == "started":
             self._pace.start(name, int(values["round"]))
         elif report.kind == "round":
             self._pace.round(name, int(values["round"]))
@@ -219,14 +237,14 @@ class Sweep:
         if choice.values is None:
             self.view.line(f"{row.label}: nothing chosen, every run of its search failed", "red")
             return
-        chosen = ", ".join(f"{key} {value}" for key, value in choice.values.items())
         metric = self.plan.search.metric if self.plan.search else ""
-        self.view.line(f"{row.label}: chosen {chosen} ({metric} {number(choice.score)})")
+        self.view.line(f"{row.label}: chosen {shown_choice(choice.values)} ({metric} {number(choice.score)})")
         if choice.num_failed:
             self.view.warning(f"{row.label}: {choice.num_failed} runs of its search failed and were left out")
         for key in choice.edges:
+            value = shown_value(choice.values[key])
             self.view.warning(
-                f"{row.label}: the best {key}, {choice.values[key]}, is at the edge of the grid; widen the grid"
+                f"{row.label}: best {key} {value} is at the border of what was searched: widen the grid or range"
             )
 
     def _warn(self, text: str) -> None:
@@ -295,11 +313,11 @@ def _played(players: Players, last: list[float], began: float) -> float:
     return began
 
 
-def announce(view: SweepView, plan: Plan, crew: Crew, folder: StudyFolder) -> None:
-    """Say what will be played, before it is."""
+def announce(view: SweepView, plan: Plan, crew: Crew, folder: StudyFolder, place: str = "") -> None:
+    """Say what will be played, before it is; ``place`` where it is not this machine."""
     jobs = list(plan.jobs())
     done = sum(job.identity in plan.outcomes for job in jobs)
-    searches = sum(job.search for job in jobs)
+    searches = sum(job.search for job in jobs) + plan.num_trials_left
     total = len(jobs) + plan.num_unknown
     view.line(
         f"study: {len(plan.rows)} rows x {len(plan.seeds)} seeds, {total} runs"
@@ -311,7 +329,8 @@ def announce(view: SweepView, plan: Plan, crew: Crew, folder: StudyFolder) -> No
     if unused and not plan.num_unknown:
         view.line(f"  {unused} runs in the folder belong to no row of this study and are left alone")
     each = {"inprocess": "in one process each", "processes": f"with {crew.workers} worker processes each"}[crew.engine]
-    view.line(f"  {crew.players} at a time, {each}" + f", on {', '.join(crew.devices)}" * bool(crew.devices))
+    place = place or ", ".join(crew.devices)
+    view.line(f"  {crew.players} at a time, {each}" + f", on {place}" * bool(place))
     view.line(f"  folder: {folder.path}")
 
 

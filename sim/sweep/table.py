@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sim.console import Grid, number
+from sim.sweep.search import shown_value
 
 SHOWN = {"test mAP": "server/mAP", "val mAP": "server/val/mAP", "client mAP": "client/mAP/mean"}
 
@@ -17,6 +18,7 @@ BESIDE = {
     "seed",
     "single-client",
     "reference",
+    "at-border",
     "state",
     "run",
     "rounds",
@@ -35,13 +37,14 @@ def study_table(rows: Sequence[Mapping[str, Any]]) -> Grid:
     ]
     groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
-        groups.setdefault(tuple(str(row.get(key, "")) for key in (*keys, "reference")), []).append(row)
+        groups.setdefault(tuple(shown_value(row.get(key, "")) for key in (*keys, "reference")), []).append(row)
     metrics = {title: name for title, name in SHOWN.items() if any(name in row for row in rows)}
     if len(metrics) > 1:  # of few clients, where there is a number for all images
         metrics.pop("client mAP", None)
     lines = []
     for (*values, reference), found in groups.items():
         title = ", ".join(filter(None, [reference, *map(_short, values)])) or "base"
+        title = "* " * any(row.get("at-border") for row in found) + title
         lines += _lines(title, reference, found, list(metrics.values()))
     constant = {
         title: [row[f"{side}/prevalence"] for row in rows if f"{side}/prevalence" in row]
@@ -50,6 +53,9 @@ def study_table(rows: Sequence[Mapping[str, Any]]) -> Grid:
     if any(constant.values()):
         lines.append(["a constant score", *(spread(constant.get(title, [])) for title in metrics), ""])
     caption = "mean ± standard deviation over seeds, of the model after the last round"
+    keys_at_border = dict.fromkeys(row["at-border"] for row in rows if row.get("at-border"))
+    if keys_at_border:
+        caption += f"\n* best at the border of what was searched: widen the grid or range ({', '.join(keys_at_border)})"
     return Grid("study", (", ".join(keys) or "row", *metrics, "seeds"), lines, caption)
 
 

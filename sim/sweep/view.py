@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from rich.console import Group
 from rich.live import Live
 
-from sim.console import Grid, cut, duration, number, plain, say
+from sim.console import Grid, duration, number, plain, say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 BARS, ASCII_BARS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
 CURVE = 12
 """Most points of a curve."""
+
+WIDE = 100
+"""Columns of a terminal below which the loss is left out, for the sake of names."""
 
 
 def curve(values: Sequence[float], *, ascii_only: bool = False) -> str:
@@ -48,7 +51,7 @@ def size(num_bytes: float) -> str:
 @dataclass
 class _Shown:
     label: str
-    player: int
+    where: str
     rounds: int
     round: int = 0
     loss: float = math.nan
@@ -62,10 +65,12 @@ class SweepView:
     Args:
         console: of stderr.
         num_runs: how many there are in all, as far as known.
+        places: what runs play on: ``process`` or ``machine``.
     """
 
-    def __init__(self, console: Console, num_runs: int) -> None:
+    def __init__(self, console: Console, num_runs: int, places: str = "process") -> None:
         self._console = console
+        self._places = places
         self._num_runs = num_runs
         self._num_ended = 0
         self._left: float | None = None
@@ -98,9 +103,13 @@ class SweepView:
             self._said_pace = True
             self.line(f"about {duration(left)} left for {num_runs - num_ended} runs, from measured rounds")
 
-    def began(self, name: str, label: str, player: int, rounds: int) -> None:
+    def began(self, name: str, label: str, where: str, rounds: int) -> None:
         """A player has a run."""
-        self._running[name] = _Shown(label, player, rounds)
+        self._running[name] = _Shown(label, where, rounds)
+
+    def placed(self, name: str, where: str) -> None:
+        """A machine of a cluster has taken the run."""
+        self._running[name].where = where
 
     def building(self, name: str, values: Mapping[str, Any]) -> None:
         """Images are being prepared for a run."""
@@ -123,12 +132,15 @@ class SweepView:
 
     def _table(self) -> Group:
         left = f", about {duration(self._left)} left" if self._left is not None else ""
-        head = f"{self._num_ended} of {self._num_runs} runs{left}"
+        head = plain(f"{self._num_ended} of {self._num_runs} runs{left}", "bold")
+        if not self._running:
+            return Group(head)
         ascii_only = self._console.options.ascii_only
+        heads = ["run", self._places, "round", "loss", "val mAP", "curve"]
         rows = [
             [
-                cut(shown.label, max(16, self._console.width - 52)),
-                f"{shown.player}",
+                shown.label,
+                shown.where,
                 f"{shown.round}/{shown.rounds}",
                 number(shown.loss),
                 number(shown.scores[-1]) if shown.scores else "-",
@@ -136,5 +148,8 @@ class SweepView:
             ]
             for shown in self._running.values()
         ]
-        grid = Grid("", ("run", "process", "round", "loss", "val mAP", "curve"), rows)
-        return Group(grid, plain(head, "bold")) if rows else Group(plain(head, "bold"))
+        if self._console.width < WIDE:
+            heads, *rows = ([*row[:3], *row[4:]] for row in (heads, *rows))
+        widths = [max(len(row[place]) for row in (heads, *rows)) for place in range(1, len(heads))]
+        room = self._console.width - 3 * len(heads) - 1 - sum(widths)
+        return Group(Grid("", heads, rows, most=max(16, room)), head)

@@ -4,69 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from fedmlic.errors import InputError
-from fedmlic.evaluation import SIDES
-from fedmlic.metrics import unannotated_columns
 from sim.comparison.compare import Comparison, compare
-from sim.reports.report.images import HardImage, hard_images
+from sim.reports.report.asked import CANNOT, MAX_SEEDS, Judged, judge
 from sim.reports.report.read import Run, find_runs, nameless
-from sim.reports.report.rows import Model, Row, asked_in_words, headline, model_in_words, rows_of
-from sim.reports.report.scores import (
-    PairErrors,
-    Reliability,
-    Thresholds,
-    image_losses,
-    pair_errors,
-    reliability,
-    thresholds,
-)
+from sim.reports.report.rows import Model, Row, all_asked_in_words, headline, model_in_words, rows_of
 from sim.reports.report.sites import CrossSite, Holdings, cross_site, federation_of, holdings_of, same_federation
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from sim.outcome import Scores
-
 MAX_FEDERATIONS = 3
 """Most federations of which a page says who holds what."""
-
-CANNOT = (InputError, OSError, RuntimeError)
-"""What keeps a model from being asked; the page says it and goes on. torch raises RuntimeError."""
 
 Tell = Callable[[str], None]
 
 Made = TypeVar("Made")
-
-
-@dataclass(frozen=True)
-class Judged:
-    """What the scores of one run's model say.
-
-    Attributes:
-        split: whose images: ``test``, or ``val`` where there are none of test.
-        label_names: columns.
-        pooled: reliability over all entries.
-        each: of every label.
-        thresholds: chosen on validation, judged on test; ``None`` without one of both.
-        pairs: errors by co-occurrence.
-        losses: float64 ``[images]``.
-        images: those with the highest loss.
-    """
-
-    split: str
-    label_names: tuple[str, ...]
-    pooled: Reliability
-    each: Sequence[Reliability]
-    thresholds: Thresholds | None
-    pairs: PairErrors
-    losses: NDArray[np.float64]
-    images: Sequence[HardImage]
 
 
 @dataclass(frozen=True)
@@ -88,13 +47,13 @@ class PerClient:
 
 @dataclass(frozen=True)
 class Looked:
-    """A run of which more than its record is shown.
+    """A row of which more than its records is shown.
 
     Attributes:
-        place: of its row.
-        run: which.
-        model: which of its models, in words.
-        judged: from its scores; ``None`` where they cannot be had.
+        place: of the row.
+        run: of its lowest seed that has a model.
+        model: which models, in words.
+        judged: from the scores of its seeds; ``None`` where they cannot be had.
         sites: models against clients' images; ``None`` where that cannot be had.
         per_client: its clients one by one; ``None`` where nothing says it.
         notes: what is missing and why.
@@ -132,7 +91,7 @@ class Report:
         uncompared: why not.
         held: who holds what.
         held_notes: federations that cannot be shown, and why.
-        looked: runs of which more is shown.
+        looked: rows of which more is shown.
     """
 
     title: str
@@ -170,7 +129,7 @@ def gather(paths: Sequence[Path], model: Model = "best", scored: int = 4, tell: 
     Args:
         paths: folders of runs and studies.
         model: which model of a run is meant; the last where validation chooses none.
-        scored: rows of which one run's model is asked.
+        scored: rows whose models are asked.
         tell: hears what is being done.
 
     Raises:
@@ -229,24 +188,27 @@ def _held(rows: Sequence[Row], places: Sequence[int], tell: Tell) -> tuple[list[
 
 
 def _looked(place: int, rows: Sequence[Row], runs: Sequence[Run], model: Model, tell: Tell) -> Looked:
-    run, notes = rows[place].first, list[str]()
+    asked, notes = rows[place].asked[:MAX_SEEDS], list[str]()
+    run = asked[0]
     judged = sites = None
     if not run.checkpoints:
         notes.append(f"{run.name} has no checkpoint, so its model cannot be asked.")
     else:
-        tell(f"asking the model of {run.name}")
+        tell(f"asking the model{'s' * (len(asked) > 1)} of {', '.join(each.name for each in asked)}")
         if run.is_personal:
             notes.append(
                 f"Clients of {run.name} keep tensors of their own: no one model predicts for all, so there are no "
                 "scores of test images."
             )
         else:
-            judged = _tried(lambda: _judge(run, model, notes), notes)
+            judged = _tried(lambda: judge(asked, model, notes), notes)
         sites = _tried(lambda: cross_site(run, runs, federation_of(run), model), notes)
-    notes = [nameless(text, run.path) for text in notes]
+    for each in asked:
+        notes = [nameless(text, each.path) for text in notes]
     recorded = _recorded(run, model)
     per_client = recorded if recorded is not None else _computed(sites)
-    return Looked(place, run, asked_in_words(run, model), judged, sites, per_client, notes)
+    words = all_asked_in_words(judged.runs if judged is not None else [run], model)
+    return Looked(place, run, words, judged, sites, per_client, notes)
 
 
 def _tried(what: Callable[[], Made], notes: list[str]) -> Made | None:
@@ -255,49 +217,6 @@ def _tried(what: Callable[[], Made], notes: list[str]) -> Made | None:
     except CANNOT as error:
         notes.append(str(error))
         return None
-
-
-def _judge(run: Run, model: Model, notes: list[str]) -> Judged:
-    from sim.outcome import corpus_of, scores_of
-
-    corpus = corpus_of(run.path)
-    there = [split for split in SIDES if corpus.splits.get(split)]
-    if not there:
-        msg = f"{run.name} has neither test nor validation images on the server, so nothing is judged there."
-        raise InputError(msg)
-    found = {split: _annotated(run, scores_of(run.path, split, model), notes) for split in there}
-    split = there[0]
-    if split != "test":
-        notes.append(f"{run.name} has no test images: validation images are judged, which also chose its best round.")
-    shown = found[split]
-    chosen = None
-    if "test" in found and "val" in found:
-        val, test = found["val"], found["test"]
-        chosen = thresholds((val.scores, val.labels), (test.scores, test.labels), run.experiment.threshold)
-    else:
-        notes.append(f"{run.name} has no {'validation' if split == 'test' else 'test'} images: no threshold is chosen.")
-    losses = image_losses(shown.scores, shown.labels)
-    return Judged(
-        split,
-        shown.label_names,
-        reliability(shown.scores, shown.labels),
-        [reliability(shown.scores[:, k], shown.labels[:, k]) for k in range(len(shown.label_names))],
-        chosen,
-        pair_errors(shown.scores, shown.labels, run.experiment.threshold),
-        losses,
-        hard_images(corpus, shown, losses, run.experiment.threshold),
-    )
-
-
-def _annotated(run: Run, found: Scores, notes: list[str]) -> Scores:
-    """Scores without the labels that nobody annotates: no number counts them with the others (docs/metrics.md)."""
-    apart = unannotated_columns(found.label_names, run.data.get("unannotated_labels"))
-    if not apart.any():
-        return found
-    text = f"{run.name}: {int(apart.sum())} of {len(apart)} labels, which nobody annotates, are left out here."
-    notes += [text] * (text not in notes)
-    names = tuple(name for name, out in zip(found.label_names, apart, strict=True) if not out)
-    return replace(found, label_names=names, scores=found.scores[:, ~apart], labels=found.labels[:, ~apart])
 
 
 def _recorded(run: Run, model: Model) -> PerClient | None:

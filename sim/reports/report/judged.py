@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sim.reports.report.asked import MAX_SEEDS, Judged
 from sim.reports.report.charts import Heat, Line, Options, Text, figure, heat_map, line_chart
-from sim.reports.report.gather import Judged, Looked, Report
+from sim.reports.report.gather import Looked, Report
 from sim.reports.report.images import SIDE, HardImage
 from sim.reports.report.markup import (
     Cell,
@@ -23,8 +25,13 @@ from sim.reports.report.markup import (
     paragraph,
     table,
 )
-from sim.reports.report.scores import GRID, MIN_IMAGES, REPORTED, Thresholds
+from sim.reports.report.overview import spread, spread_text
+from sim.reports.report.rows import asked_in_words, nan_mean
+from sim.reports.report.scores import GRID, MIN_IMAGES, ONE, OWN, REPORTED, PairErrors, Thresholds
 from sim.reports.report.svg import point, swatch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 MAX_CALIBRATED = 40
 """Most labels in the table of calibration errors."""
@@ -57,25 +64,28 @@ def which(report: Report) -> Markup:
             "li",
             swatch(each.place),
             element("b", f"{each.place + 1} "),
-            element(
-                "span",
-                named(report.rows[each.place].label),
-                f": {each.model}, seed {each.run.seed}, ",
-                named(each.run.name),
-            ),
+            element("span", named(report.rows[each.place].label), f": {each.model}, {_seeds(found)}"),
         )
-        for each, _ in _judged(report)
+        for each, found in _judged(report)
     ]
     rest = len(report.own) - len(items)
     more = f" {rest} other rows were not asked (--scored)." if rest > 0 else ""
     notes = [note(named(text)) for each, _ in _judged(report) for text in each.notes]
     return joined(
         [
-            paragraph(f"One run of each row, its lowest seed, was asked for its scores.{more}"),
+            paragraph(
+                f"The models of these seeds were asked for their scores (of a row at most {MAX_SEEDS}). Reliability "
+                "curves are over the entries of all seeds together. Calibration errors, thresholds and F1 are of each "
+                f"seed's model: mean ± standard deviation over seeds.{more}"
+            ),
             element("ul", *items, class_="key"),
             *notes,
         ]
     )
+
+
+def _seeds(found: Judged) -> str:
+    return f"seed{'s' * (len(found.runs) > 1)} {', '.join(str(run.seed) for run in found.runs)}"
 
 
 def calibration_section(report: Report) -> Markup:
@@ -132,15 +142,14 @@ def _ece_table(asked: Sequence[tuple[Looked, Judged]]) -> Markup:
     """Calibration error and threshold of each label; rows may be about different labels."""
     first = asked[0][1]
     heads = ["label"]
-    columns: list[dict[str, float]] = []
+    columns: list[dict[str, Markup]] = []
     for each, found in asked:
         heads.append(f"ECE {each.place + 1}")
-        columns.append({"": found.pooled.ece, **_by_label(found, [one.ece for one in found.each])})
-        if found.thresholds is not None:
+        columns.append(_by_label(found, found.ece))
+        if found.thresholds:
             heads.append(f"threshold {each.place + 1}")
-            chosen = found.thresholds
-            columns.append({"": chosen.chosen, **_by_label(found, chosen.per_label.tolist())})
-    order = np.argsort(-np.nan_to_num([found.ece for found in first.each]), kind="stable")[:MAX_CALIBRATED]
+            columns.append(_by_label(found, np.array([[one.chosen, *one.per_label] for one in found.thresholds]), 2))
+    order = np.argsort(-np.nan_to_num(nan_mean(first.ece)[1:]), kind="stable")[:MAX_CALIBRATED]
     names = [first.label_names[label] for label in order.tolist()]
     rows: list[list[Cell]] = [
         [name or "all entries pooled", *(column.get(name, math.nan) for column in columns)] for name in ["", *names]
@@ -151,47 +160,64 @@ def _ece_table(asked: Sequence[tuple[Looked, Judged]]) -> Markup:
     return details("Calibration error and threshold of each label", table(title, heads, rows))
 
 
-def _by_label(found: Judged, values: Sequence[float]) -> dict[str, float]:
-    return dict(zip(found.label_names, values, strict=True))
+def _by_label(found: Judged, values: NDArray[np.float64], digits: int = 3) -> dict[str, Markup]:
+    """Mean ± standard deviation over seeds; ``values`` has a row per seed: of all labels, then of each."""
+    return {name: spread(column, digits) for name, column in zip(("", *found.label_names), values.T, strict=True)}
 
 
 def _threshold_figures(report: Report, asked: Sequence[tuple[Looked, Judged]]) -> list[Markup]:
-    return [
-        _threshold_figure(report, each, found.thresholds)
-        for each, found in asked
-        if found.thresholds is not None and not math.isnan(found.thresholds.chosen)
-    ]
+    found = [(each, [one for one in judged.thresholds if not math.isnan(one.chosen)]) for each, judged in asked]
+    return [_threshold_figure(report, each, chosen) for each, chosen in found if chosen]
 
 
-def _threshold_figure(report: Report, each: Looked, chosen: Thresholds) -> Markup:
-    lines = [
-        Line("validation", GRID.tolist(), chosen.val.tolist(), 0, end="val "),
-        Line("test", GRID.tolist(), chosen.test.tolist(), 1, end="test"),
-    ]
-    lines = [line for line in lines if not any(map(math.isnan, line.y))]
-    rows: list[list[Cell]] = [
-        [name, *(values[metric] for metric in REPORTED)] for name, values in chosen.results.items()
-    ]
+def _threshold_figure(report: Report, each: Looked, chosen: Sequence[Thresholds]) -> Markup:
+    lines = []
+    for place, (name, end, curves) in enumerate(
+        (
+            ("validation", "val ", np.stack([one.val for one in chosen])),
+            ("test", "test", np.stack([one.test for one in chosen])),
+        )
+    ):
+        if not np.isnan(curves).any():
+            low, high = (curves.min(axis=0).tolist(), curves.max(axis=0).tolist()) if len(curves) > 1 else ((), ())
+            lines.append(Line(name, GRID.tolist(), curves.mean(axis=0).tolist(), place, low, high, end=end))
+    mean = float(np.mean([one.chosen for one in chosen]))
+    several = len(chosen) > 1
+    words = f"Each seed's is chosen where its validation images have the highest macro-F1, {mean:.2f} on average"
     text = Text(
         f"threshold-{each.place}",
         f"F1 against threshold, {report.row_name(each.place)}",
-        f"Macro-F1 at every threshold. {chosen.chosen:g} is chosen where validation images have the highest macro-F1; "
-        "test images choose nothing.",
+        "Macro-F1 at every threshold"
+        + (", mean over seeds; the band goes from the lowest to the highest seed. " if several else ". ")
+        + (words if several else f"{mean:g} is chosen where validation images have the highest macro-F1")
+        + "; test images choose nothing.",
         "threshold",
         "macro-F1",
     )
     own = each.run.experiment.threshold
-    marks = {own: f"the run's {own:g}", chosen.chosen: f"chosen {chosen.chosen:g}"}
+    marks = {own: f"the run's {own:g}", mean: f"chosen {mean:.2f}"}
+    rows = [cells[1:] for cells in _threshold_rows("", own, chosen)]
     alternative = table("On test images, by choice of the threshold", ["threshold", *REPORTED], rows)
     return figure(text, line_chart(text, lines, Options(x_range=(0, 1), uprights=marks)), alternative)
 
 
+def _threshold_rows(title: str, own: float, chosen: Sequence[Thresholds]) -> list[list[Cell]]:
+    """Metrics on test images by choice of the threshold, over seeds."""
+    rows: list[list[Cell]] = []
+    for kind in chosen[0].results:
+        found = [one for one in chosen if kind in one.results]
+        values = {OWN: f", {own:g}", ONE: f", {spread_text([one.chosen for one in found], 2)}"}
+        metrics = [spread([one.results[kind][metric] for one in found]) for metric in REPORTED]
+        rows.append([title, kind + values.get(kind, ""), *metrics])
+    return rows
+
+
 def _threshold_table(report: Report, asked: Sequence[tuple[Looked, Judged]]) -> Markup | None:
     rows: list[list[Cell]] = [
-        [report.row_name(each.place), name, *(values[metric] for metric in REPORTED)]
+        row
         for each, found in asked
         if found.thresholds
-        for name, values in found.thresholds.results.items()
+        for row in _threshold_rows(report.row_name(each.place), each.run.experiment.threshold, found.thresholds)
     ]
     if not rows:
         return note(
@@ -214,7 +240,8 @@ def cooccurrence_section(report: Report) -> Markup:
     lead = paragraph(
         "How often label k is predicted (at the run's threshold) on images that are known to have j and known not to "
         "have k, against k's false-positive rate over all images known not to have it. Pairs with at least "
-        f"{MIN_IMAGES} such {IMAGES[asked[0][1].split]}. A high excess says that the model predicts k from j's company."
+        f"{MIN_IMAGES} such {IMAGES[asked[0][1].split]}; rates are means over the seeds, the excess ± its standard "
+        "deviation. A high excess says that the model predicts k from j's company."
     )
     parts = [_pairs(report, each, found) for each, found in asked]
     return joined([lead, *parts])
@@ -245,7 +272,7 @@ def _pairs(report: Report, each: Looked, found: Judged) -> Markup:
             int(pairs.images[j, k]),
             float(100 * pairs.rate[j, k]),
             float(100 * pairs.base[k]),
-            float(100 * pairs.excess[j, k]),
+            _points(pairs, j, k),
         ]
         for j, k in top
     ]
@@ -266,6 +293,12 @@ def _pairs(report: Report, each: Looked, found: Judged) -> Markup:
         lines, [str(at + 1) for at in range(len(shown))], values, -limit, limit, "points", percent=True, diverging=True
     )
     return element("div", figure(text, heat_map(text, heat), None), listed, class_="pair")
+
+
+def _points(pairs: PairErrors, j: int, k: int) -> Markup:
+    """The excess in points, with its standard deviation over seeds."""
+    mean, std = 100 * float(pairs.excess[j, k]), 100 * float(pairs.excess_std[j, k])
+    return element("span", f"{mean:.1f}" + (f" ± {std:.1f}" if not math.isnan(std) else ""), class_="n", data_v=mean)
 
 
 # Images
@@ -291,13 +324,14 @@ def images_section(report: Report) -> Markup:
     legend = element("ul", *items, class_="legend")
     lead = paragraph(
         "Images with the highest mean cross-entropy over their known labels, with the probabilities that the model "
-        "gave. Boxes are objects of the data set, where it has them: dashed where the label was missed."
+        "of one seed gave. Boxes are objects of the data set, where it has them: dashed where the label was missed."
     )
     return joined([lead, legend, *(_sheet(report, each, found) for each, found in asked)])
 
 
 def _sheet(report: Report, each: Looked, found: Judged) -> Markup:
-    title = f"{report.row_name(each.place)}, {each.model}, on {IMAGES[found.split]}"
+    words = asked_in_words(found.runs[0], report.model)
+    title = f"{report.row_name(each.place)}, seed {found.runs[0].seed}, {words}, on {IMAGES[found.split]}"
     shown = element("div", *(_image(image) for image in found.images), class_="sheet")
     first = each is report.looked[0]
     return element("details", element("summary", title), shown, open=first)

@@ -11,7 +11,8 @@ import numpy as np
 from sim.reports.report.charts import Dots, Line, Options, Text, dot_plot, figure, line_chart
 from sim.reports.report.curves import curve_line, key_of
 from sim.reports.report.gather import Report
-from sim.reports.report.markup import Cell, Markup, element, joined, named, note, number, paragraph, table
+from sim.reports.report.markup import Cell, Markup, element, joined, named, note, paragraph, table
+from sim.reports.report.overview import spread
 from sim.reports.report.rows import LabelTable, label_curves, label_table
 from sim.reports.report.svg import short, swatch
 
@@ -173,21 +174,11 @@ def _label_table(
         if annotations is not None:
             cells += [int(annotations[0, label]), int(annotations[1, label])]
         cells += [int(first.num_present[label]), int(first.num_known[label]), float(first.prevalence[label])]
-        cells += [_with_spread(found.ap[:, label]) for _, found in tables]
+        cells += [spread(found.ap[:, label]) for _, found in tables]
         rows.append(cells)
     columns = ", ".join(f"AP {place + 1}: {report.rows[place].label}" for place, _ in tables)
     note_ = element("p", named(columns), ". Mean ± standard deviation over seeds.", class_="small")
     return joined([table("Labels", heads, rows), note_])
-
-
-def _with_spread(values: NDArray[np.float64]) -> Markup:
-    there = values[~np.isnan(values)]
-    text = (
-        number(float("nan"))
-        if not len(there)
-        else f"{there.mean():.3f}" + (f" ± {there.std(ddof=1):.3f}" if len(there) > 1 else "")
-    )
-    return element("span", text, class_="n", data_v=f"{there.mean():.6g}" if len(there) else "")
 
 
 def _label_curves(report: Report, tables: Sequence[tuple[int, LabelTable]], order: Sequence[int], split: str) -> Markup:

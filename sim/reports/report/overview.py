@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from sim.comparison.compare import Pair
 from sim.comparison.output import PAIR_HEADS, pair_row
@@ -24,6 +25,10 @@ from sim.reports.report.markup import (
 from sim.reports.report.read import Run
 from sim.reports.report.rows import Model, Row, differing, model_in_words, written
 from sim.reports.report.svg import swatch
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 WORDS = (
     ("", "dataset"),
@@ -206,13 +211,22 @@ def _row_name(place: int, row: Row) -> Markup:
     return element("span", swatch(place), element("b", f"{place + 1} "), named(row.label), class_="row")
 
 
-def spread(values: Sequence[float]) -> Markup:
-    """Mean ± standard deviation, sorted by the mean."""
-    if not values:
+def spread(values: Sequence[float] | NDArray[np.float64], digits: int = 3) -> Markup:
+    """Mean ± standard deviation of those that exist, sorted by the mean."""
+    there = [float(value) for value in values if not math.isnan(value)]
+    if not there:
         return element("span", number(float("nan")), class_="n")
-    text = f"{statistics.fmean(values):.3f}"
-    text += f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return element("span", text, class_="n", data_v=f"{statistics.fmean(values):.6g}")
+    return element("span", spread_text(there, digits), class_="n", data_v=f"{statistics.fmean(there):.6g}")
+
+
+def spread_text(values: Sequence[float], digits: int = 3) -> str:
+    """Mean ± standard deviation; a mean alone for one value.
+
+    >>> spread_text([0.25, 0.75], 2), spread_text([0.25])
+    ('0.50 ± 0.35', '0.250')
+    """
+    text = f"{statistics.fmean(values):.{digits}f}"
+    return text + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
 def _model_of(row: Row, report: Report) -> str:

@@ -54,6 +54,12 @@ class Row:
         """The run that stands for the row where one model is looked at: of the lowest seed that has a checkpoint."""
         return next((run for run in self.runs if run.checkpoints and run.status == "complete"), self.runs[0])
 
+    @property
+    def asked(self) -> list[Run]:
+        """The runs whose models are looked at over seeds: a complete one with a checkpoint a seed, or ``first``."""
+        found = {run.seed: run for run in reversed(self.runs) if run.checkpoints and run.status == "complete"}
+        return [found[seed] for seed in sorted(found)] or [self.first]
+
     def values(self, metric: str, model: Model) -> dict[int, float]:
         """A metric of the chosen model by seed, mean over clients of a local-only row; NaN left out."""
         by_seed: dict[int, list[float]] = {}
@@ -223,6 +229,16 @@ def asked_in_words(run: Run, model: Model) -> str:
     return f"of the last checkpoint (round {number})"
 
 
+def all_asked_in_words(runs: Sequence[Run], model: Model) -> str:
+    """Which models of several runs are asked for scores."""
+    if len(runs) == 1:
+        return asked_in_words(runs[0], model)
+    kinds = dict.fromkeys(asked_in_words(run, model).split(" (")[0] for run in runs)
+    rounds = sorted({run.asked_round(model) for run in runs})
+    span = f"rounds {rounds[0]} to {rounds[-1]}" if len(rounds) > 1 else f"round {rounds[0]}"
+    return f"{' or '.join(kinds)} ({span})"
+
+
 @dataclass(frozen=True)
 class LabelTable:
     """Numbers per label of a row's chosen models on one split, over seeds.
@@ -249,6 +265,11 @@ class LabelTable:
         """float64 ``[labels]``: mean of AP over the seeds where it exists."""
         return nan_mean(self.ap)
 
+    @property
+    def std(self) -> NDArray[np.float64]:
+        """float64 ``[labels]``: standard deviation of AP over the seeds where it exists; NaN for one seed."""
+        return nan_std(self.ap)
+
 
 def nan_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean over the first axis of what is not NaN; NaN where nothing is."""
@@ -256,6 +277,14 @@ def nan_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
     count = there.sum(axis=0)
     total = np.where(there, values, 0.0).sum(axis=0)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def nan_std(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Standard deviation (of a sample) over the first axis of what is not NaN; NaN for fewer than two values."""
+    there = ~np.isnan(values)
+    count = there.sum(axis=0)
+    apart = np.where(there, values - nan_mean(values), 0.0)
+    return np.where(count > 1, np.sqrt((apart**2).sum(axis=0) / np.maximum(count - 1, 1)), np.nan)
 
 
 def label_table(row: Row, model: Model, split: str = "test") -> LabelTable | None:

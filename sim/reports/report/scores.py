@@ -5,6 +5,7 @@ Only known entries count anywhere: an unknown or uncertain one is neither right 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from fedmlic.counts import Counts
 from fedmlic.labels import ABSENT, PRESENT, known
+from sim.reports.report.rows import nan_mean, nan_std
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -60,6 +62,22 @@ def reliability(scores: NDArray[np.floating], labels: NDArray[np.int8], bins: in
     place = np.searchsorted(np.linspace(0.0, 1.0, bins + 1)[1:-1], values)
     count = np.bincount(place, minlength=bins)
     sums, hits = (np.bincount(place, weights=each, minlength=bins) for each in (values, present.astype(np.float64)))
+    return _of_sums(count, np.asarray(sums, np.float64), np.asarray(hits, np.float64))
+
+
+def pooled(found: Sequence[Reliability]) -> Reliability:
+    """Of the entries of several together, such as of the models of several seeds."""
+    counts = np.stack([each.count for each in found])
+    weights = counts.astype(np.float64)
+    sums, hits = (
+        (weights * np.nan_to_num(np.stack(values))).sum(axis=0)
+        for values in ([each.predicted for each in found], [each.observed for each in found])
+    )
+    return _of_sums(counts.sum(axis=0), sums, hits)
+
+
+def _of_sums(count: NDArray[np.int64], sums: NDArray[np.float64], hits: NDArray[np.float64]) -> Reliability:
+    """From entries, sums of probabilities and present entries of each bin."""
     there = count > 0
     predicted, observed = (np.where(there, each / np.maximum(count, 1), np.nan) for each in (sums, hits))
     ece = float(np.abs(hits - sums).sum() / count.sum()) if count.sum() else float("nan")
@@ -74,7 +92,7 @@ class Thresholds:
         val, test: float64 ``[grid]``, macro-F1 at every threshold of ``GRID``.
         chosen: one for all labels: the highest macro-F1 on validation, of equal ones the lowest; NaN if none exists.
         per_label: float64 ``[labels]``, the same for each label's F1; NaN for a label that validation cannot judge.
-        results: metrics on test images by name of the choice.
+        results: metrics on test images by choice: ``OWN``, ``ONE``, ``EACH``.
     """
 
     val: NDArray[np.float64]
@@ -83,6 +101,9 @@ class Thresholds:
     per_label: NDArray[np.float64]
     results: dict[str, dict[str, float]]
 
+
+OWN, ONE, EACH = "the run's own", "one for all labels", "one per label"
+"""Choices of thresholds: that of the experiment, the best common one, the best of every label."""
 
 REPORTED = ("macro-F1", "CF1", "OF1", "hamming")
 
@@ -107,10 +128,10 @@ def thresholds(
     chosen = float(GRID[np.nanargmax(macro)]) if exists else float("nan")
     f1 = np.stack([each.f1 for each in counts])
     per_label = np.where(counts[0].evaluable, GRID[f1.argmax(axis=0)], np.nan)
-    choices = {f"the run's own, {fixed:g}": np.full(len(per_label), fixed)}
+    choices = {OWN: np.full(len(per_label), fixed)}
     if exists:
-        choices[f"one for all labels, {chosen:g}"] = np.full(len(per_label), chosen)
-        choices["one per label"] = np.where(np.isnan(per_label), chosen, per_label)
+        choices[ONE] = np.full(len(per_label), chosen)
+        choices[EACH] = np.where(np.isnan(per_label), chosen, per_label)
     results = {}
     for name, each in choices.items():
         found = Counts.of_predicted(by_test >= each, test[1]).metrics()
@@ -127,12 +148,14 @@ class PairErrors:
         images: int64 ``[chosen, chosen]``: row j, column k: images known to have j and known not to have k.
         rate: float64 ``[chosen, chosen]``: share of these on which k is predicted; NaN without ``MIN_IMAGES``.
         base: float64 ``[chosen]``: k's false-positive rate over all images known not to have it; NaN without one.
+        excess_std: float64 ``[chosen, chosen]``: standard deviation of the excess over seeds; NaN for fewer than two.
     """
 
     labels: NDArray[np.int64]
     images: NDArray[np.int64]
     rate: NDArray[np.float64]
     base: NDArray[np.float64]
+    excess_std: NDArray[np.float64]
 
     @property
     def excess(self) -> NDArray[np.float64]:
@@ -140,10 +163,16 @@ class PairErrors:
         return self.rate - self.base[None, :]
 
 
-def pair_errors(scores: NDArray[np.floating], labels: NDArray[np.int8], threshold: float) -> PairErrors:
-    """Count errors among the labels with the most present entries."""
-    positives = (labels == PRESENT).sum(axis=0)
-    chosen = np.sort(np.argsort(-positives, kind="stable")[:MAX_PAIR_LABELS])
+def pair_errors(
+    scores: NDArray[np.floating],
+    labels: NDArray[np.int8],
+    threshold: float,
+    chosen: NDArray[np.int64] | None = None,
+) -> PairErrors:
+    """Count errors among the ``chosen`` labels, by default those with the most present entries."""
+    if chosen is None:
+        positives = (labels == PRESENT).sum(axis=0)
+        chosen = np.sort(np.argsort(-positives, kind="stable")[:MAX_PAIR_LABELS])
     states = labels[:, chosen]
     present, absent = ((states == state).astype(np.float32) for state in (PRESENT, ABSENT))
     wrong = absent * (np.asarray(scores, np.float64)[:, chosen] >= threshold)
@@ -154,7 +183,14 @@ def pair_errors(scores: NDArray[np.floating], labels: NDArray[np.int8], threshol
     num_absent = absent.sum(axis=0)
     rate = np.where(enough, errors / np.maximum(images, 1), np.nan)
     base = np.where(num_absent > 0, wrong.sum(axis=0) / np.maximum(num_absent, 1), np.nan)
-    return PairErrors(chosen.astype(np.int64), images, rate, base.astype(np.float64))
+    return PairErrors(chosen.astype(np.int64), images, rate, base.astype(np.float64), np.full(rate.shape, np.nan))
+
+
+def mean_pair_errors(found: Sequence[PairErrors]) -> PairErrors:
+    """Mean over the models of several seeds, which saw the same images and of which the same labels were counted."""
+    rate, base = (nan_mean(np.stack(values)) for values in ([f.rate for f in found], [f.base for f in found]))
+    images = np.max([each.images for each in found], axis=0)
+    return PairErrors(found[0].labels, images, rate, base, nan_std(np.stack([each.excess for each in found])))
 
 
 def image_losses(scores: NDArray[np.floating], labels: NDArray[np.int8]) -> NDArray[np.float64]:

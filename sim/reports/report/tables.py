@@ -5,21 +5,31 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from fedmlic.evaluation import SIDES
 from sim.comparison.output import render
 from sim.reports.report.again import command_of
+from sim.reports.report.asked import Judged
 from sim.reports.report.curves import CURVES
-from sim.reports.report.gather import Report
+from sim.reports.report.gather import Looked, Report
 from sim.reports.report.labels import annotation_counts, label_order
-from sim.reports.report.rows import curve, label_curves, label_table
+from sim.reports.report.rows import Curve, curve, label_curves, label_table, nan_mean, nan_std
 from sim.reports.report.running import COSTS
 from sim.reports.report.scores import GRID
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 Rows = list[dict[str, object]]
+
+Column: TypeAlias = "NDArray[np.generic] | Sequence[object]"
+
+HELD = ("native", "present", "annotated", "positives", "wrong")
+"""Counts of a client's holdings, by label."""
 
 
 def tables_of(report: Report) -> dict[str, str]:
@@ -74,19 +84,21 @@ def _curves(report: Report) -> Rows:
     for place, row in enumerate(report.rows, 1):
         for metric in (*CURVES, *COSTS):
             found = curve(row, metric)
-            if found is None:
-                continue
-            columns = (
-                found.rounds.tolist(),
-                found.mean.tolist(),
-                found.low.tolist(),
-                found.high.tolist(),
-                found.num_seeds.tolist(),
-            )
-            for number, mean, low, high, seeds in zip(*columns, strict=True):
-                about = {"row": place, "label": row.label, "metric": metric, "round": number}
-                rows.append({**about, "mean": mean, "low": low, "high": high, "seeds": seeds})
+            if found is not None:
+                about = {"row": place, "label": row.label, "metric": metric}
+                rows += _side_by_side(about, **_points(found), seeds=found.num_seeds)
     return rows
+
+
+def _points(found: Curve, mean: str = "mean") -> dict[str, Column]:
+    return {"round": found.rounds, mean: found.mean, "low": found.low, "high": found.high}
+
+
+def _side_by_side(about: Mapping[str, object], **columns: Column) -> Rows:
+    """A row for every place of the columns, each with what all are about; ``_`` in a name is written ``-``."""
+    values = [column.tolist() if isinstance(column, np.ndarray) else column for column in columns.values()]
+    names = [name.replace("_", "-") for name in columns]
+    return [{**about, **dict(zip(names, row, strict=True))} for row in zip(*values, strict=True)]
 
 
 def _labels(report: Report) -> Rows:
@@ -97,24 +109,12 @@ def _labels(report: Report) -> Rows:
             if found is None:
                 continue
             counts = annotation_counts(report, found.names)
-            mean = found.mean
-            for label, name in enumerate(found.names):
-                about: dict[str, object] = {"row": place, "row-label": row.label, "split": split, "label": name}
-                about["annotated"] = bool(found.annotated[label])
-                if counts is not None:
-                    about |= {"annotations": int(counts[0, label]), "annotated-present": int(counts[1, label])}
-                about |= {"present": int(found.num_present[label]), "known": int(found.num_known[label])}
-                there = found.ap[:, label][~np.isnan(found.ap[:, label])]
-                std = float(there.std(ddof=1)) if len(there) > 1 else math.nan
-                rows.append(
-                    {
-                        **about,
-                        "prevalence": float(found.prevalence[label]),
-                        "ap": float(mean[label]),
-                        "ap-std": std,
-                        "seeds": len(there),
-                    }
-                )
+            columns: dict[str, Column] = {"label": found.names, "annotated": found.annotated}
+            if counts is not None:
+                columns |= {"annotations": counts[0], "annotated_present": counts[1]}
+            columns |= {"present": found.num_present, "known": found.num_known, "prevalence": found.prevalence}
+            columns |= {"ap": found.mean, "ap_std": found.std, "seeds": (~np.isnan(found.ap)).sum(axis=0)}
+            rows += _side_by_side({"row": place, "row-label": row.label, "split": split}, **columns)
     return rows
 
 
@@ -126,12 +126,7 @@ def _label_curves(report: Report) -> Rows:
             continue
         order = label_order(found, annotation_counts(report, found.names))
         for label, each in label_curves(row, "test", order).items():
-            for number, mean, low, high in zip(
-                each.rounds.tolist(), each.mean.tolist(), each.low.tolist(), each.high.tolist(), strict=True
-            ):
-                rows.append(
-                    {"row": place, "label": found.names[label], "round": number, "ap": mean, "low": low, "high": high}
-                )
+            rows += _side_by_side({"row": place, "label": found.names[label]}, **_points(each, "ap"))
     return rows
 
 
@@ -140,137 +135,90 @@ def _holdings(report: Report) -> Iterator[dict[str, object]]:
         what = held.holdings
         if what.annotated.size > 200_000:
             continue  # of so many, the federation's own arrays are the table
-        for client, label in np.ndindex(*what.annotated.shape):
-            names = {"client": client, "label": what.label_names[label], "images": int(what.images[client])}
-            counts = {
-                name: int(getattr(what, name)[client, label])
-                for name in ("native", "present", "annotated", "positives", "wrong")
-            }
-            yield {"run": held.run.name, **names, **counts}
+        for client, images in enumerate(what.images.tolist()):
+            about = {"run": held.run.name, "client": client}
+            counts = {name: getattr(what, name)[client] for name in HELD}
+            yield from _side_by_side(about, label=what.label_names, images=[images] * len(what.label_names), **counts)
+
+
+def _of_run(each: Looked) -> dict[str, object]:
+    """What a row of a table is about that is of one run."""
+    return {"row": each.place + 1, "run": each.run.name}
+
+
+def _judged(report: Report) -> Iterator[tuple[dict[str, object], Judged]]:
+    """What the models of a row say, and what a row of a table is about that is of all its seeds."""
+    for each in report.looked:
+        if each.judged is not None:
+            seeds = " ".join(str(run.seed) for run in each.judged.runs)
+            yield {"row": each.place + 1, "row-label": report.rows[each.place].label, "seeds": seeds}, each.judged
 
 
 def _clients(report: Report) -> Iterator[dict[str, object]]:
     for each in report.looked:
         found = each.per_client
         if found is not None:
-            for client, value, chance in zip(found.clients, found.map.tolist(), found.chance.tolist(), strict=True):
-                yield {
-                    "row": each.place + 1,
-                    "run": each.run.name,
-                    "client": client,
-                    "mAP": value,
-                    "chance": chance,
-                    "source": found.source,
-                }
+            for row in _side_by_side(_of_run(each), client=found.clients, mAP=found.map, chance=found.chance):
+                yield {**row, "source": found.source}
 
 
 def _sites(report: Report) -> Iterator[dict[str, object]]:
     for each in report.looked:
         if each.sites is not None:
-            for model, values in zip(each.sites.models, each.sites.map.tolist(), strict=True):
-                for client, value, labels in zip(
-                    each.sites.clients, values, each.sites.num_labels.tolist(), strict=True
-                ):
-                    yield {
-                        "row": each.place + 1,
-                        "run": each.run.name,
-                        "model": model,
-                        "client": client,
-                        "mAP": value,
-                        "labels": labels,
-                    }
+            for model, values in zip(each.sites.models, each.sites.map, strict=True):
+                about = {**_of_run(each), "model": model}
+                yield from _side_by_side(about, client=each.sites.clients, mAP=values, labels=each.sites.num_labels)
 
 
 def _reliability(report: Report) -> Iterator[dict[str, object]]:
-    for each in report.looked:
-        if each.judged is not None:
-            named = [("", each.judged.pooled), *zip(each.judged.label_names, each.judged.each, strict=True)]
-            for label, found in named if len(named) <= 200 else named[:1]:
-                for number, (count, p, o) in enumerate(
-                    zip(found.count.tolist(), found.predicted.tolist(), found.observed.tolist(), strict=True)
-                ):
-                    yield {
-                        "row": each.place + 1,
-                        "run": each.run.name,
-                        "label": label,
-                        "bin": number,
-                        "entries": count,
-                        "predicted": p,
-                        "observed": o,
-                    }
+    for about, judged in _judged(report):
+        named = [("", judged.pooled), *zip(judged.label_names, judged.each, strict=True)]
+        for name, found in named if len(named) <= 200 else named[:1]:
+            columns = {"entries": found.count, "predicted": found.predicted, "observed": found.observed}
+            yield from _side_by_side({**about, "label": name}, bin=range(len(found.count)), **columns)
 
 
 def _calibration(report: Report) -> Iterator[dict[str, object]]:
-    for each in report.looked:
-        if each.judged is not None:
-            chosen = each.judged.thresholds
-            yield {
-                "row": each.place + 1,
-                "run": each.run.name,
-                "label": "",
-                "ece": each.judged.pooled.ece,
-                "threshold": chosen.chosen if chosen else "",
-            }
-            for label, (name, found) in enumerate(zip(each.judged.label_names, each.judged.each, strict=True)):
-                threshold = float(chosen.per_label[label]) if chosen else ""
-                yield {
-                    "row": each.place + 1,
-                    "run": each.run.name,
-                    "label": name,
-                    "ece": found.ece,
-                    "threshold": threshold,
-                }
+    for about, judged in _judged(report):
+        columns: dict[str, Column] = {"ece": nan_mean(judged.ece), "ece_std": nan_std(judged.ece)}
+        if judged.thresholds:
+            chosen = np.array([[one.chosen, *one.per_label] for one in judged.thresholds])
+            columns |= {"threshold": nan_mean(chosen), "threshold_std": nan_std(chosen)}
+        yield from _side_by_side(about, label=("", *judged.label_names), **columns)
 
 
 def _thresholds(report: Report) -> Iterator[dict[str, object]]:
-    for each in report.looked:
-        if each.judged is not None and each.judged.thresholds is not None:
-            found = each.judged.thresholds
-            for threshold, val, test in zip(GRID.tolist(), found.val.tolist(), found.test.tolist(), strict=True):
-                yield {
-                    "row": each.place + 1,
-                    "run": each.run.name,
-                    "threshold": threshold,
-                    "validation-macro-F1": val,
-                    "test-macro-F1": test,
-                }
+    for about, judged in _judged(report):
+        if judged.thresholds:
+            columns: dict[str, Column] = {"threshold": GRID}
+            for side, curves in (
+                ("validation", np.stack([one.val for one in judged.thresholds])),
+                ("test", np.stack([one.test for one in judged.thresholds])),
+            ):
+                columns |= {f"{side}-macro-F1": nan_mean(curves), f"{side}-macro-F1-std": nan_std(curves)}
+            yield from _side_by_side(about, **columns)
 
 
 def _pairs(report: Report) -> Iterator[dict[str, object]]:
-    for each in report.looked:
-        if each.judged is not None:
-            found, names = each.judged.pairs, each.judged.label_names
-            order = np.argsort(-np.nan_to_num(found.excess, nan=-np.inf), axis=None, kind="stable")[:5000]
-            for place in order.tolist():
-                j, k = divmod(place, len(found.labels))
-                if np.isnan(found.rate[j, k]):
-                    break
-                about = {
-                    "row": each.place + 1,
-                    "run": each.run.name,
-                    "given": names[found.labels[j]],
-                    "predicted": names[found.labels[k]],
-                }
-                yield {
-                    **about,
-                    "images": int(found.images[j, k]),
-                    "rate": float(found.rate[j, k]),
-                    "base": float(found.base[k]),
-                }
+    for about, judged in _judged(report):
+        found, names = judged.pairs, judged.label_names
+        order = np.argsort(-np.nan_to_num(found.excess, nan=-np.inf), axis=None, kind="stable")[:5000]
+        for j, k in (divmod(place, len(found.labels)) for place in order.tolist()):
+            if np.isnan(found.rate[j, k]):
+                break
+            pair = {"given": names[found.labels[j]], "predicted": names[found.labels[k]]}
+            rates = {"rate": float(found.rate[j, k]), "base": float(found.base[k])}
+            spread = {"excess-std": float(found.excess_std[j, k])}
+            yield {**about, **pair, "images": int(found.images[j, k]), **rates, **spread}
 
 
 def _images(report: Report) -> Iterator[dict[str, object]]:
     for each in report.looked:
-        for image in each.judged.images if each.judged is not None else ():
-            said = "; ".join(f"{entry.label}: {entry.kind} {entry.score:.3f}" for entry in image.entries)
-            yield {
-                "row": each.place + 1,
-                "run": each.run.name,
-                "image": image.name,
-                "loss": image.loss,
-                "known": image.num_known,
-                "labels": said,
-            }
+        if each.judged is not None:
+            about = {"row": each.place + 1, "run": each.judged.runs[0].name}
+            for image in each.judged.images:
+                said = "; ".join(f"{entry.label}: {entry.kind} {entry.score:.3f}" for entry in image.entries)
+                yield {**about, "image": image.name, "loss": image.loss, "known": image.num_known, "labels": said}
 
 
 def _failures(report: Report) -> Iterator[dict[str, object]]:

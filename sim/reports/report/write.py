@@ -31,7 +31,7 @@ def write_report(
         paths: folders of runs and studies.
         out: folder of the page; an earlier report in it is replaced.
         model: which model of a run is meant.
-        scored: rows of which one run's model is asked for its scores.
+        scored: rows whose models are asked for their scores.
         tell: hears what is being done.
 
     Returns:

@@ -4,7 +4,8 @@ import pytest
 
 from fedmlic.errors import InputError
 from sim.commands.settings import read_recipe, read_value
-from sim.sweep.plan import Plan, distinct, edges_of
+from sim.sweep.plan import Plan, distinct
+from sim.sweep.search import edges_of
 from sim.sweep.start import study_of
 from sim.sweep.study import REFERENCES, check_study, read_study, rows_of, split_values
 

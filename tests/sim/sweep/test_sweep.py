@@ -12,7 +12,6 @@ import pytest
 from rich.console import Console
 
 from fedmlic.errors import InputError
-from fedmlic.experiment import split_settings
 from fedmlic.record import open_run, read_json
 from sim.comparison.compare import compare
 from sim.comparison.output import render, to_json
@@ -21,7 +20,7 @@ from sim.run import describe_federation
 from sim.sweep.plan import distinct
 from sim.sweep.start import sweep
 from sim.sweep.study import REFERENCES, check_study, rows_of
-from sim.sweep.sweep import crew_for
+from sim.sweep.sweep import Sweep
 
 RATES = [1e-9, 3e-3]
 METHODS = ["bce()", "fails.on_seed_one()"]
@@ -81,7 +80,7 @@ def test_a_row_chooses_on_validation_data_and_says_where_the_grid_ends(swept):
     best = RATES[scores.index(max(scores))]
     assert rows["bce()"]["chosen"] == {"learning-rate": best}
     assert rows["bce()"]["score"] == max(scores)
-    assert "at the edge of the grid; widen the grid" in said.replace("\n", " ")
+    assert "at the border of what was searched: widen the grid" in said.replace("\n", " ")
     assert {row["learning-rate"] for row in found["table"] if row["method"] == "bce()"} == {best}
 
 
@@ -186,6 +185,7 @@ def test_a_study_is_compared_with_its_references_beside_it(swept):
     assert shown["rows"][0]["values"]["0"] == found["table"][0]["server/mAP"]
     assert any("are missing" in note for note in shown["notes"])
     assert any("too few seeds" in note for note in shown["notes"])
+    assert any("bce(): best learning-rate at the border" in note for note in shown["notes"])
     assert shown["model"] == "after the last round"
     for form in ("csv", "markdown", "latex"):
         assert "bce" in render(made, form)
@@ -203,10 +203,11 @@ def test_another_folder_is_not_written_into(settings, tmp_path):
         played(check_study({"base": base(settings)}), tmp_path)
 
 
-def test_clusters_and_flower_are_refused(settings):
-    for changes in ({"ray_address": "auto"}, {"engine": "flower"}, {"engine": "ray"}):
-        with pytest.raises(InputError, match="processes of this machine"):
-            crew_for(split_settings(settings(**changes))[1], 0, 4)
+def test_engines_that_carry_single_runs_are_refused(settings, tmp_path):
+    for engine in ("flower", "ray"):
+        with pytest.raises(InputError, match="whole runs, on this machine or a cluster"):
+            played(check_study({"base": {**base(settings), "engine": engine}}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_dry_run_measures_and_leaves_nothing(settings, tmp_path):
@@ -239,3 +240,40 @@ def test_five_kills_leave_the_table_of_an_uninterrupted_sweep(settings, tmp_path
 
     assert "2 of 2" in whole.stdout
     assert (tmp_path / "killed/table.csv").read_bytes() == (tmp_path / "whole/table.csv").read_bytes()
+
+
+def test_an_interrupted_search_of_a_range_has_the_table_of_an_undisturbed_one(settings, tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
+    rates = {"low": 1e-4, "high": 1e-1, "log": True}
+    tables = {
+        "base": base(settings, num_rounds=1),
+        "search": {"learning-rate": rates, "trials": 4, "trials-at-once": 2},
+    }
+    whole, _ = played(check_study(tables), tmp_path / "whole", jobs=1)
+
+    end = Sweep._end
+
+    def interrupted(self, job, reason):
+        end(self, job, reason)
+        if len(self.plan.outcomes) == 3:  # in the middle of the second wave
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Sweep, "_end", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        played(check_study(tables), tmp_path / "broken", jobs=1)
+    monkeypatch.setattr(Sweep, "_end", end)
+    found, said = played(check_study(tables), tmp_path / "broken", jobs=2)
+
+    assert "3 are complete already and reused" in said
+    assert found["table"] == whole["table"]
+    assert (tmp_path / "broken/table.csv").read_bytes() == (tmp_path / "whole/table.csv").read_bytes()
+    assert len(list((tmp_path / "broken/search").iterdir())) == 4
+    rows = [read_json(tmp_path / name / "study.json")["rows"] for name in ("broken", "whole")]
+    assert rows[0] == rows[1]
+    scores = {
+        open_run(tmp_path / "whole" / run).settings()[0].learning_rate: read_json(
+            tmp_path / "whole" / run / "result.json"
+        )["metrics"]["server/val/mAP"]
+        for run in rows[0][0]["search"]
+    }
+    assert found["table"][0]["learning-rate"] == max(scores, key=scores.__getitem__)

@@ -5,11 +5,13 @@ import importlib.util
 import json
 import shlex
 import shutil
+import statistics
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score
 from typer.testing import CliRunner
 
@@ -87,8 +89,27 @@ def test_scores_of_the_page_are_those_of_the_models(report, tables, small_study)
     names = list(corpus.label_names)
     chosen = [names.index(name) for name in judged.label_names]
 
-    pooled = np.abs(np.array([row["entries"] for row in tables["reliability.csv"]][:10], dtype=int))
-    assert pooled.sum() == labels[:, chosen].size
+    seen = labels[:, chosen]
+    assert [run.seed for run in judged.runs] == [0, 1]
+    both = []
+    for seed in (0, 1):
+        made = predictor_of(small_study / "runs" / f"bce-{seed}", "best").scores(
+            corpus.images.take(np.arange(span.start, span.stop))
+        )
+        both.append(np.asarray(made)[:, chosen])
+    everything = (np.tile(seen, (2, 1)).ravel(), np.concatenate(both).ravel())
+    observed, predicted = calibration_curve(*everything, n_bins=10, strategy="uniform")
+    bins = [row for row in tables["reliability.csv"] if row["row"] == "1" and not row["label"] and row["predicted"]]
+    assert sum(int(row["entries"]) for row in bins) == 2 * seen.size
+    assert [float(row["observed"]) for row in bins] == pytest.approx(observed.tolist())
+    assert [float(row["predicted"]) for row in bins] == pytest.approx(predicted.tolist(), abs=1e-6)
+    for label in ("", judged.label_names[2]):
+        columns = slice(None) if not label else [2]
+        ece = [_ece(seen[:, columns].ravel(), scores[:, columns].ravel()) for scores in both]
+        told = next(row for row in tables["calibration.csv"] if row["row"] == "1" and row["label"] == label)
+        assert float(told["ece"]) == pytest.approx(statistics.fmean(ece), abs=1e-6)
+        assert float(told["ece-std"]) == pytest.approx(statistics.stdev(ece), abs=1e-6)
+        assert told["seeds"] == "0 1"
     recorded = {r["label"]: float(r["ap"]) for r in tables["labels.csv"] if r["row"] == "1" and r["split"] == "test"}
     seeds = [open_run(small_study / "runs" / f"bce-{seed}").tables()["labels"] for seed in (0, 1)]
     for name in judged.label_names[:3]:
@@ -102,12 +123,49 @@ def test_scores_of_the_page_are_those_of_the_models(report, tables, small_study)
         assert mine == pytest.approx(ap[0], abs=1e-6)
 
 
+def _ece(states, scores):
+    """By the bins of scikit-learn, which leaves out empty ones."""
+    observed, predicted = calibration_curve(states, scores, n_bins=10, strategy="uniform")
+    count = np.histogram(scores, np.linspace(0, 1, 11))[0]
+    return float(np.abs(observed - predicted) @ count[count > 0] / len(scores))
+
+
+def test_thresholds_and_errors_of_the_page_are_means_over_the_seeds(report, tables, page):
+    judged = report.looked[0].judged
+    chosen = [one.chosen for one in judged.thresholds]
+    told = next(row for row in tables["calibration.csv"] if row["row"] == "1" and not row["label"])
+    curve = [float(row["test-macro-F1"]) for row in tables["thresholds.csv"] if row["row"] == "1"]
+
+    assert len(chosen) == 2
+    assert float(told["threshold"]) == pytest.approx(statistics.fmean(chosen))
+    assert float(told["threshold-std"]) == pytest.approx(statistics.stdev(chosen))
+    assert curve == pytest.approx(((judged.thresholds[0].test + judged.thresholds[1].test) / 2).tolist())
+    macro = [one.results["one per label"]["macro-F1"] for one in judged.thresholds]
+    assert f"{statistics.fmean(macro):.3f} ± {statistics.stdev(macro):.3f}" in page
+    assert "best on validation (rounds 1 to 2), seeds 0, 1" in page
+    assert "of one seed gave" in page
+
+
+def test_what_one_seed_leaves_out_counts_for_the_others_alone(small_study, tmp_path):
+    """A label that nobody annotates at one seed is judged by the models of the other seeds."""
+    shutil.copytree(small_study, tmp_path / "study")
+    data = tmp_path / "study" / "runs" / "bce-1" / "data.json"
+    data.write_text(json.dumps(json.loads(data.read_text()) | {"unannotated_labels": ["three"]}))
+    judged = gather([tmp_path / "study"], scored=1).looked[0].judged
+    place = judged.label_names.index("three")
+
+    assert len(judged.label_names) == 10
+    assert np.isnan(judged.ece[:, 1 + place]).tolist() == [False, True]
+    assert judged.each[place].count.sum() * 2 == judged.each[0].count.sum()
+    assert np.isnan([one.per_label[place] for one in judged.thresholds]).tolist() == [False, True]
+
+
 def test_the_matrix_is_scikit_learns(report, small_study):
     from fedmlic.federation import build_federation
     from sim.outcome import corpus_of, predictor_of
 
     sites = report.looked[0].sites
-    assert sites.models == (f"global, {report.looked[0].model}", "local-only, client 2")
+    assert sites.models == ("global, best on validation (round 1)", "local-only, client 2")
     assert sites.owners == (-1, 2)
     paths = (small_study / "runs" / "bce-0", small_study / "runs" / "local")
     corpus = corpus_of(paths[0])

@@ -1,6 +1,7 @@
 """What is said of scores equals scikit-learn and plain loops, and unknown entries count nowhere."""
 
 import math
+import statistics
 
 import numpy as np
 import pytest
@@ -62,6 +63,37 @@ def test_calibration_by_hand():
     assert math.isnan(made.reliability(np.array([0.9]), np.array([UNKNOWN], dtype=np.int8)).ece)
 
 
+def test_reliability_of_several_is_that_of_their_entries_together(rng):
+    parts = [entries(rng, images=images) for images in (30, 80, 5)]
+    parts[2][1][:] = UNKNOWN
+    found = made.pooled([made.reliability(*part) for part in parts])
+
+    whole = made.reliability(*(np.concatenate(each) for each in zip(*parts, strict=True)))
+    assert found.count.tolist() == whole.count.tolist()
+    assert found.predicted == pytest.approx(whole.predicted, nan_ok=True)
+    assert found.observed == pytest.approx(whole.observed, nan_ok=True)
+    assert found.ece == pytest.approx(whole.ece)
+
+
+def test_pair_errors_over_seeds_are_means_and_sample_deviations(rng):
+    scores, labels = entries(rng)
+    several = [made.pair_errors(rng.permutation(scores), labels, 0.4) for _ in range(3)]
+    found = made.mean_pair_errors(several)
+
+    assert found.images.tolist() == several[0].images.tolist()
+    for j in range(4):
+        for k in range(4):
+            if j != k:
+                rates = [each.rate[j, k] for each in several]
+                excess = [each.rate[j, k] - each.base[k] for each in several]
+                assert statistics.fmean(rates) == pytest.approx(found.rate[j, k])
+                assert statistics.fmean(excess) == pytest.approx(found.excess[j, k])
+                assert statistics.stdev(excess) == pytest.approx(found.excess_std[j, k])
+    alone = made.mean_pair_errors(several[:1])
+    assert np.array_equal(alone.rate, several[0].rate, equal_nan=True)
+    assert np.isnan(alone.excess_std).all()
+
+
 def test_thresholds_are_scikit_learns_best_on_validation(rng):
     val, test = entries(rng, unknown=0), entries(rng, unknown=0)
     found = made.thresholds(val, test, 0.5)
@@ -70,7 +102,7 @@ def test_thresholds_are_scikit_learns_best_on_validation(rng):
     assert found.val == pytest.approx(f1.mean(axis=1))
     assert found.chosen == made.GRID[f1.mean(axis=1).argmax()]
     assert found.per_label.tolist() == made.GRID[f1.argmax(axis=0)].tolist()
-    for name, at in (("the run's own, 0.5", 0.5), ("one per label", found.per_label)):
+    for name, at in ((made.OWN, 0.5), (made.ONE, found.chosen), (made.EACH, found.per_label)):
         macro = f1_score(test[1], test[0] >= at, average="macro", zero_division=0)
         micro = f1_score(test[1], test[0] >= at, average="micro", zero_division=0)
         assert (macro, micro) == pytest.approx((found.results[name]["macro-F1"], found.results[name]["OF1"]))
