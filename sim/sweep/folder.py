@@ -8,6 +8,7 @@
           search/NAME-ID/   runs that were played to choose settings
           trials.jsonl      where ranges are searched: Optuna's journal of what was tried (sim/sweep/trials.py)
           players.log       what the processes printed
+          frozen/           one file per network's frozen tensors, which its run folders link to
 
 Nothing but the run folders and the journal is needed to go on: ``study.json`` and ``table.csv`` are made from them.
 """
@@ -15,7 +16,9 @@ Nothing but the run folders and the journal is needed to go on: ``study.json`` a
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +37,7 @@ from sim.sweep.search import shown_value
 
 SCHEMA = 1
 FILE = "study.json"
+FROZEN = "frozen.safetensors"
 
 
 def is_study(path: Path) -> bool:
@@ -101,6 +105,25 @@ class StudyFolder:
             place.parent.mkdir(parents=True, exist_ok=True)
             self._runs[job.identity] = place
         return self._runs[job.identity]
+
+    def share_frozen(self, run: Path) -> None:
+        """Make a run's frozen tensors one file with those of runs that have the same, where the disk has hard links."""
+        file = run / FROZEN
+        if not file.is_file():
+            return
+        with file.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        kept, temporary = self.path / "frozen" / f"{digest}.safetensors", run / f".{FROZEN}"
+        kept.parent.mkdir(exist_ok=True)
+        try:
+            if not kept.exists():
+                os.link(file, kept)
+            elif not kept.samefile(file):
+                temporary.unlink(missing_ok=True)
+                os.link(kept, temporary)
+                temporary.replace(file)
+        except OSError:  # no hard links there: every run keeps its own file
+            temporary.unlink(missing_ok=True)
 
     def note_complete(self, plan: Plan) -> None:
         """Tell the plan of runs that are complete; repeated, since what is chosen brings further runs."""

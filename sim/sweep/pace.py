@@ -21,7 +21,7 @@ class Cost(NamedTuple):
         round: seconds per round.
         checkpoint: bytes of one checkpoint.
         other: bytes of a run folder per round, besides checkpoints and frozen tensors.
-        frozen: bytes of the frozen tensors, which a run writes once.
+        frozen: bytes of the frozen tensors, which runs of a study share.
     """
 
     fixed: float
@@ -35,8 +35,8 @@ class Cost(NamedTuple):
         return self.fixed + rounds * self.round
 
     def bytes(self, rounds: int, keep: int) -> float:
-        """Of a run that keeps so many checkpoints beside the best."""
-        return self.frozen + min(keep + 1, rounds) * self.checkpoint + rounds * self.other
+        """Of a run that keeps so many checkpoints beside the best, without frozen tensors."""
+        return min(keep + 1, rounds) * self.checkpoint + rounds * self.other
 
 
 def measured(run: Path, wall: float, rounds: int, seconds: float) -> Cost:
@@ -132,7 +132,8 @@ def disk(plan: Plan, costs: Mapping[int, list[Cost]], keep: int) -> float | None
         (_mean(costs[id(job.row)]) if id(job.row) in costs else _mean(known)).bytes(job.experiment.num_rounds, keep)
         for job in jobs
     ]
-    return sum(each) + plan.num_unknown * (statistics.fmean(each) if each else 0.0)
+    frozen = sum(cost.frozen for cost in known)  # a row's own, as its seeds share them
+    return sum(each) + plan.num_unknown * (statistics.fmean(each) if each else 0.0) + frozen
 
 
 def _mean(costs: list[Cost]) -> Cost:

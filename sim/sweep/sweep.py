@@ -220,6 +220,7 @@ class Sweep:
         if reason:
             self.view.ended(job.identity, f"FAILED: {reason.splitlines()[0]}", "red")
         else:
+            self.folder.share_frozen(place)
             self.view.ended(job.identity, _scores(place))
         self._settle()
 
