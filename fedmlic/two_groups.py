@@ -9,7 +9,8 @@ variance of all points in that dimension; dimensions in which all points are equ
 
 A mixture always finds two groups. Whether more than chance is behind them is told by the likelihood ratio to one
 Gaussian and its parametric bootstrap (McLachlan, "On Bootstrapping the Likelihood Ratio Test Statistic for the Number
-of Components in a Normal Mixture", Applied Statistics 1987), on the sums of the dimensions.
+of Components in a Normal Mixture", Applied Statistics 1987): points are drawn from one Gaussian with the covariance
+that the points have, so that dimensions that vary together do not pass for groups.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def two_groups(points: Tensor, *, tied: bool = False, starts: int = 15) -> Group
 def chance_of_one(points: Tensor, rng: torch.Generator, *, draws: int = 99, starts: int = 7) -> float:
     """How often points of one Gaussian look as much like two groups as these do, in (0, 1]; 1 for fewer than three.
 
-    The statistic is the log-likelihood of two groups with one variance, on standardised sums of the dimensions.
+    The statistic is the log-likelihood of two groups with the same variances, of points with mean 0 and variance 1.
 
     Args:
         points: ``[points, dimensions]``, finite.
@@ -68,12 +69,15 @@ def chance_of_one(points: Tensor, rng: torch.Generator, *, draws: int = 99, star
         draws: sets of points that are drawn.
         starts: as in ``two_groups``.
     """
-    sums, spread = _standardised(points.double().sum(dim=1, keepdim=True))
-    if len(sums) < 3 or len(spread) == 0:
+    points, _ = _standardised(points)
+    count, dimensions = points.shape
+    if count < 3 or dimensions == 0:
         return 1.0
-    alike = torch.randn((draws, len(sums), 1), generator=rng, dtype=torch.float64)
-    alike = (alike - alike.mean(dim=1, keepdim=True)) / alike.std(dim=1, keepdim=True, correction=0)
-    found, others = (_likeliest(each, tied=True, starts=starts)[0] for each in (sums[None], alike))
+    normal = torch.randn((draws, count, count), generator=rng, dtype=torch.float64)
+    alike = normal @ points / math.sqrt(count)
+    alike = alike - alike.mean(dim=1, keepdim=True)
+    alike = alike / alike.std(dim=1, keepdim=True, correction=0)
+    found, others = (_likeliest(each, tied=True, starts=starts)[0] for each in (points[None], alike))
     return (1 + int((others >= found).sum())) / (1 + draws)
 
 

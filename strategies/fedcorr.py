@@ -2,7 +2,8 @@
 
 1. Rounds 1 to ``preprocessing``: models are averaged by images. After each, a mixture of two Gaussians over the
    clients' mean scores of all their turns so far (``method="fedcorr()"``) splits clients; those in the group with the
-   larger mean are noisy, and are named to all clients.
+   larger mean are noisy (``noisy="smaller"``: the smaller), and are named to all clients. Entries that are flipped
+   either way spread predictions and raise scores; misses alone make labels, predictions and scores smaller.
 2. The next ``finetuning`` rounds: only clients whose noise level is ``limit`` at most train and count.
 3. All further rounds: models are averaged by images.
 
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -47,7 +48,8 @@ def fedcorr(
     preprocessing: Annotated[int, Field(ge=1)] = 5,
     finetuning: Rounds = 200,
     limit: Share = 0.1,
-    level: Share = 0.05,
+    noisy: Literal["larger", "smaller"] = "larger",
+    level: Share = 0.2,
 ) -> Strategy:
     """Noisy clients are found, left out of fine-tuning, and then take part again; with ``method="fedcorr()"``.
 
@@ -55,6 +57,7 @@ def fedcorr(
         preprocessing: rounds in which noisy clients are found and relabel.
         finetuning: rounds of clean clients alone.
         limit: largest noise level with which a client takes part in these.
+        noisy: which group of clients that is, by its scores.
         level: probability at which a split of clients that are all alike is believed; 1 always splits.
 
     ``strategy/num-noisy`` and ``strategy/chance-of-one`` are recorded with every round of the first stage.
@@ -80,19 +83,23 @@ def fedcorr(
         if stage(here.number) > 1:
             return replace(state, flat=flat, shared=shared)
         memory = {**state.memory, **_reports(state.memory, received)}
-        noisy, chance = verdict(memory, here, level=level, needed=here.number == preprocessing)
-        metrics = {"num-noisy": float(len(noisy)), "chance-of-one": chance}
-        return replace(state, flat=flat, memory=memory, shared={**shared, NOISY: noisy}, metrics=metrics)
+        sign = 1.0 if noisy == "larger" else -1.0
+        named, chance = verdict(memory, here, sign=sign, level=level, needed=here.number == preprocessing)
+        metrics = {"num-noisy": float(len(named)), "chance-of-one": chance}
+        return replace(state, flat=flat, memory=memory, shared={**shared, NOISY: named}, metrics=metrics)
 
     return Strategy(aggregate, init, weighting=Weighting(shared="uniform"), needs="each")
 
 
-def verdict(memory: Mapping[str, Tensor], here: Round, *, level: float, needed: bool) -> tuple[Tensor, float]:
+def verdict(
+    memory: Mapping[str, Tensor], here: Round, *, sign: float, level: float, needed: bool
+) -> tuple[Tensor, float]:
     """int64 ids of noisy clients, ascending, and how often clients that are all alike look as much like two groups.
 
     Args:
         memory: what clients reported.
         here: the round.
+        sign: 1 where larger scores are noisy, -1 where smaller ones are.
         level: as ``fedcorr`` has it.
         needed: whether there must be reports by now.
 
@@ -106,7 +113,7 @@ def verdict(memory: Mapping[str, Tensor], here: Round, *, level: float, needed: 
     if not ids:
         return torch.zeros(0, dtype=torch.int64), 1.0
     totals = torch.stack([memory[f"{REPORT}{client}"] for client in ids])
-    points = totals[:, :1] / totals[:, 1:]
+    points = sign * totals[:, :1] / totals[:, 1:]
     chance = chance_of_one(points, here.rng("fedcorr")) if level < 1 else 0.0
     return torch.tensor(ids)[two_groups(points, tied=True).upper & (chance <= level)], chance
 

@@ -90,7 +90,7 @@ def fednoro(
     warm_up: Annotated[int, Field(ge=1)] = 10,
     cells: Literal["state", "label"] = "state",
     variances: Literal["shared", "own"] = "shared",
-    level: Annotated[float, Field(ge=0, le=1)] = 0.05,
+    level: Annotated[float, Field(ge=0, le=1)] = 0.2,
     distance_aware: bool = True,
 ) -> Strategy:
     """Noisy clients are found after a warm-up and weigh less the farther they stray; with ``method="fednoro()"``.

@@ -5,9 +5,9 @@ The client's half; ``strategy="fedcorr()"`` is the server's, which finds noisy c
 1. Pre-processing. A client trains on its labels as they are now. With the network as its turn leaves it, it keeps the
    log-loss of every annotated entry and reports one score:
 
+   * ``loss``: its mean log-loss;
    * ``lid``: the mean local intrinsic dimension of its predictions, -k / sum over the k nearest of log(r_j / r_k), r
-     the distances of an image's probabilities to those of the client's other images;
-   * ``loss``: its mean log-loss.
+     the distances of an image's probabilities to those of the client's other images.
 
    A noisy client begins its next turn by a mixture of two Gaussians over the losses that it kept. Entries in the
    group with the larger mean are *suspected*; its noise level m is their share. Of them the floor(``ratio`` * number)
@@ -18,10 +18,12 @@ The client's half; ``strategy="fedcorr()"`` is the server's, which finds noisy c
 
 The loss is binary cross-entropy over annotated entries throughout. Entries that are not annotated stay so.
 
-Deviations: the source is single-label; it judges images by their one label. Here entries are judged (``unit="image"``:
-images, by their mean loss over annotated entries, and all of their annotated entries relabelled). Its clients train
-one after another in the first stage, here side by side, so that it takes more rounds. A client of fewer than three
-images reports no ``lid``; images whose nearest are all equally far are left out of it.
+Deviations: the score of the source is ``lid``, larger at noisy clients there; of several labels' probabilities it was
+smaller in what was measured here, so that ``loss`` is the default. The source is single-label; it judges images by
+their one label. Here entries are judged (``unit="image"``: images, by their mean loss over annotated entries, and all
+of their annotated entries relabelled). Its clients train one after another in the first stage, here side by side, so
+that it takes more rounds. A client of fewer than three images reports no ``lid``; images whose nearest are all
+equally far are left out of it.
 
 Source: Xu et al., "FedCorr: Multi-Stage Federated Learning for Label Noise Correction" (CVPR 2022) and its released
 code.
@@ -239,7 +241,7 @@ class _Client:
 
 def fedcorr(
     *,
-    score: Literal["lid", "loss"] = "lid",
+    score: Literal["loss", "lid"] = "loss",
     neighbours: Annotated[int, Field(ge=2)] = 20,
     unit: Unit = "entry",
     ratio: Share = 0.5,
@@ -250,7 +252,7 @@ def fedcorr(
     """Annotations of noisy clients are relabelled in three stages that ``strategy="fedcorr()"`` leads (FedCorr).
 
     Args:
-        score: what a client reports of itself: ``lid`` of its predictions, or its mean ``loss``.
+        score: what a client reports of itself: its mean ``loss``, or ``lid`` of its predictions (the source's).
         neighbours: of ``lid``, k.
         unit: what is judged and relabelled: every ``entry`` by itself, or an ``image`` with all its annotations.
         ratio: of what is suspected, how much is relabelled.
