@@ -7,13 +7,13 @@
 2. The next ``finetuning`` rounds: only clients whose noise level is ``limit`` at most train and count.
 3. All further rounds: models are averaged by images.
 
-A mixture finds two groups where there are none. ``level`` is the probability at which a split of clients that are all
-alike is still believed (``fedmlic.two_groups.chance_of_one``); otherwise nobody is noisy. 1 always splits, as the
-source does.
+A mixture finds two groups where there are none, and as the source does this rule believes it. With ``level`` below 1
+nobody is noisy unless at most that share of clients that are all alike would look as much like two groups
+(``fedmlic.two_groups.chance_of_one``); a dozen clients whose noise differs are hardly ever so clear.
 
-Deviations: the test; the mean over a client's turns in place of a sum, so that clients that take part less often can be
-compared (the same where all take part); where nobody may fine-tune, the model stays; the source draws its cohorts of
-the second stage from clean clients alone, here cohorts are drawn as always.
+Deviations: the option ``level``; the mean over a client's turns in place of a sum, so that clients that take part
+less often can be compared (the same where all take part); where nobody may fine-tune, the model stays; the source
+draws its cohorts of the second stage from clean clients alone, here cohorts are drawn as always.
 
 Source: Xu et al., FedCorr (CVPR 2022) and its released code. It needs every client's update by itself.
 """
@@ -49,7 +49,7 @@ def fedcorr(
     finetuning: Rounds = 200,
     limit: Share = 0.1,
     noisy: Literal["larger", "smaller"] = "larger",
-    level: Share = 0.2,
+    level: Share = 1.0,
 ) -> Strategy:
     """Noisy clients are found, left out of fine-tuning, and then take part again; with ``method="fedcorr()"``.
 
@@ -58,9 +58,10 @@ def fedcorr(
         finetuning: rounds of clean clients alone.
         limit: largest noise level with which a client takes part in these.
         noisy: which group of clients that is, by its scores.
-        level: probability at which a split of clients that are all alike is believed; 1 always splits.
+        level: largest chance that clients that are all alike look so much like two groups at which the split is
+            believed; 1 always splits.
 
-    ``strategy/num-noisy`` and ``strategy/chance-of-one`` are recorded with every round of the first stage.
+    ``strategy/num-noisy`` and, with a level below 1, ``strategy/chance-of-one`` are recorded in the first stage.
 
     Raises:
         InputError: after the first stage, when no client has reported a score.
@@ -85,7 +86,7 @@ def fedcorr(
         memory = {**state.memory, **_reports(state.memory, received)}
         sign = 1.0 if noisy == "larger" else -1.0
         named, chance = verdict(memory, here, sign=sign, level=level, needed=here.number == preprocessing)
-        metrics = {"num-noisy": float(len(named)), "chance-of-one": chance}
+        metrics = {"num-noisy": float(len(named))} | ({"chance-of-one": chance} if level < 1 else {})
         return replace(state, flat=flat, memory=memory, shared={**shared, NOISY: named}, metrics=metrics)
 
     return Strategy(aggregate, init, weighting=Weighting(shared="uniform"), needs="each")

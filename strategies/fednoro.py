@@ -10,13 +10,13 @@ From the next round on client k weighs n_k exp(-D_k): of a noisy client D_k is t
 one of a client that is not noisy, over the largest such distance of the round; 0 for the others. The distance of two
 models is the sum of the norms of their tensors' differences.
 
-A mixture finds two groups where there are none. ``level`` is the probability at which a split of clients that are all
-alike is still believed (``fedmlic.two_groups.chance_of_one``); otherwise nobody is noisy. 1 always splits, as the
-source does.
+A mixture finds two groups where there are none, and as the source does this rule believes it. With ``level`` below 1
+nobody is noisy unless at most that share of clients that are all alike would look as much like two groups
+(``fedmlic.two_groups.chance_of_one``); a dozen clients whose noise differs are hardly ever so clear.
 
 Deviations: one mixture from deterministic starts with variances of its own kind (``variances``) in place of nine with
-full covariances and a vote; the test; a client that did not report by ``warm_up`` is not noisy; where a round has no
-client that is not noisy, models are averaged by images.
+full covariances and a vote; the option ``level``; a client that did not report by ``warm_up`` is not noisy; where a
+round has no client that is not noisy, models are averaged by images.
 
 Source: Wu et al., FedNoRo (IJCAI 2023) and its released code. It needs every client's update by itself.
 """
@@ -90,7 +90,7 @@ def fednoro(
     warm_up: Annotated[int, Field(ge=1)] = 10,
     cells: Literal["state", "label"] = "state",
     variances: Literal["shared", "own"] = "shared",
-    level: Annotated[float, Field(ge=0, le=1)] = 0.2,
+    level: Annotated[float, Field(ge=0, le=1)] = 1.0,
     distance_aware: bool = True,
 ) -> Strategy:
     """Noisy clients are found after a warm-up and weigh less the farther they stray; with ``method="fednoro()"``.
@@ -99,10 +99,11 @@ def fednoro(
         warm_up: rounds after which noisy clients are named.
         cells: losses of a client's labels ``state`` by state, or one per ``label``.
         variances: of both groups of clients: ``shared``, safer with few clients, or each group's ``own``.
-        level: probability at which a split of clients that are all alike is believed; 1 always splits.
+        level: largest chance that clients that are all alike look so much like two groups at which the split is
+            believed; 1 always splits.
         distance_aware: whether noisy clients weigh by their distance; otherwise all by images.
 
-    ``strategy/num-noisy`` and ``strategy/chance-of-one`` are recorded with the round of the verdict.
+    ``strategy/num-noisy`` and, with a level below 1, ``strategy/chance-of-one`` are recorded with the verdict's round.
 
     Raises:
         InputError: after the warm-up, when no client has reported losses.
@@ -128,7 +129,7 @@ def fednoro(
             return replace(state, memory=memory)
         noisy, chance = verdict(memory, here, cells=cells, tied=variances == "shared", level=level)
         shared = {**state.shared, NOISY: noisy, SINCE: torch.tensor(here.number + 1)}
-        metrics = {"num-noisy": float(len(noisy)), "chance-of-one": chance}
+        metrics = {"num-noisy": float(len(noisy))} | ({"chance-of-one": chance} if level < 1 else {})
         return replace(state, memory=memory, shared=shared, metrics=metrics)
 
     return Strategy(aggregate, weighting=Weighting(shared="uniform"), needs="each")

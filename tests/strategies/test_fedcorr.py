@@ -54,9 +54,7 @@ def test_planted_noisy_clients_are_found(noisy, expected):
 
 
 def test_stages_follow_each_other_and_the_verdict_stays():
-    found = played(
-        "fedcorr(preprocessing=2, finetuning=1, level=1.0)", [(SCORES,), (SCORES,), ([None] * 8,), ([None] * 8,)]
-    )
+    found = played("fedcorr(preprocessing=2, finetuning=1)", [(SCORES,), (SCORES,), ([None] * 8,), ([None] * 8,)])
 
     assert [int(state.shared[STAGE]) for state in found] == [1, 2, 3, 3]
     assert all(state.shared[NOISY].tolist() == [2, 4, 7] for state in found)
@@ -65,16 +63,14 @@ def test_stages_follow_each_other_and_the_verdict_stays():
 def test_scores_are_averaged_over_a_client_s_turns():
     """Client 0 scores 9 and then 1.1, the others the same in both rounds: its mean is 5.05."""
     first, second = [9.0, *SCORES[1:]], [1.1, *SCORES[1:]]
-    found = played("fedcorr(preprocessing=2, level=1.0)", [(first,), (second,)])
+    found = played("fedcorr(preprocessing=2)", [(first,), (second,)])
 
     assert found[1].shared[NOISY].tolist() == [0, 2, 4, 7]
     assert found[1].memory["fedcorr/report/0"].tolist() == pytest.approx([10.1, 2.0], rel=1e-6)
 
 
 def test_clients_that_sit_out_do_not_count():
-    found = played(
-        "fedcorr(preprocessing=1, finetuning=2, level=1.0)", [(SCORES,), (SCORES, [1, 1, *[0] * 6]), (SCORES, [0] * 8)]
-    )
+    found = played("fedcorr(preprocessing=1, finetuning=2)", [(SCORES,), (SCORES, [1, 1, *[0] * 6]), (SCORES, [0] * 8)])
 
     for state, expected in zip(found, (3.5, 0.5), strict=False):
         assert all((view == expected).all() for _, view in LAYOUT.views(state.flat))
@@ -83,10 +79,10 @@ def test_clients_that_sit_out_do_not_count():
 
 def test_where_nobody_is_noisy_mostly_nobody_is_named():
     rng = np.random.default_rng(0)
-    named = [len(played("fedcorr()", [(rng.normal(3, 0.2, 8).tolist(),)])[0].shared[NOISY]) for _ in range(4)]
+    named = [len(played("fedcorr(level=0.2)", [(rng.normal(3, 0.2, 8).tolist(),)])[0].shared[NOISY]) for _ in range(4)]
 
     assert sum(count > 0 for count in named) <= 3  # each at 0.2: all four at 0.0016
-    assert len(played("fedcorr(level=1.0)", [(rng.normal(3, 0.2, 8).tolist(),)])[0].shared[NOISY]) > 0
+    assert len(played("fedcorr()", [(rng.normal(3, 0.2, 8).tolist(),)])[0].shared[NOISY]) > 0
 
 
 @pytest.mark.parametrize("scores", [[5.0], [5.0, 2.0], [None, None, 2.0]])

@@ -99,7 +99,7 @@ def test_planted_noisy_clients_are_found(noise):
 
 
 def test_where_nobody_is_noisy_mostly_nobody_is_named_and_models_are_averaged_by_images():
-    found = [after(reports([0.0] * 8, seed))[1] for seed in range(4)]
+    found = [after(reports([0.0] * 8, seed), "fednoro(warm_up=1, level=0.2)")[1] for seed in range(4)]
 
     assert sum(len(state.shared[NOISY]) > 0 for state in found) <= 3  # each at 0.2: all four at 0.0016
     quiet = next(state for state in found if not len(state.shared[NOISY]))
