@@ -34,7 +34,7 @@ from torch import Tensor
 from fedmlic.arrays import Layout
 from fedmlic.errors import InputError
 from fedmlic.methods.fednoro import ENTRIES, LOSSES, NOISY, SINCE
-from fedmlic.noisy_clients import client_of, mean_by
+from fedmlic.noisy_clients import client_of, is_among, mean_by
 from fedmlic.protocol import ROUND_SUMS
 from fedmlic.two_groups import chance_of_one, two_groups
 from fedmlic.update import Update, Weighting
@@ -113,15 +113,14 @@ def fednoro(
         received = sorted(updates, key=client_of)
         if not received:
             return state
-        named = state.shared.get(NOISY)
-        wrong = [named is not None and bool((named == client_of(update)).any()) for update in received]
+        wrong = [bool(is_among(state.shared, NOISY, client_of(update))) for update in received]
         away = [0.0] * len(received)
         if distance_aware and any(wrong) and not all(wrong):
             away = distances([update.mean(state.flat) for update in received], wrong, here.layout)
         pairs = zip(received, away, strict=True)
         weights = [update.num_images * float(torch.tensor(-each).exp()) for update, each in pairs]
         after = replace(state, flat=mean_by(weights, received, state.flat), metrics={})
-        return after if named is not None else _heard(after, received, here)
+        return after if NOISY in state.shared else _heard(after, received, here)
 
     def _heard(state: State, received: Sequence[Update], here: Round) -> State:
         memory = {**state.memory, **_reports(received)}
