@@ -88,7 +88,7 @@ def local_dimension(points: Tensor, neighbours: int) -> Tensor:
     if count < 1:
         return torch.full((len(points),), torch.nan, dtype=torch.float64)
     found = []
-    for block in points.split(NEAREST):
+    for block in torch.split(points, NEAREST):
         near = torch.cdist(block, points).sort(dim=1).values[:, 1 : count + 1] + CLOSE
         logs = (near / near[:, -1:]).log().sum(dim=1)
         found.append(torch.where(logs < 0, -count / logs, torch.nan))
