@@ -1,5 +1,7 @@
 """fedcorr at the server: stages by hand, planted noisy clients, who is left out, a federation without noise."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -93,3 +95,23 @@ def test_few_scores_name_nobody(scores):
 def test_a_method_that_reports_nothing_is_refused():
     with pytest.raises(InputError, match=r"method='fedcorr\(\)'"):
         played("fedcorr(preprocessing=1)", [([None] * 4,)])
+
+
+@pytest.mark.parametrize("num_clients", [1, 6])
+def test_a_run_without_noise_goes_through_all_stages(play, tmp_path, num_clients):
+    play(
+        tmp_path / "run",
+        method="fedcorr()",
+        strategy="fedcorr(preprocessing=2, finetuning=1)",
+        allow_statistics=True,
+        num_clients=num_clients,
+        cohort_size=0,
+    )
+
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    rounds = [event for event in events if event["event"] == "round"]
+    clean = num_clients - rounds[1]["strategy/num-noisy"]
+    assert [each["method/scored-clients"] for each in rounds] == [num_clients, num_clients, 0, 0]
+    assert clean <= rounds[2]["method/training-clients"] <= num_clients
+    assert clean > 0
+    assert rounds[3]["loss"] < rounds[0]["loss"]

@@ -1,5 +1,6 @@
 """fednoro at the server: the matrix and distances by hand, planted noisy clients, weights, nobody noisy."""
 
+import json
 import math
 
 import numpy as np
@@ -151,3 +152,23 @@ def test_a_method_that_reports_nothing_is_refused():
 
 def test_the_report_has_the_names_that_are_read():
     assert set(reports([0.0])[0]) == {LOSSES, ENTRIES}
+
+
+@pytest.mark.parametrize("num_clients", [1, 6])
+def test_a_run_without_noise_ends_with_a_model_that_has_learned(play, tmp_path, num_clients):
+    play(
+        tmp_path / "run",
+        method="fednoro(ramp=1)",
+        strategy="fednoro(warm_up=1)",
+        allow_statistics=True,
+        statistics_min_clients=1,
+        num_clients=num_clients,
+        cohort_size=0,
+        num_rounds=3,
+    )
+
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    rounds = [event for event in events if event["event"] == "round"]
+    assert 0 <= rounds[0]["strategy/num-noisy"] < num_clients
+    assert [each["method/taught-clients"] for each in rounds] == [0.0, *[rounds[0]["strategy/num-noisy"]] * 2]
+    assert rounds[2]["loss"] < rounds[0]["loss"]
