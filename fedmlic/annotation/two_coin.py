@@ -16,8 +16,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from fedmlic.guesses import precise
 from fedmlic.labels import ABSENT, PRESENT
 
 LARGEST_SUM = 0.95
@@ -100,6 +102,21 @@ def bounded(rates: Rates) -> Rates:
     """Both rates scaled down where their sum is above ``LARGEST_SUM``."""
     total = rates.miss + rates.spurious
     return Rates(*(torch.where(total > LARGEST_SUM, rate * (LARGEST_SUM / total), rate) for rate in rates))
+
+
+def written_costs(logits: Tensor, rates: Rates) -> tuple[Tensor, Tensor]:
+    """``-log p'`` and ``-log(1 - p')`` of every entry, exact for extreme logits and rates of 0.
+
+    Args:
+        logits: floating ``[batch, labels]``.
+        rates: ``[labels]`` each, with sums below 1.
+    """
+    logits = precise(logits)
+    miss, spurious = (rate.to(logits.dtype) for rate in rates)
+    there, away = F.logsigmoid(logits), F.logsigmoid(-logits)
+    present = torch.logaddexp(torch.log1p(-miss) + there, spurious.log() + away)
+    absent = torch.logaddexp(miss.log() + there, torch.log1p(-spurious) + away)
+    return -present, -absent
 
 
 def estimated(votes: Tensor, prior: Tensor | None = None, *, steps: int = 200, smoothing: float = 0.0) -> Rates:

@@ -39,12 +39,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from fedmlic.annotation.published_rates import ANNOTATORS, RATES, rates_of
-from fedmlic.annotation.two_coin import Rates, bounded, estimated, rates_from, sums_of
+from fedmlic.annotation.two_coin import Rates, bounded, estimated, rates_from, sums_of, written_costs
 from fedmlic.errors import InputError, listing
 from fedmlic.guesses import absent_cost, precise, present_cost
 from fedmlic.labels import ABSENT, PRESENT
@@ -57,21 +56,6 @@ if TYPE_CHECKING:
 
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Correction = Literal["forward", "backward", "importance"]
-
-
-def written_costs(logits: Tensor, rates: Rates) -> tuple[Tensor, Tensor]:
-    """``-log p'`` and ``-log(1 - p')`` of every entry, exact for extreme logits and rates of 0.
-
-    Args:
-        logits: floating ``[batch, labels]``.
-        rates: ``[labels]`` each, with sums below 1.
-    """
-    logits = precise(logits)
-    miss, spurious = (rate.to(logits.dtype) for rate in rates)
-    there, away = F.logsigmoid(logits), F.logsigmoid(-logits)
-    present = torch.logaddexp(torch.log1p(-miss) + there, spurious.log() + away)
-    absent = torch.logaddexp(miss.log() + there, torch.log1p(-spurious) + away)
-    return -present, -absent
 
 
 def corrected_entries(correction: str, logits: Tensor, labels: Tensor, rates: Rates) -> Tensor:
