@@ -23,8 +23,8 @@ from fedmlic.training import to_float
 NAMES = ("zero", "one", "two", "three")
 SIDE = 16
 METHODS = os.environ.get("FEDMLIC_ENTRY", "").split() or spec.entries("method")
-MODELS = {"hsvlt": "convnext(image_size=32)"}
-"""For methods that need a network's inside; the others get a small CNN."""
+MODELS = {"hsvlt": "convnext(image_size=32)", "promptfl": "clip_image()", "fedtpg": "clip_image()"}
+"""For methods that need a network's inside, or its view of the whole image; the others get a small CNN."""
 
 
 class Pixels:
@@ -183,8 +183,10 @@ def test_labels_that_nobody_annotates_are_trained_only_by_a_method_that_says_so(
 
         def spy(*arguments, network=network, seen=seen):
             found = network(*arguments)
-            seen.append(found if isinstance(found, torch.Tensor) else found.logits)
-            seen[-1].retain_grad()
+            logits = found if isinstance(found, torch.Tensor) else found.logits
+            if logits.requires_grad:  # views of a tower that does not train need none
+                seen.append(logits)
+                logits.retain_grad()
             return found
 
         value, _ = scalar_and_rest(objective.loss(spy, images, given, *inputs))
