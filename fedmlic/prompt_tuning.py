@@ -35,7 +35,7 @@ ALONE = "the blocks of its text half are computed again in the backward pass"
 LossName = Literal["bce", "balanced_bce", "asl"]
 
 
-class WholeView(TwoViews):
+class WholeView(Backbone):
     """Another backbone's view of the whole image, as a map of one place.
 
     It is the class token where the tower gives its tokens and has one, else the mean over all places.
@@ -44,9 +44,16 @@ class WholeView(TwoViews):
         tower: the other backbone.
     """
 
+    def __init__(self, tower: Backbone) -> None:
+        super().__init__()
+        # Names of its tensors are part of what maps on the disk are found by: they must differ from those of TwoViews.
+        self.both = TwoViews(tower)
+        self.num_features, self.bn_policy = tower.num_features, tower.bn_policy
+
     def forward(self, images: Tensor) -> Tensor:
         """``[batch, features, 1, 1]``."""
-        return super().forward(images)[:, :, :1]
+        views: Tensor = self.both(images)
+        return views[:, :, :1]
 
 
 class PromptedNetwork(nn.Module, ABC):

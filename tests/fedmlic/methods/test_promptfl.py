@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fedmlic.errors import InputError
+from fedmlic.features import tensors_sha256
 from fedmlic.labels import UNKNOWN
 from fedmlic.method import Local, scalar_and_rest
 from fedmlic.training import to_float
@@ -33,7 +34,7 @@ def test_scores_are_cosines_of_the_whole_image_and_the_prompted_names():
     network = learner().resident.network.eval()
     images = to_float(TINY["data"]().images.pixels)
     with torch.no_grad():
-        maps, texts = network.backbone.tower(images).double().numpy(), network(images, "texts")[0].double().numpy()
+        maps, texts = network.backbone.both.tower(images).double().numpy(), network(images, "texts")[0].double().numpy()
         found = network(images).numpy()
 
     whole = maps.mean(axis=(2, 3))
@@ -48,7 +49,14 @@ def test_the_view_of_a_tower_with_a_class_token_is_that_token():
     network = learner(model="clip_image(projection=True)").resident.network.eval()
     images = to_float(TINY["data"]().images.pixels)
     with torch.no_grad():
-        torch.testing.assert_close(network.views(images)[:, 0], network.backbone.tower.tokens(images).values[:, 0])
+        torch.testing.assert_close(network.views(images)[:, 0], network.backbone.both.tower.tokens(images).values[:, 0])
+
+
+def test_kept_maps_of_the_whole_image_are_not_taken_for_those_of_both_views():
+    backbone = learner().resident.network.backbone
+
+    assert tensors_sha256(backbone) != tensors_sha256(backbone.both)
+    assert tensors_sha256(backbone) != tensors_sha256(backbone.both.tower)
 
 
 def test_the_context_is_all_that_trains_and_all_that_is_sent():
