@@ -51,9 +51,12 @@ class Generator(nn.Module):
         sets: contexts that it makes.
         heads: of the attention; they divide d.
         hidden: units between attention and context.
+        size: deviation of word vectors, of which contexts begin with about a third.
     """
 
-    def __init__(self, features: int, width: int, *, length: int, sets: int, heads: int, hidden: int) -> None:
+    def __init__(
+        self, features: int, width: int, *, length: int, sets: int, heads: int, hidden: int, size: float
+    ) -> None:
         super().__init__()
         if features % heads:
             msg = f"Expected heads to divide the width of texts {features}, got {heads}. Use 1, or another divisor."
@@ -63,8 +66,8 @@ class Generator(nn.Module):
         self.query, self.key, self.value, self.mixed = (nn.Linear(features, features, bias=False) for _ in range(4))
         self.norm = nn.LayerNorm(features)
         self.first, self.last = nn.Linear(features, hidden), nn.Linear(hidden, width)
-        # A context of about the deviation with which trained ones begin; larger ones drown the name.
-        nn.init.normal_(self.last.weight, std=0.02 * hidden**-0.5)
+        # Contexts of about the size of words: smaller ones have hardly a gradient, larger ones drown the name.
+        nn.init.normal_(self.last.weight, std=size * hidden**-0.5)
         nn.init.zeros_(self.last.bias)
 
     def forward(self, names: Tensor) -> Tensor:
@@ -157,8 +160,16 @@ def fedtpg(
         learner = frozen_parts(task, backbone, read, template, context_length)
         features, width = learner.handwritten.shape[1], learner.template_context.shape[1]
         sets = 2 if scores == "pair" else 1
-        sizes = {"length": context_length, "sets": sets, "heads": heads, "hidden": hidden or features}
-        return GeneratedContextNetwork(backbone, learner, Generator(features, width, **sizes), scale=scale, bias=bias)
+        generator = Generator(
+            features,
+            width,
+            length=context_length,
+            sets=sets,
+            heads=heads,
+            hidden=hidden or features,
+            size=float(learner.names.std()),
+        )
+        return GeneratedContextNetwork(backbone, learner, generator, scale=scale, bias=bias)
 
     value = entry_loss(loss, gamma_pos=gamma_pos, gamma_neg=gamma_neg, margin=margin)
     method = prompt_method(build, value, annotated if names == "annotated" else lambda _: ())

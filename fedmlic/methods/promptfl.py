@@ -29,7 +29,7 @@ from fedmlic.model import Backbone
 from fedmlic.prompt_learner import PromptLearner, open_reader
 from fedmlic.prompt_tuning import LossName, PromptedNetwork, WholeView, ask, entry_loss, frozen_parts, prompt_method
 
-TRIAL = "promptfl(weights='random', start='template', context_length=12, scale=1000.0, bias=47.0)"
+TRIAL = "promptfl(weights='random')"
 """How it is built where no weights are at hand: for tests."""
 
 

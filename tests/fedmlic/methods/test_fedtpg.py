@@ -39,7 +39,7 @@ def numbers_of(features, width, length, hidden):
 
 def test_contexts_are_those_of_plain_numpy():
     torch.manual_seed(0)
-    generator = Generator(6, 4, length=3, sets=2, heads=2, hidden=5)
+    generator = Generator(6, 4, length=3, sets=2, heads=2, hidden=5, size=0.1)
     names = torch.randn(7, 6)
     tensors = {name: tensor.detach().double().numpy() for name, tensor in generator.named_parameters()}
     queries, keys, values = (
