@@ -117,7 +117,8 @@ class PromptedNetwork(nn.Module, ABC):
 
     def read(self, *given: Tensor) -> Tensor:
         """Texts float32 ``[sets, labels, features]`` behind the contexts."""
-        return self.learner(self.contexts(*given)).float()
+        found: Tensor = self.learner(self.contexts(*given))
+        return found.float()
 
     @torch.no_grad()
     def texts(self) -> Tensor | None:
@@ -219,8 +220,9 @@ def entry_loss(
             msg = "Expected reduction='mean' with loss='balanced_bce', which adds two means, got 'sum'. Change one."
             raise InputError(msg)
         return lambda logits, labels: balanced_mean(binary_cross_entropy(logits, labels), labels)
-    focusing = {"gamma_pos": gamma_pos, "gamma_neg": gamma_neg, "margin": margin}
-    entries = binary_cross_entropy if name == "bce" else partial(asymmetric, **focusing)
+    entries: Callable[[Tensor, Tensor], Tensor] = binary_cross_entropy
+    if name == "asl":
+        entries = partial(asymmetric, gamma_pos=gamma_pos, gamma_neg=gamma_neg, margin=margin)
     if reduction == "sum":
         return lambda logits, labels: entries(logits, labels).sum()
     return lambda logits, labels: known_mean(entries(logits, labels), labels)
@@ -307,7 +309,8 @@ class KeptViews:
 # Names that are asked for after training
 
 
-def _own_contexts(network: PromptedNetwork, learner: PromptLearner) -> Tensor:
+def own_contexts(network: PromptedNetwork, learner: PromptLearner) -> Tensor:
+    """The network's own contexts, whichever names are asked for."""
     del learner
     return network.contexts()
 
@@ -318,7 +321,7 @@ def ask(
     names: Sequence[str],
     read: Callable[..., Reader],
     template: str,
-    contexts: Callable[[PromptedNetwork, PromptLearner], Tensor] = _own_contexts,
+    contexts: Callable[[PromptedNetwork, PromptLearner], Tensor] = own_contexts,
 ) -> Callable[[Tensor], Tensor]:
     """Probabilities of labels by their names behind a trained network's contexts; see ``Method.ask``.
 

@@ -35,7 +35,16 @@ from fedmlic.labels import known
 from fedmlic.method import Local, Method, Task
 from fedmlic.model import Backbone
 from fedmlic.prompt_learner import PromptLearner, open_reader
-from fedmlic.prompt_tuning import LossName, PromptedNetwork, WholeView, ask, entry_loss, frozen_parts, prompt_method
+from fedmlic.prompt_tuning import (
+    LossName,
+    PromptedNetwork,
+    WholeView,
+    ask,
+    entry_loss,
+    frozen_parts,
+    own_contexts,
+    prompt_method,
+)
 
 TRIAL = "fedtpg(weights='random')"
 """How it is built where no weights are at hand: for tests."""
@@ -78,7 +87,8 @@ class Generator(nn.Module):
         )
         weights = (queries @ keys.transpose(1, 2) * queries.shape[2] ** -0.5).softmax(dim=2)
         gathered = self.norm(self.mixed((weights @ values).transpose(0, 1).flatten(1)))
-        return self.last(F.gelu(self.first(gathered))).unflatten(0, (self.sets, -1))
+        contexts: Tensor = self.last(F.gelu(self.first(gathered)))
+        return contexts.unflatten(0, (self.sets, -1))
 
 
 class GeneratedContextNetwork(PromptedNetwork):
@@ -173,8 +183,8 @@ def fedtpg(
 
     value = entry_loss(loss, gamma_pos=gamma_pos, gamma_neg=gamma_neg, margin=margin)
     method = prompt_method(build, value, annotated if names == "annotated" else lambda _: ())
-    asked = {"contexts": _of_asked} if asked_context == "asked" else {}
-    return method._replace(ask=partial(ask, read=read, template=template, **asked))
+    contexts = _of_asked if asked_context == "asked" else own_contexts
+    return method._replace(ask=partial(ask, read=read, template=template, contexts=contexts))
 
 
 def annotated(local: Local) -> tuple[Tensor, ...]:
