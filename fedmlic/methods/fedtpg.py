@@ -168,23 +168,20 @@ def fedtpg(
     def build(task: Task) -> GeneratedContextNetwork:
         backbone = WholeView(task.model.build(task.image_shape[2]))
         learner = frozen_parts(task, backbone, read, template, context_length)
-        features, width = learner.handwritten.shape[1], learner.template_context.shape[1]
-        sets = 2 if scores == "pair" else 1
-        generator = Generator(
-            features,
-            width,
-            length=context_length,
-            sets=sets,
-            heads=heads,
-            hidden=hidden or features,
-            size=float(learner.names.std()),
-        )
+        generator = _generator(learner, 2 if scores == "pair" else 1, heads, hidden)
         return GeneratedContextNetwork(backbone, learner, generator, scale=scale, bias=bias)
 
     value = entry_loss(loss, gamma_pos=gamma_pos, gamma_neg=gamma_neg, margin=margin)
     method = prompt_method(build, value, annotated if names == "annotated" else lambda _: ())
     contexts = _of_asked if asked_context == "asked" else own_contexts
     return method._replace(ask=partial(ask, read=read, template=template, contexts=contexts))
+
+
+def _generator(learner: PromptLearner, sets: int, heads: int, hidden: int) -> Generator:
+    """A generator for a text half's widths."""
+    features, width = learner.handwritten.shape[1], learner.template_context.shape[1]
+    sizes = {"length": learner.num_context, "sets": sets, "heads": heads, "hidden": hidden or features}
+    return Generator(features, width, size=float(learner.names.std()), **sizes)
 
 
 def annotated(local: Local) -> tuple[Tensor, ...]:
