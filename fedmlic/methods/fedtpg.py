@@ -88,7 +88,7 @@ class Generator(nn.Module):
         weights = (queries @ keys.transpose(1, 2) * queries.shape[2] ** -0.5).softmax(dim=2)
         gathered = self.norm(self.mixed((weights @ values).transpose(0, 1).flatten(1)))
         contexts: Tensor = self.last(F.gelu(self.first(gathered)))
-        return contexts.unflatten(0, (self.sets, -1))
+        return contexts.reshape(self.sets, -1, contexts.shape[1])
 
 
 class GeneratedContextNetwork(PromptedNetwork):
