@@ -208,30 +208,30 @@ class PromptLearner(nn.Module):
         """Features ``[sets, labels, features]``, not scaled, of every label behind every context.
 
         Args:
-            contexts: ``[sets, M, width]``; another M than ``num_context`` is as good where prompts fit.
+            contexts: ``[sets, M, width]``, or one for every label: ``[sets, labels, M, width]``; another M than
+                ``num_context`` is as good where prompts fit.
         """
         sets, count = len(contexts), len(self.names)
+        own = contexts if contexts.ndim == 4 else contexts[:, None].expand(-1, count, -1, -1)
         places = [(number, start) for number in range(sets) for start in range(0, count, PART)]
         if sets * count <= PART:
-            found = self._part(contexts, self.names, self.ends)
+            found = self._part(own, self.names, self.ends)
         elif torch.is_grad_enabled() and contexts.requires_grad:
-            parts = [
-                checkpoint(self._part, contexts[n : n + 1], *self._labels(start), use_reentrant=False)
-                for n, start in places
-            ]
+            parts = [checkpoint(self._part, *self._rows(own, n, start), use_reentrant=False) for n, start in places]
             found = torch.cat(parts)
         else:
-            found = torch.cat([self._part(contexts[n : n + 1], *self._labels(start)) for n, start in places])
+            found = torch.cat([self._part(*self._rows(own, n, start)) for n, start in places])
         return found.reshape(sets, count, -1)
 
-    def _labels(self, start: int) -> tuple[Tensor, Tensor]:
-        return self.names[start : start + PART], self.ends[start : start + PART]
+    def _rows(self, contexts: Tensor, number: int, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        some = slice(start, start + PART)
+        return contexts[number : number + 1, some], self.names[some], self.ends[some]
 
     def _part(self, contexts: Tensor, names: Tensor, ends: Tensor) -> Tensor:
-        """``[sets * labels, features]``."""
-        sets, count, length = len(contexts), len(names), contexts.shape[1]
+        """``[sets * labels, features]`` of contexts ``[sets, labels, M, width]``."""
+        sets, count, length = contexts.shape[:3]
         shape = (sets, count, -1, -1)
-        prompts = [self.first.expand(shape), contexts[:, None].expand(shape), names.expand(shape)]
+        prompts = [self.first.expand(shape), contexts, names.expand(shape)]
         # Of a name's row the end token is the last: ends counts both, and start and context come before.
         result: Tensor = self.text_half(torch.cat(prompts, dim=2).flatten(0, 1), (ends + length).repeat(sets))
         return result

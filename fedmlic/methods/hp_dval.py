@@ -42,18 +42,15 @@ from fedmlic.method import Inputs, Local, Method, Objective, Phase, Task
 from fedmlic.model import Model, TwoViews
 from fedmlic.pretrained import freeze
 from fedmlic.prompt_learner import PromptLearner, Reader, open_reader
+from fedmlic.prompt_tuning import ALONE, PromptedNetwork, check_shared, on_kept_views, predict
 from fedmlic.training import trainer
 
 TRIAL = "hp_dval(weights='random', counts='client')"
 """How it is built where no weights are at hand: for tests."""
 
-LARGEST_CACHE = 2**30
-"""Bytes of features that a client keeps during a turn in which its tower does not train."""
-
 TEACHER = "teacher=\"clip_image(path='...', projection=True)\""
 
 CONTEXTS = ("context_whole", "context_places")
-ALONE = "the blocks of its text half are computed again in the backward pass"
 
 
 class Scoring(NamedTuple):
@@ -88,7 +85,7 @@ def fused(views: Tensor, whole: Tensor, places: Tensor, how: Scoring) -> Tensor:
         return how.alpha * (views[:, 0] @ whole.T) + (1 - how.alpha) * best
 
 
-class DualViewNetwork(nn.Module):
+class DualViewNetwork(PromptedNetwork):
     """An image tower with two views, a text half with two contexts.
 
     Args:
@@ -115,20 +112,21 @@ class DualViewNetwork(nn.Module):
         start: str,
         prompted: Sequence[str] = CONTEXTS,
     ) -> None:
-        super().__init__()
-        self.backbone, self.learner, self.how = backbone, learner, how
+        super().__init__(backbone, learner)
+        self.how = how
         given, wanted = backbone.num_features, learner.handwritten.shape[1]
         self.embedding: nn.Module = nn.Identity()
         if given != wanted:
             self.embedding = nn.Sequential(nn.Linear(given, wanted), nn.Linear(wanted, wanted))
         self.teacher = teacher
+        if teacher is not None:
+            self.still = ("learner", "teacher")
         self.context_whole = nn.Parameter(learner.begin(start))
         self.context_places = nn.Parameter(learner.begin(start))
         self.register_buffer("start", self.contexts().detach().clone())
         self.prompted = prompted
         self.log_scale = nn.Parameter(torch.tensor(scale).log())
         self.aligned = self._aligned()
-        self._known: tuple[Tensor, Tensor] | None = None
 
     start: Tensor
 
@@ -138,8 +136,9 @@ class DualViewNetwork(nn.Module):
         moments = [f"{name}.running_{part}" for name, m in layers if m.track_running_stats for part in ("mean", "var")]
         return tuple(name for name in (*names, *moments) if name not in CONTEXTS)
 
-    def contexts(self) -> Tensor:
+    def contexts(self, *given: Tensor) -> Tensor:
         """``[2, M, width]``: of the whole image, of places."""
+        del given
         return torch.stack([self.context_whole, self.context_places])
 
     def forward(self, given: Tensor, part: str = "probable", *more: Tensor) -> Tensor:
@@ -147,24 +146,16 @@ class DualViewNetwork(nn.Module):
 
         Args:
             given: images ``[batch, channels, height, width]`` or maps in their place; for ``scores`` views.
-            part: ``views`` gives ``[batch, 1 + places, features]``; ``taught`` the same and, as one more view, the
-                teacher's of the whole image; ``texts`` gives ``[3, labels, features]``: of the two trained
-                contexts, and hand-written; ``scores`` gives logits ``[batch, labels]`` of views and, if given, of
-                texts; ``probable`` gives logits of images for prediction.
+            part: as of ``PromptedNetwork``, with views ``[batch, 1 + places, features]`` and texts ``[3, labels,
+                features]``: of the two trained contexts, and hand-written; ``taught`` gives views and, as one more
+                view, the teacher's of the whole image.
             more: the texts.
         """
-        if part == "views":
-            return self.views(given)
-        if part == "taught":
-            return self._taught(given)
-        if part == "texts":
-            return self._read()
-        if part == "scores":
-            return self.scores(given, *more)
-        return self.scores(self.views(given), self.texts())
+        return self._taught(given) if part == "taught" else super().forward(given, part, *more)
 
-    def _read(self) -> Tensor:
+    def read(self, *given: Tensor) -> Tensor:
         """``[3, labels, features]``: for the whole image, for places, hand-written."""
+        del given
         trained = self.learner(torch.stack([self.get_parameter(name) for name in self.prompted])).float()
         written = self.learner.handwritten
         rows = dict(zip(self.prompted, trained, strict=True))
@@ -172,7 +163,7 @@ class DualViewNetwork(nn.Module):
 
     def views(self, images: Tensor) -> Tensor:
         """``[batch, 1 + places, features]``: the whole image, then its places."""
-        found: Tensor = self.embedding(self.backbone(images).flatten(2).transpose(1, 2))
+        found: Tensor = self.embedding(super().views(images))
         return found
 
     def _taught(self, images: Tensor) -> Tensor:
@@ -198,25 +189,9 @@ class DualViewNetwork(nn.Module):
             found = found / found.norm(dim=1, keepdim=True).clamp(min=1e-12)
         return found
 
-    @torch.no_grad()
     def texts(self) -> Tensor | None:
         """Texts for prediction ``[3, labels, features]``, computed once for the same contexts; None: hand-written."""
-        with torch.inference_mode(mode=False):
-            contexts = self.contexts().clone()
-            if torch.equal(contexts, self.start):
-                return None
-            known = self._known
-            if known is None or known[0].device != contexts.device or not torch.equal(known[0], contexts):
-                known = self._known = (contexts, self._read().clone())
-            return known[1]
-
-    def train(self, mode: bool = True) -> DualViewNetwork:  # noqa: FBT001, FBT002  (torch's signature)
-        """Training mode, except for the teacher and the text half."""
-        super().train(mode)
-        self.learner.eval()
-        if self.teacher is not None:
-            self.teacher.eval()
-        return self
+        return None if torch.equal(self.contexts(), self.start) else super().texts()
 
 
 def hp_dval(
@@ -336,7 +311,7 @@ def _build(
     reader = read(features=backbone.num_features, seed=task.seed)
     learner = PromptLearner(reader, task.label_names, template, context_length)
     if trains == "prompts":
-        _check_shared(backbone, reader.features)
+        check_shared(backbone, reader.features)
         freeze(backbone, {name for name, _ in backbone.named_parameters()})
     taught = None if teacher is None else _teacher(task, teacher, backbone, reader.features, real=real)
     network = DualViewNetwork(backbone, learner, taught, how, scale=scale, start=start, prompted=prompted)
@@ -360,29 +335,19 @@ def _stages(
         value = balance.loss(network(views, "scores", texts), labels, *known)
         return value + consistency * difference(texts, consistent_view)
 
-    def prompt(
-        network: nn.Module, images: Tensor, labels: Tensor, present: Tensor, shift: Tensor, *kept: Tensor
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        views = kept[0] if kept and kept[0].numel() else network(images, "views")
-        value = with_prompts(network, images, views, labels, present, shift)
-        return (value, views) if kept and not kept[0].numel() else value
-
     def joint(network: nn.Module, images: Tensor, labels: Tensor, *known: Tensor) -> Tensor:
         views, pull = _views_and_pull(network, images, distill)
         return with_prompts(network, images, views, labels, *known) + pull
 
-    inputs = partial(_inputs, counts=counts)
+    def inputs(local: Local) -> Inputs:
+        known = _known(local, counts)
+        return Inputs(lambda *_: known, dict)
+
     return {
         "alignment": Objective(align, inputs, one_by_one=ALONE),
-        "prompts": Objective(prompt, partial(inputs, keep=True), one_by_one=ALONE),
+        "prompts": on_kept_views(with_prompts, partial(_known, counts=counts)),
         "joint": Objective(joint, inputs, one_by_one=ALONE),
     }
-
-
-def predict(network: nn.Module, images: Tensor) -> Tensor:
-    """Probabilities float32 ``[batch, labels]``."""
-    logits: Tensor = network(images)
-    return torch.sigmoid(logits.float())
 
 
 def difference(texts: Tensor, view: str) -> Tensor:
@@ -404,73 +369,13 @@ def _views_and_pull(network: nn.Module, images: Tensor, distill: float) -> tuple
     return both[:, :-1], distill * F.l1_loss(both[:, 0].float(), both[:, -1].float())
 
 
-def _inputs(local: Local, counts: str, *, keep: bool = False) -> Inputs:
-    """Counts and shifts of labels and, where ``keep`` allows and it pays, views that were computed before."""
-    known = tuple(tensor.to(local.device) for tensor in known_counts(local, counts))
-    if keep and _pays(local):
-        kept = KeptViews(known, local.shard.num_images if local.shard is not None else 0)
-        return Inputs(kept.of, dict, kept.seen)
-    return Inputs(lambda *_: known, dict)
-
-
-def _pays(local: Local) -> bool:
-    """Whether an image is looked at more than once in a turn, always as it is and by the loss alone."""
-    settings, shard = local.experiment, local.shard
-    if shard is None or not shard.num_images or settings.augmentation != "none" or local.hooks:
-        return False
-    passes = settings.local_epochs
-    if settings.local_steps:
-        passes = settings.local_steps * settings.batch_size // shard.num_images
-    return passes > 1 and not getattr(shard.images, "as_maps", False)
-
-
-class KeptViews:
-    """Views of a client's images in a turn in which its tower does not train: each is computed once.
-
-    The first pass gives them back beside the loss; later passes get them in place of the tower.
-
-    Args:
-        known: what every batch gets before them.
-        num_images: of the client.
-    """
-
-    def __init__(self, known: tuple[Tensor, ...], num_images: int) -> None:
-        self._known, self._num_images = known, num_images
-        self._there = torch.zeros(num_images, dtype=torch.bool)
-        self._views: Tensor | None = None
-        self._fits = True
-
-    def of(self, images: Tensor, labels: Tensor, numbers: Tensor) -> tuple[Tensor, ...]:
-        """``known``, and the batch's views, or an empty tensor that asks for them; see ``Inputs``."""
-        del labels
-        if self._views is not None and bool(self._there[numbers].all()):
-            return (*self._known, self._views[numbers.to(images.device)])
-        return (*self._known, images.new_empty(0)) if self._fits else self._known
-
-    def seen(self, numbers: Tensor, *views: Tensor) -> None:
-        """Keep views ``[batch, 1 + places, features]``, unless the client's are larger than ``LARGEST_CACHE``."""
-        for each in views:
-            if self._views is None:
-                self._fits = each[0].numel() * each.element_size() * self._num_images <= LARGEST_CACHE
-                if not self._fits:
-                    return
-                self._views = each.new_empty(self._num_images, *each.shape[1:])
-            self._views[numbers.to(each.device)] = each
-            self._there[numbers] = True
+def _known(local: Local, counts: str) -> tuple[Tensor, ...]:
+    """Counts and shifts of labels."""
+    return tuple(tensor.to(local.device) for tensor in known_counts(local, counts))
 
 
 def _aligned(network: nn.Module) -> Sequence[str]:
     return cast("DualViewNetwork", network).aligned
-
-
-def _check_shared(backbone: TwoViews, features: int) -> None:
-    """Raise ``InputError`` unless image and text features have one width, where nothing else would make it one."""
-    if backbone.num_features != features:
-        msg = (
-            f"Expected the model's features to be of the text half's width {features}, got {backbone.num_features}: "
-            "nothing between them trains. Use model clip_image(path=..., projection=True) of the same CLIP."
-        )
-        raise InputError(msg)
 
 
 def _teacher(task: Task, text: str, backbone: TwoViews, features: int, *, real: bool) -> nn.Module | None:

@@ -199,3 +199,17 @@ def test_files_and_folders_of_something_else_are_refused(clip, tmp_path):
     save_file(state, folder / "model.safetensors")
     with pytest.raises(InputError, match=r"1 of another shape \(blocks.1.attn.qkv.bias"):
         folder_reader(str(folder))
+
+
+def test_contexts_of_single_labels_are_read_like_shared_ones(monkeypatch):
+    learner = PromptLearner(random_reader(10, seed=3), NAMES, "a {}", 2)
+    own = torch.randn(2, 3, 2, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+    found = learner(own)
+
+    for each in range(3):
+        torch.testing.assert_close(found[:, each], learner(own[:, each])[:, each], rtol=1e-4, atol=1e-5)
+    (gradient,) = torch.autograd.grad(found[0, 1].square().sum(), own)
+    assert (gradient != 0).flatten(2).any(dim=2).tolist() == [[False, True, False], [False, False, False]]
+    monkeypatch.setattr(prompt_learner, "PART", 2)
+    torch.testing.assert_close(learner(own), found, rtol=1e-4, atol=1e-5)

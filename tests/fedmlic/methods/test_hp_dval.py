@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from fedmlic import prompt_tuning
 from fedmlic.errors import InputError
 from fedmlic.experiment import Experiment
 from fedmlic.learner import build_learner
-from fedmlic.method import Local
+from fedmlic.method import Local, scalar_and_rest
 from fedmlic.methods import hp_dval
 from fedmlic.methods.hp_dval import CONTEXTS, Scoring, fused
 from fedmlic.prompt_learner import Reader, TextHalf, random_reader
@@ -116,7 +117,7 @@ def test_the_loss_is_timms_beside_what_the_stage_adds(stage):
         objective = learned.method.phases[stage].objective
         local = Local(settings(), 1, 3, torch.device("cpu"), lambda: None, shard=shard)
         given = objective.inputs(local).of(images, labels, torch.arange(9))
-        found = objective.loss(network, images, labels, *given)
+        found, _ = scalar_and_rest(objective.loss(network, images, labels, *given))
         scores = network(network.views(images), "scores", *([network(images, "texts")] if stage else []))
         theirs = timm.DistributionBalancedLoss(labels.sum(dim=0), len(labels))(scores, labels)
         if stage == 0:
@@ -200,7 +201,7 @@ def test_before_the_second_stage_predictions_are_those_of_the_template(start):
 def test_views_are_computed_once_a_turn_while_the_tower_stays(monkeypatch):
     shard, calls, results = data(), [], []
     for limit in (2**30, -1):
-        monkeypatch.setattr(hp_dval, "LARGEST_CACHE", limit)
+        monkeypatch.setattr(prompt_tuning, "LARGEST_CACHE", limit)
         learned = learner()
         handle = learned.resident.network.backbone.register_forward_hook(lambda *_, limit=limit: calls.append(limit))
         results.append((play_phase(learned, shard, 1, local_epochs=3)[1].loss, learned.resident.flat.clone()))
@@ -319,7 +320,8 @@ def test_prompts_for_whole_images_without_balance_are_prompts_by_cross_entropy()
     labels = torch.from_numpy(shard.labels)
     given = learned.method.objective.inputs(Local(settings(), 1, 3, torch.device("cpu"), lambda: None, shard=shard))
     with torch.no_grad():
-        found = learned.method.objective.loss(network, images, labels, *given.of(images, labels, torch.arange(9)))
+        value = learned.method.objective.loss(network, images, labels, *given.of(images, labels, torch.arange(9)))
+        found, _ = scalar_and_rest(value)
         logits = network(network(images, "views"), "scores", network(images, "texts"))
         expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels.float())
 
