@@ -304,7 +304,7 @@ def features_key(identity: Mapping[str, Any]) -> str:
 
 def _identity(experiment: Experiment, corpus: Corpus, backbone: Backbone, device: torch.device | str) -> dict[str, Any]:
     """Everything that decides the maps. Their last bits depend on the kind of processor, too."""
-    modules = spec.modules("model", experiment.model)
+    modules = tuple(sorted({*spec.modules("model", experiment.model), type(backbone).__module__}))
     pixels = ("images.offsets.npy", PIXELS[corpus.images.storage])
     return {
         "schema": SCHEMA,
@@ -312,6 +312,7 @@ def _identity(experiment: Experiment, corpus: Corpus, backbone: Backbone, device
         "corpus": corpus.key,
         "pixels": {name: corpus.files.files[name]["sha256"] for name in pixels if name in corpus.files.files},
         "model": str(spec.parse(experiment.model, "model")),
+        "backbone": f"{type(backbone).__module__}.{type(backbone).__qualname__}",
         "tensors": tensors_sha256(backbone),
         "code": code.digest(code.files_behind(*modules)),
         "versions": _versions(modules),

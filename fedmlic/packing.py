@@ -67,9 +67,9 @@ def pack(numbers: NDArray[Any]) -> tuple[str, bytes]:
 
 def _packed(form: str, values: NDArray[Any]) -> bytes | None:
     if form == DEFLATED:
-        return zlib.compress(_bytes(values), LEVEL)
+        return zlib.compress(_bytes(values).data, LEVEL)
     if form == SHUFFLED:
-        return zlib.compress(_shuffled(values), LEVEL)
+        return zlib.compress(_shuffled(values).data, LEVEL)
     bits = values.view(f"<u{values.itemsize}")
     listed = np.unique(bits)
     if len(listed) > min(MOST_LISTED, len(bits) // 4):
@@ -117,7 +117,9 @@ def _from_list(found: bytes | None, count: int, itemsize: int) -> bytes | None:
     places = np.frombuffer(_unshuffled(found[start:], 2), "<u2")
     if count and int(places.max()) >= num_listed:
         return None
-    return np.frombuffer(found[4:start], f"<u{itemsize}")[places].tobytes()
+    listed: NDArray[Any] = np.frombuffer(found[4:start], f"<u{itemsize}")
+    chosen: bytes = listed[places].tobytes()
+    return chosen
 
 
 def _inflated(packed: bytes, most: int) -> bytes | None:

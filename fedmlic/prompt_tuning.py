@@ -46,7 +46,6 @@ class WholeView(Backbone):
 
     def __init__(self, tower: Backbone) -> None:
         super().__init__()
-        # Names of its tensors are part of what maps on the disk are found by: they must differ from those of TwoViews.
         self.both = TwoViews(tower)
         self.num_features, self.bn_policy = tower.num_features, tower.bn_policy
 

@@ -34,7 +34,7 @@ from fedmlic.methods.fedcorr import LIMIT, NOISY, SCORE, SCORED, STAGE, TOOK_PAR
 from fedmlic.noisy_clients import client_of, mean_by
 from fedmlic.two_groups import chance_of_one, two_groups
 from fedmlic.update import Update, Weighting
-from strategies.strategy import Round, State, Strategy
+from strategies.strategy import Round, State, Strategy, with_method
 
 REPORT = "fedcorr/report/"
 """Begins the names of what the server remembers of a client: float64, the sum of its scores and their number."""
@@ -89,7 +89,9 @@ def fedcorr(
         metrics = {"num-noisy": float(len(named))} | ({"chance-of-one": chance} if level < 1 else {})
         return replace(state, flat=flat, memory=memory, shared={**shared, NOISY: named}, metrics=metrics)
 
-    return Strategy(aggregate, init, weighting=Weighting(shared="uniform"), needs="each")
+    return Strategy(
+        aggregate, init, weighting=Weighting(shared="uniform"), needs="each", refuses=with_method("fedcorr")
+    )
 
 
 def verdict(

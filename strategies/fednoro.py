@@ -38,7 +38,7 @@ from fedmlic.noisy_clients import client_of, is_among, mean_by
 from fedmlic.protocol import ROUND_SUMS
 from fedmlic.two_groups import chance_of_one, two_groups
 from fedmlic.update import Update, Weighting
-from strategies.strategy import Round, State, Strategy
+from strategies.strategy import Round, State, Strategy, with_method
 
 REPORT = "fednoro/report/"
 """Begins the names of what the server remembers of a client: ``[losses and entries, 2, labels]``."""
@@ -131,7 +131,7 @@ def fednoro(
         metrics = {"num-noisy": float(len(noisy))} | ({"chance-of-one": chance} if level < 1 else {})
         return replace(state, memory=memory, shared=shared, metrics=metrics)
 
-    return Strategy(aggregate, weighting=Weighting(shared="uniform"), needs="each")
+    return Strategy(aggregate, weighting=Weighting(shared="uniform"), needs="each", refuses=with_method("fednoro"))
 
 
 def verdict(memory: Mapping[str, Tensor], here: Round, *, cells: str, tied: bool, level: float) -> tuple[Tensor, float]:

@@ -46,7 +46,7 @@ from fedmlic.prompt_tuning import (
     prompt_method,
 )
 
-TRIAL = "fedtpg(weights='random')"
+TRIAL = "fedtpg(weights='random', scores='pair', scale=100.0)"
 """How it is built where no weights are at hand: for tests."""
 
 

@@ -29,7 +29,7 @@ from fedmlic.model import Backbone
 from fedmlic.prompt_learner import PromptLearner, open_reader
 from fedmlic.prompt_tuning import LossName, PromptedNetwork, WholeView, ask, entry_loss, frozen_parts, prompt_method
 
-TRIAL = "promptfl(weights='random')"
+TRIAL = "promptfl(weights='random', scale=100.0)"
 """How it is built where no weights are at hand: for tests."""
 
 

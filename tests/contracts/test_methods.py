@@ -25,9 +25,9 @@ SIDE = 16
 METHODS = os.environ.get("FEDMLIC_ENTRY", "").split() or spec.entries("method")
 MODELS = {"hsvlt": "convnext(image_size=32)"}
 """For methods that need a network's inside; the others get a small CNN."""
-GAPS = {"promptfl": 0.05, "fedtpg": 0.05}
-"""How far apart present and absent labels get where one context for all labels is trained between two networks that are
-random and frozen; 0.4 for the others."""
+GAPS = {"promptfl": 0.1}
+"""How far apart present and absent labels get where all that trains is one context for all labels, between two networks
+that are random and frozen; 0.4 for the others."""
 
 
 class Pixels:

@@ -11,7 +11,17 @@ from fedmlic import spec
 from fedmlic.corpus import open_corpus
 from fedmlic.errors import InputError
 from fedmlic.experiment import Experiment
-from fedmlic.features import BATCH, MAPS, FeatureMaps, Passed, features_of, load_features, tensors_sha256
+from fedmlic.features import (
+    BATCH,
+    MAPS,
+    FeatureMaps,
+    Passed,
+    _identity,
+    features_key,
+    features_of,
+    load_features,
+    tensors_sha256,
+)
 from fedmlic.learner import build_learner, build_network
 from fedmlic.method import Task
 from fedmlic.record import open_run
@@ -135,6 +145,20 @@ def test_edited_code_of_the_model_computes_other_maps(corpus, tmp_path, plug):
     plug("frozen_nets", NETS.replace("nn.ReLU()", "nn.LeakyReLU()"))
 
     assert opened(corpus, tmp_path)[0].key != before
+
+
+def test_what_a_method_makes_of_the_backbone_counts_even_where_its_tensors_are_the_same(corpus, tmp_path):
+    experiment = Experiment(model=MODEL, method="bce()")
+    plain = opened(corpus, tmp_path)[1].backbone
+
+    class Twice(type(plain)):
+        def forward(self, images):
+            return 2 * super().forward(images)
+
+    before = features_key(_identity(experiment, corpus, plain, "cpu"))
+    plain.__class__ = Twice
+
+    assert features_key(_identity(experiment, corpus, plain, "cpu")) != before
 
 
 def test_every_tensor_counts_saved_or_not():
