@@ -8,12 +8,13 @@ them up is silent.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, overload
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
     Labels = NDArray[np.int8]
 
@@ -31,11 +32,12 @@ STATES: Final = {
 """The code table, as it is saved in every corpus manifest."""
 
 
-def known(labels: Labels) -> NDArray[np.bool_]:
-    """Which entries are annotations: present or absent, any shape.
-
-    Works on NumPy arrays and, since it is one comparison, on torch tensors.
-    """
+@overload
+def known(labels: Labels) -> NDArray[np.bool_]: ...
+@overload
+def known(labels: Tensor) -> Tensor: ...
+def known(labels: Labels | Tensor) -> NDArray[np.bool_] | Tensor:
+    """Which entries are annotations: present or absent. NumPy array or torch tensor, any shape."""
     return labels >= 0
 
 

@@ -206,7 +206,7 @@ def sweep(
         Optional[list[str]],  # noqa: UP045
         typer.Option(
             help="KEY=A,B,C or 'KEY={low=A, high=B, log=true}': choose on validation data for every row; also trials=N "
-            "and other options of [search]. May be given several times."
+            "and what else a study's table search may hold. May be given several times."
         ),
     ] = None,
     jobs: Annotated[int, typer.Option(min=0, help="Runs at the same time (0: as many as there is room for).")] = 0,

@@ -102,7 +102,7 @@ def scenes(
     split_by: Literal["owner", "image"] | None = None,
     val_fraction: Annotated[float, Field(ge=0, le=0.9)] | None = None,
     test_fraction: Annotated[float, Field(ge=0, le=0.9)] | None = None,
-    test: Literal["iid", "owners", "unseen-styles", "unseen-combinations", "balanced"] | None = None,
+    test: Literal["iid", "owners", "unseen-styles", "unseen-combinations", "balanced", "independent"] | None = None,
     num_test: Annotated[int, Field(ge=0, le=1_000_000)] | None = None,
     unseen_style_strength: Annotated[float, Field(ge=0, le=3)] | None = None,
 ) -> Dataset:
@@ -180,7 +180,8 @@ def scenes(
         test_fraction: share of owners' images for testing, with ``test='owners'``.
         test: ``iid`` scenes of nobody with the exact frequencies; held-out images of ``owners``;
             or scenes of nobody in ``unseen-styles``, with ``unseen-combinations`` of shape and
-            texture (levels coarse and attributes), or ``balanced``, every label equally frequent.
+            texture (levels coarse and attributes), ``balanced``, every label equally frequent, or
+            ``independent``, the same frequencies without contexts and rules: company tells nothing.
         num_test: test images of nobody.
         unseen_style_strength: style strength of ``unseen-styles``.
 

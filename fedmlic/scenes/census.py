@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Ints = NDArray[np.int64]
 
-TESTS = ("owners", "iid", "unseen-styles", "unseen-combinations", "balanced")
+TESTS = ("owners", "iid", "unseen-styles", "unseen-combinations", "balanced", "independent")
 """What the test split may hold: a part of the owners' images, or scenes that belong to nobody."""
 
 

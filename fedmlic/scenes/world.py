@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
@@ -96,6 +97,7 @@ class _Law(NamedTuple):
     """How labels of images are drawn: of owners, and of nobody."""
 
     options: Options
+    nobodys_options: Options
     owners: Owners
     common: Dependence
     nobodys: Dependence
@@ -122,11 +124,21 @@ def draw(options: Options) -> Draw:
     group = owners(options, len(target))
     rows = census(options, group)
     common = dependence(options, target)
-    nobodys = dependence(options, balanced(options)) if options.test == "balanced" else common
-    law = _Law(options, group, common, nobodys, turned(options, group, context_loadings(options), common))
+    nobodys_options = _independent(options) if options.test == "independent" else options
+    nobodys = common
+    if options.test in ("balanced", "independent"):
+        nobodys = dependence(nobodys_options, balanced(options) if options.test == "balanced" else target)
+    law = _Law(
+        options, nobodys_options, group, common, nobodys, turned(options, group, context_loadings(options), common)
+    )
     parts = [_labels(law, rows.take(block)) for block in _blocks(len(rows.key))]
     context, wanted = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return Draw(words, group, rows, target, context, wanted)
+
+
+def _independent(options: Options) -> Options:
+    """The same frequencies without contexts and rules: what stands beside a label says nothing of it."""
+    return replace(options, correlation=0.0, attract=(), exclude=(), determine=())
 
 
 def world(options: Options) -> World:
@@ -166,7 +178,9 @@ def _labels(law: _Law, rows: Census) -> tuple[Ints, Bools]:
         present[blank] = False
     if options.attract or options.exclude or options.determine:
         uniforms = entry_uniforms(options.seed, "scenes/rules", 0, rows.key, max(1, len(options.attract)))
-        present = apply_rules(options, present, uniforms)
+        ruled = apply_rules(options, present, uniforms)
+        free = (rows.owner == NO_OWNER) & (options.test == "independent")
+        present = np.where(free[:, None], present, ruled)
     return context, present
 
 
@@ -198,7 +212,11 @@ def _probabilities(law: _Law, owner: Ints, mood: Ints) -> Floats:
         own = law.turned.loadings[owner, :, mood] - law.turned.thresholds[owner]
         score = np.where(nobody[:, None], score, own)
     score += np.where(nobody[:, None], 0.0, law.owners.preference[owner])
-    spread = np.where(nobody, noise_spread(options, with_preference=True), noise_spread(options, with_preference=False))
+    spread = np.where(
+        nobody,
+        noise_spread(law.nobodys_options, with_preference=True),
+        noise_spread(options, with_preference=False),
+    )
     return distribution(score / spread[:, None])
 
 

@@ -422,6 +422,24 @@ def test_the_balanced_test_has_no_tail():
     assert np.abs(frequency - 0.2).max() < 4 * np.sqrt(0.2 * 0.8 / 4000)
 
 
+def test_labels_of_the_independent_test_are_as_frequent_and_say_nothing_of_each_other():
+    knobs = {**TINY, "num_test": 4000, "empty_fraction": -1, "correlation": 0.9, "exclude": ((0, 1),)}
+    shown = {}
+    for test in ("iid", "independent"):
+        table = scenes(**knobs, test=test).table()
+        shown[test] = table.labels[rows_of(table, "test")] == PRESENT
+        training = table.labels[rows_of(table, "train")]
+        shown[f"{test} training"] = training
+
+    correlation = {test: np.corrcoef(shown[test].T) - np.eye(shown[test].shape[1]) for test in ("iid", "independent")}
+    assert (shown["iid training"] == shown["independent training"]).all()
+    assert np.abs(shown["iid"].mean(axis=0) - shown["independent"].mean(axis=0)).max() < 0.04
+    assert np.abs(correlation["iid"]).max() > 0.3
+    assert np.abs(correlation["independent"]).max() < 4 / np.sqrt(4000)
+    assert not (shown["iid"][:, 0] & shown["iid"][:, 1]).any()
+    assert (shown["independent"][:, 0] & shown["independent"][:, 1]).any()
+
+
 def test_unseen_styles_look_different_and_show_the_same_things():
     usual, unseen = (scenes(**{**TINY, "test": test}) for test in ("iid", "unseen-styles"))
     tables = [data.table() for data in (usual, unseen)]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedmlic.errors import InputError
-from sim.engines.ray import ENVIRONMENT, RayCarrier
+from sim.engines.ray import RayCarrier
 
 BIN = Path(sys.executable).parent
 pytestmark = [
@@ -19,32 +18,12 @@ pytestmark = [
 ]
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture
-def cluster(tmp_path):
+def cluster(tmp_path, ray_nodes):
     """The address of a cluster of two nodes with one processor each, and their homes."""
-    port = free_port()
-    while 10_000 <= port < 20_000:  # Ray's own workers
-        port = free_port()
     homes = [tmp_path / f"home-{number}" for number in range(2)]
-    commands = [
-        ["start", "--head", f"--port={port}", "--num-cpus=1", "--include-dashboard=false"],
-        ["start", f"--address=127.0.0.1:{port}", "--num-cpus=1"],
-    ]
-    environment = {**os.environ, **ENVIRONMENT}
-    try:
-        for home, command in zip(homes, commands, strict=True):
-            subprocess.run(
-                [BIN / "ray", *command], check=True, env={**environment, "FEDMLIC_HOME": str(home)}, capture_output=True
-            )
-        yield f"127.0.0.1:{port}", homes
-    finally:
-        subprocess.run([BIN / "ray", "stop", "--force"], check=False, env=environment, capture_output=True)
+    with ray_nodes(homes) as address:
+        yield address, homes
 
 
 def test_both_machines_play_from_their_own_disks_and_the_weights_are_those_of_one_process(
@@ -66,6 +45,6 @@ def test_both_machines_play_from_their_own_disks_and_the_weights_are_those_of_on
         assert list(home.glob("federations/*/manifest.json"))
 
 
-def test_no_cluster_at_that_address_is_a_clear_error(tiny):
+def test_no_cluster_at_that_address_is_a_clear_error(tiny, free_port):
     with pytest.raises(InputError, match="Expected ray-address to be that of a running Ray cluster"):
-        RayCarrier(1, tiny(ray_address=f"127.0.0.1:{free_port()}")[1])
+        RayCarrier(1, tiny(ray_address=f"127.0.0.1:{free_port}")[1])

@@ -1,9 +1,7 @@
 """Sweeps on a Ray cluster that was there before: two nodes on this machine, each with a home of its own."""
 
 import io
-import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,46 +12,20 @@ from rich.console import Console
 from fedmlic.errors import InputError
 from fedmlic.experiment import split_settings
 from fedmlic.record import open_run
-from sim.engines.ray import ENVIRONMENT
 from sim.sweep.cluster import Cluster, Needs, _look, fitting, needs_of
 from sim.sweep.start import sweep
 from sim.sweep.study import check_study
 from sim.sweep.sweep import crew_for
 
-BIN = Path(sys.executable).parent
 ray_noise = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
+def cluster(tmp_path_factory, ray_nodes):
     """The address of a cluster of two nodes with one processor each, and their homes."""
-    port = free_port()
-    while 10_000 <= port < 20_000:  # Ray's own workers
-        port = free_port()
     homes = [tmp_path_factory.mktemp("home") for _ in range(2)]
-    commands = [
-        ["start", "--block", "--head", f"--port={port}", "--num-cpus=1", "--include-dashboard=false"],
-        ["start", "--block", f"--address=127.0.0.1:{port}", "--num-cpus=1"],
-    ]
-    nodes = []
-    try:
-        for home, command in zip(homes, commands, strict=True):
-            environment = {**os.environ, **ENVIRONMENT, "FEDMLIC_HOME": str(home), "PYTHONUNBUFFERED": "1"}
-            pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-            nodes.append(subprocess.Popen([BIN / "ray", *command], env=environment, **pipe))
-            assert any("Ray runtime started" in line for line in nodes[-1].stdout)
-        yield f"127.0.0.1:{port}", homes
-    finally:
-        for node in reversed(nodes):  # 'ray stop' would end every Ray of this machine
-            node.terminate()
-            node.wait()
-            node.stdout.close()
+    with ray_nodes(homes) as address:
+        yield address, homes
 
 
 def tables(settings, **changes):
@@ -197,7 +169,7 @@ def test_what_a_run_takes_of_a_machine(changes, has_gpus, needs, engine):
     assert crew_for(runtime, 2, 9, cluster_room=4).players == 2
 
 
-def test_no_cluster_at_that_address_is_a_clear_error(settings, tmp_path):
+def test_no_cluster_at_that_address_is_a_clear_error(settings, free_port, tmp_path):
     with pytest.raises(InputError, match="running Ray cluster"):
-        played(check_study(tables(settings)), tmp_path / "out", ray_address=f"127.0.0.1:{free_port()}")
+        played(check_study(tables(settings)), tmp_path / "out", ray_address=f"127.0.0.1:{free_port}")
     assert not (tmp_path / "out").exists()
