@@ -7,6 +7,7 @@ correlation from one round to the next, since memory moves in steps and not in w
 
     uv run python benchmarks/soak.py
     uv run python benchmarks/soak.py --engines ray inprocess --rounds 500
+    uv run python benchmarks/soak.py 'strategy=scaffold()' optimizer=sgd     # settings changed
 """
 
 from __future__ import annotations
@@ -99,7 +100,9 @@ def play(engine: str, options: argparse.Namespace, folder: Path) -> tuple[Progra
     """
     out = folder / f"run-{engine or 'default'}"
     settings = {**SETTINGS, "num-rounds": options.rounds, "home": str(folder / "home")}
-    pairs = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    changes = dict(change.split("=", 1) for change in options.changes)
+    pairs = [f"{key}={json.dumps(value)}" for key, value in settings.items() if key not in changes]
+    pairs += options.changes
     choice = ["--engine", engine] if engine else []
     command = [*fedmlic(), "run", *pairs, *choice, "--workers", str(options.workers), "--out", str(out), "--json"]
     series: dict[int, list[tuple[int, int]]] = {}
@@ -168,6 +171,7 @@ def show(console: Console, engine: str, lines: list[Line], options: argparse.Nam
 def read_options() -> argparse.Namespace:
     """Options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="settings of fedmlic run that differ")
     parser.add_argument("--engines", nargs="+", default=[""], help="of fedmlic run (default: its default)")
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--warm-up", type=int, default=20, help="rounds that do not count")
@@ -176,6 +180,9 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--limit", type=float, default=3600.0, help="seconds after which a run is ended")
     parser.add_argument("--out", type=Path, help="folder for results (default benchmarks/results/soak-DATE)")
     options = parser.parse_args()
+    wrong = [change for change in options.changes if "=" not in change]
+    if wrong:
+        parser.error(f"Expected KEY=VALUE, got {wrong[0]!r}.")
     if options.rounds < options.warm_up + 10:
         parser.error(f"Expected at least 10 rounds after the warm-up of {options.warm_up}, got {options.rounds}.")
     return options
@@ -186,7 +193,8 @@ def main() -> int:
     end_cleanly()
     options = read_options()
     console = Console(width=max(Console().width, 100))
-    about = {"machine": machine(), "settings": SETTINGS, "rounds": options.rounds, "tolerance": options.tolerance}
+    about = {"machine": machine(), "settings": SETTINGS, "changes": options.changes, "rounds": options.rounds}
+    about["tolerance"] = options.tolerance
     results, failed = {}, False
     with tempfile.TemporaryDirectory() as name:
         for engine in options.engines:
