@@ -3,11 +3,13 @@
 import pytest
 
 from fedmlic.errors import InputError
+from fedmlic.experiment import split_settings
 from sim.commands.settings import read_recipe, read_value
 from sim.sweep.plan import Plan, distinct
 from sim.sweep.search import edges_of
-from sim.sweep.start import study_of
+from sim.sweep.start import STUDIES, study_of
 from sim.sweep.study import REFERENCES, check_study, read_study, rows_of, split_values
+from strategies.server.check import check_experiment
 
 
 def asked(*arguments, search=()):
@@ -163,3 +165,15 @@ def test_the_edge_of_a_grid_is_noticed_for_numbers_only():
 
     assert edges_of({"learning-rate": 0.01, "optimizer": "sgd", "momentum": 0.9}, tried) == []
     assert edges_of({"learning-rate": 0.001, "optimizer": "sgd", "momentum": 0.9}, tried) == ["learning-rate"]
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in STUDIES.glob("*.toml")))
+def test_every_row_of_a_shipped_study_is_a_run_that_would_start(name):
+    given = {"hp_dval": ["dataset=voc_mlt(root='of the user')"]}
+    study, _ = asked(name, *given.get(name, []))
+
+    rows = rows_of(study)
+    for row in rows:
+        check_experiment(*split_settings(row.settings))
+    assert len({row.label for row in rows}) == len(rows) > 1
+    assert study.search is None or study.search.ends()
