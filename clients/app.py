@@ -17,7 +17,7 @@ from flwr.clientapp import ClientApp
 
 from clients import approval, audit
 from clients.source import Node, is_device, node_name, open_node, shows_paths
-from fedmlic import wire
+from fedmlic import spec, wire
 from fedmlic.errors import InputError
 from fedmlic.protocol import Reply, Request, Turn
 
@@ -82,7 +82,8 @@ def answer_to(content: RecordDict, context: Context) -> RecordDict:
 def play(here: Node, request: Request, clients: list[int]) -> Reply:
     """Play ``clients`` and keep their tracebacks here if the node is discreet."""
     here.host.collect()  # forget what a broken-off message left behind
-    reply = here.host.play(request, clients)
+    with spec.allowing(here.plugins):
+        reply = here.host.play(request, clients)
     if not here.discreet:
         return reply
     return replace(reply, turns=tuple(_discreet(turn, paths=here.paths) for turn in reply.turns))

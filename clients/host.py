@@ -20,6 +20,7 @@ import torch
 from fedmlic import spec
 from fedmlic.errors import listing
 from fedmlic.histograms import ScoreHistograms
+from fedmlic.image_state import PREFIX as IMAGES
 from fedmlic.labels import known
 from fedmlic.learner import check_at_once
 from fedmlic.method import Local, Trained, stretch_of
@@ -104,6 +105,7 @@ class Host:
         self._memory = memory
         self._mods_of: dict[tuple[str, ...], tuple[Mod, ...]] = {}
         self._layouts: dict[object, Layout] = {}
+        self._trained_in: dict[int, tuple[str, ...]] = {}
         self._private_tensors = bool(learner.resident.private_names)
         self._start_of_private: dict[str, Tensor] = {}
         self._incoming: tuple[object, nn.Module] | None = None
@@ -181,12 +183,21 @@ class Host:
         local = self._local(request, client)
         resident.load(request.flat, private_of(local.memory))
         stretch = stretch_of(self._learner.method, request.round)
-        resident.train_only(_trained(stretch, resident.network))
+        resident.train_only(self._trained(stretch))
         local = replace(local, hooks=self._hooks(request, shard, local))
         trained = stretch.phase.train(resident, shard, local)
         resident.check()
         local.memory.update({PRIVATE + name: tensor for name, tensor in resident.private_tensors().items()})
         return self._add(request, shard, resident.flat, trained, local)
+
+    def _trained(self, stretch: Stretch) -> Sequence[str] | None:
+        """Names of the tensors that train in a stretch; None for all."""
+        if stretch.phase.tensors is None:
+            return None
+        if stretch.number not in self._trained_in:
+            self._learner.resident.train_only(None)  # a turn that failed may have left some of them standing still
+            self._trained_in[stretch.number] = tuple(stretch.phase.tensors(self._learner.resident.network))
+        return self._trained_in[stretch.number]
 
     def _hooks(self, request: Request, shard: Shard, local: Local) -> tuple[Hooks, ...]:
         return tuple(mod.begin(self._learner.resident, shard, local) for mod in self._mods(request))
@@ -254,13 +265,16 @@ class Host:
         )
 
     def _recall(self, request: Request, client: int) -> dict[str, Tensor]:
-        """What the client kept of its last turn that counted; of an earlier stretch only its private tensors."""
+        """What the client kept of its last turn that counted; of an earlier stretch only what is not of its training.
+
+        Those are the client's private tensors and what it keeps of its images (``fedmlic.image_state``).
+        """
         last = request.last.get(client, 0)
         if last == 0 or not self._remembers(request):
             return {}
         found = self._place(request).recall(client, last)
         first = stretch_of(self._learner.method, request.round).first_round
-        return {name: tensor for name, tensor in found.items() if last >= first or name.startswith(PRIVATE)}
+        return {name: tensor for name, tensor in found.items() if last >= first or name.startswith((PRIVATE, IMAGES))}
 
     def _remembers(self, request: Request) -> bool:
         """Whether clients keep tensors from turn to turn."""
@@ -488,10 +502,6 @@ def _with_support(shard: Shard, counted: Mapping[str, Tensor]) -> dict[str, Tens
 def private_of(memory: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The network's private tensors by their names in it, out of what a client keeps."""
     return {name.removeprefix(PRIVATE): tensor for name, tensor in memory.items() if name.startswith(PRIVATE)}
-
-
-def _trained(stretch: Stretch, network: nn.Module) -> Sequence[str] | None:
-    return None if stretch.phase.tensors is None else stretch.phase.tensors(network)
 
 
 def num_bytes_of(tensors: Mapping[str, Tensor]) -> int:

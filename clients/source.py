@@ -145,7 +145,8 @@ def _open_device(experiment: Experiment, node_config: Mapping[str, Setting]) -> 
         client=client,
     )
     here = Runtime(device=str(node_config.get("device", "auto")), home=str(home or ""))
-    learner = learner_for(experiment, here, federation, progress_lines("features", _say))
+    with spec.allowing(plugins):
+        learner = learner_for(experiment, here, federation, progress_lines("features", _say))
     host = Host(node_name(node_config), experiment, federation, learner, memory=kept_in(home))
     discreet = node_config.get("tracebacks") is not True
     rest = FolderRest((home or default_home()) / "memory" / host.name)
@@ -171,12 +172,7 @@ def _check_plugins(experiment: Experiment, plugins: tuple[str, ...]) -> None:
     for key in ("model", "method", "mods", "inference"):
         refused = spec.not_allowed(key, getattr(experiment, key), plugins)
         if refused:
-            allowed, others = ", ".join(plugins) or "nothing", ", ".join(refused)
-            msg = (
-                f"Expected {key} to be of the catalogue or of what this device allows ({allowed}), got {others}. "
-                f"Its owner can add allow-plugins='{refused[0].rpartition('.')[0]}.*' to --node-config."
-            )
-            raise InputError(msg)
+            raise spec.refusal(key, refused, plugins)
 
 
 def kept_in(home: Path | None) -> Callable[[str], ClientMemory]:

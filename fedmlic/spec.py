@@ -14,6 +14,8 @@ import importlib
 import importlib.util
 import inspect
 import re
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
@@ -22,7 +24,7 @@ from pydantic import ConfigDict, ValidationError, create_model, validate_call
 from fedmlic.errors import InputError, nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import ModuleType
 
 CATALOGUES = {
@@ -124,6 +126,51 @@ def _dotted(node: ast.expr, problem: str) -> str:
     return ".".join([node.id, *reversed(parts)])
 
 
+_ALLOWED: ContextVar[tuple[str, ...] | None] = ContextVar("allowed plug-ins", default=None)
+
+VECTOR_ARGUMENTS = frozenset({"text", "of"})
+"""Arguments that name label vectors (``fedmlic.text``)."""
+
+VECTORS = "label vectors"
+"""What ``fedmlic.text`` calls its kinds, which are functions of its own and no catalogue."""
+
+
+@contextmanager
+def allowing(patterns: Iterable[str]) -> Iterator[None]:
+    """Inside the block no code from outside the catalogues is imported but what a pattern allows.
+
+    It holds for every text that is built, those among the arguments of other entries included.
+
+    Args:
+        patterns: dotted names, in which ``*`` stands for anything.
+    """
+    token = _ALLOWED.set(tuple(patterns))
+    try:
+        yield
+    finally:
+        _ALLOWED.reset(token)
+
+
+def _check_allowed(key: str, name: str) -> None:
+    patterns = _ALLOWED.get()
+    own = key == VECTORS and name.rpartition(".")[0] == "fedmlic.text"
+    if patterns is not None and not own and not _matches(name, patterns):
+        raise refusal(key, [name], patterns)
+
+
+def refusal(key: str, names: Sequence[str], patterns: Sequence[str]) -> InputError:
+    """The error for names from outside the catalogues that no pattern allows."""
+    msg = (
+        f"Expected {key} to be of the catalogue or of what this device allows ({', '.join(patterns) or 'nothing'}), "
+        f"got {', '.join(names)}. Its owner can add allow-plugins='{names[0].rpartition('.')[0]}.*' to --node-config."
+    )
+    return InputError(msg)
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, each) for each in patterns)
+
+
 def entries(key: str) -> list[str]:
     """Names of all entries in the catalogue of ``key``, without importing them.
 
@@ -143,6 +190,7 @@ def _defines(file: Path, name: str) -> bool:
 def factory(key: str, name: str) -> Callable[..., Any]:
     """The factory that ``name`` stands for in the catalogue of ``key``."""
     if "." in name:
+        _check_allowed(key, name)
         module_name, _, attribute = name.rpartition(".")
         try:
             module = importlib.import_module(module_name)
@@ -206,17 +254,40 @@ def not_allowed(key: str, text: str, patterns: Iterable[str]) -> list[str]:
     >>> not_allowed("mods", "clip(norm=1.0), my_lab.mods.mine(), os.system()", ["my_lab.*"])
     ['os.system']
     """
-    names = [name for name, _ in parse_all(text, key)]
     allowed = list(patterns)
-    return [name for name in names if "." in name and not any(fnmatch.fnmatchcase(name, each) for each in allowed)]
+    return [name for name, _ in parse_all(text, key) if "." in name and not _matches(name, allowed)]
 
 
 def modules(key: str, text: str) -> list[str]:
-    """Modules that define the factory that ``text`` names."""
-    name = parse(text, key).name
+    """Modules that define the factory that ``text`` names, and those that texts among its arguments name."""
+    name, arguments = parse(text, key)
     named = name.rpartition(".")[0] or f"{CATALOGUES[key]}.{name}"
     # A factory may be defined in another module than the one it is asked for from.
-    return list(dict.fromkeys([named, getattr(inspect.unwrap(factory(key, name)), "__module__", named)]))
+    found = [named, getattr(inspect.unwrap(factory(key, name)), "__module__", named)]
+    found += [module for argument, value in arguments.items() for module in _modules_among(argument, value)]
+    return list(dict.fromkeys(found))
+
+
+def _modules_among(argument: str, value: Any) -> list[str]:  # noqa: ANN401  (arguments are any)
+    """Modules behind one argument, if it holds texts of a catalogue or of label vectors."""
+    if isinstance(value, (list, tuple)):
+        return [module for item in value for module in _modules_among(argument, item)]
+    catalogue = _catalogue_of(argument)
+    if not isinstance(value, str) or not (catalogue or argument in VECTOR_ARGUMENTS):
+        return []
+    try:
+        named = parse_all(value, argument)
+    except InputError:  # a text of another kind, or wrong: the entry itself says what
+        return []
+    if catalogue:
+        return [module for each in named for module in modules(catalogue, str(each))]
+    outside = [each.name.rpartition(".")[0] for each in named if "." in each.name]
+    return [*outside, *(m for each in named for a, v in each.arguments.items() for m in _modules_among(a, v))]
+
+
+def _catalogue_of(argument: str) -> str | None:
+    """The catalogue that an argument is called like: ``regime`` or ``regimes``."""
+    return next((key for key in CATALOGUES if argument in {key, f"{key}s"}), None)
 
 
 def build(key: str, text: str) -> Any:  # noqa: ANN401  (the catalogue decides the type)
@@ -276,7 +347,7 @@ def _resolved(name: str, value: Any) -> Any:  # noqa: ANN401  (arguments are any
         return [_resolved(name, item) for item in value]
     if isinstance(value, Path):
         return str(value)
-    catalogue = next((key for key in CATALOGUES if name in {key, f"{key}s"}), None)
+    catalogue = _catalogue_of(name)
     if catalogue is None or not isinstance(value, str):
         return value
     try:

@@ -12,7 +12,8 @@ heads too.
 
 from __future__ import annotations
 
-from typing import Annotated
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 from torch import nn
@@ -22,24 +23,27 @@ from fedmlic.errors import InputError
 from fedmlic.features import BACKBONE
 from fedmlic.method import Method, Phase
 
+if TYPE_CHECKING:
+    from fedmlic.experiment import Experiment
 
-def probe_then_tune(*, probe_rounds: Annotated[int, Field(ge=1)] = 5, of: str = "bce()") -> Method:
+
+def probe_then_tune(*, probe_rounds: Annotated[int, Field(ge=1)] = 5, method: str = "bce()") -> Method:
     """A method whose backbone stands still in the first rounds and is fine-tuned after them.
 
     Args:
         probe_rounds: rounds in which only what is beside the backbone trains.
-        of: the method and its arguments, such as ``"fedlgt(readout='shared')"``; it must train by one objective and
-            have no phases of its own.
+        method: the method and its arguments, such as ``"fedlgt(readout='shared')"``; it must train by one objective
+            and have no phases, sums of every round or conditions of its own.
 
     Raises:
-        InputError: ``of`` names no such method.
+        InputError: ``method`` names no such method.
     """
-    method: Method = spec.build("method", of)
-    if method.phases or method.objective is None:
-        why = "phases of its own" if method.phases else "a training of its own"
+    made: Method = spec.build("method", method)
+    reason = _unsuited(made)
+    if reason:
         msg = (
-            f"Expected of of probe_then_tune to be a method that trains by one objective, got {of!r} with {why}. "
-            "Name another method."
+            f"Expected method of probe_then_tune to train by one objective in every round, got {method}, which has "
+            f"{reason} of its own. Name another method."
         )
         raise InputError(msg)
 
@@ -50,5 +54,24 @@ def probe_then_tune(*, probe_rounds: Annotated[int, Field(ge=1)] = 5, of: str = 
             if parameter.requires_grad and not name.startswith(BACKBONE)
         ]
 
-    probe = Phase(method.train, probe_rounds, beside, method.objective)
-    return method._replace(phases=(probe, Phase(method.train, objective=method.objective)))
+    probe = Phase(made.train, probe_rounds, beside, made.objective)
+    phases = probe, Phase(made.train, objective=made.objective)
+    return made._replace(phases=phases, refuses=partial(_too_short, probe_rounds))
+
+
+def _unsuited(method: Method) -> str:
+    """What a method has of its own that does not go with two stretches of rounds; empty where there is nothing."""
+    if method.phases:
+        return "phases"
+    if method.objective is None:
+        return "a training"
+    if method.round_sums is not None:
+        return "sums of every round"  # they begin anew with every stretch
+    return "conditions" if method.refuses is not None else ""
+
+
+def _too_short(probe_rounds: int, experiment: Experiment) -> str:
+    """Why an experiment has no round of fine-tuning; empty where it has one."""
+    if experiment.num_rounds > probe_rounds:
+        return ""
+    return f"everything trains after probe_rounds={probe_rounds}, and num-rounds is {experiment.num_rounds}"

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from fedmlic import spec
 from fedmlic.errors import InputError, nearest
+from fedmlic.experiment import Experiment
+from fedmlic.learner import build_learner
 from fedmlic.spec import Spec, build, entries, factory, parse
 
 LITERALS = st.one_of(
@@ -194,3 +196,65 @@ def test_names_from_outside_are_listed_without_importing_them():
     assert spec.not_allowed("mods", text, []) == ["my_lab.mods.mine", "gone.away"]
     assert spec.not_allowed("mods", text, ["my_lab.*"]) == ["gone.away"]
     assert spec.not_allowed("mods", text, ["*"]) == []
+
+
+NESTED = """
+import pathlib
+
+pathlib.Path(__file__).with_suffix(".imported").touch()
+
+from fedmlic.methods.bce import bce
+from fedmlic.text import VectorKind, learned
+
+
+def mine():
+    return bce()
+
+
+def vectors(*, of: str = "") -> VectorKind:
+    return learned()
+"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "nested_lab.mine()",
+        "probe_then_tune(method='nested_lab.mine()')",
+        "fedlgt(text='nested_lab.vectors()')",
+        "fedlgt(text=\"shuffled(of='nested_lab.vectors()')\")",
+        "probe_then_tune(method=\"fedlgt(text='nested_lab.vectors')\")",
+    ],
+)
+def test_code_from_outside_is_refused_wherever_it_is_named_and_nothing_is_imported(plug, text):
+    folder = plug("nested_lab", NESTED)
+    space = ("cat", "dog"), (16, 16, 3)
+
+    with (
+        spec.allowing([]),
+        pytest.raises(InputError, match=r"what this device allows \(nothing\), got nested_lab\.\w+\. "),
+    ):
+        build_learner(Experiment(method=text, model="small_cnn(width=8)"), *space)
+    with spec.allowing(["other.*"]), pytest.raises(InputError, match=r"allow-plugins='nested_lab\.\*'"):
+        build_learner(Experiment(method=text, model="small_cnn(width=8)"), *space)
+
+    assert not (folder / "nested_lab.imported").exists()
+    assert "nested_lab" in spec.modules("method", text)
+
+
+def test_inside_the_block_the_catalogues_and_what_is_allowed_work(plug):
+    plug("nested_lab", NESTED)
+    settings = Experiment(method="probe_then_tune(method='nested_lab.mine()')", model="small_cnn(width=8)")
+
+    with spec.allowing(["nested_lab.*"]):
+        build_learner(settings, ("cat", "dog"), (16, 16, 3))
+    with spec.allowing([]):
+        build_learner(Experiment(method="fedlgt(text='learned()')"), ("cat", "dog"), (32, 32, 3))
+    build_learner(settings, ("cat", "dog"), (16, 16, 3))
+
+
+def test_texts_of_a_catalogue_among_the_arguments_are_resolved_and_their_modules_found():
+    short, long = "probe_then_tune(method='bce')", "probe_then_tune(method='bce()', probe_rounds=5)"
+
+    assert spec.resolve("method", short) == spec.resolve("method", long)
+    assert spec.modules("method", short) == ["fedmlic.methods.probe_then_tune", "fedmlic.methods.bce"]

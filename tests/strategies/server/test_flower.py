@@ -986,10 +986,18 @@ def test_plug_ins_run_where_the_devices_owner_allows_them(devices, plug, tmp_pat
         assert "allow-plugins names, got ['turns.variates']" in errors[client]
 
 
-@pytest.mark.parametrize("key", ["method", "inference"])
-def test_a_device_imports_no_plug_in_that_its_owner_does_not_allow(devices, plug, key):
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("method", "outside.own()"),
+        ("inference", "outside.own()"),
+        ("method", "probe_then_tune(method='outside.own()')"),
+        ("method", "fedlgt(text='outside.own()')"),
+    ],
+)
+def test_a_device_imports_no_plug_in_that_its_owner_does_not_allow(devices, plug, key, text):
     plug("outside", "raise RuntimeError('imported')")
-    _, transport = devices(1, **{key: "outside.own()"})
+    _, transport = devices(1, **{key: text})
 
     with pytest.raises(InputError, match=r"what this device allows \(nothing\), got outside\.own"):
         transport.hosts()
