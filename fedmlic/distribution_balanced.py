@@ -48,6 +48,9 @@ def shifts(present: Tensor, images: Tensor) -> Tensor:
 def rebalanced(labels: Tensor, present: Tensor, *, floor: float, steepness: float, middle: float) -> Tensor:
     """float32 ``[batch, labels]``: r^, the weight of every entry.
 
+    1 where r is not known: for a label of which no present entry is counted, and for all labels of an image that has
+    such a label, since its 1 / n_j is part of their r. Counts of all clients lack a label where its count is withheld.
+
     Args:
         labels: int8 ``[batch, labels]``.
         present: ``[labels]``, counts.
@@ -58,7 +61,8 @@ def rebalanced(labels: Tensor, present: Tensor, *, floor: float, steepness: floa
     inverse = torch.where(present > 0, 1 / present.clamp(min=1).float(), 0.0)
     total = (inverse * (labels == PRESENT)).sum(dim=1, keepdim=True)
     ratio = torch.where(total > 0, inverse / total.clamp(min=1e-30), torch.inf)
-    return torch.where(present > 0, floor + torch.sigmoid(steepness * (ratio - middle)), 1.0)
+    uncounted = ((labels == PRESENT) & (present <= 0)).any(dim=1, keepdim=True)
+    return torch.where((present > 0) & ~uncounted, floor + torch.sigmoid(steepness * (ratio - middle)), 1.0)
 
 
 def shares(present: Tensor) -> Tensor:

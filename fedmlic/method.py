@@ -185,7 +185,9 @@ class Solution(NamedTuple):
 
     Sums are float64 or int64 tensors whose first axis is rows (labels, or one). A client adds what it put into
     ``Local.solution_sums``, zeros where it put nothing. A row with too few clients or images behind it reads 0
-    (``statistics-min-clients``, ``statistics-min-images``). Clients do not get the sums.
+    (``statistics-min-clients``, ``statistics-min-images``), where a client stands behind a row that is not all 0 at it.
+    So a row may read 0 in one sum and not in another; ``solve`` must not take a 0 for "none". Clients do not get the
+    sums.
 
     Attributes:
         sums: ``(network, what the server shares) -> zeros by name`` of the sums' shapes; the same at the server and at

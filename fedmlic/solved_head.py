@@ -94,6 +94,19 @@ class HeadSums(NamedTuple):
         """Whether there is one second moment for all labels."""
         return len(self.second) == 1 and len(self.known) != 1
 
+    @property
+    def solvable(self) -> Tensor:
+        """Bool ``[labels]``: labels of which no row that a head is solved from reads 0.
+
+        The server withholds rows by themselves, and one that is withheld reads 0 as one that adds up to 0 does. A label
+        that is known at many clients and present at few has a count of known entries and none of present ones, which
+        would make its present entries absent ones.
+        """
+        found = (self.known > 0) & (self.present > 0)
+        for rows in (self.first, self.first_present, self.second):
+            found = found & rows.any(dim=1)
+        return found & self.first_all.any() & self.images.any() if self.is_shared else found
+
     def to_tensors(self) -> dict[str, Tensor]:
         """By name, as they are sent."""
         return dict(zip(NAMES, self, strict=True))
@@ -163,7 +176,7 @@ def ridge_head(sums: HeadSums, alpha: float, *, standardise: bool, balanced: boo
     A label of which nothing is known gets zeros; one that is always present, or never, gets its target as bias alone.
 
     Args:
-        sums: over all images.
+        sums: over all images, nothing withheld (``HeadSums.solvable``).
         alpha: penalty, more than 0.
         standardise: whether features are divided by their standard deviation first; a feature that is constant is not.
         balanced: whether targets give present and absent entries the same mass.
@@ -302,11 +315,15 @@ class SolvedHead:
         return HeadSums.zero(num_labels, num_features, shared=one).to_tensors()
 
     def solve(self, network: nn.Module, sums: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See ``Solution.solve``; rows of labels of which nothing is known, or too little, stay."""
+        """See ``Solution.solve``; rows of labels that are not ``HeadSums.solvable`` stay, bit for bit.
+
+        So a label that is present nowhere keeps its row, too: were it solved for, its row would tell everybody that
+        no client has a present entry, where the row of one with a few of them stays.
+        """
         del network
         found = HeadSums.of_tensors(sums)
         weights, biases = ridge_head(found, self.alpha, standardise=self.standardise, balanced=self.balanced)
-        there = found.known > 0
+        there = found.solvable
         return {
             "head.weight": torch.where(there[:, None], weights, before["head.weight"].cpu().double()),
             "head.bias": torch.where(there, biases, before["head.bias"].cpu().double()),

@@ -12,7 +12,7 @@ easy absences from pushing rare labels down. ``focal=True`` multiplies by 2 (1 -
 of z where present and of lambda z where absent.
 
 An image without a present label has r without bound: r^ = a + 1. A label of which no present entry is
-counted (or whose count is withheld) has r^ = 1 and no shift.
+counted (or whose count is withheld) has r^ = 1 and no shift; in an image that has it, every label has r^ = 1.
 
 Deviations: UNKNOWN and UNCERTAIN entries take no part; the mean is over known entries. The source
 draws images by class; here a client's images come once per pass. Counts are the client's own, or with

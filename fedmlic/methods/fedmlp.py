@@ -112,10 +112,25 @@ def nearness(features: Tensor, sums: Mapping[str, Tensor]) -> Tensor:
         features: ``[images, features]``.
         sums: over clients, by ``FEATURES`` and ``IMAGES``.
     """
-    known = (sums[IMAGES] > 0).all(dim=0)
+    # Numbers are withheld one by one: images may be there without a single number of the prototype.
+    known = ((sums[IMAGES] > 0) & sums[FEATURES].any(dim=2)).all(dim=0)
     directions = F.normalize(sums[FEATURES].double(), dim=2)
     absent, present = torch.einsum("if,slf->sil", F.normalize(features.double(), dim=1), directions)
     return torch.where(known, absent - present, torch.nan)
+
+
+def learning_degree(sums: Mapping[str, Tensor]) -> Tensor:
+    """float64 ``[labels]`` in [0, 1]: the share of missing entries that are judged surely.
+
+    0 where either count reads 0, since it may be withheld: nothing is tagged by a degree that is not known.
+
+    Args:
+        sums: over clients, by ``LEARNED`` and ``MISSING``.
+
+    >>> learning_degree({LEARNED: torch.tensor([3, 0, 0]), MISSING: torch.tensor([4, 4, 0])}).tolist()
+    [0.75, 0.0, 0.0]
+    """
+    return (sums[LEARNED] / sums[MISSING].clamp(min=1)).double()
 
 
 def tag(tags: Tensor, scores: Tensor, missing: Tensor, shares: tuple[Tensor, Tensor]) -> Tensor:
@@ -177,8 +192,7 @@ class _Client:
         if self._begun or len(given) < len(sums):
             return
         self._begun = True
-        learned = given[LEARNED] / given[MISSING].clamp(min=1)
-        learned = torch.where(given[MISSING] > 0, learned, 1.0).double()
+        learned = learning_degree(given)
         shares = self._shares or (1.0, 1.0)
         each = tuple(learned if self._shares is None else torch.full_like(learned, share) for share in shares)
         tags = torch.where(self.missing, self.answers.clamp(min=UNKNOWN), UNKNOWN).to(torch.int8)

@@ -162,6 +162,8 @@ class _Judge:
         else:
             shared = self._local.shared
             found = {name: shared[ROUND_SUMS + name].to(self.judged.device) for name in (PROBABILITIES, COUNTS)}
+            # Both are withheld by themselves: clients that are sure of "absent" stand behind the count alone.
+            found[COUNTS] = torch.where(found[PROBABILITIES] > 0, found[COUNTS], 0)
         return thresholds(found[PROBABILITIES].double() / FIXED_POINT, found[COUNTS], self._level)
 
     def metrics(self) -> dict[str, float]:

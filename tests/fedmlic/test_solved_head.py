@@ -170,3 +170,53 @@ def test_moments_that_are_too_large_are_refused_with_the_way_out(monkeypatch):
     with pytest.raises(InputError, match=r"at most 29 numbers, got 30: 4 features for each of 3 labels.*gram='shared'"):
         SolvedHead(pooled_features).zeros(network, {})
     assert SolvedHead(pooled_features, gram="shared").zeros(network, {})["second"].shape == (1, 10)
+
+
+NEEDED = {False: ("known", "present", "first", "first-present", "second"), True: ("known", "present", "first-present")}
+"""Sums of which a label's own row may be withheld, without and with one second moment for all labels."""
+
+
+@pytest.mark.parametrize(("shared", "name"), [(shared, name) for shared, names in NEEDED.items() for name in names])
+def test_a_label_of_which_a_row_is_withheld_keeps_its_own_bit_for_bit(shared, name):
+    parts = clients(11, num_features=4, known=1.0)
+    sums = {key: each.clone() for key, each in summed(parts, shared=shared).to_tensors().items()}
+    sums[name][1] = 0  # as the server gives it
+    network, solver = Network(), SolvedHead(pooled_features, alpha=2.0)
+    before = {key: each.detach().clone() for key, each in network.state_dict().items()}
+
+    after = solver.solve(network, sums, before)
+
+    assert torch.equal(after["head.weight"][1].float(), before["head.weight"][1])
+    assert torch.equal(after["head.bias"][1].float(), before["head.bias"][1])
+    for label in (0, 2):
+        wanted, bias = expected(parts, label, 2.0, standardise=True, balanced=False)
+        np.testing.assert_allclose(after["head.weight"][label].numpy(), wanted, rtol=1e-6, atol=1e-7)
+        assert float(after["head.bias"][label]) == pytest.approx(bias, rel=1e-6, abs=1e-7)
+
+
+@pytest.mark.parametrize("name", ["images", "first-all", "second"])
+def test_without_the_sums_of_all_images_no_row_changes(name):
+    sums = {key: each.clone() for key, each in summed(clients(4, num_features=4), shared=True).to_tensors().items()}
+    sums[name].zero_()
+    network = Network()
+
+    after = SolvedHead(pooled_features).solve(network, sums, network.state_dict())
+
+    assert torch.equal(after["head.weight"].float(), network.head.weight)
+    assert torch.equal(after["head.bias"].float(), network.head.bias)
+
+
+def test_a_label_that_is_present_nowhere_keeps_its_row_and_one_that_is_everywhere_is_constant():
+    features = torch.rand(8, 4)
+    labels = torch.zeros(8, 3, dtype=torch.int8)
+    labels[:, 1], labels[:3, 2] = 1, 1
+    network = Network()
+    sums = HeadSums.of(features, labels, shared=False).to_tensors()
+
+    after = SolvedHead(pooled_features).solve(network, sums, network.state_dict())
+
+    assert torch.equal(after["head.weight"][0].float(), network.head.weight[0])
+    assert torch.equal(after["head.bias"][0].float(), network.head.bias[0])
+    assert after["head.weight"][1].abs().max() < 1e-12
+    assert float(after["head.bias"][1]) == pytest.approx(1.0)
+    assert not torch.equal(after["head.bias"][2].float(), network.head.bias[2])

@@ -27,22 +27,46 @@ OF_ALL = {
     "statistics_min_images": 1,
 }
 
+SPARSE = "compose(regimes=['label_subset(labels_per_client=8)', 'random_missing(known_fraction=0.2)'])"
+"""Some labels are known at many clients and present at few."""
+
+
+def opened(experiment, runtime):
+    """The clients' shards, and the network as it begins."""
+    corpus = open_corpus(spec.build("dataset", experiment.dataset), home_of(runtime))
+    federation = open_federation(experiment, runtime, corpus)
+    network = build_learner(experiment, corpus.label_names, corpus.image_shape).resident.network
+    return [federation.shard(client) for client in federation.clients], network
+
 
 def pooled(experiment, runtime, weights=None):
     """Features and observed labels of all clients' training images, by hand; of a network with ``weights``."""
-    corpus = open_corpus(spec.build("dataset", experiment.dataset), home_of(runtime))
-    federation = open_federation(experiment, runtime, corpus)
-    learned = build_learner(experiment, corpus.label_names, corpus.image_shape)
-    learned.resident.network.load_state_dict(weights or {}, strict=False)
-    shards = [federation.shard(client) for client in federation.clients]
+    shards, network = opened(experiment, runtime)
+    network.load_state_dict(weights or {}, strict=False)
     images = np.concatenate([shard.images.take(shard.rows) for shard in shards])
     with torch.no_grad():
-        maps = learned.resident.network.eval().backbone(to_float(images))
+        maps = network.eval().backbone(to_float(images))
     return maps.mean(dim=(2, 3)).double().numpy(), np.concatenate([shard.labels for shard in shards])
 
 
+def begun(experiment, runtime):
+    """Weights and biases of the head before the first round."""
+    network = opened(experiment, runtime)[1]
+    return network.head.weight.detach().numpy().copy(), network.head.bias.detach().numpy().copy()
+
+
+def behind(experiment, runtime):
+    """Per label the number of clients with a known entry, and of those with a present one."""
+    shards, _ = opened(experiment, runtime)
+    return (sum((shard.labels >= least).any(axis=0).astype(int) for shard in shards) for least in (0, 1))
+
+
 def head(folder):
-    tensors = load_file(max(folder.glob("checkpoints/*.safetensors")))
+    return head_of(max(folder.glob("checkpoints/*.safetensors")))
+
+
+def head_of(checkpoint):
+    tensors = load_file(checkpoint)
     return tensors["model/head.weight"].numpy(), tensors["model/head.bias"].numpy()
 
 
@@ -51,12 +75,11 @@ def rounds(folder):
     return [event for event in events if event["event"] == "round"]
 
 
-def compare(folder, features, labels, alpha=2.0):
+def compare(folder, features, labels, alpha=2.0, chosen=None):
+    """Scores of the ``chosen`` labels, by default of all that are known to be present somewhere."""
     weights, biases = head(folder)
-    for label in range(labels.shape[1]):
+    for label in np.flatnonzero((labels == 1).any(axis=0) if chosen is None else chosen):
         rows = labels[:, label] >= 0
-        if not rows.any():
-            continue
         model = make_pipeline(StandardScaler(), Ridge(alpha=alpha)).fit(features[rows], labels[rows, label] * 2.0 - 1)
         wanted = model.predict(features)
         np.testing.assert_allclose(features @ weights[label] + biases[label], wanted, rtol=0, atol=2e-6)
@@ -107,17 +130,61 @@ def test_bytes_are_those_of_the_moments_and_nothing_of_the_model_is_sent(play, t
         assert shared.shape == own.shape
 
 
-def test_rows_with_too_few_clients_or_images_behind_stay(play, tmp_path):
-    limits = {"statistics_min_clients": 3, "regime": "label_subset(labels_per_client=4)"}
-    play(tmp_path / "run", **{**OF_ALL, **limits, "method": "ridge(gram='label')"})
-    play(tmp_path / "all", **{**OF_ALL, **limits, "method": "ridge(gram='label')", "statistics_min_clients": 1})
+METHODS = {
+    "ridge(alpha=2.0, gram='label')": 1,
+    "ridge(alpha=2.0, gram='shared')": 1,
+    "diff_feat(search_rounds=0, alpha=2.0)": 1,
+    "probmcl(encoder_rounds=1, dimensions=4, hidden=0, probe='solved')": 3,
+    "probmcl(encoder_rounds=1, dimensions=4, hidden=0, probe='solved', unknown='absent')": 3,
+}
+"""Methods that solve for their head, and rounds."""
 
-    hidden = int(rounds(tmp_path / "run")[0]["withheld/known"])
-    few, every = (head(tmp_path / folder)[0] for folder in ("run", "all"))
-    same = (few == every).all(axis=1)
-    assert 0 < hidden < len(few)
-    assert 0 < int((~same).sum()) >= hidden  # a label with too few presences differs too
-    assert np.abs(few[~same]).max() < 1  # as the network began
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_label_with_too_few_clients_behind_known_or_present_entries_keeps_its_row(play, tiny, tmp_path, method):
+    settings = {**OF_ALL, "method": method, "num_rounds": METHODS[method]}
+    settings |= {"statistics_min_clients": 4, "regime": SPARSE}
+    play(tmp_path / "run", **settings)
+    experiment = tiny(**settings)
+
+    known, present = behind(*experiment)
+    known = np.full_like(known, 6) if "unknown='absent'" in method else known
+    event = rounds(tmp_path / "run")[-1]
+    assert event["withheld/known"] == ((known > 0) & (known < 4)).sum()
+    assert event["withheld/present"] == ((present > 0) & (present < 4)).sum()
+    stays = present < 4
+    assert (stays & (known >= 4)).any()  # of these the sums say how often they are known, and that they never occur
+    assert not stays.all()
+    for here, there in zip(head(tmp_path / "run"), begun(*experiment), strict=True):
+        np.testing.assert_array_equal(here[stays], there[stays])
+        assert (here[~stays] != there[~stays]).all()
+    if "alpha=2.0" in method and "shared" not in method:
+        compare(tmp_path / "run", *pooled(*experiment), chosen=~stays)
+
+
+def test_a_label_is_solved_for_in_the_round_in_which_enough_clients_stand_behind_it(play, tiny, tmp_path):
+    """Three of six clients are drawn in a round; a label's row stays until three with a present entry were."""
+    settings = {**OF_ALL, "cohort_size": 3, "num_rounds": 8, "statistics_min_clients": 3, "regime": SPARSE}
+    settings["keep_checkpoints"] = 8
+    play(tmp_path / "run", **settings)
+    experiment = tiny(**settings)
+
+    shards, _ = opened(*experiment)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    kept = sorted((tmp_path / "run" / "checkpoints").glob("*.safetensors"))
+    heads = {int(path.stem.rpartition("-")[2]): head_of(path) for path in kept}
+    stays = {}
+    for number, found in heads.items():
+        drawn = {line["client"] for line in lines if line["event"] == "client" and line["round"] <= number}
+        few = sum((shards[client].labels == 1).any(axis=0).astype(int) for client in drawn) < 3
+        for here, there in zip(found, begun(*experiment), strict=True):
+            np.testing.assert_array_equal(here[few], there[few])
+            assert (here[~few] != there[~few]).all()
+        stays[number] = few
+    first, last = min(stays), max(stays)
+    assert (stays[first] & ~stays[last]).any()
+    assert stays[last].any()
+    compare(tmp_path / "run", *pooled(*experiment), chosen=~stays[last])
 
 
 @pytest.mark.parametrize(
@@ -133,10 +200,11 @@ def test_what_cannot_be_is_refused_before_anything_is_read(play, tmp_path, chang
         play(tmp_path / "run", **{**OF_ALL, **changes})
 
 
-def test_a_resumed_run_goes_on_with_the_sums_of_its_checkpoint(play, tmp_path):
+@pytest.mark.parametrize("limits", [{}, {"regime": SPARSE, "statistics_min_clients": 3}])
+def test_a_resumed_run_goes_on_with_the_sums_of_its_checkpoint(play, tmp_path, limits):
     from sim.run import resume
 
-    settings = {**OF_ALL, "cohort_size": 3, "num_rounds": 5}
+    settings = {**OF_ALL, "cohort_size": 3, "num_rounds": 5, **limits}
     play(tmp_path / "whole", **settings)
     play(tmp_path / "part", **settings)
     kept = sorted((tmp_path / "part" / "checkpoints").glob("*.safetensors"))

@@ -20,6 +20,7 @@ from fedmlic.methods.fedmlp import (
     LEARNED,
     MISSING,
     degree_sums,
+    learning_degree,
     nearness,
     prior_logits,
     prototype_sums,
@@ -79,6 +80,31 @@ def test_the_learning_degree_by_hand():
 
     assert found[LEARNED].tolist() == [2, 1]
     assert found[MISSING].tolist() == [3, 2]
+
+
+def test_a_label_whose_learning_degree_is_withheld_is_not_tagged():
+    """Label 0: 2 of 3 are sure; 1 and 2 have one or both counts withheld, of which nobody knows a share."""
+    degree = learning_degree({LEARNED: torch.tensor([2, 0, 0]), MISSING: torch.tensor([3, 3, 0])})
+    scores = torch.tensor([[0.9], [0.5], [-0.8]]).expand(3, 3)
+    free = torch.full((3, 3), UNKNOWN, dtype=torch.int8)
+
+    tags = tag(free, scores, torch.ones(3, 3, dtype=torch.bool), (degree, degree))
+
+    assert degree.tolist() == pytest.approx([2 / 3, 0, 0])
+    assert tags.T.tolist() == [[ABSENT, UNKNOWN, UNKNOWN], [UNKNOWN] * 3, [UNKNOWN] * 3]  # floor(2/3 * 2) = 1 of absent
+
+
+def test_a_prototype_that_is_withheld_tells_nothing():
+    """Its images may be counted all the same: every number of it is withheld by itself."""
+    features, labels = drawn(12)
+    sums = prototype_sums(features, labels)
+    sums[FEATURES][1, 2] = 0
+
+    found = nearness(features, sums)
+
+    assert (sums[IMAGES] > 0).all()
+    assert found[:, 2].isnan().all()
+    assert not found[:, :2].isnan().any()
 
 
 def test_tags_by_hand():
@@ -198,6 +224,14 @@ def test_the_first_stage_tags_nothing_and_the_learned_pace_tags_faster_when_all_
     assert all(t.metrics["tagged-absent-per-label"] == t.metrics["tagged-present-per-label"] == 0 for t in slow)
     tagged = sum(t.metrics["tagged-present-per-label"] + t.metrics["tagged-absent-per-label"] for t in fast)
     assert tagged * len(NAMES) == pytest.approx(4 * 48 * 2)  # low = 1: every entry counts as learned
+
+
+def test_the_learned_pace_tags_nothing_where_the_learning_degree_is_withheld(monkeypatch):
+    zeros = torch.zeros(len(NAMES), dtype=torch.int64)
+    monkeypatch.setattr("fedmlic.methods.fedmlp.degree_sums", lambda *_: {LEARNED: zeros, MISSING: zeros})
+    told = federation("fedmlp(warm_up=2, pace='learned', low=1.0, weak='none')", 3, local_epochs=1)[2]
+
+    assert all(t.metrics["tagged-absent-per-label"] == t.metrics["tagged-present-per-label"] == 0 for t in told)
 
 
 def test_without_its_parts_and_with_complete_labels_it_is_plain_cross_entropy():

@@ -183,7 +183,7 @@ def plain_db(logits, labels):
             shift = math.log(total / n[c] - 1) if 0 < n[c] < total else 0.0
             v = z - 0.05 / 2 * shift
             weight = 1.0
-            if n[c]:
+            if all(n[j] for j, other in enumerate(ys) if other == PRESENT) and n[c]:
                 weight = 0.1 + (sigmoid(10 * (1 / n[c] / share - 0.2)) if share else 1.0)
             t = sigmoid(v) if y == PRESENT else 1 - sigmoid(2 * v)
             base = math.log1p(math.exp(-v)) if y == PRESENT else math.log1p(math.exp(2 * v)) / 2
@@ -280,6 +280,19 @@ def test_gradients_are_those_of_the_formula(name):
         down[place] -= 1e-5
         slope = (plain(up, LABELS) - plain(down, LABELS)) / 2e-5
         assert logits.grad[place].item() == pytest.approx(slope, rel=1e-4, abs=1e-8)
+
+
+def test_a_withheld_count_gives_an_image_that_has_the_label_weight_one():
+    """By hand: label 0 in 100 images, label 1 in 4 and its count withheld: r of label 0 is not (1/100) / (1/100)."""
+    labels = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, -1]], dtype=torch.int8)
+
+    told = db.rebalanced(labels, torch.tensor([100, 4, 50]), floor=0.1, steepness=10.0, middle=0.2)
+    withheld = db.rebalanced(labels, torch.tensor([100, 0, 50]), floor=0.1, steepness=10.0, middle=0.2)
+
+    assert told[0, 0].item() == pytest.approx(0.1 + sigmoid(10 * (0.01 / (0.01 + 0.25) - 0.2)), rel=1e-6)
+    assert withheld[0].tolist() == [1, 1, 1]
+    assert withheld[1].tolist() == pytest.approx([0.1 + sigmoid(8), 1, 0.1 + sigmoid(10 * (100 / 50 - 0.2))], rel=1e-6)
+    assert withheld[2].tolist() == pytest.approx([1.1, 1, 1.1], rel=1e-6)
 
 
 def test_what_sends_no_gradient():

@@ -222,6 +222,30 @@ def test_the_last_round_of_the_warm_up_adds_up_what_the_next_needs():
     assert total.item() == pytest.approx(probs.sum(), rel=1e-4)
 
 
+def test_a_label_whose_probabilities_alone_are_withheld_has_the_level_as_threshold():
+    """By hand: 0.6 for that label; for the others 0.6 + mu_c - mu, over the others alone."""
+    people = [client(number, num_images=32) for number in (1, 2)]
+    ours = Federation(f"pml_cdcr(difficulty='global', warm_up=2, {QUIET})", people, local_epochs=1)
+    ours.play(1)
+    ours.play(2)
+    sums, counts = (ours.shared[ROUND_SUMS + name] for name in (PROBABILITIES, COUNTS))
+    assert counts[0] > 0
+    sums[0] = 0  # as the server gives it where too few clients have a sum above 0
+    means = (sums[1:] / FIXED_POINT / counts[1:]).tolist()
+    overall = float(sums[1:].sum()) / FIXED_POINT / int(counts[1:].sum())
+    least = np.array([0.6, *(0.6 + mean - overall for mean in means)])
+    ours.learner.resident.load(ours.flat)
+    network = ours.learner.resident.network.eval()
+    with torch.no_grad():
+        probs = [torch.sigmoid(network(to_float(shard.images.take(shard.rows)))).numpy() for shard, _ in people]
+
+    ours.play(3)
+
+    for (shard, _), p in zip(people, probs, strict=True):
+        wanted = (shard.labels != PRESENT) | (p >= least)
+        np.testing.assert_array_equal(ours.memory[shard.client][PREFIX + "selected"].numpy(), wanted)
+
+
 def test_a_turn_that_ends_within_a_pass_keeps_its_selection():
     people = [client(1, num_images=32)]
     ours = Federation(f"pml_cdcr(difficulty='none', warm_up=0, {QUIET})", people, local_epochs=1, local_steps=1)
