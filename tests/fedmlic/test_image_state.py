@@ -299,7 +299,32 @@ def test_the_inputs_of_a_large_loss_count_by_the_clients_own_passes():
     counts = [inputs.of(images, labels, torch.arange(10))[0].item() for _ in range(5)]
 
     assert counts == [0, 3, 6, 6, 6]
-    assert inputs.metrics() == {"large-per-label": 7.0}
+
+
+@pytest.mark.parametrize("variant", ["R", "Ct", "Cp"])
+def test_the_metric_counts_what_was_large_not_how_much_was_wanted(variant):
+    """Two of 30 entries are open: K is 3 and then 6 (Cp: 3), but no more than these two are ever large, with Cp once."""
+    labels = np.full((10, 3), ABSENT, dtype=np.int8)
+    labels[:2, 0] = UNKNOWN
+    data = shard(10, labels=labels)
+    inputs, step = large_loss_inputs(variant, 10.0, 3)(local(data)), large_loss_step(variant)
+    numbers, observed = torch.arange(10), torch.from_numpy(labels)
+    for _pass in range(3):
+        given = inputs.of(torch.zeros(10, 1, 8, 8), observed, numbers)
+        inputs.seen(numbers, *step(torch.zeros(10, 3), observed, *given)[1:])
+
+    assert inputs.metrics() == {"large-per-label": pytest.approx({"R": 4, "Ct": 4, "Cp": 2}[variant] / 3)}
+
+
+def test_permanent_corrections_go_on_until_nothing_is_open():
+    """One image of a batch and three labels at 0.1 %: K is 1 all the same, in every pass but the first."""
+    labels = np.full((4, 3), UNKNOWN, dtype=np.int8)
+    data, memory, open_entries = shard(4, labels=labels), {}, []
+    for number in range(1, 5):
+        train("large_loss(variant='Cp', delta=0.1)", data, memory, number, batch_size=2, local_epochs=2)
+        open_entries.append(12 - int(memory["images/corrected"].sum()))
+
+    assert open_entries == [10, 6, 2, 0]
 
 
 def test_pseudo_labels_of_clients_trained_at_once_are_refused_before_anything_is_built(tiny):
