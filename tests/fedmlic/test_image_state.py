@@ -303,7 +303,7 @@ def test_the_inputs_of_a_large_loss_count_by_the_clients_own_passes():
 
 @pytest.mark.parametrize("variant", ["R", "Ct", "Cp"])
 def test_the_metric_counts_what_was_large_not_how_much_was_wanted(variant):
-    """Two of 30 entries are open: K is 3 and then 6 (Cp: 3), but no more than these two are ever large, with Cp once."""
+    """Two of 30 entries are open: K is 3, then 6 (Cp: 3), but no more than these two are ever large, with Cp once."""
     labels = np.full((10, 3), ABSENT, dtype=np.int8)
     labels[:2, 0] = UNKNOWN
     data = shard(10, labels=labels)

@@ -65,7 +65,7 @@ PAIRS = {
     "missed": ((0.0, 2000.0, 20.0, 100.0), (9 / 11, 1 / 9), (None, 0.2)),
     "present": ((30.0, 0.0, 20.0, 100.0), (9 / 11, 1 / 9), (None, 0.2)),
 }
-"""By what is withheld: a row where it reads 0, mu of a present and of an absent entry of q = 0.5, rates that it tells."""
+"""By what is withheld: a row, mu of a present and of an absent entry of q = 0.5, and the rates that the row tells."""
 
 
 @pytest.mark.parametrize("strength", [10.0, None])
