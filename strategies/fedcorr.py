@@ -44,9 +44,6 @@ REPORT = "fedcorr/against-round/"
 """Begins the names of what the server remembers of a client, float64: the sum of its scores less the means of their
 rounds, and the number of scores."""
 
-DECIMALS = 9
-"""Scores travel in steps of about 1e-6; what differs by less than this is rounding of means, and equal."""
-
 Rounds = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -124,7 +121,7 @@ def verdict(
     if not ids:
         return torch.zeros(0, dtype=torch.int64), 1.0
     totals = torch.stack([memory[f"{REPORT}{client}"] for client in ids])
-    points = (sign * totals[:, :1] / totals[:, 1:]).round(decimals=DECIMALS)
+    points = sign * totals[:, :1] / totals[:, 1:]
     chance = chance_of_one(points, here.rng("fedcorr")) if level < 1 else 0.0
     return torch.tensor(ids)[two_groups(points, tied=True).upper & (chance <= level)], chance
 
