@@ -8,7 +8,8 @@ a client's second pass on, of every batch the K largest losses among the entries
 * Cp: taken as present from now on (permanently corrected).
 
 In pass t = 1, 2, ... of a client, K = ceil(batch * labels * (t - 1) * d) for R and Ct, with t limited to
-``epochs``, and K = ceil(batch * labels * d) for Cp, where d = delta / 100.
+``epochs``, and K = ceil(batch * labels * d) for Cp, where d = delta / 100. Rounded up, K is 1 or more: Cp corrects
+a further entry of every batch for as long as training lasts and entries are open.
 
 Source: Kim et al. 2022, "Large Loss Matters in Weakly Supervised Multi-Label Classification" (CVPR).
 The released code compares with the K-th loss by > in one place and < in another; here the entries at
@@ -90,26 +91,31 @@ def large_loss_of(variant: str, logits: Tensor, labels: Tensor, count: Tensor) -
 
 
 def large_loss_inputs(variant: str, delta: float, epochs: int) -> Callable[[Local], Inputs]:
-    """K for every batch and, for Cp, the corrections made so far, which the client keeps."""
+    """K for every batch and, for Cp, the corrections made so far, which the client keeps.
+
+    The metric ``large-per-label`` counts entries that were large, over the turn's steps, divided by the number of
+    labels. They may be fewer than K, where fewer are open, and more, where losses are equal.
+    """
 
     def inputs(local: Local) -> Inputs:
-        passes, counts = Passes(local), {"large-per-label": 0.0}
+        passes = Passes(local)
+        counted = torch.zeros((), dtype=torch.float64, device=local.device)
         corrected: Tensor | None = None
         if variant == "Cp":
             corrected = image_state(local, "corrected", lambda shard: torch.zeros(shard.labels.shape, dtype=torch.bool))
 
         def of(images: Tensor, labels: Tensor, numbers: Tensor) -> tuple[Tensor, ...]:
             count = num_large(variant, labels.numel(), passes.next(len(labels)).number, delta, epochs)
-            counts["large-per-label"] += count / labels.shape[1]
             given = torch.tensor(count, device=images.device)
             return (given,) if corrected is None else (given, corrected[numbers.to(corrected.device)])
 
         def seen(numbers: Tensor, large: Tensor) -> None:
+            counted.add_(large.sum().double() / large.shape[1])  # stays on the device, so that no step waits for it
             if corrected is not None:
                 places = numbers.to(corrected.device)
                 corrected[places] = corrected[places] | large
 
-        return Inputs(of, lambda: dict(counts), seen)
+        return Inputs(of, lambda: {"large-per-label": float(counted)}, seen)
 
     return inputs
 

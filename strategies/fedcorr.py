@@ -1,9 +1,10 @@
 """fedcorr: the server's half of FedCorr: finds noisy clients by their scores and leads through three stages.
 
-1. Rounds 1 to ``preprocessing``: models are averaged by images. After each, a mixture of two Gaussians over the
-   clients' mean scores of all their turns so far (``method="fedcorr()"``) splits clients; those in the group with the
-   larger mean are noisy (``noisy="smaller"``: the smaller), and are named to all clients. Entries that are flipped
-   either way spread predictions and raise scores; misses alone make labels, predictions and scores smaller.
+1. Rounds 1 to ``preprocessing``: models are averaged by images. From every score (``method="fedcorr()"``) the mean of
+   its round's scores is taken off. After each round a mixture of two Gaussians over the clients' means of what is left,
+   over all their turns so far, splits clients; those in the group with the larger mean are noisy (``noisy="smaller"``:
+   the smaller), and are named to all clients. Entries that are flipped either way spread predictions and raise scores;
+   misses alone make labels, predictions and scores smaller.
 2. The next ``finetuning`` rounds: only clients whose noise level is ``limit`` at most train and count.
 3. All further rounds: models are averaged by images.
 
@@ -11,9 +12,12 @@ A mixture finds two groups where there are none, and as the source does this rul
 nobody is noisy unless at most that share of clients that are all alike would look as much like two groups
 (``fedmlic.two_groups.chance_of_one``); a dozen clients whose noise differs are hardly ever so clear.
 
-Deviations: the option ``level``; the mean over a client's turns in place of a sum, so that clients that take part
-less often can be compared (the same where all take part); where nobody may fine-tune, the model stays; the source
-draws its cohorts of the second stage from clean clients alone, here cohorts are drawn as always.
+Deviations: the option ``level``; the mean over a client's turns in place of a sum, and scores against the mean of their
+round, so that clients that take part less often, or in other rounds, can be compared: scores of different rounds are of
+different models. Where all take part in every round this is the source's split. A client that reports alone in its
+round is at the mean. A score is of the network as the turn leaves it, which began as that round's model. Where nobody
+may fine-tune, the model stays; the source draws its cohorts of the second stage from clean clients alone, here cohorts
+are drawn as always.
 
 Source: Xu et al., FedCorr (CVPR 2022) and its released code. It needs every client's update by itself.
 """
@@ -36,8 +40,9 @@ from fedmlic.two_groups import chance_of_one, two_groups
 from fedmlic.update import Update, Weighting
 from strategies.strategy import Round, State, Strategy, with_method
 
-REPORT = "fedcorr/report/"
-"""Begins the names of what the server remembers of a client: float64, the sum of its scores and their number."""
+REPORT = "fedcorr/against-round/"
+"""Begins the names of what the server remembers of a client, float64: the sum of its scores less the means of their
+rounds, and the number of scores."""
 
 Rounds = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -123,10 +128,11 @@ def verdict(
 
 def _reports(memory: Mapping[str, Tensor], received: Sequence[Update]) -> dict[str, Tensor]:
     """The reports that a round changes."""
+    scores = {client_of(each): each.metrics[SCORE] for each in received if each.metrics.get(SCORED, 0.0) > 0}
+    mean = sum(scores.values()) / max(len(scores), 1)
     found = {}
-    for update in received:
-        if update.metrics.get(SCORED, 0.0) > 0:
-            name = f"{REPORT}{client_of(update)}"
-            told = torch.tensor([update.metrics[SCORE], 1.0], dtype=torch.float64)
-            found[name] = memory.get(name, torch.zeros(2, dtype=torch.float64)) + told
+    for client, score in scores.items():
+        name = f"{REPORT}{client}"
+        told = torch.tensor([score - mean, 1.0], dtype=torch.float64)
+        found[name] = memory.get(name, torch.zeros(2, dtype=torch.float64)) + told
     return found

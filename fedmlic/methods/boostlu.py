@@ -23,6 +23,7 @@ from pydantic import Field
 
 from fedmlic.large_losses import DELTAS, large_loss_inputs, large_loss_step
 from fedmlic.method import Method, Task
+from fedmlic.methods.assume_negative import all_entries_loss
 from fedmlic.model import Backbone, Classifier
 from fedmlic.training import classifier
 
@@ -65,18 +66,19 @@ def boostlu(
 
     Args:
         factor: alpha, of positive values of the map, 1 or more.
-        loss: assume negative, or a variant of large_loss.
+        loss: assume negative (nothing is kept, and no entry is large), or a variant of large_loss.
         when: in training and prediction, or in prediction only.
         delta: percentage of a batch's entries that counts as large, per pass (None: the variant's).
         epochs: passes of a client over which the percentage of LL-R and LL-Ct grows.
     """
-    variant = "R" if loss == "AN" else loss.removeprefix("LL-")
-    percentage = DELTAS[variant] if delta is None else delta
-    inputs = large_loss_inputs(variant, 0.0 if loss == "AN" else percentage, epochs)
 
     def build(task: Task) -> nn.Module:
         backbone = task.model.build(task.image_shape[2])
         return BoostedClassifier(backbone, task.num_labels, factor, always=when == "always")
 
+    if loss == "AN":
+        return classifier(all_entries_loss)._replace(build=build, guesses="absent")
+    variant = loss.removeprefix("LL-")
+    inputs = large_loss_inputs(variant, DELTAS[variant] if delta is None else delta, epochs)
     method = classifier(large_loss_step(variant), inputs=inputs)
-    return method._replace(build=build, remembers=loss != "AN", guesses="absent")
+    return method._replace(build=build, remembers=True, guesses="absent")

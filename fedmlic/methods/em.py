@@ -8,12 +8,15 @@ the lead.
 
 Asymmetric pseudo-labelling (``pseudo_labels=True``, EM+APL in the source): before each of the
 client's passes ``warm_up``, ..., ``epochs`` - 1 (counted from 0) the network looks at all of the
-client's images in evaluation mode. In every label, of the entries that are still without a pseudo-label,
-the share * U / (epochs - warm_up) least probable ones get their probability as soft target for good;
-U is the label's number of entries that are not annotated. There they cost
-beta * (-t log p - (1 - t) log(1 - p)). Nothing is ever pseudo-labelled as present.
+client's images in evaluation mode. In every label the least probable of the entries that are still
+without a pseudo-label get their probability as soft target for good, so many that before the p-th of
+these P = epochs - warm_up passes floor(share * U * p / P) entries have one; U is the label's number of
+entries that are not annotated. There they cost beta * (-t log p - (1 - t) log(1 - p)). Nothing is ever
+pseudo-labelled as present.
 
-Deviations: an entry annotated as ABSENT costs -log(1 - p) (the source has none). Exact logarithms,
+Deviations: the released code labels floor(share * U / P) further entries before every pass, which is
+nothing where share * U is below P: on a client's few images far less than the share would be labelled
+in the end. An entry annotated as ABSENT costs -log(1 - p) (the source has none). Exact logarithms,
 where the released code adds 1e-5 to their argument. "Epoch" is the client's own count of passes; the
 first look of a turn is that of the incoming global model. After ``epochs`` passes no more entries
 are labelled.
@@ -70,17 +73,19 @@ def apl_entries(logits: Tensor, labels: Tensor, targets: Tensor, alpha: float, b
 
 
 def label_least_probable(targets: Tensor, probs: Tensor, labels: Tensor, share: float) -> None:
-    """Give the least probable entries of every label their probability as target, in place.
+    """Give the least probable entries of every label their probability as target, in place, until a share has one.
 
     Args:
         targets: float32 ``[images, labels]``.
         probs: float32 ``[images, labels]``.
         labels: int8 ``[images, labels]``.
-        share: of a label's entries that are not annotated.
+        share: of a label's entries that are not annotated, how many have a target afterwards, rounded down; those
+            that have one already count, and keep it.
     """
     unknown = open_entries(labels)
     free = unknown & (targets < 0)
-    wanted = (share * unknown.sum(dim=0).double() + 1e-9).long()
+    held = (unknown & ~free).sum(dim=0)
+    wanted = (share * unknown.sum(dim=0).double() + 1e-9).long() - held
     order = torch.where(free, probs, torch.inf).argsort(dim=0, stable=True)
     place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order))[:, None].expand_as(order).to(order))
     targets.copy_(torch.where(free & (place < wanted), probs, targets))
@@ -131,7 +136,8 @@ def em(
             here = passes.next(len(labels))
             if here.begins and warm_up <= here.number < epochs and local.on_all is not None:
                 probs = torch.sigmoid(local.on_all(_logits))
-                label_least_probable(targets, probs, observed, share / (epochs - warm_up))
+                done = (here.number - warm_up + 1) / (epochs - warm_up)
+                label_least_probable(targets, probs, observed, share * done)
             return (targets[numbers.to(targets.device)],)
 
         return Inputs(rows, lambda: {"pseudo-labels-per-label": float((targets >= 0).sum()) / targets.shape[1]})

@@ -19,6 +19,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -41,7 +42,8 @@ def hill_entries(
     """
     logits = precise(logits)
     shifted, probs = logits - margin, torch.sigmoid(logits)
-    present = torch.sigmoid(-shifted) ** gamma * present_cost(shifted)
+    # A power of the sigmoid has an infinite slope where the sigmoid vanishes and gamma is below 1.
+    present = torch.exp(gamma * F.logsigmoid(-shifted)) * present_cost(shifted)
     return torch.where(present_entries(labels), present, (crest - probs) * probs.square())
 
 

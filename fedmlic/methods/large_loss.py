@@ -6,7 +6,8 @@ annotated are rejected (R), corrected in this step (Ct) or corrected for good (C
 
 Deviations: entries annotated as ABSENT are never large. "Epoch" is the client's own count of passes,
 and the share of large entries stops growing after ``epochs`` of them (the source trains for 10). The
-source's early stop is not here. Corrections of Cp are kept on the client and never leave it.
+source's early stop is not here: Cp corrects at least one further entry of every batch for as long as training lasts.
+Corrections of Cp are kept on the client and never leave it.
 
 Source: Kim et al. 2022, "Large Loss Matters in Weakly Supervised Multi-Label Classification" (CVPR).
 """
@@ -38,7 +39,7 @@ def large_loss(
         epochs: passes of a client over which the percentage of R and Ct grows.
         pool: how the logit map becomes one logit per label (``fedmlic.model.Classifier``).
 
-    The training metric ``large-per-label`` counts such entries, divided by the number of labels.
+    The training metric ``large-per-label`` counts entries that were large, divided by the number of labels.
     """
     inputs = large_loss_inputs(variant, DELTAS[variant] if delta is None else delta, epochs)
     return classifier(large_loss_step(variant), pool=pool, inputs=inputs)._replace(remembers=True, guesses="absent")

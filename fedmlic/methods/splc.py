@@ -19,6 +19,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -45,7 +46,8 @@ def splc_entries(
     believed = correct & open_entries(labels) & (torch.sigmoid(logits) > threshold)
     shifted = torch.where(annotated, logits - margin, logits)
     towards = torch.where(annotated | believed, shifted, -shifted)
-    return torch.sigmoid(-towards) ** gamma * present_cost(towards)
+    # A power of the sigmoid has an infinite slope where the sigmoid vanishes and gamma is below 1.
+    return torch.exp(gamma * F.logsigmoid(-towards)) * present_cost(towards)
 
 
 def splc(

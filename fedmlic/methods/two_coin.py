@@ -22,7 +22,8 @@ The network is trained with these rates:
 
 Up to ``warm_up`` the loss is plain. UNKNOWN and UNCERTAIN entries take no part. Images, labels and mu stay with the
 client; the four sums per annotator and label are added up over clients. A number behind which there are too few
-clients reads 0; rates are then of the client's own sums.
+clients reads 0. The two numbers of a rate count only where both are above 0; otherwise the rate starts at 0.1 and is of
+the client's own sums.
 
 Source: Dawid and Skene (1979), per label; with a classifier as the prior Raykar et al., "Learning From Crowds" (JMLR
 2010). Deviations: a round is one step of the classifier's maximisation; no image has two annotators, so rates can be
@@ -39,7 +40,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from fedmlic.annotation.two_coin import START, Rates, Sums, posterior, rates_from, sums_of, written_costs
+from fedmlic.annotation.two_coin import START, Rates, Sums, bounded, posterior, rates_from, sums_of, written_costs
 from fedmlic.guesses import precise
 from fedmlic.image_state import of_all_images
 from fedmlic.labels import ABSENT, PRESENT
@@ -73,8 +74,19 @@ class Judged(NamedTuple):
     sums: Sums
 
 
+def known_rates(row: Sums) -> tuple[Tensor, Tensor]:
+    """Bool ``[1, labels]``: where a row of sums tells the miss rate, and where the spurious rate.
+
+    A number that is withheld reads 0, and may be withheld without the other of its pair.
+
+    Args:
+        row: ``[1, labels]`` each.
+    """
+    return (row.missed > 0) & (row.present > 0), (row.named > 0) & (row.absent > 0)
+
+
 def start_rates(num_labels: int, row: Sums | None) -> Rates:
-    """float64 ``[1, labels]``: the rates of a row of sums, ``START`` where it knows nothing.
+    """float64 ``[1, labels]``: the rates of a row of sums, ``START`` where it does not tell them.
 
     Args:
         num_labels: how many.
@@ -83,9 +95,9 @@ def start_rates(num_labels: int, row: Sums | None) -> Rates:
     none = torch.full((1, num_labels), START, dtype=torch.float64)
     if row is None:
         return Rates(none, none)
-    found = rates_from(row)
-    pairs = zip(found, (row.present, row.absent), strict=True)
-    return Rates(*(torch.where(entries > 0, rate, START) for rate, entries in pairs))
+    found = _common(row)
+    pairs = zip(found, known_rates(row), strict=True)
+    return bounded(Rates(*(torch.where(known, rate, START) for rate, known in pairs)))
 
 
 def with_others(own: Sums, row: Sums | None, strength: float) -> Sums:
@@ -93,13 +105,13 @@ def with_others(own: Sums, row: Sums | None, strength: float) -> Sums:
 
     Args:
         own: ``[1, labels]`` each.
-        row: over all clients, likewise; kinds without entries add nothing.
+        row: over all clients, likewise; where it does not tell a rate it adds nothing.
         strength: entries.
     """
     if row is None:
         return own
-    common = rates_from(row)
-    weights = [strength * (entries > 0) for entries in (row.present, row.absent)]
+    common = _common(row)
+    weights = [strength * known for known in known_rates(row)]
     further = Sums(common.miss * weights[0], weights[0], common.spurious * weights[1], weights[1])
     return own.plus(further)
 
@@ -111,7 +123,7 @@ def judged(labels: Tensor, taught: Tensor, row: Sums | None, *, strength: float 
         labels: int8 ``[images, labels]``, as written down.
         taught: ``[images, labels]``, q.
         row: sums of the round before, ``[1, labels]`` each, of all clients or of those of this annotator.
-        strength: of all clients' rates; None: the row's own rates hold, where it has entries.
+        strength: of all clients' rates; None: the row's own rates hold, where it tells them.
         steps: of expectation and maximisation.
     """
     votes, taught = labels[None], taught.double()
@@ -126,9 +138,16 @@ def judged(labels: Tensor, taught: Tensor, row: Sums | None, *, strength: float 
     return Judged(Rates(rates.miss[0], rates.spurious[0]), probs, sums_of(votes, probs))
 
 
+def _common(row: Sums) -> Rates:
+    """A row's rates, 0 where it does not tell them."""
+    nothing = torch.zeros_like(row.present)
+    return rates_from(_where_known(row, Sums(nothing, nothing, nothing, nothing)))
+
+
 def _where_known(row: Sums, own: Sums) -> Sums:
-    kinds = (row.present, row.present, row.absent, row.absent)
-    return Sums(*(torch.where(k > 0, there, here) for k, there, here in zip(kinds, row, own, strict=True)))
+    miss, spurious = known_rates(row)
+    pairs = zip((miss, miss, spurious, spurious), row, own, strict=True)
+    return Sums(*(torch.where(known, there, here) for known, there, here in pairs))
 
 
 def row_of(shared: Mapping[str, Tensor], annotator: int) -> Sums | None:

@@ -25,6 +25,21 @@ SIDE = 16
 METHODS = os.environ.get("FEDMLIC_ENTRY", "").split() or spec.entries("method")
 MODELS = {"hsvlt": "convnext(image_size=32)"}
 """For methods that need a network's inside; the others get a small CNN."""
+OPTIONS = (
+    "boostlu(loss='AN')",
+    "boostlu(loss='LL-Ct')",
+    "boostlu(loss='LL-Cp')",
+    "large_loss(variant='Cp')",
+    "em(pseudo_labels=True)",
+    "probmcl(stages='joint', queue=0)",
+    "probmcl(stages='joint', queue=8)",
+    "probmcl(stages='two', probe='solved')",
+    "diff_feat(search_rounds=0, head='trained')",
+    "probe_then_tune(of=\"boostlu(loss='AN')\")",
+    "probe_then_tune(of='role()')",
+    "probe_then_tune(of='em(pseudo_labels=True)')",
+)
+"""Methods with options on which it may depend whether they remember."""
 GAPS = {"promptfl": 0.1}
 """How far apart present and absent labels get where all that trains is one context for all labels, between two networks
 that are random and frozen; 0.4 for the others."""
@@ -326,6 +341,19 @@ def test_what_it_keeps_of_a_turn_it_says_and_finds_again(method):
     assert torch.equal(first, again)
     assert told == told_again
     assert all(isinstance(tensor, torch.Tensor) and name.startswith("images/") for name, tensor in memory.items())
+
+
+@pytest.mark.skipif("FEDMLIC_ENTRY" in os.environ, reason="one entry alone is tried")
+@pytest.mark.parametrize("text", OPTIONS)
+def test_with_other_options_too_it_keeps_something_only_where_it_says_so(text):
+    """What is kept without being said has no folder on other processes or devices, and every turn would fail there."""
+    settings = experiment("bce").model_copy(update={"method": text})
+    learned = learner(settings)
+    memory = {}
+
+    turn(settings, learned, shard(*scenes()), learned.resident.flat.clone(), memory=memory)
+
+    assert bool(memory) == learned.method.remembers
 
 
 def test_feature_maps_stand_for_images_unless_it_needs_pixels(method):

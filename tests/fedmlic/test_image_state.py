@@ -194,13 +194,13 @@ def test_apl_labels_the_least_probable_of_each_label_for_good():
     label_least_probable(targets, probs, labels, 0.5)
     assert targets.tolist() == torch.tensor([[-1, -1], [0.3, 0.1], [0.2, -1], [-1, 0.2], [-1, -1]]).tolist()
 
-    label_least_probable(targets, 1 - probs, labels, 0.25)
+    label_least_probable(targets, 1 - probs, labels, 0.75)
     assert targets[:, 0].tolist() == pytest.approx([-1, 0.3, 0.2, -1, 0.1])
     assert targets[:, 1].tolist() == pytest.approx([0.5, 0.1, -1, 0.2, -1])
 
 
 def test_apl_pseudo_labels_in_the_passes_that_it_says():
-    """4 passes in two turns, labels before passes 1 and 2: half of the open entries each, then none."""
+    """4 passes in two turns, labels before passes 1 and 2: half of the open entries, then all."""
     data, memory, seen = shard(), {}, []
     method = "em(pseudo_labels=True, warm_up=1, epochs=3, share=1.0)"
     for number in (1, 2):
@@ -208,7 +208,20 @@ def test_apl_pseudo_labels_in_the_passes_that_it_says():
         seen.append(trained.metrics["pseudo-labels-per-label"] * len(NAMES))
 
     open_per_label = (data.labels < 0).sum(axis=0)
-    assert seen == pytest.approx([(open_per_label // 2).sum(), sum(2 * (n // 2) for n in open_per_label)])
+    assert seen == pytest.approx([(open_per_label // 2).sum(), open_per_label.sum()])
+
+
+@pytest.mark.parametrize(
+    ("num", "expected"), [(1, [0, 0, 0, 0, 0, 0]), (5, [0, 1, 2, 3, 4, 4]), (7, [1, 2, 3, 5, 6, 6])]
+)
+def test_apl_labels_its_share_of_a_small_client_too(num, expected):
+    """floor(0.9 * images * p / 5) entries of a label after pass p of 5; floor(0.9 * 5 / 5) would be 0 in each."""
+    data, memory, found = shard(num, labels=np.full((num, 3), UNKNOWN, np.int8)), {}, []
+    for number in range(1, 7):
+        train("em(pseudo_labels=True, warm_up=0, epochs=5)", data, memory, number, local_epochs=1)
+        found.append((memory["images/apl"] >= 0).sum(dim=0).tolist())
+
+    assert found == [[each] * 3 for each in expected]
 
 
 def test_permanent_corrections_are_remembered_and_temporary_ones_are_not():
@@ -299,7 +312,32 @@ def test_the_inputs_of_a_large_loss_count_by_the_clients_own_passes():
     counts = [inputs.of(images, labels, torch.arange(10))[0].item() for _ in range(5)]
 
     assert counts == [0, 3, 6, 6, 6]
-    assert inputs.metrics() == {"large-per-label": 7.0}
+
+
+@pytest.mark.parametrize("variant", ["R", "Ct", "Cp"])
+def test_the_metric_counts_what_was_large_not_how_much_was_wanted(variant):
+    """Two of 30 entries are open: K is 3, then 6 (Cp: 3), but no more than these two are ever large, with Cp once."""
+    labels = np.full((10, 3), ABSENT, dtype=np.int8)
+    labels[:2, 0] = UNKNOWN
+    data = shard(10, labels=labels)
+    inputs, step = large_loss_inputs(variant, 10.0, 3)(local(data)), large_loss_step(variant)
+    numbers, observed = torch.arange(10), torch.from_numpy(labels)
+    for _pass in range(3):
+        given = inputs.of(torch.zeros(10, 1, 8, 8), observed, numbers)
+        inputs.seen(numbers, *step(torch.zeros(10, 3), observed, *given)[1:])
+
+    assert inputs.metrics() == {"large-per-label": pytest.approx({"R": 4, "Ct": 4, "Cp": 2}[variant] / 3)}
+
+
+def test_permanent_corrections_go_on_until_nothing_is_open():
+    """One image of a batch and three labels at 0.1 %: K is 1 all the same, in every pass but the first."""
+    labels = np.full((4, 3), UNKNOWN, dtype=np.int8)
+    data, memory, open_entries = shard(4, labels=labels), {}, []
+    for number in range(1, 5):
+        train("large_loss(variant='Cp', delta=0.1)", data, memory, number, batch_size=2, local_epochs=2)
+        open_entries.append(12 - int(memory["images/corrected"].sum()))
+
+    assert open_entries == [10, 6, 2, 0]
 
 
 def test_pseudo_labels_of_clients_trained_at_once_are_refused_before_anything_is_built(tiny):

@@ -11,7 +11,9 @@ from fedmlic.arrays import Resident
 from fedmlic.errors import InputError
 from fedmlic.methods.fedcorr import NOISY, SCORE, SCORED, STAGE, TOOK_PART
 from fedmlic.spec import build
+from fedmlic.two_groups import two_groups
 from fedmlic.update import Update, units_for
+from strategies.fedcorr import REPORT
 from strategies.strategy import Round
 
 LAYOUT = Resident(nn.Linear(2, 3), num_labels=3, label_rows=["weight", "bias"]).layout
@@ -68,7 +70,41 @@ def test_scores_are_averaged_over_a_client_s_turns():
     found = played("fedcorr(preprocessing=2)", [(first,), (second,)])
 
     assert found[1].shared[NOISY].tolist() == [0, 2, 4, 7]
-    assert found[1].memory["fedcorr/report/0"].tolist() == pytest.approx([10.1, 2.0], rel=1e-6)
+    means = sum(first) / 8, sum(second) / 8
+    assert found[1].memory[f"{REPORT}0"].tolist() == pytest.approx([10.1 - sum(means), 2.0], abs=1e-5)
+
+
+def in_two_rounds(scores, by=3.0):
+    """Clients 0 to 3 take part in the first round alone, whose scores are larger, the others in the second."""
+    return [([each + by for each in scores[:4]] + [None] * 4,), ([None] * 4 + list(scores[4:]),)]
+
+
+@pytest.mark.parametrize(("noisy", "expected"), [("larger", [2, 4, 7]), ("smaller", [0, 1, 3, 5, 6])])
+def test_noisy_clients_are_found_whichever_round_they_took_part_in(noisy, expected):
+    found = played(f"fedcorr(preprocessing=2, noisy='{noisy}')", in_two_rounds(SCORES))
+
+    assert found[1].shared[NOISY].tolist() == expected
+
+
+def test_clients_that_are_equally_clean_are_not_split_by_their_rounds():
+    """Beside the rounds their scores differ by chance alone, or not at all."""
+    for scores in (np.random.default_rng(0).normal(2, 0.1, 8).tolist(), [2.0] * 8):
+        found = played("fedcorr(preprocessing=2, level=0.05)", in_two_rounds(scores))
+        assert found[1].shared[NOISY].tolist() == []
+    assert played("fedcorr(preprocessing=2)", in_two_rounds([2.1] * 8, by=1 / 3))[1].shared[NOISY].tolist() == []
+
+
+def test_where_all_take_part_means_change_nothing():
+    """Clients' means are those of their scores but for one number, so that groups and chances are the same."""
+    other = [score + shift for score, shift in zip(SCORES, np.linspace(0, 1, 8), strict=True)]
+    state = played("fedcorr(preprocessing=2, level=1.0)", [([score + 3 for score in other],), (SCORES,)])[1]
+
+    totals = torch.stack([state.memory[f"{REPORT}{client}"] for client in range(8)])
+    plain = [(score + 3 + further) / 2 for score, further in zip(SCORES, other, strict=True)]
+    apart = totals[:, 0] / totals[:, 1] - torch.tensor(plain, dtype=torch.float64)
+    assert (apart - apart[0]).abs().max() < 1e-5
+    upper = two_groups(torch.tensor(plain)[:, None], tied=True).upper
+    assert state.shared[NOISY].tolist() == upper.nonzero().flatten().tolist()
 
 
 def test_clients_that_sit_out_do_not_count():

@@ -14,7 +14,7 @@ from fedmlic.methods.fednoro import ENTRIES, LOSSES, NOISY, SINCE, loss_report
 from fedmlic.protocol import ROUND_SUMS
 from fedmlic.spec import build
 from fedmlic.update import Update, units_for
-from strategies.fednoro import distances, loss_matrix
+from strategies.fednoro import REPORT, against_mean, cells_of, distances, loss_matrix
 from strategies.strategy import Round, State
 
 LAYOUT = Resident(nn.Linear(2, 3), num_labels=3, label_rows=["weight", "bias"]).layout
@@ -34,16 +34,26 @@ def test_the_matrix_by_hand():
     losses = torch.tensor([[[1.0], [4.0]], [[3.0], [0.0]], [[2.0], [8.0]]])
     entries = torch.tensor([[[3], [1]], [[1], [0]], [[1], [1]]])
 
-    assert loss_matrix(losses, entries, cells="state").tolist() == [[0.0, 0.0], [1.0, 0.0], [0.5, 1.0]]
+    assert loss_matrix(*cells_of(losses, entries, cells="state")).tolist() == [[0.0, 0.0], [1.0, 0.0], [0.5, 1.0]]
     # Means over both states: 7/4, 3, 5.
-    assert loss_matrix(losses, entries, cells="label").flatten().tolist() == pytest.approx([0.0, 1.25 / 3.25, 1.0])
+    found = loss_matrix(*cells_of(losses, entries, cells="label")).flatten().tolist()
+    assert found == pytest.approx([0.0, 1.25 / 3.25, 1.0])
 
 
 def test_columns_that_nobody_fills_and_single_clients_are_nought():
-    nothing = torch.zeros(3, 2, 2)
+    nothing = torch.zeros(3, 4)
 
-    assert not loss_matrix(nothing, nothing.long(), cells="state").any()
-    assert loss_matrix(torch.ones(1, 2, 2), torch.ones(1, 2, 2).long(), cells="state").tolist() == [[0.0] * 4]
+    assert not loss_matrix(nothing, nothing.long()).any()
+    assert loss_matrix(torch.ones(1, 4), torch.ones(1, 4).long()).tolist() == [[0.0] * 4]
+    assert not loss_matrix(torch.tensor([[0.0], [1e-12]]), torch.ones(2, 1).long()).any()
+
+
+def test_losses_against_their_mean_by_hand():
+    """Column means over holders: (1 + 3 + 2) / 3, (4 + 8) / 2 and none."""
+    losses = torch.tensor([[1.0, 4.0, 0.0], [3.0, 0.0, 0.0], [2.0, 8.0, 0.0]])
+    entries = torch.tensor([[3, 1, 0], [1, 0, 0], [1, 1, 0]])
+
+    assert against_mean(losses, entries).tolist() == [[-1.0, -2.0, 0.0], [1.0, 0.0, 0.0], [0.0, 2.0, 0.0]]
 
 
 def test_distances_by_hand():
@@ -134,6 +144,64 @@ def test_the_last_report_counts_and_the_verdict_stays():
     assert state.shared[NOISY].tolist() == [2, 4]
     state = strategy.aggregate(state, updates(strategy, reports([0.4, 0.4, *[0.0] * 6])), here(3))
     assert state.shared[NOISY].tolist() == [2, 4]
+
+
+def worse(told, by=0.5):
+    """The reports of a model whose losses are all larger by as much."""
+    return [{LOSSES: report[LOSSES] + by * (report[ENTRIES] > 0), ENTRIES: report[ENTRIES]} for report in told]
+
+
+def in_two_rounds(told, cells="state", options=""):
+    """Clients 0 to 3 report of the first round's model alone, whose losses are larger, the others of the second's."""
+    strategy = build("strategy", f"fednoro(warm_up=2, cells='{cells}'{options})")
+    state = State(torch.zeros(LAYOUT.size))
+    state = strategy.aggregate(state, updates(strategy, worse(told))[:4], here(1, len(told)))
+    return strategy.aggregate(state, updates(strategy, told)[4:], here(2, len(told)))
+
+
+@pytest.mark.parametrize("cells", ["state", "label"])
+def test_noisy_clients_are_found_whichever_round_their_report_is_of(cells):
+    state = in_two_rounds(reports([0, 0.4, 0, 0, 0, 0, 0.4, 0]), cells)
+
+    assert state.shared[NOISY].tolist() == [1, 6]
+
+
+def test_clients_that_are_equally_clean_are_not_split_by_their_rounds():
+    """Beside the rounds their losses differ by chance alone."""
+    state = in_two_rounds(reports([0.0] * 8), options=", level=0.05")
+
+    assert state.shared[NOISY].tolist() == []
+    assert state.metrics["chance-of-one"] > 0.05
+
+
+@pytest.mark.parametrize("cells", ["state", "label"])
+def test_where_all_take_part_in_the_last_round_means_change_nothing(cells):
+    """The matrix is that of the reports as they came, and of the first round nothing is left."""
+    told = reports([0, 0.3, 0, 0, 0.2, 0.4])
+    told[2][LOSSES][1], told[2][ENTRIES][1] = 0.0, 0  # writes down no present entry
+    losses, entries = (torch.stack([report[name] for report in told]) for name in (LOSSES, ENTRIES))
+    strategy = build("strategy", f"fednoro(warm_up=2, cells='{cells}')")
+    state = strategy.aggregate(State(torch.zeros(LAYOUT.size)), updates(strategy, worse(told)[::-1]), here(1, 6))
+
+    state = strategy.aggregate(state, updates(strategy, told), here(2, 6))
+
+    found = loss_matrix(*torch.stack([state.memory[f"{REPORT}{client}"] for client in range(6)], dim=1))
+    torch.testing.assert_close(found, loss_matrix(*cells_of(losses, entries, cells=cells)), rtol=0, atol=1e-8)
+    assert state.shared[NOISY].tolist() == [1, 4, 5]
+
+
+@pytest.mark.parametrize("cells", ["state", "label"])
+def test_a_client_without_annotations_has_no_row(cells):
+    """Rows of zeros would pass for a perfect client, and all others for noisy ones."""
+    told = reports([0, 0, 0, 0.05, 0.4, 0, 0.4])
+    silent = {LOSSES: torch.zeros(2, 3, dtype=torch.float64), ENTRIES: torch.zeros(2, 3, dtype=torch.int64)}
+
+    _, state = after([*told, silent, silent], f"fednoro(warm_up=1, cells='{cells}')")
+
+    assert state.shared[NOISY].tolist() == [4, 6]
+    assert f"{REPORT}7" not in state.memory
+    _, nobody = after([silent] * 4, "fednoro(warm_up=1, level=0.2)")
+    assert nobody.shared[NOISY].tolist() == []
 
 
 @pytest.mark.parametrize("count", [1, 2])

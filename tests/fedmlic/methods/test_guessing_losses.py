@@ -429,3 +429,29 @@ def test_finite_for_extreme_logits_and_labels_of_any_kind(name, states):
 
     assert value.isfinite()
     assert logits.grad is None or logits.grad.isfinite().all()
+
+
+def hill_half(logits, labels):
+    return hill.hill_entries(logits, labels, gamma=0.5)
+
+
+def splc_half(logits, labels):
+    return splc.splc_entries(logits, labels, torch.tensor(False), threshold=0.6, gamma=0.5, margin=1.0)
+
+
+@pytest.mark.parametrize("entries", [hill_half, splc_half])
+def test_an_exponent_below_one_has_the_formulas_gradient_at_extreme_logits(entries):
+    """Of (1 - t)^g (-log t), t = sigmoid(x): -g t (1 - t)^g (-log t) - (1 - t)^(g + 1)."""
+
+    def slope(x):
+        rest = 1 / (1 + math.exp(x))
+        return -0.5 / (1 + math.exp(-x)) * rest**0.5 * math.log1p(math.exp(-x)) - rest**1.5
+
+    logits = torch.tensor([[120.0, -120.0, 0.5, 120.0, -120.0]]).requires_grad_()
+    labels = torch.tensor([[PRESENT, PRESENT, PRESENT, UNKNOWN, UNKNOWN]], dtype=torch.int8)
+    open_ones = [0.0, 0.0] if entries is hill_half else [-slope(-120.0), -slope(120.0)]
+
+    entries(logits, labels).sum().backward()
+
+    expected = [slope(119.0), slope(-121.0), slope(-0.5), *open_ones]
+    assert logits.grad[0].tolist() == pytest.approx(expected, rel=1e-5, abs=1e-12)

@@ -53,6 +53,47 @@ def test_rows_without_entries_start_again_and_rates_leave_something():
     assert float(sum(start_rates(1, blind))) == pytest.approx(LARGEST_SUM)
 
 
+def rows(*values):
+    return Sums(*(torch.tensor([[value]], dtype=torch.float64) for value in values))
+
+
+PAIRS = {
+    # Rates of the row 0.5 and START: mu = 5/6 where present and 5/14 where absent is written down.
+    "named": ((50.0, 100.0, 0.0, 2000.0), (5 / 6, 5 / 14), (0.5, None)),
+    "absent": ((50.0, 100.0, 30.0, 0.0), (5 / 6, 5 / 14), (0.5, None)),
+    # START and 0.2: 9/11 and 1/9.
+    "missed": ((0.0, 2000.0, 20.0, 100.0), (9 / 11, 1 / 9), (None, 0.2)),
+    "present": ((30.0, 0.0, 20.0, 100.0), (9 / 11, 1 / 9), (None, 0.2)),
+}
+"""By what is withheld: a row, mu of a present and of an absent entry of q = 0.5, and the rates that the row tells."""
+
+
+@pytest.mark.parametrize("strength", [10.0, None])
+@pytest.mark.parametrize("withheld", PAIRS)
+def test_of_two_sums_one_of_which_is_withheld_neither_counts(withheld, strength):
+    """The rate is then of the client's own sums, as where both are withheld, and so it is not stuck at 0."""
+    row, (said, silent), told = PAIRS[withheld]
+    own = [(silent, said + silent), (1 - said, 2 - said - silent)]
+    expected = []
+    for (errors, entries), rate in zip(own, told, strict=True):
+        if rate is None:
+            expected.append(errors / entries)
+        elif strength is None:
+            expected.append(rate)
+        else:
+            expected.append((errors + strength * rate) / (entries + strength))
+
+    labels = column(PRESENT, ABSENT, dtype=torch.int8)
+    found = judged(labels, column(0.5, 0.5), rows(*row), strength=strength, steps=1)
+
+    assert [float(rate) for rate in found.rates] == pytest.approx(expected)
+
+
+def test_a_rate_that_starts_again_leaves_something_beside_a_large_one():
+    """Without a bound 0.95 and START would be more than 1."""
+    assert float(sum(start_rates(1, rows(99.0, 100.0, 0.0, 2000.0)))) == pytest.approx(LARGEST_SUM)
+
+
 @pytest.mark.parametrize("state", [PRESENT, ABSENT, UNKNOWN])
 @pytest.mark.parametrize("strength", [0.0, 20.0, None])
 def test_one_sided_single_and_empty_clients_have_rates(state, strength):
