@@ -93,7 +93,8 @@ def pairs_of(anchors: Tensor, queue: Tensor | None, index: Index, threshold: flo
         anchors: int8 ``[anchors, labels]``; two views of an image are two anchors.
         queue: int8 ``[queue, labels]``, or None without any.
         index: as ``label_overlap`` has it.
-        threshold: alpha, in (0, 1]: 1 asks for the same labels, a number near 0 for one label in common.
+        threshold: alpha, in (0, 1]: 1 asks for the same labels, of ``overlap`` that one set holds the other; a
+            number near 0 asks for one label in common.
     """
     keys = anchors if queue is None else torch.cat([anchors, queue])
     overlap, judged = label_overlap(anchors, keys, index)

@@ -165,7 +165,7 @@ class PromptLearner(nn.Module):
 
     Args:
         reader: the text half.
-        names: of the labels.
+        names: of the labels; ``_`` is read as a blank.
         template: the hand-written prompt with ``{}`` for the name; what follows the name follows it in
             prompts with trained contexts too.
         num_context: M, vectors of a context; 1 or more.
@@ -193,7 +193,7 @@ class PromptLearner(nn.Module):
         self.text_half = reader.half
         self.num_context = num_context
         own = reader.embedded(before.strip())
-        rows = [[*reader.tokens(f"{name}{after}"), reader.end] for name in names]
+        rows = [[*reader.tokens(name.replace("_", " ") + after), reader.end] for name in names]
         _check_lengths(names, rows, max(num_context, len(own)), len(reader.half.positions))
         longest = max(len(row) for row in rows)
         padded = torch.tensor([row + [reader.end] * (longest - len(row)) for row in rows], dtype=torch.int64)

@@ -1,21 +1,22 @@
 """HP-DVAL: an image tower aligned with texts in two views, then prompts for either view.
 
-With f_0 the feature of a whole image, f_1 ... f_P those of its places, and t_c, u_c the texts of label c for the
-view of the whole and of the places, all of length 1:
+With f_0 the feature of a whole image, f_1 ... f_P those of its places, t_c, u_c the texts of label c for the view of
+the whole and of the places, and <.,.> the cosine:
 
     s_c = exp(w) (alpha <t_c, f_0> + (1 - alpha) mean of the k largest of <u_c, f_1> ... <u_c, f_P>)
 
 *Stage 1, dual-view alignment.* t = u = the features of a hand-written prompt, frozen. The image tower (all of it, its
 last blocks or adapters: the model's ``trainable``) learns, held near a frozen teacher: L = L_db + distill * |teacher -
-f_0|. *Stage 2, hierarchical prompts.* The tower stays as it is. t and u are the features of prompts whose first M
-vectors are trained, one context for each view, shared by all labels, read by CLIP's frozen text half
-(``fedmlic.prompt_learner``): L = L_db + consistency * |hand-written - t|. Only the two contexts are sent.
+f_0|, of features as they are, not of length 1. *Stage 2, hierarchical prompts.* The tower stays as it is. t and u are
+the features of prompts whose first M vectors are trained, one context for each view, shared by all labels, read by
+CLIP's frozen text half (``fedmlic.prompt_learner``): L = L_db + consistency * |hand-written - t|, of texts of length 1.
+Only the two contexts are sent.
 
 L_db is the distribution-balanced loss with its focal factor (``fedmlic.distribution_balanced``), by default on the
 counts of all clients.
 
-As long as both contexts are what they were at the start, bit for bit, predictions are those of the hand-written
-prompts: after stage 1 alone nobody has trained a context.
+A context that is what it was at the start, bit for bit, has no part in predictions: its view has the hand-written
+texts. After stage 1 alone that is so for both contexts, with a private context at every client not drawn since.
 
 Deviations, one by one, and choices where paper and release disagree: ``docs/methods/hp_dval.md``.
 
@@ -59,7 +60,8 @@ class Scoring(NamedTuple):
     Attributes:
         alpha: share of the whole image, in [0, 1].
         top: places that a label's local score is the mean of.
-        scores: ``cosine``, or ``mkt``: products as they are, each image's scores divided by their length.
+        scores: ``cosine``, or ``mkt``: products as they are, an image's scores of either view divided by their
+            length over labels before they are mixed.
     """
 
     alpha: float
@@ -67,14 +69,19 @@ class Scoring(NamedTuple):
     scores: str
 
 
-def fused(views: Tensor, whole: Tensor, places: Tensor, how: Scoring) -> Tensor:
-    """Scores float32 ``[batch, labels]``, before the factor exp(w).
+def fused(views: Tensor, whole: Tensor, places: Tensor, how: Scoring, scale: Tensor | float = 1.0) -> Tensor:
+    """Scores float32 ``[batch, labels]``.
 
     Args:
         views: ``[batch, 1 + places, features]``: the whole image, then its places.
         whole: ``[labels, features]``, texts for the whole image.
         places: ``[labels, features]``, texts for places.
         how: the weights.
+        scale: exp(w), above 0; with ``mkt`` it cancels.
+
+    >>> views, texts = torch.tensor([[[10.0, 0.0], [0.0, 1.0]]]), torch.eye(2)
+    >>> fused(views, texts, texts, Scoring(0.5, 1, "mkt"))
+    tensor([[0.5000, 0.5000]])
     """
     with torch.autocast(views.device.type, enabled=False):
         views, whole, places = views.float(), whole.float(), places.float()
@@ -82,7 +89,11 @@ def fused(views: Tensor, whole: Tensor, places: Tensor, how: Scoring) -> Tensor:
             views, whole, places = (F.normalize(each, dim=-1) for each in (views, whole, places))
         local = views[:, 1:] @ places.T
         best = local.topk(min(how.top, local.shape[1]), dim=1).values.mean(dim=1)
-        return how.alpha * (views[:, 0] @ whole.T) + (1 - how.alpha) * best
+        total = views[:, 0] @ whole.T
+        if how.scores == "mkt":
+            total, best = (F.normalize(scale * each, dim=1) for each in (total, best))
+            return how.alpha * total + (1 - how.alpha) * best
+        return (how.alpha * total + (1 - how.alpha) * best) * scale
 
 
 class DualViewNetwork(PromptedNetwork):
@@ -184,14 +195,24 @@ class DualViewNetwork(PromptedNetwork):
         """
         handwritten = self.learner.handwritten
         whole, places = (handwritten, handwritten) if texts is None else (texts[0], texts[1])
-        found = fused(views, whole, places, self.how) * self.log_scale.exp()
-        if self.how.scores == "mkt":
-            found = found / found.norm(dim=1, keepdim=True).clamp(min=1e-12)
-        return found
+        return fused(views, whole, places, self.how, self.log_scale.exp())
+
+    def moved(self) -> tuple[bool, ...]:
+        """Whether the context of the whole image, and that of places, is another than at the start."""
+        pairs = zip(self.contexts(), self.start, strict=True)
+        return tuple(not torch.equal(context, start) for context, start in pairs)
 
     def texts(self) -> Tensor | None:
-        """Texts for prediction ``[3, labels, features]``, computed once for the same contexts; None: hand-written."""
-        return None if torch.equal(self.contexts(), self.start) else super().texts()
+        """Texts for prediction ``[2, labels, features]``, computed once for the same contexts; None: hand-written.
+
+        A context that has not moved was trained by nobody, or not yet by the client that keeps it: its view has
+        the hand-written texts.
+        """
+        moved = self.moved()
+        texts = super().texts() if any(moved) else None
+        if texts is None:
+            return None
+        return torch.stack([row if there else texts[2] for there, row in zip(moved, texts, strict=False)])
 
 
 def hp_dval(
@@ -212,7 +233,7 @@ def hp_dval(
     teacher: str = "",
     distill: Annotated[float, Field(ge=0)] = 1.0,
     consistency: Annotated[float, Field(ge=0)] = 1.0,
-    consistent_view: Literal["whole", "places"] = "whole",
+    consistent_view: Literal["whole", "places"] | None = None,
     counts: Literal["client", "global"] = "global",
     positive_share: bool = False,
     rebalance: bool = True,
@@ -240,13 +261,15 @@ def hp_dval(
         local_context: exchange the context of places, or every client keeps its own (``private``).
         alpha: weight of the whole image, in [0, 1]; places have the rest.
         top: k, places of which a label's local score is the mean.
-        scores: ``cosine``, or ``mkt``: the release's products, each image's scores scaled to length 1.
-        scale: factor of scores at the start; it trains in stage 1.
+        scores: ``cosine``, or ``mkt``, the release's: products, and an image's scores of either view scaled to
+            length 1 before they are mixed.
+        scale: factor of scores at the start; it trains in stage 1. With ``mkt`` it cancels.
         teacher: the model that the view of the whole image is held near, such as
             ``"clip_image(path='...', projection=True)"``; empty: a copy of the tower as it starts.
-        distill: weight of the mean absolute difference from the teacher.
-        consistency: weight of the mean absolute difference of trained and hand-written texts.
+        distill: weight of the mean absolute difference from the teacher, of features that are not scaled.
+        consistency: weight of the mean absolute difference of trained and hand-written texts of length 1.
         consistent_view: whose trained texts are compared: of the ``whole`` image (paper) or ``places`` (release).
+            None: the prompted view, with both the whole image.
         counts: of all clients, counted once before the first round (needs ``allow-statistics``), or the
             client's own.
         positive_share: DB*: multiply logits of present entries by n_c over the largest count.
@@ -257,7 +280,12 @@ def hp_dval(
         kappa: how strongly logits are shifted by their label's frequency (0.05).
         tolerance: how negatives are tolerated (COCO-LT 2, VOC-LT 5).
         focal: whether easy entries fade, exponent 2.
+
+    Raises:
+        InputError: ``consistent_view`` is a view whose texts do not train.
     """
+    if consistency and schedule != "alignment":
+        _check_view(prompted, consistent_view)
     chosen = tuple(name for name in CONTEXTS if prompted in {"both", name.removeprefix("context_")})
     own = CONTEXTS[1:] if local_context == "private" and schedule != "alignment" else ()
     balance = Balance(rebalance, floor, steepness, middle, kappa, tolerance, focal, positive_share)
@@ -273,7 +301,8 @@ def hp_dval(
         teacher=None if distill == 0 or schedule == "prompts" else teacher,
         real=weights != "random",
     )
-    stages = _stages(balance, distill, consistency, consistent_view, counts)
+    view = consistent_view or ("places" if prompted == "places" else "whole")
+    stages = _stages(balance, distill, consistency, view, counts)
     first, second = stages["alignment"], stages["prompts"]
     phases = (
         Phase(trainer(first), align_rounds, _aligned, first),
@@ -291,6 +320,16 @@ def hp_dval(
         ask=partial(_ask, read=read, template=template),
         needs_pixels=bool(teacher) and distill > 0 and schedule != "prompts",
     )
+
+
+def _check_view(prompted: str, view: str | None) -> None:
+    if view is not None and prompted not in {"both", view}:
+        msg = (
+            f"Expected consistent_view to be {prompted!r}, the prompted view, got {view!r}, whose texts are the "
+            "hand-written ones: the term would be 0. Leave consistent_view out, or use prompted='both' or "
+            "consistency=0.0."
+        )
+        raise InputError(msg)
 
 
 def _build(
@@ -421,14 +460,13 @@ def _ask(
     learner = PromptLearner(reader, names, template, trained.learner.num_context).to(device)
     own = trained.contexts().detach()
     whole = places = learner.handwritten
-    if not torch.equal(own, trained.start):
+    moved = trained.moved()
+    if any(moved):
         with torch.no_grad():
             texts = learner(own)
-        whole = texts[0] if CONTEXTS[0] in trained.prompted else whole
-        places = texts[1] if CONTEXTS[1] in trained.prompted else places
+        whole, places = (row if there else learner.handwritten for there, row in zip(moved, texts, strict=True))
 
     def probabilities(images: Tensor) -> Tensor:
-        found = fused(trained.views(images), whole, places, trained.how) * trained.log_scale.exp()
-        return torch.sigmoid(found)
+        return torch.sigmoid(fused(trained.views(images), whole, places, trained.how, trained.log_scale.exp()))
 
     return probabilities

@@ -156,6 +156,17 @@ def test_a_label_has_the_same_prompt_whatever_other_labels_there_are():
     torch.testing.assert_close(among.handwritten[1], alone.handwritten[0])
 
 
+def test_an_underscore_in_a_name_is_a_blank():
+    reader = random_reader(10, seed=3)
+    found, expected = (PromptLearner(reader, [name], "so {} is_it", 2) for name in ("traffic_light_", "traffic light "))
+
+    assert torch.equal(found.handwritten, expected.handwritten)
+    assert torch.equal(found(torch.ones(1, 2, 32)), expected(torch.ones(1, 2, 32)))
+    assert not torch.allclose(found.handwritten, PromptLearner(reader, ["trafficlight"], "so {} is_it", 2).handwritten)
+    as_bytes = torch.tensor([*b"traffic light  is_it", reader.end])
+    assert torch.equal(found.names[0], reader.table[as_bytes])
+
+
 def test_random_ones_are_those_of_their_seed_and_move_nobodys_stream():
     before = torch.random.get_rng_state()
     first, second, other = (PromptLearner(random_reader(6, seed), NAMES, "a {}", 2) for seed in (1, 1, 2))

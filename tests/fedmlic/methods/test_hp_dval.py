@@ -89,18 +89,32 @@ def test_scores_are_those_of_a_plain_loop(top):
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_all_places_are_their_mean_and_products_are_not_scaled():
-    views, texts = torch.randn(2, 6, 4), torch.randn(3, 4)
+def test_a_view_with_large_products_does_not_drown_the_other():
+    views, texts = torch.tensor([[[10.0, 0.0], [0.0, 1.0]]]), torch.eye(2)
 
-    found = fused(views, texts, texts, Scoring(0.0, 5, "mkt"))
+    found = fused(views, texts, texts, Scoring(0.5, 1, "mkt"))
 
-    torch.testing.assert_close(found, (views[:, 1:] @ texts.T).mean(dim=1))
+    torch.testing.assert_close(found, torch.tensor([[0.5, 0.5]]))
 
 
-def test_scores_of_the_release_have_length_one():
-    network = learner(method="scores='mkt'").resident.network.eval()
+@pytest.mark.parametrize("scale", [1.0, 20.0])
+def test_scores_of_the_release_are_products_each_view_divided_by_its_length(scale):
+    """The network's logits against a plain loop, with views of very different lengths."""
+    method = f"scores='mkt', alpha=0.3, top=2, scale={scale}"
+    network = learner(method=method).resident.network.eval()
+    images = to_float(data().images.pixels)
     with torch.no_grad():
-        torch.testing.assert_close(network(to_float(data().images.pixels)).norm(dim=1), torch.ones(9))
+        network.backbone.tower.projection.weight.mul_(3.0)
+        found = network(images)
+        views, texts = network.views(images).double().numpy(), network.learner.handwritten.double().numpy()
+
+    for i, image in enumerate(views):
+        whole, places = np.zeros(3), np.zeros(3)
+        for c, text in enumerate(texts):
+            whole[c] = image[0] @ text
+            places[c] = np.mean(sorted((view @ text for view in image[1:]), reverse=True)[:2])
+        expected = 0.3 * whole / np.sqrt((whole**2).sum()) + 0.7 * places / np.sqrt((places**2).sum())
+        np.testing.assert_allclose(found[i], expected, atol=1e-5)
 
 
 # Loss
@@ -129,6 +143,45 @@ def test_the_loss_is_timms_beside_what_the_stage_adds(stage):
 
     assert added > 0
     torch.testing.assert_close(found, theirs + added)
+
+
+@pytest.mark.parametrize("view", ["whole", "places"])
+@pytest.mark.parametrize("explicit", [True, False])
+def test_texts_of_the_prompted_view_are_held_near_the_handwritten_ones(view, explicit):
+    """With one prompted view the others' texts are the hand-written ones: comparing those would cost nothing."""
+    told = f", consistent_view={view!r}" if explicit else ""
+    values = []
+    for weight in (0.0, 3.0):
+        learned, shard = learner(method=f"prompted={view!r}, consistency={weight}{told}"), data()
+        network, images = learned.resident.network.eval(), to_float(shard.images.pixels)
+        labels, objective = torch.from_numpy(shard.labels), learned.method.phases[1].objective
+        given = objective.inputs(Local(settings(), 2, 3, torch.device("cpu"), lambda: None, shard=shard))
+        with torch.no_grad():
+            value = objective.loss(network, images, labels, *given.of(images, labels, torch.arange(9)))
+            values.append(scalar_and_rest(value)[0].item())
+            trained = network.learner(network.get_parameter(f"context_{view}")[None])[0].numpy()
+            written = network.learner.handwritten.numpy()
+    trained = trained / np.linalg.norm(trained, axis=1, keepdims=True)
+
+    expected = 3.0 * np.abs(trained - written).mean()
+    assert expected > 0.01
+    assert values[1] - values[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_teacher_is_compared_by_features_as_they_are():
+    """Not by features of length 1: both paper and release subtract what the towers give."""
+    learned, shard = learner(method="distill=1.0, rebalance=False, focal=False"), data()
+    network, images = learned.resident.network.eval(), to_float(shard.images.pixels)
+    labels, objective = torch.from_numpy(shard.labels), learned.method.phases[0].objective
+    local = Local(settings(), 1, 3, torch.device("cpu"), lambda: None, shard=shard)
+    given = objective.inputs(local).of(images, labels, torch.arange(9))
+    with torch.no_grad():
+        begin = network.views(images)[:, 0].clone()
+        same = objective.loss(network, images, labels, *given).item()
+        network.backbone.tower.projection.weight.mul_(3.0)  # cosines, and so L_db, stay as they are
+        found = objective.loss(network, images, labels, *given).item()
+
+    assert found - same == pytest.approx(2 * begin.abs().mean().item(), rel=1e-3)
 
 
 def test_db_star_is_a_plain_loop():
@@ -294,6 +347,30 @@ def test_a_private_context_stays_at_its_client():
     assert learned.resident.layout.names == ("context_whole",)
 
 
+def test_a_context_that_nobody_has_trained_has_no_part_in_predictions():
+    """So it is at a client that keeps its own context of places and was not drawn yet: the other one came trained."""
+    learned, shard = learner(method="local_context='private'"), data()
+    network, images = learned.resident.network.eval(), to_float(shard.images.pixels)
+    with torch.no_grad():
+        network.context_whole.add_(0.5)
+        whole = network.learner(network.context_whole[None])[0]
+        written = network.learner.handwritten
+        views = network.views(images)
+        unit = [each / each.norm(dim=-1, keepdim=True) for each in (views, whole)]
+        local = (unit[0][:, 1:] @ written.T).mean(dim=1)  # there are fewer places than top
+        expected = torch.sigmoid(20 * (0.4 * unit[0][:, 0] @ unit[1].T + 0.6 * local))
+
+    found = learned.predict(shard.images, np.arange(9))
+
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    with torch.inference_mode():
+        asked = learned.method.ask(network, learned.task, ["dog"])(images)
+    np.testing.assert_allclose(asked[:, 0], expected[:, 1], atol=1e-5)
+    with torch.no_grad():
+        network.context_places.add_(0.5)
+    assert np.abs(learned.predict(shard.images, np.arange(9)) - found).max() > 1e-3
+
+
 @pytest.mark.parametrize("view", ["whole", "places"])
 def test_one_prompted_view_leaves_the_other_its_handwritten_texts(view):
     learned, shard = learner(method=f"prompted={view!r}"), data()
@@ -383,6 +460,15 @@ def test_a_name_of_the_training_has_its_score_and_others_do_not_change_it():
 
 
 # What is refused
+
+
+@pytest.mark.parametrize(("prompted", "view"), [("whole", "places"), ("places", "whole")])
+def test_texts_that_do_not_train_cannot_be_held_anywhere(prompted, view):
+    pair = f"prompted={prompted!r}, consistent_view={view!r}"
+    with pytest.raises(InputError, match=f"consistent_view to be '{prompted}', the prompted view, got '{view}'"):
+        learner(method=pair)
+    assert learner(method=f"{pair}, consistency=0.0")
+    assert learner(method=f"{pair}, schedule='alignment'")
 
 
 def test_without_weights_the_file_to_get_is_named():
