@@ -17,6 +17,7 @@ from fedmlic.experiment import Experiment
 from fedmlic.learner import Learner
 from fedmlic.losses import mean_binary_cross_entropy
 from fedmlic.method import Method, Objective, Task, Trained
+from fedmlic.mod import Hooks
 from fedmlic.mods.int8 import quantised
 from fedmlic.optimiser import accumulated
 from fedmlic.protocol import Request
@@ -311,6 +312,19 @@ def test_fednova_divides_what_is_left_of_a_change_by_its_steps(tmp_path, mods):
             total, effective = total + share * change / steps, effective + share * steps
         weights = origin + effective * total
         close(model, weights, 2e-5)
+
+
+def test_scales_multiply_and_spare_statistics_of_norms():
+    """Two factors of a half: a quarter of the weights' change; mean and variance of a norm are sent as they are."""
+    network = nn.Sequential(nn.BatchNorm1d(3, affine=False), nn.Linear(3, 2, bias=False))
+    layout = Resident(network, num_labels=2, moments=[("0.running_mean", "0.running_var")]).layout
+    start, trained = torch.ones(layout.size), torch.full((layout.size,), 9.0)
+
+    sent, num_bytes, _ = passed_on([Hooks(scale=lambda _: 0.5)] * 2, layout, start, trained, Trained(0.0, 1, {}))
+
+    found = {name: view.flatten().tolist() for name, view in layout.views(sent)}
+    assert found == {"0.running_mean": [9.0] * 3, "0.running_var": [9.0] * 3, "1.weight": [1 + 8 / 4] * 6}
+    assert num_bytes == 4 * 12
 
 
 def pair(scale, change, mods, memory):
