@@ -8,6 +8,7 @@ many clients it played.
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -412,6 +413,11 @@ def passed_on(
     for each in hooks:
         if each.send is not None:
             payload = each.send(payload, trained)
+    factor = math.prod(each.scale(trained) for each in hooks if each.scale is not None)
+    if factor != 1:
+        scaled = payload.change * factor
+        scaled[: layout.statistics_end] = payload.change[: layout.statistics_end]
+        payload = payload._replace(change=scaled)
     # What no mod changed is sent as it is: start + (trained - start) is rounded.
     sent = trained_flat if payload.change is change else start + payload.change
     return sent, payload.num_bytes, extras

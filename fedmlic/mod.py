@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from fedmlic.arrays import Resident
+    from fedmlic.arrays import Layout, Resident
     from fedmlic.experiment import Experiment
     from fedmlic.method import Local, Method, Trained
     from fedmlic.shard import Shard
@@ -45,10 +45,11 @@ class Payload(NamedTuple):
     Attributes:
         change: float32 ``[layout.size]``, trained tensors minus those that the turn started
             from, for the tensors that are exchanged.
-        num_values: numbers that are written down.
+        num_values: numbers that are written down with ``value_bits`` each.
         value_bits: bits of each.
         position_bits: bits of each number's place, where not all are sent.
         extra_bytes: of scales and the like.
+        num_whole: further numbers, which take 4 bytes each whatever becomes of the others (``with_whole_statistics``).
     """
 
     change: Tensor
@@ -56,11 +57,26 @@ class Payload(NamedTuple):
     value_bits: int = 32
     position_bits: int = 0
     extra_bytes: int = 0
+    num_whole: int = 0
 
     @property
     def num_bytes(self) -> int:
         """Bytes on the way to the server, without headers."""
-        return math.ceil(self.num_values * (self.value_bits + self.position_bits) / 8) + self.extra_bytes
+        compressed = math.ceil(self.num_values * (self.value_bits + self.position_bits) / 8)
+        return compressed + 4 * self.num_whole + self.extra_bytes
+
+
+def with_whole_statistics(payload: Payload, layout: Layout) -> Payload:
+    """The payload with statistics of norms counted as numbers that are sent whole, each once.
+
+    Args:
+        payload: of a mod that compresses all other numbers; an earlier one may have counted statistics so already.
+        layout: of the exchanged tensors.
+    """
+    if payload.num_whole:
+        return payload
+    whole = sum(layout.num_values_of(name) for name in layout.names[: 2 * len(layout.moments)])
+    return payload._replace(num_values=payload.num_values - whole, num_whole=whole)
 
 
 class Stage(NamedTuple):
@@ -88,6 +104,9 @@ class Hooks(NamedTuple):
             over clients. It is also the place to fill ``local.memory``.
         send: turns what is to be sent into something else; a mod that changes nothing must
             return the very tensor that it was given. Called in the order of the mods.
+        scale: what the change is multiplied by when every ``send`` is through (statistics of norms are not). A rule
+            whose factor differs between rounds uses it in place of ``send``, so that what other mods limit, or
+            remember for a later round, is in the client's own units.
         after_step: called after every step of the optimiser; it changes ``resident.parameters`` in
             place.
     """
@@ -98,6 +117,7 @@ class Hooks(NamedTuple):
     extras: Callable[[Tensor, Trained], Mapping[str, Tensor]] | None = None
     send: Callable[[Payload, Trained], Payload] | None = None
     after_step: Callable[[], None] | None = None
+    scale: Callable[[Trained], float] | None = None
 
 
 NO_HOOKS = Hooks()

@@ -9,10 +9,16 @@ same model.
 How: every term is rounded once, before it is added, to a multiple of 2**-36.
 Sums of such multiples below 2**17 are exact in float64, and exact sums have no
 order. Weights are divided by a power of two (``Units``) chosen so that a whole
-round's weights sum to at most 1. The rounding, 1.5e-11, is far below the
-rounding of the float32 model itself. It is one fused pass over blocks that stay
+round's weights sum to at most 1. It is one fused pass over blocks that stay
 in the processor's cache and was measured to be faster than adding float32
 tensors one by one.
+
+Rounding moves a mean by at most n * 2**-37 / p, where n clients were added and p is the
+sum of their weights divided by the unit. Where clients weigh by images or alike and all answer,
+p is above 1/2: at most n * 1.5e-11, which up to 100 clients is below the rounding of a
+float32 number of 0.05 (1.9e-9). Where annotations are the weight p can be small and the
+bound large: a label that is annotated once among 345,879 images has p = 2**-19, and its row
+is right to 3.8e-6, two thousand times the rounding of that float32 number.
 
 Further named sums (``extras``) add exactly too: int64 tensors as they are, floating ones in the
 same way as the model, divided by the unit of clients.

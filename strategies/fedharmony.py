@@ -73,7 +73,9 @@ def shares_of(received: list[Update], alpha: float, gamma: float) -> list[float]
             "weighs them by, got none. Use the method fedharmony, or another strategy."
         )
         raise InputError(msg)
-    agreements = [math.exp(-gamma * update.metrics[DISAGREEMENT]) for update in received]
+    distances = [update.metrics[DISAGREEMENT] for update in received]
+    # Less the smallest, which changes no share: with a large gamma all exponentials would be 0.
+    agreements = [math.exp(-gamma * (distance - min(distances))) for distance in distances]
     return [
         alpha * size + (1 - alpha) * agreement / sum(agreements)
         for size, agreement in zip(sizes, agreements, strict=True)

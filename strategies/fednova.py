@@ -19,8 +19,8 @@ from fedmlic.arrays import Layout
 from fedmlic.update import SharedWeight, Update, Weighting
 from strategies.strategy import Round, State, Strategy, total_of
 
-SCALE, STEPS, FRACTION = "fednova/scale", "fednova/steps", 2.0**-10
-"""As in the mod: the scale that clients get, the sum of weight times steps, and its unit."""
+SCALE, STEPS, FRACTION, HIGH = "fednova/scale", "fednova/steps", 2.0**-10, 1 << 30
+"""As in the mod: the scale that clients get, the sum of weight times steps, its unit, and that of its first part."""
 
 
 def fednova(*, weights: SharedWeight = "images") -> Strategy:
@@ -39,7 +39,8 @@ def fednova(*, weights: SharedWeight = "images") -> Strategy:
         if total is None or total.weight == 0:
             return state
         weight = total.weight * total.units.shared
-        steps = float(total.extra_sum(STEPS)) * FRACTION / weight
+        high, low = total.extra_sum(STEPS).tolist()
+        steps = (high * HIGH + low) * FRACTION / weight
         if steps == 0:
             return state
         scale = float(state.shared[SCALE])

@@ -17,6 +17,18 @@ def test_the_index_links_every_page_once_and_every_folder():
     assert folders == set(re.findall(r"^\| \[(\w+)\]\(\1[/)]", text, re.MULTILINE))
 
 
+def test_the_page_of_a_folder_has_a_line_for_each_of_its_other_pages():
+    """Such as docs/strategies/README.md, a table of all rules."""
+    lacking = [
+        str(page.relative_to(DOCS))
+        for index in DOCS.glob("*/README.md")
+        for page in sorted(index.parent.glob("*.md"))
+        if page != index and f"]({page.name})" not in index.read_text(encoding="utf-8")
+    ]
+
+    assert lacking == [], "Add a line for each of these pages to the README.md of its folder."
+
+
 def test_links_to_files_of_the_project_lead_somewhere():
     links = [
         (page, target)

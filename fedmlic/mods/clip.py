@@ -1,7 +1,8 @@
 """clip: what a client sends is at most so far from where it started.
 
 The change of the exchanged tensors is scaled down to a Euclidean norm of at most ``norm``. It
-bounds what one client can do to the mean, and is the first half of differentially private
+bounds what one client can do to the mean: its share times ``norm``, under the rule fednova, which
+divides by steps afterwards, times tau_eff / a_k too. It is the first half of differentially private
 federated averaging (McMahan et al., "Learning Differentially Private Recurrent Language Models",
 ICLR 2018, "flat clipping"). The result lies between start and trained model, so statistics of
 norms stay valid.

@@ -6,7 +6,8 @@ Optimization" (NeurIPS 2020), equation 5 and table 1: a_k = tau_k for plain SGD,
 
 Departures: what is sent is the start plus s / a_k times the change, where s is the effective
 number of steps of the round before (1 in the first), and the server multiplies by tau_eff / s.
-That is the paper's rule; it keeps small numbers from being rounded away beside large ones.
+That is the paper's rule; it keeps small numbers from being rounded away beside large ones. The
+change is scaled after all other mods, which so see it in the client's own units in every round.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fedmlic.mod import Hooks, Mod, Payload
+from fedmlic.mod import Hooks, Mod
 from fedmlic.optimiser import accumulated
 from fedmlic.update import SharedWeight, Weighting, weights_of
 
@@ -30,9 +31,12 @@ if TYPE_CHECKING:
     from fedmlic.shard import Shard
 
 SCALE, STEPS = "fednova/scale", "fednova/steps"
-"""Names of s, float64 ``[1]``, and of the sum of weight times a_k, int64 ``[1]`` in units of ``FRACTION``."""
+"""Names of s, float64 ``[1]``, and of the sum of weight times a_k, int64 ``[2]``.
 
-FRACTION = 2.0**-10
+The first number counts ``HIGH`` units of ``FRACTION`` and the second what is left: one integer of a client may be 2^40
+at most, which 20,000 images in small batches with momentum exceed. Two hold 2^60."""
+
+FRACTION, HIGH = 2.0**-10, 1 << 30
 
 
 def fednova(*, weights: SharedWeight = "images") -> Mod:
@@ -51,18 +55,13 @@ def fednova(*, weights: SharedWeight = "images") -> Mod:
         def extras(change: Tensor, trained: Trained) -> Mapping[str, Tensor]:
             del change
             steps = accumulated(trained.num_steps, momentum)
-            return {STEPS: torch.tensor([round(weight * steps / FRACTION)], dtype=torch.int64)}
+            return {STEPS: torch.tensor(divmod(round(weight * steps / FRACTION), HIGH), dtype=torch.int64)}
 
-        def send(payload: Payload, trained: Trained) -> Payload:
+        def per_step(trained: Trained) -> float:
             steps = accumulated(trained.num_steps, momentum)
-            if steps in {0.0, scale}:
-                return payload
-            change = payload.change * (scale / steps)
-            statistics = 0 if local.layout is None else local.layout.statistics_end
-            change[:statistics] = payload.change[:statistics]
-            return payload._replace(change=change)
+            return scale / steps if steps else 1.0
 
-        return Hooks(extras=extras, send=send)
+        return Hooks(extras=extras, scale=per_step)
 
     return Mod(begin, counts_steps=True, refuses=refuses)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from fedmlic.mod import Hooks, Mod, Payload
+from fedmlic.mod import Hooks, Mod, Payload, with_whole_statistics
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,14 +41,13 @@ def int8(*, rounding: Literal["stochastic", "nearest"] = "stochastic") -> Mod:
 
         def send(payload: Payload, trained: Trained) -> Payload:
             del trained
+            payload = with_whole_statistics(payload, layout)
             whole = 2 * len(layout.moments)
             change = payload.change.clone()
             for number, (_, view) in enumerate(layout.views(change)):
                 if number >= whole:
                     view.copy_(quantised(view, rng))
-            statistics = sum(layout.num_values_of(name) for name in layout.names[:whole])
-            # A scale of 4 bytes per tensor; statistics take 3 bytes more than one byte each.
-            extra = 4 * (len(layout.names) - whole) + 3 * statistics
+            extra = 4 * (len(layout.names) - whole)  # a scale per tensor
             return payload._replace(change=change, value_bits=8, extra_bytes=payload.extra_bytes + extra)
 
         return Hooks(send=send)

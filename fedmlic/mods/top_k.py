@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import torch
 from pydantic import Field
 
-from fedmlic.mod import Hooks, Mod, Payload
+from fedmlic.mod import Hooks, Mod, Payload, with_whole_statistics
 
 if TYPE_CHECKING:
     from fedmlic.arrays import Resident
@@ -43,12 +43,12 @@ def top_k(*, fraction: Annotated[float, Field(gt=0, le=1)] = 0.1, error_feedback
 
         def send(payload: Payload, trained: Trained) -> Payload:
             del trained
+            payload = with_whole_statistics(payload, layout)
             wanted = payload.change.clone()
             if LEFT_OVER in local.memory:
                 wanted += local.memory[LEFT_OVER].to(wanted.device)
             first = layout.statistics_end
-            statistics = sum(layout.num_values_of(name) for name in layout.names[: 2 * len(layout.moments)])
-            count = math.ceil(fraction * (layout.num_values - statistics))
+            count = math.ceil(fraction * (layout.num_values - payload.num_whole))
             places = torch.topk(wanted[first:].abs(), count, sorted=False).indices + first
             sent = torch.zeros_like(wanted)
             sent[:first] = wanted[:first]
@@ -56,8 +56,7 @@ def top_k(*, fraction: Annotated[float, Field(gt=0, le=1)] = 0.1, error_feedback
             if error_feedback:
                 local.memory[LEFT_OVER] = wanted - sent
             bits = math.ceil(math.log2(max(layout.num_values, 2)))
-            extra = payload.extra_bytes + statistics * payload.value_bits // 8
-            return payload._replace(change=sent, num_values=count, position_bits=bits, extra_bytes=extra)
+            return payload._replace(change=sent, num_values=count, position_bits=bits)
 
         return Hooks(send=send)
 

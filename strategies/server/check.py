@@ -79,37 +79,40 @@ def _counts_unasked(experiment: Experiment, method: Method, mods: Mapping[str, M
             f"Expected allow-statistics=true, since {', '.join(asks)} counts labels over all clients before the first "
             "round, which tells the server something of them, got false. Set it if the clients agree."
         )
-    if any(phase.solution is not None for phase in method.phases):
-        yield from _sums_for_a_solution(experiment)
-    if method.round_sums is None:
-        return
-    if not experiment.allow_statistics:
-        yield (
-            f"Expected allow-statistics=true, since {experiment.method} adds up numbers of the clients' labels in "
-            "every round, which tells the server something of them, got false. Set it if the clients agree."
-        )
-    cohort, least = experiment.cohort_size or experiment.num_clients, experiment.statistics_min_clients
-    if cohort < least:
-        yield (
-            f"Expected a cohort of at least {least} clients (statistics-min-clients), since fewer may not stand behind "
-            f"the sums of {experiment.method}, got {cohort}. Raise cohort-size, or lower statistics-min-clients if the "
-            "clients agree."
-        )
-
-
-def _sums_for_a_solution(experiment: Experiment) -> Iterator[str]:
-    """Whether clients may send the sums that a method's tensors are solved from, and enough stand behind them."""
-    if not experiment.allow_statistics:
+    if any(phase.solution is not None for phase in method.phases) and not experiment.allow_statistics:
         yield (
             f"Expected allow-statistics=true, since {experiment.method} adds up moments of the clients' features and "
             "labels, which tells the server something of them, got false. Set it if the clients agree."
         )
-    clients, least = experiment.num_clients, experiment.statistics_min_clients
-    if 0 < clients < least:
+    if method.round_sums is not None and not experiment.allow_statistics:
+        yield (
+            f"Expected allow-statistics=true, since {experiment.method} adds up numbers of the clients' labels in "
+            "every round, which tells the server something of them, got false. Set it if the clients agree."
+        )
+    yield from too_few_behind_sums(experiment, method, experiment.num_clients)
+
+
+def too_few_behind_sums(experiment: Experiment, method: Method, num_clients: int) -> Iterator[str]:
+    """Whether enough clients stand behind the sums of a method: those of every round, and those it is solved from.
+
+    Args:
+        experiment: the size of the cohort and the least number of clients.
+        method: the experiment's.
+        num_clients: in the federation; 0 while the partition has not found them yet.
+    """
+    least = experiment.statistics_min_clients
+    if any(phase.solution is not None for phase in method.phases) and 0 < num_clients < least:
         yield (
             f"Expected at least {least} clients (statistics-min-clients), since fewer may not stand behind the sums of "
-            f"{experiment.method}, got {clients}. Raise num-clients, or lower statistics-min-clients if the clients "
-            "agree."
+            f"{experiment.method}, got {num_clients}. Raise num-clients, or lower statistics-min-clients if the "
+            "clients agree."
+        )
+    cohort = experiment.cohort_size or num_clients
+    if method.round_sums is not None and 0 < cohort < least:
+        yield (
+            f"Expected a cohort of at least {least} clients (statistics-min-clients), since fewer may not stand behind "
+            f"the sums of {experiment.method}, got {cohort}. Raise cohort-size, or lower statistics-min-clients if the "
+            "clients agree."
         )
 
 

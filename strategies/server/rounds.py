@@ -37,6 +37,7 @@ from fedmlic.protocol import (
 )
 from fedmlic.update import Update, method_metrics, units_for
 from strategies.server.balance import balance, hosts_of
+from strategies.server.check import too_few_behind_sums
 from strategies.server.cohort import Directory, sample_cohort
 from strategies.server.costs import Costs
 from strategies.server.introductions import other_versions, problem_of_host
@@ -171,11 +172,17 @@ class Rounds:
         """Play the remaining rounds after ``start`` and evaluate the final model on all clients.
 
         Raises:
-            RunFailedError: fewer clients than ``min-replies`` asks for succeeded in a round.
+            InputError: there are too few clients for the sums of the method.
+            RunFailedError: fewer clients than ``min-replies`` asks for succeeded in a round, or a client did not
+                count what is counted before round 1.
         """
         experiment = self._experiment
         hosts = self._admitted(self._transport.hosts())
         directory = Directory(hosts)
+        # Known only now: how many clients the partition found, or how many devices there are.
+        few = list(too_few_behind_sums(experiment, self._method, len(directory.clients)))
+        if few:
+            raise InputError("\n".join(few))
         self._costs, self._num_hosts = Costs(directory), len(hosts)
         self._write_versions(hosts)
         progress = self._count(start, directory)
@@ -231,21 +238,28 @@ class Rounds:
         replies = self._transport.play(request, clients, dict.fromkeys(clients, 1.0))
         expected = self._expected(request, clients, directory)
         total = total_of(self._agreeing(self._updates(expected, replies, played), played))
-        failed = [turn for turn in played.values() if turn.error]
-        if failed or total is None:
-            self._write_turns(0, list(played.values()))
-        failed = [turn for turn in failed if not turn.error.startswith(REFUSED)]
-        if failed or total is None:
-            reason = failed[0].error.splitlines()[0] if failed else "no client answered"
-            msg = f"Expected every client to count its labels, got {len(failed)} failures: {reason}. Mend the cause."
-            raise RunFailedError(msg)
-        self._require_enough(0, list(played.values()), len(clients))
+        failed = {turn.client for turn in played.values() if turn.error}
+        missing = sorted((set(clients) - set([] if total is None else total.clients)) | failed)
+        if total is None or missing:
+            raise self._count_failed(missing, played)
         counted, events = withheld(total, self._experiment)
         for event in events:
             self._record.event("statistics", event)
         progress = replace(start, statistics=counted)
         self._record.checkpoint(progress)
         return progress
+
+    def _count_failed(self, missing: Sequence[int], played: Mapping[int, Turn]) -> RunFailedError:
+        """The error that ends a run some of whose clients did not count, whatever ``min-replies``; notes the turns."""
+        self._write_turns(0, list(played.values()))
+        turns = [played.get(client, Turn(client, "")) for client in missing]
+        reasons = [f"client {t.client}: {t.error.splitlines()[0] if t.error else 'no answer'}" for t in turns]
+        msg = (
+            "Expected every client to count its labels before round 1, since a count of some would pass for one of "
+            f"all, got none of {len(missing)}: {'; '.join(reasons[:3])}. Mend the cause and start again; a device that "
+            "cannot count can be left out with node-ids."
+        )
+        return RunFailedError(msg)
 
     def _enter(self, number: int, before: Progress) -> tuple[Progress, tuple[str, ...] | None]:
         """The progress at the start of a round, and the tensors it exchanges; a phase's first round begins a state."""

@@ -53,6 +53,14 @@ def test_gamma_zero_is_an_equal_mean_and_arrival_does_not_matter():
     assert torch.equal(merged(3).flat, merged(3, order=(1, 0)).flat)
 
 
+def test_a_large_gamma_leaves_the_client_that_agrees_most():
+    """exp(-2000) and exp(-2400) are 0 in float64; their ratio, exp(400), leaves the first client alone."""
+    state = merged(5, "fedharmony(rounds=4, gamma=2000.0)", told=(1.0, 1.2))
+
+    assert state.flat[0].item() == 1.0
+    assert merged(5, "fedharmony(rounds=4, gamma=2000.0)", told=(1.0, 1.0)).flat[0].item() == 3.0
+
+
 def test_distances_are_needed_only_once_they_count():
     assert merged(1, told=None).flat[0].item() == pytest.approx(0.1 * 1 + 0.9 * 5)
     with pytest.raises(InputError, match="Use the method fedharmony"):

@@ -1,5 +1,6 @@
 """Rules with their mods against plain loops in float64, on two clients small enough to check by hand."""
 
+from fractions import Fraction
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from clients.host import Host
+from clients.host import Host, passed_on
 from clients.memory import FolderMemory
 from fedmlic import spec
 from fedmlic.arrays import Resident
@@ -15,13 +16,14 @@ from fedmlic.errors import InputError
 from fedmlic.experiment import Experiment
 from fedmlic.learner import Learner
 from fedmlic.losses import mean_binary_cross_entropy
-from fedmlic.method import Method, Objective, Task
+from fedmlic.method import Method, Objective, Task, Trained
+from fedmlic.mod import Hooks
 from fedmlic.mods.int8 import quantised
 from fedmlic.optimiser import accumulated
 from fedmlic.protocol import Request
 from fedmlic.shard import Shard
 from fedmlic.training import to_float, trainer
-from fedmlic.update import units_for
+from fedmlic.update import Update, units_for
 from strategies.strategy import Round, State
 
 NAMES = ("one", "two")
@@ -284,6 +286,124 @@ def test_fednova(tmp_path, momentum):
     assert played.state.metrics["effective-steps"] == pytest.approx(effective, rel=1e-3)
 
 
+@pytest.mark.parametrize("mods", ["top_k(fraction=0.3)", "clip(norm=0.1)", "clip(norm=0.1), top_k(fraction=0.3)"])
+def test_fednova_divides_what_is_left_of_a_change_by_its_steps(tmp_path, mods):
+    """A limit, and what is left over for the next round, are in units of the client's own change in every round."""
+    shards, weights = clients(), start()
+    played = play(tmp_path, shards, "fednova()", mods=mods, batch_size=2, rounds=3)
+
+    left_over = [torch.zeros_like(weights) for _ in shards]
+    for number, model in enumerate(played.models, 1):
+        total, effective, origin = torch.zeros_like(weights), 0.0, weights
+        for client, (shard, share) in enumerate(zip(shards, (3 / 8, 5 / 8), strict=True)):
+            local, steps = origin, 0
+            for rows in order(shard, number):
+                local, steps = local - RATE * gradient(local, shard, rows), steps + 1
+            change = local - origin
+            if "clip" in mods:
+                assert float(change.norm()) > 0.1
+                change = change * 0.1 / change.norm()
+            if "top_k" in mods:
+                change = change + left_over[client]
+                places = change.abs().topk(3).indices
+                sent = torch.zeros_like(change)
+                sent[places] = change[places]
+                change, left_over[client] = sent, change - sent
+            total, effective = total + share * change / steps, effective + share * steps
+        weights = origin + effective * total
+        close(model, weights, 2e-5)
+
+
+def test_scales_multiply_and_spare_statistics_of_norms():
+    """Two factors of a half: a quarter of the weights' change; mean and variance of a norm are sent as they are."""
+    network = nn.Sequential(nn.BatchNorm1d(3, affine=False), nn.Linear(3, 2, bias=False))
+    layout = Resident(network, num_labels=2, moments=[("0.running_mean", "0.running_var")]).layout
+    start, trained = torch.ones(layout.size), torch.full((layout.size,), 9.0)
+
+    sent, num_bytes, _ = passed_on([Hooks(scale=lambda _: 0.5)] * 2, layout, start, trained, Trained(0.0, 1, {}))
+
+    found = {name: view.flatten().tolist() for name, view in layout.views(sent)}
+    assert found == {"0.running_mean": [9.0] * 3, "0.running_var": [9.0] * 3, "1.weight": [1 + 8 / 4] * 6}
+    assert num_bytes == 4 * 12
+
+
+def pair(scale, change, mods, memory):
+    """What a client sends that took four steps under fednova: its change of two numbers, by hand."""
+    network = nn.Linear(1, 2, bias=False)
+    resident = Resident(network, num_labels=2)
+    shared = {"fednova/scale": torch.tensor([scale], dtype=torch.float64)}
+    experiment = Experiment(optimizer="sgd", learning_rate=RATE)
+    local = SimpleNamespace(layout=resident.layout, shared=shared, memory=memory, experiment=experiment)
+    built = spec.build_all("mods", f"fednova(), {mods}")
+    hooks = [mod.begin(resident, clients(sizes=(4,))[0], local) for mod in built]
+    start = torch.zeros(resident.layout.size)
+    trained = start.clone()
+    trained[:2] = torch.tensor(change)
+    return passed_on(hooks, resident.layout, start, trained, Trained(0.0, 4, {}))[0][:2].tolist()
+
+
+def test_top_k_after_fednova_loses_nothing_by_hand():
+    """Changes (8, 4) and (0, 0): 8 is sent in round 1 and 4 in round 2, each a quarter of it, times s = 1 and 4."""
+    memory = {}
+
+    first = pair(1.0, (8.0, 4.0), "top_k(fraction=0.5)", memory)
+    second = pair(4.0, (0.0, 0.0), "top_k(fraction=0.5)", memory)
+
+    assert first == [2.0, 0.0]
+    assert second == [0.0, 4.0]
+    # The server multiplies by tau_eff / s, 4 and 1: in all (8, 4).
+    assert [4 * a + b for a, b in zip(first, second, strict=True)] == [8.0, 4.0]
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_clip_after_fednova_limits_the_change_itself_in_every_round_by_hand(scale):
+    """(6, 8) becomes (0.6, 0.8) of length 1, and a quarter of it times s; the server's 4 / s makes it 1 again."""
+    sent = pair(scale, (6.0, 8.0), "clip(norm=1.0)", {})
+
+    assert sent == pytest.approx([0.6 * scale / 4, 0.8 * scale / 4])
+
+
+@pytest.mark.parametrize("weights", ["images", "annotations"])
+def test_fednova_counts_the_steps_of_a_million_images_exactly(weights):
+    """Clients of 10^6 and 3 images, 1,628 labels, 5 epochs in batches of 16 with momentum; order does not matter."""
+    labels, sizes, steps, momentum = 1628, (1_000_000, 3), (312_500, 5), 0.9
+    rule = spec.build("strategy", f"fednova(weights={weights!r})")
+    mod = spec.build("mods", rule.mods[0])
+    layout = Resident(nn.Linear(1, labels), num_labels=labels, label_rows=("weight", "bias")).layout
+    experiment = Experiment(optimizer="sgd", learning_rate=RATE, momentum=momentum)
+    state = rule.init(torch.zeros(layout.size), layout)
+    updates = []
+    for client, (images, count) in enumerate(zip(sizes, steps, strict=True)):
+        annotations = torch.full((labels,), images)
+        local = SimpleNamespace(layout=layout, shared=state.shared, memory={}, experiment=experiment)
+        hooks = mod.begin(None, SimpleNamespace(num_images=images, annotations=annotations.numpy()), local)
+        trained = Trained(0.0, count, {})
+        change = torch.zeros(layout.size)
+        update = Update.zero(layout, units_for(rule.weighting, sizes, labels))
+        update.add_client(
+            client,
+            change,
+            weighting=rule.weighting,
+            num_images=images,
+            annotations=annotations,
+            metrics={"loss": 0.0, "steps": float(count)},
+            extras=hooks.extras(change, trained),
+        )
+        updates.append(update)
+    sums = []
+    for one, other in ((0, 1), (1, 0)):
+        total = Update.zero(layout, updates[0].units)
+        total.merge(updates[one])
+        total.merge(updates[other])
+        sums.append(total.extras["fednova/steps"])
+        found = rule.aggregate(state, iter([total]), Round(1, 2, 2, layout)).metrics["effective-steps"]
+
+    by_hand = [Fraction(accumulated(count, momentum)) for count in steps]
+    expected = sum(size * each for size, each in zip(sizes, by_hand, strict=True)) / sum(sizes)
+    assert found == pytest.approx(float(expected), rel=1e-12)
+    assert torch.equal(*sums)
+
+
 def order(shard, number):
     """The batches of a turn: from the stream that training draws its order from."""
     from fedmlic.seeds import stream
@@ -348,6 +468,23 @@ def test_bytes_are_those_of_what_is_sent(tmp_path):
     assert small.bytes_up == 10 + 2 * 4  # a byte each, a scale for each of two tensors
     vector_bytes = 4 * 32  # the control variate travels with its padding
     assert (double.bytes_up, double.bytes_down) == (40 + vector_bytes, 40 + vector_bytes)
+
+
+@pytest.mark.parametrize("mods", ["int8(), top_k(fraction=0.1)", "top_k(fraction=0.1), int8()", "int8()", "top_k()"])
+def test_statistics_are_counted_once_and_whole_in_every_order(mods):
+    """200 statistics of norms as float32; of 1,000 weights all or 100, with 8 or 32 bits and 11 of position."""
+    network = nn.Sequential(nn.BatchNorm1d(100, affine=False), nn.Linear(100, 10, bias=False))
+    resident = Resident(network, num_labels=10, moments=[("0.running_mean", "0.running_var")])
+    layout = resident.layout
+    rng = torch.Generator().manual_seed(0)
+    local = SimpleNamespace(layout=layout, memory={}, torch_rng=lambda _: rng)
+    hooks = [mod.begin(resident, None, local) for mod in spec.build_all("mods", mods)]
+    trained = layout.pack({name: torch.randn(view.shape) for name, view in layout.views(resident.flat)})
+
+    _, num_bytes, _ = passed_on(hooks, layout, torch.zeros(layout.size), trained, Trained(0.0, 1, {}))
+
+    both = 200 * 4 + 238 + 4  # 100 * 19 bits are 237.5 bytes; one scale
+    assert num_bytes == {"int8()": 200 * 4 + 1000 + 4, "top_k()": 200 * 4 + 538}.get(mods, both)
 
 
 def test_fedrep_trains_the_head_before_the_body_and_keeps_it(tmp_path):

@@ -305,3 +305,11 @@ def test_global_thresholds_need_leave_and_enough_clients(tiny, changes, told):
 
     with pytest.raises(InputError, match=told):
         check_experiment(experiment, runtime)
+
+
+def test_clients_that_are_not_known_yet_are_enough(tiny):
+    found = {"partition": "natural()", "num_clients": 0, "cohort_size": 0, "statistics_min_clients": 5}
+
+    check_experiment(*tiny(**{**RUN, **found}))
+    with pytest.raises(InputError, match="Expected a cohort of at least 5 clients"):
+        check_experiment(*tiny(**{**RUN, **found, "cohort_size": 4}))

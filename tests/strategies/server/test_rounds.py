@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ import torch
 from clients.host import Host
 from clients.opening import open_federation
 from fedmlic.counting import ABSENT_COUNTS, PRESENT_COUNTS
+from fedmlic.errors import InputError
 from fedmlic.histograms import ScoreHistograms
 from fedmlic.learner import build_learner
 from fedmlic.protocol import HostInfo, Reply, Turn
 from fedmlic.record import create, open_run, write_json
+from strategies.server.replies import Expected
 from strategies.server.rounds import RunFailedError, pooled_metrics, unannotated_of
 from strategies.server.server import build_server, serve
 
@@ -199,6 +202,97 @@ def test_too_few_replies_stop_the_run_and_others_do_not(play, plug, tmp_path, mi
     assert [event["client"] for event in events_of(out, "client") if "error" in event] == [
         int(client) for client in clients.split(",")
     ]
+
+
+SUMS = {
+    "round": "base._replace(round_sums=lambda network, num_labels: {'mine': torch.zeros(num_labels)})",
+    "solution": "base._replace(phases=(Phase(rests, 0, nothing, solution=solution),))",
+}
+SUMMING = """
+import torch
+from fedmlic.losses import mean_binary_cross_entropy
+from fedmlic.method import Method, Phase, Solution, Trained
+from fedmlic.training import classifier
+
+base = classifier(mean_binary_cross_entropy)
+nothing = lambda network: ()
+rests = lambda resident, shard, local: Trained(0.0, 0, {})
+solution = Solution(lambda network, shared: {"mine": torch.zeros(2)}, lambda network, sums, model: {}, keeps=True)
+
+
+def summing() -> Method:
+    return %s
+"""
+
+
+@pytest.mark.parametrize("kind", SUMS)
+def test_clients_that_the_partition_finds_are_enough_for_sums_or_refused_before_round_1(play, plug, tmp_path, kind):
+    """The tiny data set has 12 owners, which natural() finds; all of them take part in a round."""
+    plug("summing", SUMMING % SUMS[kind])
+    found = {"partition": "natural()", "num_clients": 0, "cohort_size": 0, "allow_statistics": True, "num_rounds": 1}
+    changes = {**found, "method": "summing.summing()", "statistics_min_images": 1}
+
+    assert play(tmp_path / "enough", **changes, statistics_min_clients=12)["rounds"] == 1
+    with pytest.raises(InputError, match=r"Expected .*at least 13 clients \(statistics-min-clients\).* got 12\."):
+        play(tmp_path / "few", **changes, statistics_min_clients=13)
+
+    assert not events_of(tmp_path / "few", "client")
+
+
+class Answers:
+    """A transport of one host in this process that says something else of some clients' counts."""
+
+    def __init__(self, host, change):
+        self._host, self._change = host, change
+
+    def hosts(self):
+        return [self._host.info()]
+
+    def play(self, request, clients, costs=None):  # noqa: ARG002
+        reply = self._host.play(request, list(clients))
+        yield self._change(reply) if request.kind == "count" else reply
+
+    def close(self):
+        pass
+
+
+def refused(reply):
+    """As a reply of client 2 that was checked and cannot be right: its turn failed, the sum is of the others."""
+    update = replace(reply.updates[0], clients=[client for client in reply.updates[0].clients if client != 2])
+    others = [turn for turn in reply.turns if turn.client != 2]
+    return replace(reply, turns=(*others, Turn(2, "h", error="Refused: h: Expected counts.")), updates=(update,))
+
+
+def silent(reply):
+    found = refused(reply)
+    return replace(found, turns=tuple(turn for turn in found.turns if turn.client != 2))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [(refused, r"client 2: Refused: h: Expected counts\."), (silent, "client 2: no answer"), (None, "")],
+)
+def test_a_count_that_lacks_a_client_ends_the_run_whatever_min_replies(tiny, tmp_path, change, told, monkeypatch):
+    """Five of six counts would pass for those of all: for the frequencies of labels, and for what nobody annotates."""
+    counts = {"method": "balanced_bce(counts='global')", "allow_statistics": True, "statistics_min_clients": 1}
+    experiment, runtime = tiny(**counts, min_replies=0.1, num_rounds=1)
+    server = build_server(experiment, runtime)
+    host = Host("h", experiment, open_federation(experiment, runtime, server.corpus), server.learner)
+    folder = create(tmp_path / "run", experiment, runtime)
+    write_json(folder.path / "data.json", {"present_counts": None})
+    # What is left of the sum is not that of five clients: only who is missing is at stake.
+    monkeypatch.setattr(Expected, "update", lambda *_, **__: None)
+    transport = Answers(host, change or (lambda reply: reply))
+    if change is None:
+        assert serve(server, transport, folder).progress.round == 1
+        return
+
+    with pytest.raises(RunFailedError, match=f"Expected every client to count its labels .*{told}.*start again"):
+        serve(server, transport, folder)
+
+    assert not events_of(folder.path, "statistics")
+    assert not events_of(folder.path, "round")
+    assert {event["client"] for event in events_of(folder.path, "client") if event.get("error")} <= {2}
 
 
 def test_seven_hundredths_of_a_hundred_are_seven():
