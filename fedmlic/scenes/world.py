@@ -137,8 +137,12 @@ def draw(options: Options) -> Draw:
 
 
 def _independent(options: Options) -> Options:
-    """The same frequencies without contexts and rules: what stands beside a label says nothing of it."""
-    return replace(options, correlation=0.0, attract=(), exclude=(), determine=())
+    """The same frequencies without contexts and rules, and empty images as chance has them.
+
+    What stands beside a label then says nothing of it: an image that must not be empty would have a label the more
+    surely the fewer others it has.
+    """
+    return replace(options, correlation=0.0, attract=(), exclude=(), determine=(), empty_fraction=-1.0)
 
 
 def world(options: Options) -> World:
@@ -168,19 +172,19 @@ def _labels(law: _Law, rows: Census) -> tuple[Ints, Bools]:
     """The context of each image, and bool ``[images, labels]``: what should be in it."""
     options = law.options
     context, present = _draw(law, rows, np.arange(len(rows.key)), 0)
+    free = (rows.owner == NO_OWNER) & (options.test == "independent")
     if options.empty_fraction >= 0:
         blank = entry_uniforms(options.seed, "scenes/empty", 0, rows.key, 1)[:, 0] < options.empty_fraction
+        blank &= ~free
         for attempt in range(1, DRAWS):
-            again = np.flatnonzero(~blank & ~present.any(axis=1))
+            again = np.flatnonzero(~blank & ~free & ~present.any(axis=1))
             if not len(again):
                 break
             context[again], present[again] = _draw(law, rows, again, attempt)
         present[blank] = False
     if options.attract or options.exclude or options.determine:
         uniforms = entry_uniforms(options.seed, "scenes/rules", 0, rows.key, max(1, len(options.attract)))
-        ruled = apply_rules(options, present, uniforms)
-        free = (rows.owner == NO_OWNER) & (options.test == "independent")
-        present = np.where(free[:, None], present, ruled)
+        present = np.where(free[:, None], present, apply_rules(options, present, uniforms))
     return context, present
 
 

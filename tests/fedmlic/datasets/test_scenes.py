@@ -422,8 +422,9 @@ def test_the_balanced_test_has_no_tail():
     assert np.abs(frequency - 0.2).max() < 4 * np.sqrt(0.2 * 0.8 / 4000)
 
 
-def test_labels_of_the_independent_test_are_as_frequent_and_say_nothing_of_each_other():
-    knobs = {**TINY, "num_test": 4000, "empty_fraction": -1, "correlation": 0.9, "exclude": ((0, 1),)}
+@pytest.mark.parametrize("empty_fraction", [-1, 0, 0.05])
+def test_labels_of_the_independent_test_are_as_frequent_and_say_nothing_of_each_other(empty_fraction):
+    knobs = {**TINY, "num_test": 4000, "empty_fraction": empty_fraction, "correlation": 0.9, "exclude": ((0, 1),)}
     shown = {}
     for test in ("iid", "independent"):
         table = scenes(**knobs, test=test).table()
