@@ -82,7 +82,7 @@ def answer_to(content: RecordDict, context: Context) -> RecordDict:
 def play(here: Node, request: Request, clients: list[int]) -> Reply:
     """Play ``clients`` and keep their tracebacks here if the node is discreet."""
     here.host.collect()  # forget what a broken-off message left behind
-    with spec.allowing(here.plugins):
+    with spec.allowing(here.plugins, here.folders):
         reply = here.host.play(request, clients)
     if not here.discreet:
         return reply

@@ -38,6 +38,7 @@ NODE_KEYS = {
     "threads": "torch threads",
     "code-digest": "the only code that may run here (docs/deployment.md); printed by 'fedmlic supernode --digest'",
     "allow-plugins": "code from outside the catalogues that a run may use here, such as 'my_lab.methods.*'",
+    "allow-files": "folders below which a run may name files of this device, such as weights, separated by commas",
     "audit-log": "file in which every message and what was sent in answer is noted (docs/nodes.md)",
     "error-paths": "whether the one line that is sent of an error may name files",
     "tracebacks": "whether errors are sent with their traceback, which may show file names",
@@ -55,6 +56,7 @@ class Node:
         discreet: whether errors leave the node without their traceback.
         rest: where a device keeps the part of the model that is not exchanged at present.
         plugins: patterns of the names from outside the catalogues that a run may use here.
+        folders: below which a run may name files here.
         paths: whether the one line that is sent of an error may name files.
     """
 
@@ -63,6 +65,7 @@ class Node:
     discreet: bool
     rest: FolderRest | None = None
     plugins: tuple[str, ...] = ("*",)
+    folders: tuple[str, ...] = ("*",)
     paths: bool = False
 
 
@@ -122,16 +125,15 @@ def open_node(run_config: Mapping[str, Setting], node_config: Mapping[str, Setti
 def _open_simulation(experiment: Experiment, runtime: Runtime, node_config: Mapping[str, Setting]) -> Node:
     wire.enter_work_folder()
     num_hosts = _integer(node_config, "num-partitions")
-    memory = (
-        memory_in(str(Path(runtime.out).expanduser() / MEMORY_FOLDER)) if runtime.out else kept_in(home_of(runtime))
-    )
+    in_run = str(Path(runtime.out).expanduser() / MEMORY_FOLDER) if runtime.out else ""
+    memory = memory_in(in_run) if in_run else kept_in(home_of(runtime), experiment)
     host = open_host(node_name(node_config), experiment, runtime, own_sums=True, memory=memory)
     return Node(host, num_hosts, discreet=False)
 
 
 def _open_device(experiment: Experiment, node_config: Mapping[str, Setting]) -> Node:
     client = client_id(node_config)
-    plugins = _plugins(node_config)
+    plugins, folders = _listed(node_config, "allow-plugins"), _listed(node_config, "allow-files")
     _check_plugins(experiment, plugins)
     prepare(_integer(node_config, "threads") if "threads" in node_config else 1)
     home = Path(str(node_config["home"])).expanduser() if "home" in node_config else None
@@ -145,12 +147,12 @@ def _open_device(experiment: Experiment, node_config: Mapping[str, Setting]) -> 
         client=client,
     )
     here = Runtime(device=str(node_config.get("device", "auto")), home=str(home or ""))
-    with spec.allowing(plugins):
+    with spec.allowing(plugins, folders):
         learner = learner_for(experiment, here, federation, progress_lines("features", _say))
-    host = Host(node_name(node_config), experiment, federation, learner, memory=kept_in(home))
+    host = Host(node_name(node_config), experiment, federation, learner, memory=kept_in(home, experiment))
     discreet = node_config.get("tracebacks") is not True
     rest = FolderRest((home or default_home()) / "memory" / host.name)
-    return Node(host, 0, discreet=discreet, rest=rest, plugins=plugins, paths=shows_paths(node_config))
+    return Node(host, 0, discreet=discreet, rest=rest, plugins=plugins, folders=folders, paths=shows_paths(node_config))
 
 
 def shows_paths(node_config: Mapping[str, Setting]) -> bool:
@@ -158,9 +160,9 @@ def shows_paths(node_config: Mapping[str, Setting]) -> bool:
     return node_config.get("error-paths") is True or node_config.get("tracebacks") is True
 
 
-def _plugins(node_config: Mapping[str, Setting]) -> tuple[str, ...]:
-    """Patterns of the names that this device's owner allows; none by default."""
-    return tuple(each.strip() for each in str(node_config.get("allow-plugins", "")).split(",") if each.strip())
+def _listed(node_config: Mapping[str, Setting], key: str) -> tuple[str, ...]:
+    """What this device's owner allows under a key, separated by commas; nothing by default."""
+    return tuple(each.strip() for each in str(node_config.get(key, "")).split(",") if each.strip())
 
 
 def _check_plugins(experiment: Experiment, plugins: tuple[str, ...]) -> None:
@@ -175,10 +177,13 @@ def _check_plugins(experiment: Experiment, plugins: tuple[str, ...]) -> None:
             raise spec.refusal(key, refused, plugins)
 
 
-def kept_in(home: Path | None) -> Callable[[str], ClientMemory]:
-    """Client memory of every run in a folder of its own below ``home``, named by the run."""
-    base = (home or default_home()) / "memory"
-    return lambda run: FolderMemory(base / hashlib.sha256(run.encode()).hexdigest()[:32])
+def kept_in(home: Path | None, experiment: Experiment) -> Callable[[str], ClientMemory]:
+    """Client memory of every run in a folder of its own below ``home``, named by the run and its experiment.
+
+    A run's name is the server's word; with the experiment in it, another experiment does not get this one's memory.
+    """
+    base, settings = (home or default_home()) / "memory", experiment.model_dump_json()
+    return lambda run: FolderMemory(base / hashlib.sha256(f"{run}\n{settings}".encode()).hexdigest()[:32])
 
 
 def _say(text: str) -> None:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from fedmlic.labels import ABSENT, PRESENT
+from fedmlic.losses import binary_cross_entropy
 
 Tensor = torch.Tensor
 
@@ -59,3 +60,13 @@ def expected_positives(logits: Tensor, expected: float) -> Tensor:
     """
     gap = torch.sigmoid(precise(logits)).sum(dim=1).mean() - expected
     return (gap / logits.shape[1]).square()
+
+
+def taken_as_absent(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean binary cross-entropy over all entries, those not PRESENT taken as ABSENT.
+
+    Args:
+        logits: floating ``[batch, labels]``.
+        labels: int8 ``[batch, labels]``.
+    """
+    return binary_cross_entropy(logits, (labels == PRESENT).to(torch.int8)).mean()

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from fedmlic.errors import InputError
 from fedmlic.lora import FORM, add_lora, read_lora
 from fedmlic.model import BatchNormPolicy, apply_bn_policy
+from fedmlic.spec import is_restricted
 from fedmlic.training import PIXEL_MEAN, PIXEL_STD
 
 Norm = Literal["auto", "group", "frozen", "pooled"]
@@ -301,7 +302,8 @@ def read_weights(path: str) -> dict[str, Tensor]:
         raise InputError(msg) from error
     found = _unwrapped(content)
     if found is None:
-        inside = f" with {', '.join(str(key) for key in list(content)[:8])}" if isinstance(content, dict) else ""
+        names = [str(key) for key in list(content)[:8]] if isinstance(content, dict) and not is_restricted() else []
+        inside = f" with {', '.join(names)}" if names else ""
         msg = (
             f"Expected {path!r} to hold a state dict (names with tensors), or one as {', '.join(WRAPPERS)}, got a "
             f"{type(content).__name__}{inside}. Save model.state_dict() alone."

@@ -126,7 +126,22 @@ def _dotted(node: ast.expr, problem: str) -> str:
     return ".".join([node.id, *reversed(parts)])
 
 
-_ALLOWED: ContextVar[tuple[str, ...] | None] = ContextVar("allowed plug-ins", default=None)
+class Allowed(NamedTuple):
+    """What texts that somebody else wrote may name here.
+
+    Attributes:
+        plugins: patterns of names from outside the catalogues, in which ``*`` stands for anything.
+        folders: below which files may be named; ``*`` for any.
+    """
+
+    plugins: tuple[str, ...]
+    folders: tuple[str, ...]
+
+
+_ALLOWED: ContextVar[Allowed | None] = ContextVar("what texts may name", default=None)
+
+LONGEST_PATH = 255
+"""Longer relative texts name no file."""
 
 VECTOR_ARGUMENTS = frozenset({"text", "of"})
 """Arguments that name label vectors (``fedmlic.text``)."""
@@ -136,26 +151,59 @@ VECTORS = "label vectors"
 
 
 @contextmanager
-def allowing(patterns: Iterable[str]) -> Iterator[None]:
-    """Inside the block no code from outside the catalogues is imported but what a pattern allows.
+def allowing(plugins: Iterable[str], folders: Iterable[str] = ()) -> Iterator[None]:
+    """Inside the block no text names code or files of this machine but what is allowed.
 
     It holds for every text that is built, those among the arguments of other entries included.
 
     Args:
-        patterns: dotted names, in which ``*`` stands for anything.
+        plugins: patterns of dotted names of code from outside the catalogues; nothing else of it is imported.
+        folders: below which files may be named; ``*`` for any.
     """
-    token = _ALLOWED.set(tuple(patterns))
+    token = _ALLOWED.set(Allowed(tuple(plugins), tuple(folders)))
     try:
         yield
     finally:
         _ALLOWED.reset(token)
 
 
+def is_restricted() -> bool:
+    """Whether texts are somebody else's, so that errors must not tell what files hold."""
+    allowed = _ALLOWED.get()
+    return allowed is not None and "*" not in allowed.folders
+
+
 def _check_allowed(key: str, name: str) -> None:
-    patterns = _ALLOWED.get()
+    allowed = _ALLOWED.get()
     own = key == VECTORS and name.rpartition(".")[0] == "fedmlic.text"
-    if patterns is not None and not own and not _matches(name, patterns):
-        raise refusal(key, [name], patterns)
+    if allowed is not None and not own and not _matches(name, allowed.plugins):
+        raise refusal(key, [name], allowed.plugins)
+
+
+def _check_files(key: str, name: str, value: Any) -> None:  # noqa: ANN401  (arguments are any)
+    """Refuse an argument that names a file elsewhere than allowed, whether or not it is there."""
+    allowed = _ALLOWED.get()
+    if allowed is None or "*" in allowed.folders:
+        return
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            _check_files(key, name, item)
+    elif isinstance(value, (str, Path)) and _is_path(str(value)):
+        place = Path(value).expanduser().resolve()
+        if not any(place.is_relative_to(Path(folder).expanduser().resolve()) for folder in allowed.folders):
+            msg = (
+                f"Expected files that {key} {name} names to lie below what this device allows "
+                f"({', '.join(allowed.folders) or 'nothing'}), got one elsewhere. Its owner can add "
+                "allow-files='/FOLDER' to --node-config."
+            )
+            raise InputError(msg)
+
+
+def _is_path(text: str) -> bool:
+    """Whether a text names a place on this machine: absolute, with ``..`` or ``~``, or relative and there."""
+    if text.startswith(("/", "~", "\\")) or ".." in Path(text).parts or Path(text).is_absolute():
+        return True
+    return bool(text) and len(text) < LONGEST_PATH and "\0" not in text and Path(text).exists()
 
 
 def refusal(key: str, names: Sequence[str], patterns: Sequence[str]) -> InputError:
@@ -298,6 +346,8 @@ def build(key: str, text: str) -> Any:  # noqa: ANN401  (the catalogue decides t
             the wrong type or range.
     """
     spec, make = _checked_names(key, text)
+    for value in spec.arguments.values():
+        _check_files(key, spec.name, value)
     checked = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(make)
     try:
         found = checked(**spec.arguments)

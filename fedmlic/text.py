@@ -23,7 +23,7 @@ from pydantic import Field
 from fedmlic.errors import InputError, nearest
 from fedmlic.prompts import Join, Prompts
 from fedmlic.seeds import stream
-from fedmlic.spec import build, parse
+from fedmlic.spec import build, is_restricted, parse
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -582,8 +582,10 @@ def _rows_of(content: Any, names: tuple[str, ...], path: str) -> tuple[NDArray[n
         if missing:
             msg = (
                 f"Expected {path!r} to hold a vector for each of {len(names)} names, got none for {len(missing)} "
-                f"({', '.join(missing[:5])}). It holds: {', '.join(sorted(content)[:10])}."
+                f"({', '.join(missing[:5])})."
             )
+            if not is_restricted():
+                msg += f" It holds: {', '.join(sorted(content)[:10])}."
             raise InputError(msg)
         note = f", {len(content) - len(names)} other names left out" if len(content) > len(names) else ""
         content = [content[name] for name in names]

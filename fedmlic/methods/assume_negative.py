@@ -13,23 +13,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
-from torch import Tensor
-
-from fedmlic.labels import PRESENT
-from fedmlic.losses import binary_cross_entropy
+from fedmlic.guesses import taken_as_absent
 from fedmlic.method import Method
 from fedmlic.training import classifier
-
-
-def all_entries_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean binary cross-entropy over all entries, those not PRESENT taken as ABSENT.
-
-    Args:
-        logits: floating ``[batch, labels]``.
-        labels: int8 ``[batch, labels]``.
-    """
-    return binary_cross_entropy(logits, (labels == PRESENT).to(torch.int8)).mean()
 
 
 def assume_negative(*, pool: Literal["mean", "max", "logsumexp"] = "mean") -> Method:
@@ -38,4 +24,4 @@ def assume_negative(*, pool: Literal["mean", "max", "logsumexp"] = "mean") -> Me
     Args:
         pool: how the logit map becomes one logit per label (``fedmlic.model.Classifier``).
     """
-    return classifier(all_entries_loss, pool=pool)._replace(guesses="absent")
+    return classifier(taken_as_absent, pool=pool)._replace(guesses="absent")

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import torch
 from pydantic import Field
 
+from fedmlic.guesses import taken_as_absent
 from fedmlic.large_losses import DELTAS, large_loss_inputs, large_loss_step
 from fedmlic.method import Method, Task
-from fedmlic.methods.assume_negative import all_entries_loss
 from fedmlic.model import Backbone, Classifier
 from fedmlic.training import classifier
 
@@ -77,7 +77,7 @@ def boostlu(
         return BoostedClassifier(backbone, task.num_labels, factor, always=when == "always")
 
     if loss == "AN":
-        return classifier(all_entries_loss)._replace(build=build, guesses="absent")
+        return classifier(taken_as_absent)._replace(build=build, guesses="absent")
     variant = loss.removeprefix("LL-")
     inputs = large_loss_inputs(variant, DELTAS[variant] if delta is None else delta, epochs)
     method = classifier(large_loss_step(variant), inputs=inputs)

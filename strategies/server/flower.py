@@ -52,7 +52,7 @@ GRACE_S: Final = 10.0
 """How long others may still appear after every node that is there has failed."""
 
 MOST_SHAPES: Final = 4
-"""Sums of a round that do not agree in what they hold beside the model, before further ones are refused."""
+"""Sums of a round that do not agree in what they hold beside the model; a further one takes the place of the least."""
 
 PULL_AT_ONCE: Final = 8
 """Replies fetched together: bounds the memory in which finished updates wait."""
@@ -244,7 +244,9 @@ class FlowerTransport:
     def _total(self, request: Request, replies: Iterable[Reply]) -> Iterator[Reply]:
         """Replies without their sums, and last the sum of these, in memory that is used again in the next round.
 
-        Sums that hold other things beside the model than most do are refused: they cannot be added.
+        Sums that hold other things beside the model than most do are refused: they cannot be added. Of ``MOST_SHAPES``
+        kinds that came before, a further one takes the place of that with the fewest clients, the oldest of several: so
+        a few nodes that send things of their own first shut out nobody but themselves.
         """
         if self._sums is None:
             self._sums = torch.zeros(self.layout.size, dtype=torch.float64)
@@ -255,13 +257,14 @@ class FlowerTransport:
             yield replace(reply, updates=())
             for update in reply.updates:
                 shapes = shapes_of(update)
-                if shapes not in totals and len(totals) < MOST_SHAPES:
+                if shapes not in totals:
                     memory = None if totals else self._sums
+                    if len(totals) == MOST_SHAPES:
+                        least = min(totals, key=lambda each: len(totals[each].clients))
+                        yield self._disagreeing(hosts, totals[least].clients)
+                        memory = totals.pop(least).sums
                     totals[shapes] = Update.zero(request.layout(self.layout), request.units, buffer=memory)
-                if shapes in totals:
-                    totals[shapes].merge(update)
-                else:
-                    yield self._disagreeing(hosts, update.clients)
+                totals[shapes].merge(update)
         ranked = sorted(totals.values(), key=lambda total: (-len(total.clients), min(total.clients)))
         for fewer in ranked[1:]:
             yield self._disagreeing(hosts, fewer.clients)

@@ -258,3 +258,60 @@ def test_texts_of_a_catalogue_among_the_arguments_are_resolved_and_their_modules
 
     assert spec.resolve("method", short) == spec.resolve("method", long)
     assert spec.modules("method", short) == ["fedmlic.methods.probe_then_tune", "fedmlic.methods.bce"]
+
+
+def test_files_are_named_below_the_allowed_folders_only(tmp_path, monkeypatch):
+    (tmp_path / "allowed").mkdir()
+    (tmp_path / "allowed" / "vectors.json").write_text(
+        '{"cat": [1, 0], "dog": [0, 1], "negative": [1, 1], "positive": [1, 2]}'
+    )
+    (tmp_path / "private.json").write_text('{"Anna Muster": [1]}')
+    (tmp_path / "allowed" / "link.json").symlink_to(tmp_path / "private.json")
+    monkeypatch.chdir(tmp_path)
+
+    def build_with(text):
+        settings = Experiment(method=f"fedlgt(layers=1, text={text!r})", model="small_cnn(width=8)")
+        return build_learner(settings, ("cat", "dog"), (16, 16, 3))
+
+    places = [
+        tmp_path / "private.json",
+        tmp_path / "gone.json",
+        "private.json",
+        "../private.json",
+        tmp_path / "allowed" / ".." / "private.json",
+        tmp_path / "allowed" / "link.json",
+        "~/private.json",
+    ]
+    for place in places:
+        with (
+            spec.allowing([], [str(tmp_path / "allowed")]),
+            pytest.raises(InputError, match="to lie below what this device allows") as error,
+        ):
+            build_with(f"file(path={str(place)!r})")
+        assert "Anna" not in str(error.value)
+    with spec.allowing([]), pytest.raises(InputError, match=r"device allows \(nothing\)"):
+        build_learner(Experiment(model=f"resnet(weights='{tmp_path}/w.pth')"), ("cat",), (16, 16, 3))
+
+    with spec.allowing([], [str(tmp_path / "allowed")]):
+        build_with(f"file(path={str(tmp_path / 'allowed' / 'vectors.json')!r})")
+    with spec.allowing([], ["*"]):
+        build_with(f"file(path={str(tmp_path / 'allowed' / 'vectors.json')!r})")
+
+
+def test_what_a_file_holds_is_not_told_where_texts_are_somebody_elses(tmp_path):
+    (tmp_path / "visits.json").write_text('{"Anna Muster": [1, 0]}')
+    vectors = f"file(path={str(tmp_path / 'visits.json')!r})"
+    text = f"fedlgt(layers=1, text={vectors!r})"
+    settings = Experiment(method=text, model="small_cnn(width=8)")
+
+    with pytest.raises(InputError, match="It holds: Anna Muster"):
+        build_learner(settings, ("cat", "dog"), (16, 16, 3))
+    with spec.allowing([], [str(tmp_path)]), pytest.raises(InputError) as error:
+        build_learner(settings, ("cat", "dog"), (16, 16, 3))
+    assert "Anna" not in str(error.value)
+
+
+def test_names_with_slashes_that_are_no_places_here_pass():
+    for text in ("timm/vit_tiny", "hf-hub:a/b", "file(path='x')", "", "package"):
+        with spec.allowing([]):
+            spec._check_files("model", "timm", text)

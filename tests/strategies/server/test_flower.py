@@ -26,9 +26,9 @@ from fedmlic.errors import InputError
 from fedmlic.experiment import flower_config, split_settings
 from fedmlic.kept_scores import path_of, read_scores
 from fedmlic.packing import RAW, unpack
-from fedmlic.protocol import Request
+from fedmlic.protocol import Reply, Request, Turn
 from fedmlic.record import open_run
-from fedmlic.update import Weighting, units_for
+from fedmlic.update import Update, Weighting, units_for
 from strategies import app as server_app
 from strategies.server import flower
 from strategies.server.flower import FlowerTransport
@@ -968,6 +968,34 @@ def test_sums_that_cannot_be_added_to_those_of_most_others_are_refused(devices):
     assert [update.clients for update in updates] == [[1, 2]]
     assert "the same sums beside the model" in turns[0].error
     assert not turns[1].error
+
+
+def test_nodes_that_answer_first_with_sums_of_their_own_shut_out_nobody_else(devices):
+    _, transport = devices(2)
+    request = ready(transport)
+
+    def reply(client, extras):
+        update = Update.zero(transport.layout, request.units)
+        annotations = torch.ones(transport.layout.num_labels, dtype=torch.int64)
+        weighting, flat = request.weighting, torch.full((transport.layout.size,), float(client))
+        update.add_client(
+            client, flat, weighting=weighting, num_images=1, annotations=annotations, metrics={}, extras=extras
+        )
+        return Reply((Turn(client, f"device-{client}"),), (update,))
+
+    liars = [reply(client, {f"x{client}": torch.zeros(1)}) for client in range(6)]
+    others = [reply(client, {}) for client in range(6, 10)]
+    order = [*liars[:4], others[0], liars[4], others[1], liars[5], *others[2:]]
+
+    replies = list(transport._total(request, order))
+    turns = [turn for each in replies for turn in each.turns]
+    refused = {turn.client for turn in turns if turn.error}
+    (total,) = (update for each in replies for update in each.updates)
+
+    assert refused == set(range(6))
+    assert total.clients == [6, 7, 8, 9]
+    shared = slice(0, transport.layout.rows_start)
+    assert (total.mean(request.flat)[shared] == 7.5).all()
 
 
 def test_plug_ins_run_where_the_devices_owner_allows_them(devices, plug, tmp_path):
