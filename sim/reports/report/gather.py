@@ -138,7 +138,8 @@ def gather(paths: Sequence[Path], model: Model = "best", scored: int = 4, tell: 
     tell("reading runs")
     found = find_runs(paths)
     rows = rows_of(found.runs)
-    comparison, uncompared = _compared(paths, rows, model)
+    metric = headline(rows)
+    comparison, uncompared = _compared(paths, rows, model, metric)
     own = [place for place, row in enumerate(rows) if not row.reference] or list(range(len(rows)))
     held, held_notes = _held(rows, own, tell)
     looked = [_looked(place, rows, found.runs, model, tell) for place in own[: max(scored, 0)]]
@@ -149,16 +150,15 @@ def gather(paths: Sequence[Path], model: Model = "best", scored: int = 4, tell: 
         for place, run, per_client in recorded
         if per_client is not None
     ]
-    return Report(
-        found.title, rows, model, headline(rows), found.problems, comparison, uncompared, held, held_notes, looked
-    )
+    return Report(found.title, rows, model, metric, found.problems, comparison, uncompared, held, held_notes, looked)
 
 
-def _compared(paths: Sequence[Path], rows: Sequence[Row], model: Model) -> tuple[Comparison | None, str]:
+def _compared(paths: Sequence[Path], rows: Sequence[Row], model: Model, metric: str) -> tuple[Comparison | None, str]:
     if len([row for row in rows if not row.reference]) < 2:
         return None, ""
     try:
-        return compare(paths, model=model), ""
+        # Of a run that has no best round the page shows the last.
+        return compare(paths, model="best-or-last" if model == "best" else model, metric=metric), ""
     except InputError as error:
         return None, str(error)
 

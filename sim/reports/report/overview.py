@@ -252,14 +252,14 @@ def _compared(report: Report) -> list[Markup]:
         shown = told_first(found.pairs)
         rows = [
             [named(first), *(element("span", cell, class_="n") for cell in rest)]
-            for first, *rest in (pair_row(pair, found) for pair in shown)
+            for first, *rest in (pair_row(pair) for pair in shown)
         ]
         cut = f" Of {len(found.pairs):,} pairs {len(shown)} are shown; tables/comparison.csv has all."
         made.append(
             paragraph(
                 f"Paired over seeds, {found.metric} of the model {found.model}; {found.test} test; 95 % bootstrap "
                 "interval of the mean difference; p corrected by Holm for all pairs; P(better) is the probability that "
-                "a run of the first row scores above one of the second." + cut * (len(shown) < len(found.pairs))
+                "a run of the first row is better than one of the second." + cut * (len(shown) < len(found.pairs))
             )
         )
         made.append(table("Paired differences", PAIR_HEADS, rows))
