@@ -119,7 +119,7 @@ def seeds_needed(num_tests: int, test: Test = "permutation") -> int | None:
     (6, 7, None, 14)
     """
     allowed = (1 - LEVEL + 1e-12) / max(num_tests, 1)
-    if test == "permutation" and 2 / (RESAMPLES + 1) > allowed:
+    if test == "permutation" and allowed < 2 / (RESAMPLES + 1):
         return None
     return next((count for count in range(2, 65) if smallest_p(count, test) <= allowed), None)
 

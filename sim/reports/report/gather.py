@@ -225,7 +225,7 @@ def _recorded(run: Run, model: Model) -> PerClient | None:
     if not name:
         return None
     rounds = sorted({int(row["round"]) for row in run.own})
-    wanted = run.round_of("last" if run.is_personal else model)
+    wanted = run.round_of(model)
     number = wanted if wanted in rounds else rounds[-1]
     rows = [row for row in run.own if int(row["round"]) == number and str(row.get("split", "holdout")) != "train"]
     chance = name.replace("mAP", "chance")
