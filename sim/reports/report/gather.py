@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -158,9 +158,16 @@ def _compared(paths: Sequence[Path], rows: Sequence[Row], model: Model, metric: 
         return None, ""
     try:
         # Of a run that has no best round the page shows the last.
-        return compare(paths, model="best-or-last" if model == "best" else model, metric=metric), ""
+        found = compare(paths, model="best-or-last" if model == "best" else model, metric=metric)
     except InputError as error:
-        return None, str(error)
+        return None, _nameless(str(error), rows)
+    return replace(found, notes=[_nameless(text, rows) for text in found.notes]), ""
+
+
+def _nameless(text: str, rows: Sequence[Row]) -> str:
+    for run in (run for row in rows for run in row.runs):
+        text = nameless(text, run.path)
+    return text
 
 
 def _held(rows: Sequence[Row], places: Sequence[int], tell: Tell) -> tuple[list[Held], list[str]]:

@@ -127,7 +127,7 @@ def _label_dots(report: Report, tables: Sequence[tuple[int, LabelTable]], order:
 
 def _in_any_row(tables: Sequence[tuple[int, LabelTable]]) -> NDArray[np.bool_]:
     """Bool ``[labels]``: whether a label is annotated in any of these rows."""
-    return np.any([found.annotated for _, found in tables], axis=0)
+    return np.asarray(np.any([found.annotated for _, found in tables], axis=0), dtype=np.bool_)
 
 
 def _label_scatter(report: Report, tables: Sequence[tuple[int, LabelTable]], annotations: Annotations) -> Markup | None:

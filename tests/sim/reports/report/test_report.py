@@ -411,6 +411,21 @@ def test_rows_are_compared_by_what_the_page_shows(write_run, tmp_path, missing, 
         assert dict(group.values) == row.values(metric, "best") != {}
 
 
+def test_two_folders_of_one_run_are_named_without_their_place(write_run, tmp_path):
+    """With equal results the run counts once; with different ones the rows are not compared."""
+    asl = write_run(tmp_path / "asl", ["one", "two"], method="asl()")
+    runs = [write_run(tmp_path / name, ["one", "two"], method="bce()") for name in ("bce", "copy")]
+    same = gather([asl, *runs], scored=0)
+    rewritten(runs[1], ["server/mAP"])
+    result = json.loads((runs[1] / "result.json").read_text())
+    (runs[1] / "result.json").write_text(json.dumps({**result, "metrics": {"server/mAP": 0.9}}))
+    other = gather([asl, *runs], scored=0)
+
+    assert "copy is the same run as bce and counts once" in same.comparison.notes
+    assert other.uncompared.startswith("Expected bce and copy, which hold the same experiment")
+    assert str(tmp_path) not in page_of(same, []) + page_of(other, [])
+
+
 def test_seeds_that_lack_the_metric_are_not_counted(write_run, tmp_path):
     runs = [write_run(tmp_path / f"run-{seed}", ["one", "two"], seed=seed) for seed in range(3)]
     rewritten(runs[2], drop=["server/mAP", "server/val/mAP"])
