@@ -14,8 +14,8 @@ Two rules hold for every number here:
 What is undefined is NaN. A label counts as predicted where its score is at or above
 the threshold; a label that is never predicted has precision 0.
 
-Federated evaluation adds ``fedmlic.counts.Counts`` and
-``fedmlic.histograms.ScoreHistograms`` of many clients; it never averages clients' averages.
+Federated evaluation adds the ``fedmlic.histograms.ScoreHistograms`` of many clients; its pooled
+numbers never average clients' averages.
 ``docs/metrics.md`` defines every key of ``Metrics.values``.
 
 Labels that no client annotates are never in an average with the others: ``evaluate_apart``.

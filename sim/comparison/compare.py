@@ -18,12 +18,21 @@ from fedmlic.errors import InputError, nearest
 from fedmlic.record import is_run, open_run, read_json
 from fedmlic.resolved import resolved
 from sim.comparison.read import MODELS, PERSONAL, Model, is_complete, is_personal, metric_of, metrics_of
-from sim.comparison.statistics import LEVEL, Difference, Test, difference, holm, seeds_needed, smallest_p
+from sim.comparison.statistics import (
+    LEVEL,
+    RESAMPLES,
+    Difference,
+    Test,
+    difference,
+    holm,
+    seeds_needed,
+    smallest_p,
+)
 
 STUDY = "study.json"
 
-LOWER_IS_BETTER = {"hamming", "ranking-loss", "coverage", "one-error"}
-"""Metrics, by the last part of their name, of which less is better."""
+LOWER_IS_BETTER = {"hamming", "ranking-loss", "coverage", "one-error", "std"}
+"""Metrics, by the last part of their name, of which less is better; ``std`` is a spread over clients."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Pair:
-    """``first`` minus ``second``, with the p-value corrected for all pairs."""
+    """``first`` minus ``second``, with the p-value corrected for all pairs.
+
+    ``found.improvement`` is the probability that a run of ``first`` is better, also where less of the metric is.
+    """
 
     first: str
     second: str
@@ -109,7 +121,7 @@ class Comparison:
     @property
     def higher_is_better(self) -> bool:
         """Whether more of the metric is better."""
-        return self.metric.rpartition("/")[2] not in LOWER_IS_BETTER
+        return more_is_better(self.metric)
 
     def best(self) -> str:
         """The row that is better than every other row by its corrected p-value; empty if there is none."""
@@ -121,6 +133,11 @@ class Comparison:
             if others and wins == others:
                 return group.label
         return ""
+
+
+def more_is_better(metric: str) -> bool:
+    """Whether more of a metric is better."""
+    return metric.rpartition("/")[2] not in LOWER_IS_BETTER
 
 
 def _won(pair: Pair, sign: int) -> bool:
@@ -234,7 +251,7 @@ def compare(
         paths: folders of runs and studies.
         by: settings in which rows differ; see ``compared_keys``.
         metric: a name of ``docs/record.md``; test mAP by default, and mean mAP of clients where each has its own model.
-        model: which model of a run.
+        model: which model of a run; see ``metrics_of``.
         test: the paired test.
         baseline: label of the row that all others are compared with; all pairs by default.
 
@@ -245,17 +262,43 @@ def compare(
     keys = compared_keys(entries, by)
     personal = [entry for entry in entries if is_personal(entry.path)]
     metric = metric or ("client/mAP/mean" if len(personal) == len(entries) else "server/mAP")
+    entries = _each_once(entries, metric, model, notes)
     rows = _rows(entries, keys)
     groups = [group for found in rows.values() for group in _groups(found, keys, metric, model, notes)]
-    pairs = _pairs(groups, test, baseline)
+    pairs = _pairs(groups, metric, test, baseline)
     if personal:
         notes.append(f"of {len(personal)} runs the model is {PERSONAL}: no one model predicts for all clients")
     searched = sorted(frozenset[str]().union(*(entry.searched for entry in entries)))
     if searched:
         notes.append(f"chosen on validation data for each row: {', '.join(searched)}")
-    notes += [*_constant(entries, metric), *_too_few(pairs)]
-    words = PERSONAL if len(personal) == len(entries) else MODELS[model]
+    notes += [*_constant(entries, metric), *_too_few(pairs, test)]
+    words = PERSONAL if len(personal) == len(entries) else _in_words(entries, model)
     return Comparison(metric, words, keys, test, groups, pairs, notes)
+
+
+def _in_words(entries: Sequence[Entry], model: Model) -> str:
+    if model != "best-or-last":
+        return MODELS[model]
+    chosen = {bool(read_json(entry.path / "result.json")["best_round"]) for entry in entries}
+    return MODELS["best-or-last" if len(chosen) > 1 else "best" if chosen == {True} else "last"]
+
+
+def _each_once(entries: Sequence[Entry], metric: str, model: Model, notes: list[str]) -> list[Entry]:
+    """Every experiment once: of folders that hold the same one, with the same result, the first."""
+    first: dict[tuple[str, ...], Entry] = {}
+    for entry in entries:
+        kept = first.setdefault((entry.reference, *map(str, entry.settings.values())), entry)
+        if kept is entry:
+            continue
+        one, other = (metric_of(each.path, metric, model) for each in (kept, entry))
+        if one != other and not (math.isnan(one) and math.isnan(other)):
+            msg = (
+                f"Expected {kept.path} and {entry.path}, which hold the same experiment with the same seed, to have "
+                f"the same {metric}, got {one!r} and {other!r}. Leave one of them out."
+            )
+            raise InputError(msg)
+        notes.append(f"{entry.path} is the same run as {kept.path} and counts once")
+    return list(first.values())
 
 
 def _rows(entries: Sequence[Entry], keys: Sequence[str]) -> dict[tuple[Any, ...], list[Entry]]:
@@ -290,13 +333,17 @@ def _group(entries: Sequence[Entry], keys: Sequence[str], metric: str, model: Mo
     if first.reference:
         label = f"{first.reference}: {label}" if label != "all runs" else first.reference
     by_seed: dict[int, list[float]] = {}
+    there: dict[int, set[tuple[tuple[str, str], ...]]] = {}
     for entry in entries:
-        by_seed.setdefault(int(entry.settings["seed"]), []).append(metric_of(entry.path, metric, model))
+        seed = int(entry.settings["seed"])
+        by_seed.setdefault(seed, []).append(metric_of(entry.path, metric, model))
+        there.setdefault(seed, set()).add(_rest(entry, keys))
     undefined = sorted(seed for seed, values in by_seed.items() if any(map(math.isnan, values)))
     if undefined:
         notes.append(f"{label}: {metric} does not exist at seeds {undefined}, which are left out")
-    most = max(map(len, by_seed.values()))
-    uneven = sorted(seed for seed, values in by_seed.items() if len(values) < most and seed not in undefined)
+    # The union, not the fullest seed: each seed may miss another run.
+    wanted = set().union(*there.values())
+    uneven = sorted(seed for seed, found in there.items() if found != wanted and seed not in undefined)
     if uneven:
         notes.append(f"{label}: runs are missing at seeds {uneven}, which are left out")
     values = {s: statistics.fmean(v) for s, v in sorted(by_seed.items()) if s not in {*undefined, *uneven}}
@@ -315,7 +362,7 @@ def _groups(entries: Sequence[Entry], keys: Sequence[str], metric: str, model: M
             scores[entry.settings["seed"]].append(metric_of(entry.path, metric, model))
     over = statistics.fmean(statistics.pstdev(values) for values in scores.values()) if scores else math.nan
     notes.append(f"{mean.label}: standard deviation over clients {over:.3f}")
-    worst = min if metric.rpartition("/")[2] not in LOWER_IS_BETTER else max
+    worst = min if more_is_better(metric) else max
     values = {seed: worst(found) for seed, found in scores.items()}
     return [
         replace(mean, label=mean.label.replace("local-only", "local-only mean", 1)),
@@ -343,7 +390,7 @@ def _shown(key: str, value: object) -> str:
     )
 
 
-def _pairs(groups: Sequence[Group], test: Test, baseline: str) -> list[Pair]:
+def _pairs(groups: Sequence[Group], metric: str, test: Test, baseline: str) -> list[Pair]:
     own = [group for group in groups if not group.reference]
     if baseline:
         labels = [group.label for group in own]
@@ -357,12 +404,14 @@ def _pairs(groups: Sequence[Group], test: Test, baseline: str) -> list[Pair]:
     found = []
     for one, other in wanted:
         seeds = [seed for seed in one.values if seed in other.values]
-        found.append(difference([one.values[s] for s in seeds], [other.values[s] for s in seeds], test))
+        each = difference([one.values[s] for s in seeds], [other.values[s] for s in seeds], test)
+        better = each.improvement if more_is_better(metric) else 1 - each.improvement
+        found.append(each._replace(improvement=better))
     corrected = holm([each.p for each in found])
     return [Pair(a.label, b.label, each, p) for (a, b), each, p in zip(wanted, found, corrected, strict=True)]
 
 
-def _too_few(pairs: Sequence[Pair]) -> list[str]:
+def _too_few(pairs: Sequence[Pair], test: Test) -> list[str]:
     """What the number of seeds cannot show."""
     if not pairs:
         return []
@@ -371,11 +420,17 @@ def _too_few(pairs: Sequence[Pair]) -> list[str]:
     notes = []
     if any(pair.found.num_seeds == 0 for pair in pairs):
         notes.append("rows without a common seed cannot be paired")
-    reachable = max(tests, 1) * smallest_p(seeds)
-    if reachable > 1 - LEVEL:
-        times = f", {min(1.0, reachable):.3g} after Holm's correction for {tests} comparisons" if tests > 1 else ""
+    smallest = smallest_p(seeds, test)
+    if max(tests, 1) * smallest > 1 - LEVEL + 1e-12:
+        after = f", {min(1.0, tests * smallest):.3g} after Holm's correction for {tests} comparisons" * (tests > 1)
+        needed = seeds_needed(tests, test)
+        enough = (
+            f"p <= {1 - LEVEL:.2g} needs at least {needed} seeds"
+            if needed is not None
+            else f"p <= {1 - LEVEL:.2g} cannot be reached with any number of seeds, since {RESAMPLES:,} permutations "
+            f"give no p below {2 / (RESAMPLES + 1):.2g}: compare with one row (--baseline), or use --test wilcoxon"
+        )
         notes.append(
-            f"too few seeds to tell: with {seeds} the smallest attainable p is {smallest_p(seeds):.3g}{times}; "
-            f"p <= {1 - LEVEL:.2g} needs at least {seeds_needed(tests)} seeds"
+            f"too few seeds to tell: with {seeds} the smallest attainable p is {smallest:.3g}{after}; {enough}"
         )
     return notes

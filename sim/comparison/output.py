@@ -53,7 +53,7 @@ def tables(found: Comparison) -> list[Grid]:
     number = {group.label: f"{place}" for place, group in enumerate(found.groups, 1)}
     grids = [Grid(_title(found), heads, [[f"{number[row[0]]}: {row[0]}", *row[1:]] for row in rows])]
     if found.pairs:
-        lines = [pair_row(pair, found) for pair in found.pairs]
+        lines = [pair_row(pair) for pair in found.pairs]
         for pair, line in zip(found.pairs, lines, strict=True):
             line[0] = f"{number[pair.first]} - {number[pair.second]}"
         grids.append(Grid(f"paired differences, {found.test} test", ("rows", *PAIR_HEADS[1:]), lines))
@@ -85,11 +85,10 @@ def _spread(group: Group, plus_minus: str) -> str:
     return f"{group.mean:.3f}" + ("" if math.isnan(group.std) else f" {plus_minus} {group.std:.3f}")
 
 
-def pair_row(pair: Pair, found: Comparison) -> list[str]:
+def pair_row(pair: Pair) -> list[str]:
     """The cells of a pair, under ``PAIR_HEADS``."""
     each = pair.found
     interval = "-" if math.isnan(each.low) else f"{each.low:+.3f} to {each.high:+.3f}"
-    better = each.improvement if found.higher_is_better else 1 - each.improvement
     return [
         f"{pair.first} - {pair.second}",
         str(each.num_seeds),
@@ -97,7 +96,7 @@ def pair_row(pair: Pair, found: Comparison) -> list[str]:
         interval,
         _p(each.p),
         _p(pair.p_holm),
-        "-" if math.isnan(better) else f"{better:.2f}",
+        "-" if math.isnan(each.improvement) else f"{each.improvement:.2f}",
     ]
 
 
@@ -137,7 +136,7 @@ def _markdown(found: Comparison) -> str:
     parts = [f"{_title(found)}; mean ± standard deviation over seeds", "", *markdown_table(heads, rows)]
     if found.pairs:
         parts += ["", f"Paired differences, {found.test} test", ""]
-        parts += markdown_table(PAIR_HEADS, [pair_row(pair, found) for pair in found.pairs])
+        parts += markdown_table(PAIR_HEADS, [pair_row(pair) for pair in found.pairs])
     parts += ["", *(f"- {note}" for note in found.notes)] if found.notes else []
     return "\n".join(parts) + "\n"
 
@@ -160,7 +159,7 @@ def _latex(found: Comparison) -> str:
     about = {"caption": _escaped(f"{_title(found)}. Mean and standard deviation over seeds.")}
     text = _latex_table(list(map(_escaped, heads)), cells, about)
     if found.pairs:
-        lines = [list(map(_escaped, pair_row(pair, found))) for pair in found.pairs]
+        lines = [list(map(_escaped, pair_row(pair))) for pair in found.pairs]
         about = {"caption": _escaped(f"Paired differences of {_title(found)}, {found.test} test.")}
         text += "\n" + _latex_table(list(map(_escaped, PAIR_HEADS)), lines, about)
     return text + "".join(f"% {note}\n" for note in found.notes)

@@ -9,9 +9,13 @@ from typing import Any, Literal
 from fedmlic.errors import InputError, nearest
 from fedmlic.record import metrics_at, open_run, read_json
 
-Model = Literal["last", "best"]
+Model = Literal["last", "best", "best-or-last"]
 
-MODELS = {"last": "after the last round", "best": "best on validation"}
+MODELS = {
+    "last": "after the last round",
+    "best": "best on validation",
+    "best-or-last": "best on validation, after the last round where nothing chose one",
+}
 """Which model of a run a number is of."""
 
 PERSONAL = "each client's own"
@@ -28,10 +32,11 @@ def metrics_of(run: Path, model: Model = "last") -> dict[str, float]:
 
     Args:
         run: its folder.
-        model: the one after the last round, or the best on validation data.
+        model: the one after the last round, the best on validation data, or the best where a run has one and else the
+            last.
 
     Raises:
-        InputError: no complete run, or none that has a best round.
+        InputError: no complete run, or none that has a best round where the best is asked for.
     """
     if not is_complete(run):
         msg = f"Expected {run} to be a complete run, got one without a result. Finish it with 'fedmlic resume {run}'."
@@ -40,6 +45,8 @@ def metrics_of(run: Path, model: Model = "last") -> dict[str, float]:
     if model == "last" or result["best_round"] == result["rounds"]:
         return _floats(result["metrics"])
     if not result["best_round"]:
+        if model == "best-or-last":
+            return _floats(result["metrics"])
         msg = f"Expected {run} to have a round that is best on validation data, got none. Compare the last model."
         raise InputError(msg)
     # Runs of earlier versions have it in their events only.

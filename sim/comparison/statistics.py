@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -28,9 +29,10 @@ class Difference(NamedTuple):
         mean: of the paired differences.
         low, high: 95 % bootstrap interval (percentiles) of that mean; NaN with one seed.
         p: two-sided p-value of the paired test; NaN with one seed.
-        smallest_p: the smallest p-value that so many seeds can give.
+        smallest_p: the smallest p-value that the test can give with so many seeds.
         improvement: probability that a run of the first row scores above a run of the second, ties half (Agarwal et
-            al., NeurIPS 2021), over all pairs of seeds.
+            al., NeurIPS 2021), over all pairs of seeds. In a ``Pair``: that it is better, of a metric of which less is
+            better that it scores below.
     """
 
     num_seeds: int
@@ -70,7 +72,7 @@ def difference(first: Sequence[float], second: Sequence[float], test: Test = "pe
         rng=np.random.default_rng(0),
     ).confidence_interval
     low, high = float(interval.low), float(interval.high)
-    return Difference(count, mean, low, high, _p_value(differences, test), smallest_p(count), better)
+    return Difference(count, mean, low, high, _p_value(differences, test), smallest_p(count, test), better)
 
 
 def _p_value(differences: np.ndarray[tuple[int], np.dtype[np.float64]], test: Test) -> float:
@@ -90,28 +92,36 @@ def _p_value(differences: np.ndarray[tuple[int], np.dtype[np.float64]], test: Te
     return float(found.pvalue)
 
 
-def smallest_p(num_seeds: int) -> float:
-    """The smallest two-sided p-value of a paired test of signs and ranks: all differences on one side.
+@cache
+def smallest_p(num_seeds: int, test: Test = "permutation") -> float:
+    """The smallest two-sided p-value that a test gives: all differences on one side, no two of the same size.
 
-    >>> smallest_p(5)
-    0.0625
+    It is 2 / 2^n where the test tries all flips of n signs. Of more than ``RESAMPLES`` flips the permutation test draws
+    some, always the same for n seeds, and cannot give less than 2 / (``RESAMPLES`` + 1). Wilcoxon's is exact up to 50
+    seeds and approximated by a normal distribution above (``scipy.stats.wilcoxon``).
+
+    >>> smallest_p(5), smallest_p(14, "wilcoxon") == 2 / 2**14
+    (0.0625, True)
     """
     if num_seeds < 1:
         return 1.0
-    exact = 2.0 ** (1 - num_seeds)
-    return exact if 2**num_seeds <= RESAMPLES else max(exact, 2 / (RESAMPLES + 1))
+    if 2**num_seeds <= RESAMPLES:
+        return 2.0 ** (1 - num_seeds)
+    return _p_value(np.arange(1.0, num_seeds + 1), test)
 
 
-def seeds_needed(num_tests: int) -> int:
+def seeds_needed(num_tests: int, test: Test = "permutation") -> int | None:
     """Seeds with which the smallest of ``num_tests`` p-values can fall to the level after Holm's correction.
 
-    >>> seeds_needed(1), seeds_needed(3)
-    (6, 7)
+    ``None`` where no number of seeds suffices: the permutation test with more than 250 tests.
+
+    >>> seeds_needed(1), seeds_needed(3), seeds_needed(253), seeds_needed(253, "wilcoxon")
+    (6, 7, None, 14)
     """
-    count = 2
-    while max(num_tests, 1) * smallest_p(count) > 1 - LEVEL + 1e-12 and count < 64:
-        count += 1
-    return count
+    allowed = (1 - LEVEL + 1e-12) / max(num_tests, 1)
+    if test == "permutation" and allowed < 2 / (RESAMPLES + 1):
+        return None
+    return next((count for count in range(2, 65) if smallest_p(count, test) <= allowed), None)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

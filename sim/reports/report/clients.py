@@ -13,7 +13,7 @@ from sim.reports.report.charts import Dots, Heat, Line, Options, Text, dot_plot,
 from sim.reports.report.curves import key_of
 from sim.reports.report.gather import Held, Looked, Report
 from sim.reports.report.markup import Cell, Child, Markup, details, element, joined, named, note, paragraph, table
-from sim.reports.report.overview import spread
+from sim.reports.report.overview import num_seeds, spread
 from sim.reports.report.read import Run
 from sim.reports.report.sites import CrossSite, Holdings
 
@@ -211,9 +211,7 @@ def clients_section(report: Report) -> Markup:
 
 def _spread_table(report: Report) -> Markup:
     shown = {
-        name: title
-        for name, title in EACH.items()
-        if any(not math.isnan(run.metric(name, run.last_round)) for run in report.runs)
+        name: title for name, title in EACH.items() if any(row.over_clients(name, report.model) for row in report.rows)
     }
     if not shown:
         return note("No run was evaluated on its clients' held-out images one by one.", kind="missing")
@@ -221,13 +219,14 @@ def _spread_table(report: Report) -> Markup:
     for place, row in enumerate(report.rows):
         if row.reference.startswith("central"):
             continue  # all images are one client's: there are no clients to compare
-        found = {name: list(row.over_clients(name).values()) for name in shown}
+        found = {name: list(row.over_clients(name, report.model).values()) for name in shown}
         if any(found.values()):
-            rows.append([f"{place + 1} {row.label}", *(spread(values) for values in found.values()), len(row.seeds)])
+            shown_ = [spread(values) for values in found.values()]
+            rows.append([f"{place + 1} {row.label}", *shown_, num_seeds(list(found.values()))])
     lead = paragraph(
-        "mAP of clients one by one on their own held-out images, of the model after the last round (each client's own "
-        "where clients keep tensors of their own), mean ± standard deviation over seeds. What chance reaches depends "
-        "on how few images clients hold out: compare with it."
+        "mAP of clients one by one on their own held-out images, of the model after the last round; where clients "
+        "keep tensors of their own, each client's own after the round that the results name; mean ± standard "
+        "deviation over seeds. What chance reaches depends on how few images clients hold out: compare with it."
     )
     return joined([lead, table("Clients one by one", ["row", *shown.values(), "seeds"], rows)])
 
@@ -239,20 +238,39 @@ def _per_client(report: Report, looked: Sequence[Looked]) -> Markup:
     ]
     sources = [f"{report.row_name(e.place)}, seed {e.run.seed}: {e.per_client.source}" for e in looked if e.per_client]
     values = {each.place: [_at(each, client) for client in clients] for each in looked}
-    chance = [_at(looked[0], client, chance=True) for client in clients]
+    chance = {each.place: [_at(each, client, chance=True) for client in clients] for each in looked}
+    ticks = _common(list(chance.values()))
+    random = {"random order": ticks} if ticks else {f"random order {place + 1}": each for place, each in chance.items()}
+    columns = {**{report.row_name(place): each for place, each in values.items()}, **random}
     rows: list[list[Cell]] = [
-        [title, *(column[line] for column in values.values()), chance[line]] for line, title in enumerate(titles)
+        [title, *(column[line] for column in columns.values())] for line, title in enumerate(titles)
     ]
-    alternative = table("mAP by client", ["client", *map(report.row_name, values), "random order"], rows)
+    alternative = table("mAP by client", ["client", *columns], rows)
     about = f"mAP on each client's own held-out images. {'; '.join(sources)}."
     if all(math.isnan(value) for column in values.values() for value in column):
         return note(f"No client has a label that counts. {'; '.join(sources)}.", kind="missing")
     if len(clients) > MAX_CLIENT_ROWS:
         return element("div", _ranked(report, values, about, alternative), class_="grid")
     series = [Dots(report.rows[place].label, found, place, f"s{place}") for place, found in values.items()]
-    text = Text("per-client", "Clients one by one", f"{about} The tick is a random order of the same images.", "mAP")
-    plot = dot_plot(text, titles, series, chance, "random order")
+    random_order = (
+        "The tick is a random order of the same images."
+        if ticks
+        else ("Rows hold different images out; the table says what a random order of each row's reaches.")
+    )
+    text = Text("per-client", "Clients one by one", f"{about} {random_order}", "mAP")
+    plot = dot_plot(text, titles, series, ticks, "random order")
     return element("div", figure(text, plot, alternative), class_="grid")
+
+
+def _common(columns: Sequence[Sequence[float]]) -> list[float]:
+    """What columns agree on, where they are known; empty if they differ anywhere."""
+    found = []
+    for values in zip(*columns, strict=True):
+        there = [value for value in values if not math.isnan(value)]
+        if there and max(there) - min(there) > 1e-9:
+            return []
+        found.append(there[0] if there else math.nan)
+    return found
 
 
 def _ranked(report: Report, values: Mapping[int, Sequence[float]], about: str, alternative: Markup) -> Markup:

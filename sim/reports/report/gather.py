@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -138,7 +138,8 @@ def gather(paths: Sequence[Path], model: Model = "best", scored: int = 4, tell: 
     tell("reading runs")
     found = find_runs(paths)
     rows = rows_of(found.runs)
-    comparison, uncompared = _compared(paths, rows, model)
+    metric = headline(rows)
+    comparison, uncompared = _compared(paths, rows, model, metric)
     own = [place for place, row in enumerate(rows) if not row.reference] or list(range(len(rows)))
     held, held_notes = _held(rows, own, tell)
     looked = [_looked(place, rows, found.runs, model, tell) for place in own[: max(scored, 0)]]
@@ -149,18 +150,24 @@ def gather(paths: Sequence[Path], model: Model = "best", scored: int = 4, tell: 
         for place, run, per_client in recorded
         if per_client is not None
     ]
-    return Report(
-        found.title, rows, model, headline(rows), found.problems, comparison, uncompared, held, held_notes, looked
-    )
+    return Report(found.title, rows, model, metric, found.problems, comparison, uncompared, held, held_notes, looked)
 
 
-def _compared(paths: Sequence[Path], rows: Sequence[Row], model: Model) -> tuple[Comparison | None, str]:
+def _compared(paths: Sequence[Path], rows: Sequence[Row], model: Model, metric: str) -> tuple[Comparison | None, str]:
     if len([row for row in rows if not row.reference]) < 2:
         return None, ""
     try:
-        return compare(paths, model=model), ""
+        # Of a run that has no best round the page shows the last.
+        found = compare(paths, model="best-or-last" if model == "best" else model, metric=metric)
     except InputError as error:
-        return None, str(error)
+        return None, _nameless(str(error), rows)
+    return replace(found, notes=[_nameless(text, rows) for text in found.notes]), ""
+
+
+def _nameless(text: str, rows: Sequence[Row]) -> str:
+    for run in (run for row in rows for run in row.runs):
+        text = nameless(text, run.path)
+    return text
 
 
 def _held(rows: Sequence[Row], places: Sequence[int], tell: Tell) -> tuple[list[Held], list[str]]:
@@ -225,7 +232,7 @@ def _recorded(run: Run, model: Model) -> PerClient | None:
     if not name:
         return None
     rounds = sorted({int(row["round"]) for row in run.own})
-    wanted = run.round_of("last" if run.is_personal else model)
+    wanted = run.round_of(model)
     number = wanted if wanted in rounds else rounds[-1]
     rows = [row for row in run.own if int(row["round"]) == number and str(row.get("split", "holdout")) != "train"]
     chance = name.replace("mAP", "chance")

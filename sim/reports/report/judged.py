@@ -271,7 +271,7 @@ def _pairs(report: Report, each: Looked, found: Judged) -> Markup:
             f"{names[k]} given {names[j]}",
             int(pairs.images[j, k]),
             float(100 * pairs.rate[j, k]),
-            float(100 * pairs.base[k]),
+            float(100 * pairs.base[j, k]),
             _points(pairs, j, k),
         ]
         for j, k in top

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +14,7 @@ from sim.reports.report.gather import Report
 from sim.reports.report.markup import Cell, Markup, element, joined, named, note, paragraph, table
 from sim.reports.report.overview import spread
 from sim.reports.report.rows import LabelTable, label_curves, label_table
+from sim.reports.report.sites import same_federation
 from sim.reports.report.svg import short, swatch
 
 if TYPE_CHECKING:
@@ -46,10 +47,11 @@ def labels_section(report: Report) -> Markup:
         return note("The server evaluated no label: there is no test split, or no round was completed.", kind="missing")
     first = tables[0][1]
     tables = [(place, found) for place, found in tables if found.names == first.names]
-    annotations = annotation_counts(report, first.names)
-    order = label_order(first, annotations)
+    annotations = {place: annotation_counts(report, place, first.names) for place, _ in tables}
+    order = label_order(first, annotations[tables[0][0]])
     images = {"test": "test images", "val": "validation images"}[split]
-    counted = " Annotations are known entries in the training images of all clients." if annotations is not None else ""
+    known = any(found is not None for found in annotations.values())
+    counted = " Annotations are known entries in the training images of all clients." * known
     lead = paragraph(
         f"Average precision on {images} of the chosen models, mean over seeds. Only images of which a label is known "
         f"count. The tick is the label's prevalence there: what a constant score reaches.{counted}"
@@ -76,10 +78,20 @@ def labels_section(report: Report) -> Markup:
     )
 
 
-def annotation_counts(report: Report, names: Sequence[str]) -> NDArray[np.int64] | None:
-    """int64 ``[2, labels]``: annotations of each label, and those that say present, at the first federation."""
+Annotations = Mapping[int, "NDArray[np.int64] | None"]
+"""``annotation_counts`` of each row that is shown, by its place."""
+
+
+def annotation_counts(report: Report, place: int, names: Sequence[str]) -> NDArray[np.int64] | None:
+    """int64 ``[2, labels]``: annotations of each label, and those that say present, in the federation of a row.
+
+    That of the row's first run; a reference has its counts from a row that dealt out the same images. ``None`` where
+    the page has not counted that federation.
+    """
+    run = report.rows[place].first
     for held in report.held:
-        if held.holdings.label_names == tuple(names):
+        its = place in held.rows or same_federation(held.run, run)
+        if its and held.holdings.label_names == tuple(names):
             return np.stack([held.holdings.annotated.sum(axis=0), held.holdings.positives.sum(axis=0)])
     return None
 
@@ -95,12 +107,13 @@ def label_order(found: LabelTable, annotations: NDArray[np.int64] | None) -> lis
 
 def _label_dots(report: Report, tables: Sequence[tuple[int, LabelTable]], order: Sequence[int]) -> Markup:
     first = tables[0][1]
-    names = [first.names[label] + ("" if first.annotated[label] else " *") for label in order]
+    annotated = _in_any_row(tables)
+    names = [first.names[label] + ("" if annotated[label] else " *") for label in order]
     series = [
         Dots(report.rows[place].label, [float(found.mean[label]) for label in order], place, f"s{place}")
         for place, found in tables
     ]
-    marked = "; * nobody annotates it" if not first.annotated[order].all() else ""
+    marked = "; * nobody annotates it" if not annotated[order].all() else ""
     text = Text(
         "label-ap",
         "Average precision by label",
@@ -112,18 +125,23 @@ def _label_dots(report: Report, tables: Sequence[tuple[int, LabelTable]], order:
     )
 
 
-def _label_scatter(
-    report: Report,
-    tables: Sequence[tuple[int, LabelTable]],
-    annotations: NDArray[np.int64] | None,
-) -> Markup | None:
-    first = tables[0][1]
-    amount = first.num_present if annotations is None else annotations[1]
-    what = "present test images" if annotations is None else "annotations that say present"
-    if len(amount) < 3 or not (amount > 0).any():
+def _in_any_row(tables: Sequence[tuple[int, LabelTable]]) -> NDArray[np.bool_]:
+    """Bool ``[labels]``: whether a label is annotated in any of these rows."""
+    return np.asarray(np.any([found.annotated for _, found in tables], axis=0), dtype=np.bool_)
+
+
+def _label_scatter(report: Report, tables: Sequence[tuple[int, LabelTable]], annotations: Annotations) -> Markup | None:
+    counted = {place: found[1] for place, found in annotations.items() if found is not None}
+    what = "annotations that say present" if counted else f"present {tables[0][1].split} images"
+    amounts = counted or {place: found.num_present for place, found in tables}
+    every = np.concatenate(list(amounts.values()))
+    if len(tables[0][1].names) < 3 or not (every > 0).any():
         return None
     lines = []
     for place, found in tables:
+        if place not in amounts:
+            continue
+        amount = amounts[place]
         chosen = [k for k in range(len(amount)) if amount[k] > 0 and not math.isnan(found.mean[k])]
         notes = [found.names[k] for k in chosen] if len(chosen) <= 200 else []
         lines.append(
@@ -137,8 +155,10 @@ def _label_scatter(
                 notes=notes,
             )
         )
-    zero = int((amount == 0).sum())
+    zero = int(np.all([amount == 0 for amount in amounts.values()], axis=0).sum())
     without = f" {zero} labels without any are left out." if zero else ""
+    uncounted = ", ".join(str(place + 1) for place, _ in tables if place not in amounts)
+    without += f" Not shown, since their federations were not counted: rows {uncounted}." if uncounted else ""
     text = Text(
         "label-scatter",
         "Average precision against annotation",
@@ -146,7 +166,7 @@ def _label_scatter(
         what,
         "average precision",
     )
-    positive = amount[amount > 0]
+    positive = every[every > 0]
     options = Options(
         x_range=(float(positive.min()) * 0.8, float(positive.max()) * 1.25), log_x=True, y_range=(0.0, 1.0)
     )
@@ -157,28 +177,45 @@ def _label_table(
     report: Report,
     tables: Sequence[tuple[int, LabelTable]],
     order: Sequence[int],
-    annotations: NDArray[np.int64] | None,
+    annotations: Annotations,
 ) -> Markup:
     first = tables[0][1]
-    heads = [
-        "label",
-        *(["annotations", "say present"] if annotations is not None else []),
-        f"present in {first.split}",
-        f"known in {first.split}",
-        "prevalence",
-    ]
+    federations = _by_federation(annotations)
+    heads = ["label", *(f"{what}{rows}" for rows, _ in federations for what in ("annotations", "say present"))]
+    heads += [f"present in {first.split}", f"known in {first.split}", "prevalence"]
     heads += [f"AP {place + 1}" for place, _ in tables]
     rows: list[list[Cell]] = []
+    in_any = _in_any_row(tables)
     for label in order:
-        cells: list[Cell] = [first.names[label] + ("" if first.annotated[label] else " *")]
-        if annotations is not None:
-            cells += [int(annotations[0, label]), int(annotations[1, label])]
+        cells: list[Cell] = [first.names[label] + ("" if in_any[label] else " *")]
+        cells += [int(count) for _, counts in federations for count in counts[:, label]]
         cells += [int(first.num_present[label]), int(first.num_known[label]), float(first.prevalence[label])]
-        cells += [spread(found.ap[:, label]) for _, found in tables]
+        for _, found in tables:
+            shown = spread(found.ap[:, label])
+            cells.append(joined([shown, " *"]) if in_any[label] and not found.annotated[label] else shown)
         rows.append(cells)
     columns = ", ".join(f"AP {place + 1}: {report.rows[place].label}" for place, _ in tables)
-    note_ = element("p", named(columns), ". Mean ± standard deviation over seeds.", class_="small")
+    star = " * Nobody annotates the label in any row; beside a number: in that row."
+    starred = star * (not all(found.annotated.all() for _, found in tables))
+    note_ = element("p", named(columns), f". Mean ± standard deviation over seeds.{starred}", class_="small")
     return joined([table("Labels", heads, rows), note_])
+
+
+def _by_federation(annotations: Annotations) -> list[tuple[str, NDArray[np.int64]]]:
+    """Counts that differ, each once, with the rows that they are of where they are not of all."""
+    found: list[tuple[list[int], NDArray[np.int64]]] = []
+    for place, counts in annotations.items():
+        if counts is None:
+            continue
+        same = next((places for places, other in found if np.array_equal(other, counts)), None)
+        if same is None:
+            found.append(([place], counts))
+        else:
+            same.append(place)
+    return [
+        (f" (row {', '.join(str(place + 1) for place in places)})" * (len(places) < len(annotations)), counts)
+        for places, counts in found
+    ]
 
 
 def _label_curves(report: Report, tables: Sequence[tuple[int, LabelTable]], order: Sequence[int], split: str) -> Markup:

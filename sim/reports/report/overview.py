@@ -174,15 +174,14 @@ def results_section(report: Report) -> Markup:
     rows: list[list[Child | float | int]] = []
     for place, row in enumerate(report.rows):
         cells: list[Child | float | int] = [_row_name(place, row)]
-        for name in shown.values():
-            cells += [spread(_whole(row, name, report.model))]
-        cells += [len(row.seeds), _model_of(row, report)]
+        values = [_whole(row, name, report.model) for name in shown.values()]
+        cells += [*map(spread, values), num_seeds(values), _model_of(row, report)]
         rows.append(cells)
     made = [
         paragraph(
             "Mean ± standard deviation over seeds, of the model that the last column names. “test” is the server's "
             "test images, which choose nothing; “val” its validation images, which choose the best round; “client” the "
-            "clients' own held-out images."
+            "clients' own held-out images. “seeds” are those that have these numbers."
         ),
         table("Rows of runs that differ in the seed only", ["row", *shown, "seeds", "model"], rows),
     ]
@@ -205,6 +204,16 @@ def _whole(row: Row, metric: str, model: Model) -> list[float]:
     """Values over seeds; of clients only where all seeds have one: they may not be evaluated at the best round."""
     found = list(row.values(metric, model).values())
     return found if len(found) == len(row.seeds) or metric.startswith("server/") else []
+
+
+def num_seeds(columns: Sequence[Sequence[float]]) -> int | str:
+    """Seeds that the values of a row are over; from the fewest to the most where its columns differ.
+
+    >>> num_seeds([[0.5, 0.6], []]), num_seeds([[0.5, 0.6], [0.4]]), num_seeds([])
+    (2, '1 to 2', 0)
+    """
+    counts = sorted({len(values) for values in columns if values})
+    return f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else sum(counts)
 
 
 def _row_name(place: int, row: Row) -> Markup:
@@ -252,14 +261,14 @@ def _compared(report: Report) -> list[Markup]:
         shown = told_first(found.pairs)
         rows = [
             [named(first), *(element("span", cell, class_="n") for cell in rest)]
-            for first, *rest in (pair_row(pair, found) for pair in shown)
+            for first, *rest in (pair_row(pair) for pair in shown)
         ]
         cut = f" Of {len(found.pairs):,} pairs {len(shown)} are shown; tables/comparison.csv has all."
         made.append(
             paragraph(
                 f"Paired over seeds, {found.metric} of the model {found.model}; {found.test} test; 95 % bootstrap "
                 "interval of the mean difference; p corrected by Holm for all pairs; P(better) is the probability that "
-                "a run of the first row scores above one of the second." + cut * (len(shown) < len(found.pairs))
+                "a run of the first row is better than one of the second." + cut * (len(shown) < len(found.pairs))
             )
         )
         made.append(table("Paired differences", PAIR_HEADS, rows))

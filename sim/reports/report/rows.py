@@ -68,10 +68,13 @@ class Row:
         found = {seed: statistics.fmean(values) for seed, values in sorted(by_seed.items())}
         return {seed: value for seed, value in found.items() if not math.isnan(value)}
 
-    def over_clients(self, metric: str) -> dict[int, float]:
-        """A number over clients one by one after the last round, by seed; of a local-only row over its runs."""
+    def over_clients(self, metric: str, model: Model = "last") -> dict[int, float]:
+        """A number over clients one by one, by seed; of a local-only row over its runs.
+
+        It is of the model after the last round; where clients keep tensors of their own, of the chosen model.
+        """
         if self.reference != LOCAL:
-            return self.values(metric, "last")
+            return self.values(metric, model if any(run.is_personal for run in self.runs) else "last")
         by_seed: dict[int, list[float]] = {}
         for run in self.runs:
             value = run.metric("client/mAP/mean", run.last_round)
@@ -210,7 +213,7 @@ def model_in_words(run: Run, model: Model) -> str:
     'best on validation (round 7)'
     """
     if run.is_personal:
-        return f"{PERSONAL} (round {run.last_round})"
+        return f"{PERSONAL} (round {run.round_of(model)})"
     if model == "best" and run.best_round:
         return f"{MODELS['best']} (round {run.best_round})"
     why = ", since no validation images choose one" if model == "best" else ""
@@ -220,7 +223,9 @@ def model_in_words(run: Run, model: Model) -> str:
 def asked_in_words(run: Run, model: Model) -> str:
     """Which model of a run is asked for scores: that of a checkpoint, which may be older than the record's end."""
     number = run.asked_round(model)
-    if not number or run.is_personal or (model == "best" and number == run.kept_best == run.best_round):
+    if number and run.is_personal:
+        return f"{PERSONAL} (round {number})"
+    if not number or (model == "best" and number == run.kept_best == run.best_round):
         return model_in_words(run, model)
     if model == "best" and number == run.kept_best:
         return f"{MODELS['best']} (round {number})"
@@ -246,10 +251,10 @@ class LabelTable:
     Attributes:
         names: of the labels.
         split: ``test`` or ``val``.
-        ap: float64 ``[seeds, labels]``.
+        ap: float64 ``[seeds, labels]``; NaN also at a seed where nobody annotates a label that is annotated at another.
         prevalence: float64 ``[labels]``, mean over seeds.
         num_present, num_known: int64 ``[labels]`` of the first seed.
-        annotated: bool ``[labels]``, at the first seed.
+        annotated: bool ``[labels]``, at any seed; the AP of other labels is over all seeds.
     """
 
     names: tuple[str, ...]
@@ -298,25 +303,35 @@ def label_table(row: Row, model: Model, split: str = "test") -> LabelTable | Non
     if not found:
         return None
     first = found[0][0]
+    counted = _counted([history for history, _ in found])
     return LabelTable(
         first.names,
         split,
-        np.stack([history.ap[place] for history, place in found]),
+        np.where(counted, np.stack([history.ap[place] for history, place in found]), np.nan),
         nan_mean(np.stack([history.prevalence for history, _ in found])),
         first.num_present,
         first.num_known,
-        first.annotated,
+        np.any([history.annotated for history, _ in found], axis=0),
     )
+
+
+def _counted(histories: Sequence[LabelHistory]) -> NDArray[np.bool_]:
+    """Bool ``[histories, labels]``: whether a run counts for a label: it annotates it, or no run does."""
+    annotated = np.stack([history.annotated for history in histories])
+    return annotated | ~annotated.any(axis=0)
 
 
 def label_curves(row: Row, split: str, labels: Sequence[int]) -> dict[int, Curve]:
     """Average precision over rounds of some labels, over the seeds of a row."""
     histories = [run.labels[split] for run in row.runs if split in run.labels]
     histories = [history for history in histories if history.names == histories[0].names]
+    if not histories:
+        return {}
+    counted = _counted(histories)
     found = {}
     for label in labels:
         by_round: dict[int, list[float]] = {}
-        for history in histories:
+        for history in (each for each, counts in zip(histories, counted[:, label], strict=True) if counts):
             for number, value in zip(history.rounds.tolist(), history.ap[:, label].tolist(), strict=True):
                 if not math.isnan(value):
                     by_round.setdefault(number, []).append(value)

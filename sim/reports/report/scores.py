@@ -147,7 +147,8 @@ class PairErrors:
         labels: int64 ``[chosen]``, columns that were counted.
         images: int64 ``[chosen, chosen]``: row j, column k: images known to have j and known not to have k.
         rate: float64 ``[chosen, chosen]``: share of these on which k is predicted; NaN without ``MIN_IMAGES``.
-        base: float64 ``[chosen]``: k's false-positive rate over all images known not to have it; NaN without one.
+        base: float64 ``[chosen, chosen]``: k's false-positive rate over all images known not to have it, the same for
+            every j of one model; over several models of those that have a ``rate``. NaN without one.
         excess_std: float64 ``[chosen, chosen]``: standard deviation of the excess over seeds; NaN for fewer than two.
     """
 
@@ -160,7 +161,7 @@ class PairErrors:
     @property
     def excess(self) -> NDArray[np.float64]:
         """float64 ``[chosen, chosen]``: how much j raises k's false-positive rate."""
-        return self.rate - self.base[None, :]
+        return self.rate - self.base
 
 
 def pair_errors(
@@ -183,12 +184,18 @@ def pair_errors(
     num_absent = absent.sum(axis=0)
     rate = np.where(enough, errors / np.maximum(images, 1), np.nan)
     base = np.where(num_absent > 0, wrong.sum(axis=0) / np.maximum(num_absent, 1), np.nan)
-    return PairErrors(chosen.astype(np.int64), images, rate, base.astype(np.float64), np.full(rate.shape, np.nan))
+    bases = np.tile(base.astype(np.float64), (len(chosen), 1))
+    return PairErrors(chosen.astype(np.int64), images, rate, bases, np.full(rate.shape, np.nan))
 
 
 def mean_pair_errors(found: Sequence[PairErrors]) -> PairErrors:
-    """Mean over the models of several seeds, which saw the same images and of which the same labels were counted."""
-    rate, base = (nan_mean(np.stack(values)) for values in ([f.rate for f in found], [f.base for f in found]))
+    """Mean over the models of several seeds, which saw the same images and of which the same labels were counted.
+
+    A pair's base is over the seeds that its rate is over, so that their difference is the mean of the seeds' excess.
+    """
+    rates = np.stack([each.rate for each in found])
+    rate = nan_mean(rates)
+    base = nan_mean(np.where(np.isnan(rates), np.nan, np.stack([each.base for each in found])))
     images = np.max([each.images for each in found], axis=0)
     return PairErrors(found[0].labels, images, rate, base, nan_std(np.stack([each.excess for each in found])))
 

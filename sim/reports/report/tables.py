@@ -108,7 +108,7 @@ def _labels(report: Report) -> Rows:
             found = label_table(row, report.model, split)
             if found is None:
                 continue
-            counts = annotation_counts(report, found.names)
+            counts = annotation_counts(report, place - 1, found.names)
             columns: dict[str, Column] = {"label": found.names, "annotated": found.annotated}
             if counts is not None:
                 columns |= {"annotations": counts[0], "annotated_present": counts[1]}
@@ -124,7 +124,7 @@ def _label_curves(report: Report) -> Rows:
         found = None if row.reference else label_table(row, report.model)
         if found is None:
             continue
-        order = label_order(found, annotation_counts(report, found.names))
+        order = label_order(found, annotation_counts(report, place - 1, found.names))
         for label, each in label_curves(row, "test", order).items():
             rows += _side_by_side({"row": place, "label": found.names[label]}, **_points(each, "ap"))
     return rows
@@ -207,7 +207,7 @@ def _pairs(report: Report) -> Iterator[dict[str, object]]:
             if np.isnan(found.rate[j, k]):
                 break
             pair = {"given": names[found.labels[j]], "predicted": names[found.labels[k]]}
-            rates = {"rate": float(found.rate[j, k]), "base": float(found.base[k])}
+            rates = {"rate": float(found.rate[j, k]), "base": float(found.base[j, k])}
             spread = {"excess-std": float(found.excess_std[j, k])}
             yield {**about, **pair, "images": int(found.images[j, k]), **rates, **spread}
 

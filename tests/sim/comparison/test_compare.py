@@ -2,6 +2,8 @@
 
 import csv
 import io
+import json
+from dataclasses import replace
 
 import pytest
 from scipy import stats
@@ -149,3 +151,84 @@ def test_a_folder_without_a_complete_run_is_refused(tmp_path):
     path = create(tmp_path / "run", *split_settings({})).path
     with pytest.raises(InputError, match="got none"):
         compare([path])
+
+
+def test_a_seed_counts_only_with_every_run_of_its_row(made):
+    """Two methods with equal scores: each seed of one row misses another of two runs, so none can be paired."""
+    score = {"fedavg()": 0.6, "labelwise()": 0.2}
+    paths = [
+        made(score[strategy], method=method, strategy=strategy, seed=seed)
+        for method, missing in (("asl()", ()), ("bce()", ((0, "fedavg()"), (1, "fedavg()"), (2, "labelwise()"))))
+        for strategy in score
+        for seed in range(3)
+        if (seed, strategy) not in missing
+    ]
+
+    found = compare(paths, by=["method"])
+
+    assert [dict(group.values) for group in found.groups] == [pytest.approx({0: 0.4, 1: 0.4, 2: 0.4}), {}]
+    assert found.pairs[0].found.num_seeds == 0
+    assert "bce: runs are missing at seeds [0, 1, 2], which are left out" in found.notes
+
+
+def test_the_same_run_in_two_folders_counts_once(made):
+    paths = [made(score, seed=seed) for score, seed in ((0.5, 0), (0.5, 0), (0.6, 1), (0.7, 2))]
+
+    found = compare(paths)
+
+    assert dict(found.groups[0].values) == {0: 0.5, 1: 0.6, 2: 0.7}
+    assert f"{paths[1]} is the same run as {paths[0]} and counts once" in found.notes
+    assert not [note for note in found.notes if "missing" in note]
+
+
+def test_one_experiment_with_two_results_is_refused_with_both_folders(made):
+    paths = [made(score, seed=0) for score in (0.5, 0.51)]
+
+    with pytest.raises(InputError, match=rf"{paths[0]} and {paths[1]}.*same server/mAP, got 0.5 and 0.51"):
+        compare(paths)
+
+
+def test_the_probability_of_being_better_is_one_number_in_all_outputs(made):
+    """Of errors 0.4 and 0.5 against 0.45 and 0.6, the first is lower in 3 of 4 pairs."""
+    paths = runs_of(made, [0.55, 0.4], method="bce()") + runs_of(made, [0.6, 0.5], method="asl()")
+
+    found = compare(paths, metric="server/one-error")
+
+    line = list(csv.DictReader(io.StringIO(render(found, "csv"))))[-1]
+    assert (line["row"], line["against"]) == ("asl", "bce")
+    assert float(line["improvement"]) == to_json(found)["pairs"][0]["improvement"] == 0.75
+    assert "| 0.75 |" in render(found, "markdown")
+    assert compare(paths).pairs[0].found.improvement == 0.75
+
+
+def test_less_spread_over_clients_is_better(made):
+    found = compare(runs_of(made, FIRST, method="asl()"))
+
+    assert found.higher_is_better
+    assert not replace(found, metric="client/mAP/std").higher_is_better
+
+
+def test_what_no_number_of_seeds_reaches_is_said(made):
+    """23 rows make 253 pairs: 253 x 2/10,000 > 0.05; exact p-values fall to 0.05/253 with 14 seeds (2/2^14)."""
+    paths = [made(0.5 + rate / 100, learning_rate=(rate + 1) / 100, seed=s) for rate in range(23) for s in range(2)]
+
+    sampled, exact = compare(paths).notes[-1], compare(paths, test="wilcoxon").notes[-1]
+
+    assert "cannot be reached with any number of seeds" in sampled
+    assert "needs at least 14 seeds" in exact
+
+
+def test_the_last_model_stands_in_where_nothing_chose_one(made):
+    paths = runs_of(made, FIRST[:2], method="asl()") + runs_of(made, SECOND[:2], method="bce()")
+    result = json.loads((paths[3] / "result.json").read_text())
+    (paths[3] / "result.json").write_text(json.dumps(result | {"best_round": 0}))
+
+    found = compare(paths, model="best-or-last")
+
+    assert dict(found.groups[0].values) == pytest.approx({0: 0.6, 1: 0.7})
+    assert dict(found.groups[1].values) == pytest.approx({0: 0.5, 1: 0.45})
+    assert found.model == "best on validation, after the last round where nothing chose one"
+    assert compare(paths[:3], model="best-or-last").model == "best on validation"
+    assert compare(paths[3:], model="best-or-last").model == "after the last round"
+    with pytest.raises(InputError, match="best on validation data, got none"):
+        compare(paths, model="best")

@@ -54,13 +54,13 @@ def test_equal_rows_do_not_differ(test):
 
 
 @pytest.mark.parametrize("test", ["permutation", "wilcoxon"])
-@pytest.mark.parametrize("count", [2, 3, 5, 8])
+@pytest.mark.parametrize("count", [2, 3, 5, 8, 14, 20, 50, 55])
 def test_the_smallest_p_is_reached_where_all_seeds_agree(test, count):
     values = list(np.linspace(0.1, 0.9, count))
 
     found = difference([value + 0.01 + value / 10 for value in values], values, test)
 
-    assert found.p == pytest.approx(smallest_p(count)) == pytest.approx(found.smallest_p)
+    assert found.p == pytest.approx(smallest_p(count, test), rel=1e-9) == pytest.approx(found.smallest_p, rel=1e-9)
 
 
 def test_one_seed_gives_a_difference_and_nothing_else():
@@ -95,7 +95,24 @@ def test_what_is_no_test_is_not_corrected_and_does_not_count():
     assert math.isnan(corrected[1])
 
 
+def test_the_smallest_p_is_exact_where_the_test_is():
+    """2 / 2^n of n signs: up to 13 of them for permutations, whose samples give no less than 2/10,000."""
+    assert smallest_p(13) == 2 / 2**13
+    assert [smallest_p(count) >= 2 / 10_000 for count in (14, 20, 40)] == [True] * 3
+    assert [smallest_p(count, "wilcoxon") for count in (14, 30, 50)] == pytest.approx(
+        [2 / 2**14, 2 / 2**30, 2 / 2**50], rel=1e-9, abs=0
+    )
+
+
 def test_seeds_needed_reach_the_level():
     for tests in (1, 2, 5, 15):
         needed = seeds_needed(tests)
         assert tests * smallest_p(needed) <= 0.05 < tests * smallest_p(needed - 1)
+
+
+def test_more_tests_than_permutations_can_tell_apart_have_no_number_of_seeds():
+    """0.05 / 251 < 2 / 10,000; Wilcoxon's test needs the least n with 2 / 2^n <= 0.05 / tests."""
+    assert seeds_needed(251) is None
+    assert seeds_needed(250) is not None
+    for tests in (251, 253, 10_000):
+        assert seeds_needed(tests, "wilcoxon") == math.ceil(math.log2(2 * tests / 0.05))

@@ -3,9 +3,11 @@
 import csv
 import importlib.util
 import json
+import re
 import shlex
 import shutil
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,9 @@ from fedmlic.record import create, open_run
 from sim.command import app
 from sim.commands.settings import read_settings
 from sim.reports.report.again import command_of
+from sim.reports.report.clients import clients_section
 from sim.reports.report.gather import gather
+from sim.reports.report.overview import results_section
 from sim.reports.report.page import page_of
 from sim.reports.report.read import find_runs, read_run
 from sim.reports.report.tables import tables_of
@@ -346,3 +350,144 @@ def test_the_command(write_run, tmp_path):
     assert done.exit_code == 0
     assert json.loads(done.stdout)["runs"] == 1
     assert wrong.exit_code == 2
+
+
+def test_annotations_of_a_row_are_those_of_its_own_federation(report):
+    """The second row gets a federation with twice the annotations; the reference was dealt the first row's images."""
+    place = report.rows.index(report.own[1])
+    run = report.rows[place].runs[0]
+    other = replace(run, settings={**run.settings, "regime": "another"})
+    rows = list(report.rows)
+    rows[place] = replace(rows[place], runs=[other, *rows[place].runs[1:]])
+    holdings = report.held[0].holdings
+    twice = replace(holdings, annotated=2 * holdings.annotated, positives=2 * holdings.positives)
+    held = [replace(report.held[0], rows=[0]), replace(report.held[0], run=other, rows=[place], holdings=twice)]
+    changed = replace(report, rows=rows, held=held)
+
+    found = [row for row in rows_in(tables_of(changed)["labels.csv"]) if row["split"] == "test"]
+    counts = {number: [int(row["annotations"]) for row in found if row["row"] == number] for number in "123"}
+    expected = holdings.annotated.sum(axis=0).tolist()
+    assert counts == {"1": expected, "2": [2 * count for count in expected], "3": expected}
+    text = page_of(changed, [])
+    assert "annotations (row 1)" in text
+    assert "say present (row 2)" in text
+    assert "annotations (row" not in page_of(report, [])
+
+
+def rewritten(run, drop=(), **about):
+    """The same run without some metrics, and with other values of its rounds and result."""
+    lines = [json.loads(line) for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    for event in lines:
+        if event["event"] == "round":
+            event.update({name.replace("_", "-"): value for name, value in about.items()})
+            for name in drop:
+                event.pop(name, None)
+    (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in lines), encoding="utf-8")
+    result = json.loads((run / "result.json").read_text())
+    metrics = {name: value for name, value in result["metrics"].items() if name not in drop}
+    (run / "result.json").write_text(json.dumps({**result, **about, "metrics": metrics}))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("missing", "metric", "model"),
+    [
+        ({"drop": ["server/val/mAP"], "best_round": 0}, "server/mAP", "after the last round"),
+        ({"drop": ["server/mAP"]}, "server/val/mAP", "best on validation"),
+    ],
+)
+def test_rows_are_compared_by_what_the_page_shows(write_run, tmp_path, missing, metric, model):
+    """Without validation images the last model is compared, without test images validation mAP."""
+    runs = [
+        rewritten(write_run(tmp_path / f"{method}-{seed}", ["one", "two"], seed=seed, method=method), **missing)
+        for method in ("bce()", "asl()")
+        for seed in (0, 1)
+    ]
+    report = gather(runs, scored=0)
+
+    assert report.uncompared == ""
+    assert (report.comparison.metric, report.comparison.model) == (metric, model)
+    for group, row in zip(report.comparison.groups, report.rows, strict=True):
+        assert dict(group.values) == row.values(metric, "best") != {}
+
+
+def test_two_folders_of_one_run_are_named_without_their_place(write_run, tmp_path):
+    """With equal results the run counts once; with different ones the rows are not compared."""
+    asl = write_run(tmp_path / "asl", ["one", "two"], method="asl()")
+    runs = [write_run(tmp_path / name, ["one", "two"], method="bce()") for name in ("bce", "copy")]
+    same = gather([asl, *runs], scored=0)
+    rewritten(runs[1], ["server/mAP"])
+    result = json.loads((runs[1] / "result.json").read_text())
+    (runs[1] / "result.json").write_text(json.dumps({**result, "metrics": {"server/mAP": 0.9}}))
+    other = gather([asl, *runs], scored=0)
+
+    assert "copy is the same run as bce and counts once" in same.comparison.notes
+    assert other.uncompared.startswith("Expected bce and copy, which hold the same experiment")
+    assert str(tmp_path) not in page_of(same, []) + page_of(other, [])
+
+
+def test_seeds_that_lack_the_metric_are_not_counted(write_run, tmp_path):
+    runs = [write_run(tmp_path / f"run-{seed}", ["one", "two"], seed=seed) for seed in range(3)]
+    rewritten(runs[2], drop=["server/mAP", "server/val/mAP"])
+    report = gather(runs, scored=0)
+
+    assert report.rows[0].seeds == [0, 1, 2]
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", results_section(report))
+    assert [re.sub("<[^>]*>", "", cell) for cell in cells][-2] == "2"
+
+
+def test_a_random_order_is_that_of_each_rows_images(write_run, tmp_path):
+    import pandas as pd
+
+    runs = [write_run(tmp_path / method, ["one", "two"], method=f"{method}()") for method in ("bce", "asl")]
+    for run, chance in zip(runs, (0.21, 0.37), strict=True):
+        rows = [{"round": 5, "client": c, "split": "holdout", "mAP": 0.5, "chance": chance} for c in range(3)]
+        pd.DataFrame(rows).to_parquet(run / "client-evaluations.parquet")
+    report, same = gather(runs, scored=0), gather(runs[:1], scored=0)
+    table = clients_section(report)
+    table = table[table.index("mAP by client") :]
+    first = re.findall(r"<td[^>]*>(.*?)</td>", table)[:4]
+
+    assert first == ["0.500", "0.500", "0.210", "0.370"]
+    assert ">random order 2<" in table
+    assert "The tick is a random order" not in clients_section(report)
+    assert "The tick is a random order" in clients_section(same)
+
+
+@pytest.fixture(scope="module")
+def personal(play, tmp_path_factory):
+    """A run whose clients keep heads of their own and whose best round is not its last."""
+    path = tmp_path_factory.mktemp("personal") / "run"
+    settings = {"mods": "fedper()", "strategy": "fedavg()", "evaluate_clients_every": 1, "num_rounds": 3}
+    play(path, **settings, seed=0, learning_rate=0.5)  # so high a rate that it gets worse in every round
+    return path
+
+
+def test_everything_of_a_personal_run_is_of_one_round(personal):
+    """The matrix is computed from checkpoints, the rest is the record: both say the same of the named round."""
+    import pandas as pd
+
+    report = gather([personal])
+    run, looked = report.rows[0].first, report.looked[0]
+    best = run.best_round
+    recorded = pd.read_parquet(personal / "client-evaluations.parquet")
+    expected = dict(recorded[recorded["round"] == best].set_index("client")["mAP"])
+
+    assert run.is_personal
+    assert 0 < best < run.last_round
+    assert looked.model == f"each client's own (round {best})"
+    assert looked.per_client.source == f"the record, after round {best}"
+    assert dict(zip(looked.per_client.clients, looked.per_client.map, strict=True)) == pytest.approx(
+        expected, nan_ok=True
+    )
+    own = {
+        client: looked.sites.map[line, looked.sites.clients.index(client)]
+        for line, client in enumerate(looked.sites.owners)
+    }
+    assert own == pytest.approx({client: expected[client] for client in own}, abs=1e-6, nan_ok=True)
+    event = next(event for event in run.evaluations if event["round"] == best)
+    assert report.rows[0].over_clients("client/mAP/mean", "best") == {run.seed: event["client/mAP/mean"]}
+    assert report.rows[0].values("client/mAP/mean", "best") == {run.seed: event["client/mAP/mean"]}
+    page = page_of(report, [])
+    assert f"each client&#x27;s own, round {best}" in page
+    assert f"round {run.last_round})" not in clients_section(report)

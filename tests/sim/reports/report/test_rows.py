@@ -1,5 +1,7 @@
 """Rows, curves and label tables equal pandas on the tables of the runs; thinned curves keep what is extreme."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -98,3 +100,27 @@ def test_a_run_that_was_cut_off_is_read(small_study, tmp_path):
     assert found.status == "unfinished"
     assert found.last_round >= 2
     assert found.asked_round("last") == 3
+
+
+def marked(row, *masks):
+    """A row whose runs annotate the labels of these masks."""
+    runs = [
+        replace(run, labels={side: replace(found, annotated=np.array(mask)) for side, found in run.labels.items()})
+        for run, mask in zip(row.runs, masks, strict=True)
+    ]
+    return replace(row, runs=runs)
+
+
+def test_a_seed_at_which_nobody_annotates_a_label_does_not_count_for_it(rows):
+    """Label 0 is annotated at both seeds, label 1 at seed 1 alone, label 2 at neither: it keeps all its seeds."""
+    both = [run.labels["test"].ap[-1] for run in rows[0].runs]
+    row = marked(rows[0], [True, False, False] + [True] * 7, [True, True, False] + [True] * 7)
+    found, curves = label_table(row, "last"), label_curves(row, "test", [0, 1, 2])
+
+    expected = [(both[0][0] + both[1][0]) / 2, both[1][1], (both[0][2] + both[1][2]) / 2]
+    assert both[0][1] != both[1][1]
+    assert found.mean[:3].tolist() == pytest.approx(expected)
+    assert (~np.isnan(found.ap)).sum(axis=0)[:3].tolist() == [2, 1, 2]
+    assert found.annotated[:3].tolist() == [True, True, False]
+    assert [curves[label].mean[-1] for label in range(3)] == pytest.approx(expected)
+    assert [curves[label].num_seeds[-1] for label in range(3)] == [2, 1, 2]

@@ -85,13 +85,29 @@ def test_pair_errors_over_seeds_are_means_and_sample_deviations(rng):
         for k in range(4):
             if j != k:
                 rates = [each.rate[j, k] for each in several]
-                excess = [each.rate[j, k] - each.base[k] for each in several]
+                excess = [each.rate[j, k] - each.base[j, k] for each in several]
                 assert statistics.fmean(rates) == pytest.approx(found.rate[j, k])
                 assert statistics.fmean(excess) == pytest.approx(found.excess[j, k])
                 assert statistics.stdev(excess) == pytest.approx(found.excess_std[j, k])
     alone = made.mean_pair_errors(several[:1])
     assert np.array_equal(alone.rate, several[0].rate, equal_nan=True)
     assert np.isnan(alone.excess_std).all()
+
+
+def test_an_excess_over_seeds_is_of_the_seeds_that_have_the_pair(rng):
+    """Label 0 is unknown at one seed: its pairs are judged by the other seed alone, base rate included."""
+    scores, labels = entries(rng)
+    hidden = labels.copy()
+    hidden[:, 0] = UNKNOWN
+    one = made.pair_errors(scores, labels, 0.4, np.arange(4))
+    other = made.pair_errors(rng.permutation(scores), hidden, 0.4, np.arange(4))
+    found = made.mean_pair_errors([one, other])
+
+    assert not np.isnan(one.rate[0, 2])
+    assert np.isnan(other.rate[0, 2])
+    assert one.base[0, 2] != other.base[0, 2]
+    assert found.excess[0, 2] == pytest.approx(one.excess[0, 2])
+    assert found.excess[1, 2] == pytest.approx((one.excess[1, 2] + other.excess[1, 2]) / 2)
 
 
 def test_thresholds_are_scikit_learns_best_on_validation(rng):
@@ -137,7 +153,7 @@ def test_pair_errors_by_a_plain_loop(rng):
             assert len(rows) == found.images[j, k]
             assert rate == pytest.approx(found.rate[j, k], nan_ok=True)
     absent = labels[:, 2] == ABSENT
-    assert (scores[absent, 2] >= 0.4).mean() == pytest.approx(found.base[2])
+    assert (scores[absent, 2] >= 0.4).mean() == pytest.approx(found.base[0, 2])
 
 
 def test_image_losses_are_scikit_learns_over_known_entries(rng):
