@@ -196,8 +196,8 @@ def _of_views(entries: list[_Entry], views: str) -> list[_Entry]:
 def _by_number(entry: _Entry) -> tuple[bool, list[str | int], str]:
     """A key that puts study 2 before study 10, which text does not; training images first."""
     # Texts and numbers take turns, so that equal places hold equal types.
-    parts = re.split("([0-9]+)", entry.image_id)
-    return entry.split != "train", [int(part) if place % 2 else part for place, part in enumerate(parts)], entry.image_id
+    parts = [int(part) if place % 2 else part for place, part in enumerate(re.split("([0-9]+)", entry.image_id))]
+    return entry.split != "train", parts, entry.image_id
 
 
 def _first_images(entries: list[_Entry]) -> list[_Entry]:
