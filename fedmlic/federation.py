@@ -300,7 +300,17 @@ def _plan(corpus: Corpus, partition: str, regime: str, num_clients: int, seed: i
         "seed": seed,
         "holdout_fraction": float(holdout_fraction),
     }
-    return _Plan(identity, build("partition", partition), build("regime", regime))
+    made = build("regime", regime)
+    said = _identities(made)
+    if said:  # without it, the key of a federation stays what it was
+        identity["regime_identities"] = said
+    return _Plan(identity, build("partition", partition), made)
+
+
+def _identities(regime: Regime) -> list[dict[str, Any]]:
+    """What a regime and its parts, in their order, depend on beside text and code, where they say so."""
+    own = [] if regime.identity is None else [dict(regime.identity())]
+    return [*own, *(said for text in regime.parts for said in _identities(build("regime", text)))]
 
 
 def _check_settings(num_clients: int, seed: int, holdout_fraction: float) -> None:

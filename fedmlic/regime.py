@@ -10,7 +10,7 @@ one wrote, with random streams of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -113,6 +113,9 @@ class Regime(NamedTuple):
             (client 0), labels as in the data set; without it, the regime itself.
         parts: texts of the regimes it is made of, which it takes as argument ``regimes``.
         num_parts: places it takes in a composition.
+        identity: what decides the labels beside the regime's text and its code, such as hashes of files
+            that it reads, in JSON's terms; called when a federation is opened and part of its key. Parts
+            say their own.
     """
 
     annotate: Callable[[Assignment], NDArray[np.int8]]
@@ -125,6 +128,7 @@ class Regime(NamedTuple):
     prepare: Callable[[Assignment], Regime] | None = None
     parts: tuple[str, ...] = ()
     num_parts: int = 1
+    identity: Callable[[], Mapping[str, Any]] | None = None
 
 
 def prepared(regime: Regime, everyone: Assignment) -> Regime:

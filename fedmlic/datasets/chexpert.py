@@ -33,7 +33,7 @@ from fedmlic.formats import csv_rows
 from fedmlic.images import Resize, decode
 from fedmlic.labels import ABSENT, PRESENT, UNCERTAIN, UNKNOWN
 from fedmlic.problems import Problems
-from fedmlic.sources.groups import crossing, deal, first_of_each, number_groups
+from fedmlic.sources.groups import crossing, deal, number_groups
 from fedmlic.sources.headers import read_headers
 from fedmlic.sources.options import Channels, HeldOut, ImageSize, Root, Seed
 from fedmlic.sources.place import source_root
@@ -41,7 +41,7 @@ from fedmlic.sources.place import source_root
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-VERSION = "1"
+VERSION = "2"
 OBSERVATIONS = (
     "No Finding",
     "Enlarged Cardiomediastinum",
@@ -188,16 +188,42 @@ def _wrong(sex: str, age: str, side: str, projection: str) -> list[str]:
     return wrong
 
 
-def _chosen(entries: list[_Entry], views: str, *, one_each: bool) -> tuple[list[_Entry], dict[str, int]]:
-    """The entries to keep, and how many each rule left out."""
+def _of_views(entries: list[_Entry], views: str) -> list[_Entry]:
     frontal = {"all", "frontal"}
-    kept = [e for e in entries if views in ({"all", "lateral"} if e.view == "lateral" else {e.view, *frontal})]
+    return [e for e in entries if views in ({"all", "lateral"} if e.view == "lateral" else {e.view, *frontal})]
+
+
+def _by_number(entry: _Entry) -> tuple[bool, list[str | int], str]:
+    """A key that puts study 2 before study 10, which text does not; training images first."""
+    # Texts and numbers take turns, so that equal places hold equal types.
+    parts = [int(part) if place % 2 else part for place, part in enumerate(re.split("([0-9]+)", entry.image_id))]
+    return entry.split != "train", parts, entry.image_id
+
+
+def _first_images(entries: list[_Entry]) -> list[_Entry]:
+    """Each patient's image of the lowest study, in it that of the lowest view, in the given order."""
+    first: dict[str, _Entry] = {}
+    for entry in sorted(entries, key=_by_number):
+        first.setdefault(entry.patient, entry)
+    return [entry for entry in entries if first[entry.patient] is entry]
+
+
+def _chosen(
+    entries: list[_Entry], patients: dict[str, Path], rules: tuple[str, bool, str], problems: Problems
+) -> tuple[list[_Entry], list[Path], dict[str, int]]:
+    """The entries to keep with their files, and how many each rule left out."""
+    views, one_each, missing = rules
+    kept = _of_views(entries, views)
     left_out = {"other_view": len(entries) - len(kept)}
+    num_seen = len(kept)
+    if missing == "leave_out":  # before a patient's first image is chosen: it is one of those that are there
+        kept, _ = _located(kept, patients, missing, problems)
+    left_out["no_file"] = num_seen - len(kept)
     if one_each:
-        first = first_of_each([entry.patient for entry in kept])
-        left_out["later_image_of_patient"] = first.count(False)
-        kept = [entry for entry, keep in zip(kept, first, strict=True) if keep]
-    return kept, left_out
+        num_there = len(kept)
+        kept = _first_images(kept)
+        left_out["later_image_of_patient"] = num_there - len(kept)
+    return *_located(kept, patients, missing, problems), left_out
 
 
 def _located(
@@ -278,7 +304,9 @@ def chexpert(
         no_finding_rule: where "No Finding" is present, every other observation but "Support
             Devices" is absent, as in torchxrayvision.
         views: keep one kind of view only; ``AP`` and ``PA`` are frontal.
-        unique_patients: keep the first image of each patient only.
+        unique_patients: keep the first image of each patient only, that of the lowest study number
+            and in it of the lowest view number, among those of ``views`` and, with
+            ``missing="leave_out"``, those that are there.
         owners: natural clients: patients, studies, views or sexes.
         missing: what to do with images of the tables that the disk lacks: an error, or leave
             them out and count them.
@@ -296,13 +324,12 @@ def chexpert(
     problems = Problems(f"Expected {place} to be a whole and correct CheXpert", complete=True)
     tables = _tables(place, csv, problems)
     patients = _patients(place, problems)
-    kept, left_out = _chosen(_entries(tables, problems), views, one_each=unique_patients)
-    both = crossing([entry.patient for entry in kept], [entry.split for entry in kept])
-    for patient in both:
+    every = _entries(tables, problems)
+    seen = _of_views(every, views)
+    for patient in crossing([entry.patient for entry in seen], [entry.split for entry in seen]):
         problems.add(f"{patient} has images in {csv} and in valid.csv")
-    entries, files = _located(kept, patients, missing, problems)
+    entries, files, left_out = _chosen(every, patients, (views, unique_patients, missing), problems)
     problems.finish()
-    left_out["no_file"] = len(kept) - len(entries)
     ids = [entry.image_id for entry in entries]
     names = LABEL_SETS[label_set]
     raw, labels = _states(entries, names, (no_finding_rule, blank, uncertain))

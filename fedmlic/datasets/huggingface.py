@@ -331,6 +331,66 @@ def _state_of(feature: Any, column: str) -> Mapping[Any, int]:  # noqa: ANN401
     return {number: WORDS[name.lower()] for number, name in enumerate(classes)}
 
 
+def _shared_feature(features: Mapping[str, Any], column: str, *, kinds: bool) -> Any:  # noqa: ANN401
+    """The feature that a column has in all splits; those without any value (type null) say nothing.
+
+    Args:
+        features: of every split, by its name.
+        column: its name, for the error.
+        kinds: whether splits may not hold numbers, texts or booleans where others hold something else of these.
+
+    Raises:
+        InputError: classes of two splits have other names or another order, or are classes in one split only.
+    """
+    said = {name: feature for name, feature in features.items() if _kind(feature) != "null"} or features
+    (first, expected), *others = said.items()
+    for other, found in others:
+        difference = _difference(first, expected, other, found, kinds=kinds)
+        if difference:
+            msg = (
+                f"Expected column {column!r} of data set huggingface to hold the same classes in the same order in "
+                f"every split, got {difference}. Cast all splits to one feature (cast_column), after putting their "
+                "values into that order."
+            )
+            raise InputError(msg)
+    return expected
+
+
+def _difference(first: str, expected: Any, other: str, found: Any, *, kinds: bool) -> str:  # noqa: ANN401
+    """The first difference between the classes of two splits, or blank."""
+    ours, theirs = (getattr(feature, "names", None) for feature in (expected, found))
+    kind, another = _kind(expected), _kind(found)
+    if (ours is None) != (theirs is None) or (kinds and kind != another):
+        return f"values of kind {kind} in split {first!r} and of kind {another} in split {other!r}"
+    for place, (name, instead) in enumerate(zip(ours or (), theirs or (), strict=False)):
+        if name != instead:
+            return f"class {place} {name!r} in split {first!r} and {instead!r} in split {other!r}"
+    if len(ours or ()) != len(theirs or ()):
+        return f"{len(ours or ())} classes in split {first!r} and {len(theirs or ())} in split {other!r}"
+    return ""
+
+
+def _listed_feature(parts: Mapping[str, Any], column: str) -> Any:  # noqa: ANN401
+    """What a column's lists hold in all splits.
+
+    Raises:
+        InputError: a split's column holds no lists, or something else than that of another split.
+    """
+    whole = {name: part.features[column.split(".", maxsplit=1)[0]] for name, part in parts.items()}
+    inner = {name: _inner(feature, column) for name, feature in whole.items()}
+    # A column without any value has no type, so that it is no list; it counts only where no split has one.
+    odd = [name for name, feature in inner.items() if feature is None and _kind(whole[name]) != "null"]
+    lists = {name: feature for name, feature in inner.items() if feature is not None}
+    if odd or not lists:
+        name = next(iter(odd or whole))
+        msg = (
+            f"Expected column {column!r} of data set huggingface to hold lists of labels, got {whole[name]} in split "
+            f"{name!r}. Give label_column=... or label_columns=[...]."
+        )
+        raise InputError(msg)
+    return _shared_feature(lists, column, kinds=True)
+
+
 def _read_labels(
     parts: Mapping[str, Any], column: str, form: str, columns: list[str] | None, names: list[str] | None
 ) -> tuple[list[str], dict[str, NDArray[np.int8]], list[str]]:
@@ -339,18 +399,14 @@ def _read_labels(
         if names is None:
             check_names([composed(name) for name in columns], "data set huggingface")
         reader = _Reader(_different(names or columns, len(columns)))
-        features = next(iter(parts.values())).features
-        reader.state_of = [_state_of(features[name], name) for name in columns]
+        shared = (
+            _shared_feature({name: part.features[one] for name, part in parts.items()}, one, kinds=False)
+            for one in columns
+        )
+        reader.state_of = [_state_of(feature, one) for feature, one in zip(shared, columns, strict=True)]
         rows = {name: _zipped(part.select_columns(columns)[:], columns) for name, part in parts.items()}
         return _states(reader, rows, reader.stated)
-    top = column.split(".", maxsplit=1)[0]
-    feature = _inner(next(iter(parts.values())).features[top], column)
-    if feature is None:
-        msg = (
-            f"Expected column {column!r} of data set huggingface to hold lists of labels, got "
-            f"{next(iter(parts.values())).features[top]}. Give label_column=... or label_columns=[...]."
-        )
-        raise InputError(msg)
+    feature = _listed_feature(parts, column)
     rows = {name: _lists(part, column) for name, part in parts.items()}
     classes = getattr(feature, "names", None)
     form = _form(_Column(column, _kind(feature), rows, classes), form, names)
@@ -517,7 +573,7 @@ def _vocabulary(
 
 def _column_of(parts: Mapping[str, Any], column: str, names: list[str]) -> Callable[[Any], int | None]:
     """The column of the label matrix that a value of ``column`` stands for."""
-    feature = _inner(next(iter(parts.values())).features[column.split(".", maxsplit=1)[0]], column)
+    feature = _listed_feature(parts, column)
     rows = {name: _lists(part, column) for name, part in parts.items()}
     return _vocabulary(rows, getattr(feature, "names", None), names)[1]
 

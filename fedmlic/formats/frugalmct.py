@@ -95,12 +95,21 @@ def truth(place: Path, benchmark: str, problems: Problems | None = None) -> Answ
     Raises:
         InputError: there are none, or they are not as described above.
     """
+    return _read(truth_file(place, benchmark), problems, with_confidence=False)
+
+
+def truth_file(place: Path, benchmark: str) -> Path:
+    """Where a benchmark's own labels lie.
+
+    Raises:
+        InputError: there are none.
+    """
     folder = _folder(place, benchmark)
     found = sorted(folder.glob("Model*_TrueLabel.txt")) if folder else []
     if not found:
         msg = f"Expected the labels of {benchmark} at {folder or place}, got no Model*_TrueLabel.txt. Download it."
         raise InputError(msg)
-    return _read(found[0], problems, with_confidence=False)
+    return found[0]
 
 
 def _read(path: Path, problems: Problems | None = None, *, with_confidence: bool) -> Answers:

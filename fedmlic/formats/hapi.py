@@ -112,7 +112,12 @@ def truth(place: Path, benchmark: str, problems: Problems | None = None) -> Answ
     Raises:
         InputError: the file is missing or not as described above.
     """
-    return _read(_tasks(place) / TASK / benchmark / "labels.json", "true_label", problems)
+    return _read(truth_file(place, benchmark), "true_label", problems)
+
+
+def truth_file(place: Path, benchmark: str) -> Path:
+    """Where a benchmark's own labels lie, below HAPI's data folder."""
+    return _tasks(place) / TASK / benchmark / "labels.json"
 
 
 def load_json(

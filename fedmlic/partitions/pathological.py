@@ -8,15 +8,15 @@ own labels. Images without a present label are spread evenly over all clients.
 An image often carries labels of several clients. Two rules are offered:
 
 - ``spanning="primary"`` (default): it goes by its key alone, and brings its other labels
-  along. No image is lost; the notes count those that carry a label their client does
-  not own.
+  along. The notes count those that carry a label their client does not own.
 - ``spanning="drop"``: it goes to a client that owns all its labels, spread evenly over
   those, or to nobody. Every client then holds its own labels only, and the notes count
   the images left out. Here a label has more owners the more images carry it that one
   client may cover, those with ``labels_per_client`` labels at most.
 
 With fewer shards than labels, some labels have no owner; an image is keyed by its
-rarest label that has one, and left out and counted if none has.
+rarest label that has one. If none has, it is left out and counted, with ``"primary"`` also
+warned of.
 
 Source: the shards of McMahan et al., "Communication-efficient learning of deep networks
 from decentralized data", for one label per image; clients with positives of one label are
@@ -25,6 +25,7 @@ the setting of FedAwS (arXiv 2004.10342). What happens to images that span clien
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
@@ -186,6 +187,17 @@ def _deal(
     return client_of_row, shards
 
 
+def _warnings(num_left_out: int, num_images: int, num_clients: int, labels_per_client: int) -> list[str]:
+    if not num_left_out:
+        return []
+    line = (
+        f"{num_left_out:,} of {num_images:,} training images have only labels that no client owns, so that no client "
+        f"holds them: {num_clients} clients with {labels_per_client} each own fewer labels than there are. Use more "
+        "clients or a larger labels_per_client"
+    )
+    return [line]
+
+
 def pathological(
     *, labels_per_client: Annotated[int, Field(ge=1)] = 2, spanning: Literal["primary", "drop"] = "primary"
 ) -> Partitioner:
@@ -194,7 +206,7 @@ def pathological(
     Args:
         labels_per_client: labels that a client owns, 1 or more.
         spanning: what happens to an image whose labels have different owners: it goes by its
-            rarest label (``"primary"``), or it is left out unless one client owns all its
+            rarest label that has one (``"primary"``), or it is left out unless one client owns all its
             labels (``"drop"``).
 
     Raises:
@@ -217,7 +229,11 @@ def pathological(
                     "images_with_foreign_labels": _foreign(population.labels, client_of_row, shards),
                     "images_without_client_left_out": num_left_out,
                 }
-                return Partition.from_clients(client_of_row, num_clients, notes)
+                dealt = Partition.from_clients(client_of_row, num_clients, notes)
+                if drop:  # leaving images out is what it is for
+                    return dealt
+                warnings = _warnings(num_left_out, len(client_of_row), num_clients, labels_per_client)
+                return replace(dealt, warnings=warnings)
         msg = (
             f"Expected num-clients to be few enough that each finds images whose labels are all among its "
             f"{labels_per_client} own, got {num_clients}, of which {empty} stay empty after {DRAWS} draws. "

@@ -17,12 +17,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
 from fedmlic.errors import InputError, nearest
+from fedmlic.files import file_sha256
 from fedmlic.formats import frugalmct
 from fedmlic.formats import hapi as files
 from fedmlic.labels import ABSENT, PRESENT, UNKNOWN, known
@@ -30,6 +31,8 @@ from fedmlic.regime import Assignment, Regime
 from fedmlic.seeds import text_keys
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from numpy.typing import NDArray
 
 TRUTH = "truth"
@@ -129,9 +132,14 @@ def _misses(
     return np.asarray((with_label & ~said[ours]).sum(axis=0) / np.maximum(with_label.sum(axis=0), 1))
 
 
+def _form(run: files.Run) -> ModuleType:
+    """The reader of a run's files."""
+    return frugalmct if run.form == "frugalmct" else files
+
+
 def _notes(run: files.Run, label_names: tuple[str, ...], reading: _Reading, place: Path) -> _Notes:
     """Read one run and write down what it means for each image."""
-    form = frugalmct if run.form == "frugalmct" else files
+    form = _form(run)
     answers = form.predictions(run)
     said = _said(answers, label_names, reading)
     states = np.where(said, PRESENT, reading.unsaid).astype(np.int8)
@@ -192,6 +200,23 @@ def _runs_of(place: Path, benchmark: str, apis: list[str], date: str) -> dict[st
             raise InputError(msg)
         chosen[api] = dated
     return chosen
+
+
+def _identity(runs: Mapping[str, list[files.Run]], place: Path, *, with_truth: bool) -> dict[str, Any]:
+    """The annotators to choose from with the SHA-256 of their files, wherever they lie; None for a missing file."""
+    every = [run for dated in runs.values() for run in dated]
+    kept: dict[str, Any] = {
+        "apis": {api: [[run.date, _sha256(run.path)] for run in dated] for api, dated in sorted(runs.items())}
+    }
+    if with_truth:
+        truths = {_form(run).truth_file(place, run.benchmark) for run in every}
+        kept["truth"] = sorted(filter(None, map(_sha256, truths)))
+    return {"hapi": kept}
+
+
+def _sha256(path: Path) -> str | None:
+    # What is missing is named when the first client needs it.
+    return file_sha256(path) if path.is_file() else None
 
 
 def _in_turn(assignment: Assignment, runs: dict[str, list[files.Run]]) -> files.Run | None:
@@ -276,4 +301,9 @@ def hapi(
         return np.where(known(labels), notes, labels).astype(np.int8)
 
     selective = "unknown" in {unsaid, empty} or min_confidence > 0
-    return Regime(annotate, adds_wrong=True, selective=selective)
+    return Regime(
+        annotate,
+        adds_wrong=True,
+        selective=selective,
+        identity=lambda: _identity(runs, place, with_truth=blind_miss_rate is not None),
+    )

@@ -106,6 +106,9 @@ class Record(Protocol):
     def resumable(self) -> tuple[int, ...]:
         """Rounds whose checkpoints are kept."""
 
+    def client_metrics(self, number: int) -> Mapping[str, float]:
+        """What clients found of the model after round ``number``, by name; empty where they were not asked."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -191,11 +194,26 @@ class Rounds:
         metrics: dict[str, float] = {}
         for number in range(start.round + 1, experiment.num_rounds + 1):
             progress, metrics = self._round(number, progress, directory)
-        if not metrics and not self._personal:
-            # Resumed after the last round: only the final evaluation is missing.
-            metrics = self._scored(progress).values
-        metrics = {**metrics, **self._evaluate_clients(progress, directory)}
+        if self._personal:
+            progress, metrics = self._chosen_by_clients(progress, metrics, directory)
+        else:
+            # Without metrics the run was resumed after the last round: only the final evaluation is missing.
+            metrics = {**(metrics or self._scored(progress).values), **self._evaluate_clients(progress, directory)}
         return Outcome(progress, metrics, sha256(self._layout, progress.state.flat))
+
+    def _chosen_by_clients(
+        self, progress: Progress, metrics: dict[str, float], directory: Directory
+    ) -> tuple[Progress, dict[str, float]]:
+        """The last progress and what clients found of its model, also of a run resumed after its last round."""
+        found = metrics or dict(self._record.client_metrics(progress.round))
+        if found:
+            return progress, found
+        # Without held-out images, or a run of earlier versions, which evaluated after the last checkpoint.
+        found = self._evaluate_clients(progress, directory)
+        chosen = _with_best(progress, found, "client/mAP")
+        if chosen is not progress:
+            self._record.checkpoint(chosen)
+        return chosen, found
 
     def _admitted(self, hosts: Sequence[HostInfo]) -> list[HostInfo]:
         """Hosts whose clients can be asked; devices that cannot are set aside.
@@ -328,16 +346,21 @@ class Rounds:
         if evaluation is not None:
             progress = _with_best(progress, evaluation.values)
             self._record.scores(progress, evaluation)
-        every = experiment.evaluate_clients_every
-        personal: dict[str, float] = {}
-        if every and number % every == 0 and number < experiment.num_rounds:
-            personal = self._evaluate_clients(progress, directory)
+        personal = self._evaluate_clients(progress, directory) if self._clients_due(number) else {}
         if self._personal and personal:
             progress = _with_best(progress, personal, "client/mAP")
         progress = replace(progress, seconds=before.seconds + time.perf_counter() - started)
         self._write_round(progress, turns, evaluation, train_seconds, sums, few)
         self._record.checkpoint(progress)
-        return progress, dict(evaluation.values) if evaluation else {}
+        last = dict(personal) if self._personal and number == experiment.num_rounds else {}
+        return progress, dict(evaluation.values) if evaluation else last
+
+    def _clients_due(self, number: int) -> bool:
+        """Whether clients evaluate within the round; after the last one they do where that chooses the best round."""
+        if number == self._experiment.num_rounds:
+            return self._personal
+        every = self._experiment.evaluate_clients_every
+        return bool(every) and number % every == 0
 
     def _request(
         self, number: int, before: Progress, names: tuple[str, ...] | None, cohort: list[int], directory: Directory

@@ -30,7 +30,7 @@ from fedmlic.federation import modules_behind
 from fedmlic.kept_scores import KeptScores, encode, keep_only, kept_rounds, write_scores
 from fedmlic.learner import Learner, build_learner, build_network, choose_device, label_space
 from fedmlic.process import prepare
-from fedmlic.record import RunFolder, best_metrics, read_json, write_bytes, write_json
+from fedmlic.record import RunFolder, best_metrics, metrics_at, read_json, write_bytes, write_json
 from fedmlic.tensorboard import curves
 from strategies.server.check import check_experiment, mods_of
 from strategies.server.rounds import Outcome, Progress, Rounds
@@ -213,6 +213,14 @@ class FolderRecord:
         if self._checkpoint is not None:
             self._checkpoint.result()
         return tuple(self._folder.checkpoints())
+
+    def client_metrics(self, number: int) -> dict[str, float]:
+        """What the log has of evaluations on clients after round ``number``; NaN for what is undefined."""
+        self.settle()
+        found = metrics_at(self._folder, number)
+        return {
+            name: math.nan if value is None else value for name, value in found.items() if name.startswith("client/")
+        }
 
     def settle(self) -> None:
         """Wait until everything is on the disk; raises what went wrong."""

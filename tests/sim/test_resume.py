@@ -97,6 +97,66 @@ def test_broken_off_at_a_chosen_moment(monkeypatch, play, whole, tmp_path, momen
     assert all((out / f"{name}.parquet").exists() for name in ("rounds", "clients", "labels"))
 
 
+PERSONAL_MOMENTS = {
+    "in the final evaluation": (rounds.Rounds, "_evaluate_clients", 2),
+    "before the last checkpoint": (RunFolder, "save_checkpoint", ROUNDS),
+    "after the last checkpoint": (RunFolder, "prune_checkpoints", ROUNDS),
+    "before the result": (server, "write_json", 1),
+}
+"""The final evaluation of clients with tensors of their own comes before the last checkpoint: it chooses the best."""
+
+
+PERSONAL = {"mods": "fedper()", "evaluate_clients_every": 3, "local_epochs": 6}
+
+
+@pytest.fixture(scope="module")
+def personal(play, tmp_path_factory):
+    """The undisturbed run of clients with tensors of their own, evaluated in rounds 3 and 6: (folder, result)."""
+    path = tmp_path_factory.mktemp("personal") / "run"
+    return path, play(path, num_rounds=ROUNDS, **PERSONAL)
+
+
+@pytest.mark.parametrize("moment", PERSONAL_MOMENTS)
+def test_the_best_round_of_personal_models_does_not_tell_of_an_interruption(
+    monkeypatch, play, personal, tmp_path, moment
+):
+    path, expected = personal
+    out = tmp_path / "run"
+
+    broken_at(monkeypatch, play, out, *PERSONAL_MOMENTS[moment], **PERSONAL)
+    result = engine.resume(out)
+
+    assert expected["best_round"] == ROUNDS, "the case of interest"
+    assert expected["weights_sha256"] == result["weights_sha256"]
+    for name in ("metrics", "best_metrics"):
+        assert expected[name] == pytest.approx(result[name], nan_ok=True)
+    assert result["best_round"] == ROUNDS
+    first, second = (without_time(folder) for folder in (path, out))
+    assert first == second, "nothing is evaluated twice"
+    assert [event["round"] for event in second if event["event"] == "clients-evaluated"] == [3, ROUNDS]
+
+
+def test_personal_models_evaluated_after_the_last_checkpoint_are_still_a_candidate(monkeypatch, play, tmp_path):
+    """Runs of earlier versions: nothing in the log says what clients found of the last model."""
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds.Rounds, "_clients_due", lambda _, number: number == 3)
+        patch.setattr(rounds.Rounds, "_chosen_by_clients", broken)
+        with pytest.raises(Killed):
+            play(out, num_rounds=ROUNDS, **PERSONAL)
+    assert RunFolder(out).checkpoint_values(ROUNDS)["best_round"] == 3
+
+    result = engine.resume(out)
+
+    found = {e["round"]: e["client/mAP"] for e in RunFolder(out).events() if e["event"] == "clients-evaluated"}
+    assert result["best_round"] == max(found, key=found.get) == ROUNDS
+    assert RunFolder(out).checkpoint_values(ROUNDS)["best_round"] == ROUNDS
+
+
+def broken(*_):
+    raise Killed
+
+
 def without_time(path):
     """Events of rounds, clients and labels without durations."""
     return [

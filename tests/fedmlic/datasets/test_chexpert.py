@@ -255,6 +255,46 @@ def test_the_first_image_of_each_patient(root):
     assert "train/patient90004/study1/view1_frontal.jpg" in ids
 
 
+def shot(patient, study, view=1, side="train", kind="frontal"):
+    about = "Frontal,PA" if kind == "frontal" else "Lateral,"
+    place = f"CheXpert-v1.0-small/{side}/patient{patient}/study{study}/view{view}_{kind}.jpg"
+    return f"{place},Male,41,{about}{',' * 14}"
+
+
+def test_the_first_image_is_that_of_the_lowest_number_not_of_the_lowest_text(tmp_path):
+    """As texts, study10 comes before study2 and view10 before view9."""
+    tree(tmp_path, [shot(90001, 10), shot(90001, 2), shot(90002, 3, view=10), shot(90002, 3, view=9)])
+
+    ids = made(tmp_path, unique_patients=True).table().image_ids
+
+    assert [i for i in ids if i.startswith("train/")] == [
+        "train/patient90001/study2/view1_frontal.jpg",
+        "train/patient90002/study3/view9_frontal.jpg",
+    ]
+
+
+def test_the_first_image_is_chosen_among_those_that_are_there(tmp_path):
+    rows = [shot(90001, 1), shot(90001, 2), shot(90001, 11), shot(90002, 1), shot(90003, 1), shot(90003, 2)]
+    tree(tmp_path, rows)
+    for number in (0, 3):  # the first of two patients; the second patient has no other
+        (tmp_path / image_ids(rows)[number]).unlink()
+
+    table = made(tmp_path, unique_patients=True, missing="leave_out").table()
+
+    assert [i for i in table.image_ids if i.startswith("train/")] == [
+        "train/patient90001/study2/view1_frontal.jpg",
+        "train/patient90003/study1/view1_frontal.jpg",
+    ]
+    assert table.report["left_out"] == {"other_view": 0, "no_file": 2, "later_image_of_patient": 2}
+    assert "no image 'train/patient90001/study1/view1_frontal.jpg'" in problem(tmp_path, unique_patients=True)
+
+
+def test_a_patient_in_both_tables_is_told_though_only_its_first_image_is_kept(tmp_path):
+    tree(tmp_path, [shot(90001, 1), shot(90002, 1)], [shot(90001, 2, side="valid")])
+
+    assert "patient90001 has images in train.csv and in valid.csv" in problem(tmp_path, unique_patients=True)
+
+
 # Faults
 
 

@@ -225,6 +225,90 @@ def test_what_may_mean_two_things_is_refused(tmp_path, feature, values, options,
         made(path, **options)
 
 
+def of_classes(*names):
+    return library.ClassLabel(names=list(names))
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "options", "message"),
+    [
+        (
+            library.List(of_classes("cat", "dog", "bird")),
+            library.List(of_classes("cat", "bird", "dog")),
+            {},
+            "class 1 'dog' in split 'train' and 'bird' in split 'test'",
+        ),
+        (
+            library.List(of_classes("cat", "dog")),
+            library.List(of_classes("cat", "dog", "bird")),
+            {},
+            "2 classes in split 'train' and 3 in split 'test'",
+        ),
+        (
+            library.List(of_classes("cat", "dog")),
+            library.List(library.Value("int64")),
+            {"label_form": "list"},
+            "values of kind class in split 'train' and of kind int in split 'test'",
+        ),
+        (
+            library.List(library.Value("int64")),
+            library.List(of_classes("cat", "dog")),
+            {"label_form": "list"},
+            "values of kind int in split 'train' and of kind class in split 'test'",
+        ),
+        (
+            library.List(library.Value("bool")),
+            library.List(library.Value("int64")),
+            {},
+            "values of kind bool in split 'train' and of kind int in split 'test'",
+        ),
+        (library.List(of_classes("cat", "dog")), of_classes("cat", "dog"), {}, r"lists .* in split 'test'"),
+        (
+            of_classes("no", "yes"),
+            of_classes("yes", "no"),
+            {"label_columns": ["labels"]},
+            "class 0 'no' in split 'train' and 'yes' in split 'test'",
+        ),
+        (
+            of_classes("yes", "no"),
+            library.Value("int64"),
+            {"label_columns": ["labels"]},
+            "values of kind class in split 'train' and of kind int in split 'test'",
+        ),
+    ],
+)
+def test_a_label_column_that_means_something_else_in_another_split_is_refused(tmp_path, train, test, options, message):
+    def table(feature):
+        lists = not isinstance(feature, (library.ClassLabel, library.Value))
+        return one_table(feature, [[number % 2] if lists else number % 2 for number in range(COUNT)])
+
+    folder = saved(tmp_path, train=table(train), test=table(test))
+
+    with pytest.raises(InputError, match=message):
+        made(folder, **options)
+
+
+def test_splits_without_any_value_and_of_other_widths_of_number_are_no_difference(tmp_path):
+    classes = library.List(of_classes("cat", "dog"))
+    train = one_table(library.List(library.Value("null")), [[]] * COUNT)
+    folder = saved(tmp_path, train=train, test=one_table(classes, [[1]] * COUNT))
+    data = made(folder)
+
+    assert list(data.label_names) == ["cat", "dog"]
+    assert labels_of(data) == [[ABSENT, ABSENT]] * COUNT + [[ABSENT, PRESENT]] * COUNT
+    for other in ("null", "int64"):
+        silent = one_table(library.Value(other), [None] * COUNT)
+        folder = saved(tmp_path / other, train=one_table(classes, [[1]] * COUNT), test=silent)
+        if other == "null":
+            assert labels_of(made(folder))[COUNT:] == [[UNKNOWN, UNKNOWN]] * COUNT
+        else:
+            with pytest.raises(InputError, match="to hold lists of labels, got Value"):
+                made(folder)
+    widths = [one_table(library.List(library.Value(width)), [[0, 2]] * COUNT) for width in ("int64", "int8")]
+    numbers = saved(tmp_path / "numbers", train=widths[0], test=widths[1])
+    assert labels_of(made(numbers, label_form="list")) == [[PRESENT, ABSENT, PRESENT]] * 2 * COUNT
+
+
 def test_classes_of_columns_are_states_by_their_names(tmp_path):
     table = one_table(
         cat=(NO_YES, [0, 1, None]),

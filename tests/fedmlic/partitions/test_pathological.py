@@ -119,7 +119,22 @@ def test_images_of_labels_without_an_owner_go_by_another_label_or_are_counted():
         expected = [image for image, row in enumerate(labels) if row[own]]
         assert partition.rows.tolist() == expected
         assert partition.notes["labels_without_owner"] == 1
-        assert partition.notes["images_without_client_left_out"] == 15 - len(expected)
+        left_out = 15 - len(expected)
+        assert partition.notes["images_without_client_left_out"] == left_out
+        assert len(partition.warnings) == 1
+        assert f"{left_out} of 15 training images have only labels that no client owns" in partition.warnings[0]
+        assert "labels_per_client" in partition.warnings[0]
+
+
+@pytest.mark.parametrize("spanning", ["primary", "drop"])
+def test_nothing_is_warned_of_where_every_label_has_an_owner_or_leaving_out_is_asked_for(spanning):
+    labels = [[1, 0]] * 6 + [[0, 1]] * 5 + [[1, 1]] * 4
+    clients = 2 if spanning == "primary" else 1
+
+    partition = split(f"pathological(labels_per_client=1, spanning='{spanning}')", labels, clients)
+
+    assert list(partition.warnings) == []
+    assert (partition.notes["images_without_client_left_out"] == 0) == (spanning == "primary")
 
 
 def test_images_without_a_label_are_spread_over_all_clients():

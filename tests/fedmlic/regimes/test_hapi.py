@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedmlic.corpus import open_corpus
+from fedmlic.dataset import Dataset, Table
 from fedmlic.errors import InputError
+from fedmlic.federation import build_federation
 from fedmlic.labels import ABSENT, PRESENT, UNCERTAIN, UNKNOWN
 from fedmlic.regime import Assignment
 from fedmlic.regimes.hapi import hapi
@@ -237,6 +240,83 @@ def test_frugalmct_leaves_out_single_names(tmp_path):
         on = Assignment(np.zeros((2, 2), np.int8), text_keys(["a", "b"]), None, 0, 0, ("cat", "dog"))
 
         assert regime.annotate(on).tolist() == expected
+
+
+# The federation's key
+
+
+EARLY = {run: said for run, said in ANSWERS.items() if run != LATER}
+"""The archive before Google was asked again."""
+
+
+@pytest.fixture
+def federation(tmp_path, monkeypatch):
+    """A function: the federation under a regime's text, with HAPI's data in a folder that the environment names."""
+
+    def table():
+        return Table(list(TRUTH), ["train"] * len(TRUTH), assignment_of().labels, np.zeros(len(TRUTH), np.int64), None)
+
+    def image(_row):
+        return np.zeros((2, 2, 1), np.uint8)
+
+    corpus = open_corpus(Dataset("tiny", "1", {}, LABELS, (2, 2, 1), table, image), tmp_path / "home")
+    settings = {"partition": "iid()", "num_clients": 1, "seed": 0, "holdout_fraction": 0.0, "home": tmp_path / "home"}
+
+    def opened(place, regime="hapi(benchmark='mir', apis=['google_mic'])"):
+        monkeypatch.setenv("HAPI_DATA_DIR", str(place))
+        return build_federation(corpus, regime=regime, **settings)
+
+    return opened
+
+
+def archive(place, answers=ANSWERS, truth=TRUTH):
+    tree(place, answers=answers, truth=truth)
+    return place
+
+
+def labels_of(federation):
+    """What the one client has of each image, in the order of the data set."""
+    shard = federation.shard(0)
+    return shard.labels[np.argsort(shard.rows)].tolist()
+
+
+def test_another_folder_gives_its_own_labels_and_a_copy_the_same_federation(federation, tmp_path):
+    swapped = {**ANSWERS, LATER: ANSWERS[MICROSOFT]}
+    first = federation(archive(tmp_path / "first"))
+    other = federation(archive(tmp_path / "other", swapped))
+    copied = federation(archive(tmp_path / "copy"))
+
+    assert labels_of(first) == brute_force(LATER)
+    assert labels_of(other) == brute_force(MICROSOFT)
+    assert copied.path == first.path != other.path
+
+
+@pytest.mark.parametrize("apis", ["apis=['google_mic'], ", ""])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_newer_date_or_another_api_in_the_same_folder_gives_another_federation(federation, tmp_path, apis, nested):
+    regime = f"hapi({apis}benchmark='mir')"
+    if nested:
+        composed = f"compose(regimes={['complete()', regime]!r})"
+        regime = f"one_of(regimes={[composed]!r})"
+    fewer = EARLY if apis else {run: said for run, said in ANSWERS.items() if run != MICROSOFT}
+    place = archive(tmp_path / "data", fewer)
+    before = federation(place, regime)
+    archive(place)
+
+    assert federation(place, regime).path != before.path
+
+
+def test_a_file_counts_if_it_is_read(federation, tmp_path):
+    chosen = "hapi(benchmark='mir', apis=['google_mic'])"
+    rated = "hapi(benchmark='mir', apis=['google_mic'], blind_miss_rate=0.9)"
+    place = archive(tmp_path / "data")
+    before, judged = federation(place, chosen), federation(place, rated)
+    archive(place, {**ANSWERS, MICROSOFT: ANSWERS[LATER]}, {**TRUTH, "im6": []})
+
+    assert federation(place, chosen).path == before.path, "neither Microsoft's answers nor the truth are read"
+    assert federation(place, rated).path != judged.path
+    archive(place, {**ANSWERS, LATER: ANSWERS[GOOGLE]})
+    assert labels_of(federation(place, chosen)) == brute_force(GOOGLE), "written anew under the same name"
 
 
 # Faults

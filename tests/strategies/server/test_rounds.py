@@ -17,7 +17,7 @@ from fedmlic.learner import build_learner
 from fedmlic.protocol import HostInfo, Reply, Turn
 from fedmlic.record import create, open_run, write_json
 from strategies.server.replies import Expected
-from strategies.server.rounds import RunFailedError, pooled_metrics, unannotated_of
+from strategies.server.rounds import Rounds, RunFailedError, pooled_metrics, unannotated_of
 from strategies.server.server import build_server, serve
 
 FAULTY = """
@@ -303,8 +303,6 @@ def test_seven_hundredths_of_a_hundred_are_seven():
         class _experiment:  # noqa: N801
             min_replies = 0.07
 
-    from strategies.server.rounds import Rounds
-
     assert Rounds._require_enough(Loop, 1, turns, 100) is None
 
 
@@ -326,6 +324,34 @@ def test_the_best_round_is_chosen_on_validation_and_the_last_is_always_evaluated
     assert result["best_round"] == max(scores, key=scores.get)
     kept = {int(file.stem[6:]) for file in (out / "checkpoints").glob("*.json")}
     assert kept == {5, result["best_round"]}
+
+
+@pytest.mark.parametrize("every", [0, 3])
+def test_clients_with_tensors_of_their_own_choose_among_all_evaluated_rounds_the_last_included(play, tmp_path, every):
+    out = tmp_path / "run"
+
+    result = play(out, mods="fedper()", evaluate_clients_every=every, num_rounds=6, local_epochs=6)
+
+    evaluated = {event["round"]: event for event in events_of(out, "clients-evaluated")}
+    assert list(evaluated) == ([3, 6] if every else [6]), "each once"
+    scores = {number: event["client/mAP"] for number, event in evaluated.items()}
+    assert max(scores, key=scores.get) == 6, "the case of interest: the last round is the best"
+    assert result["best_round"] == 6
+    assert events_of(out, "round")[-1]["best-round"] == 6
+    kept = open_run(out).checkpoint_values(6)
+    assert (kept["best_round"], kept["best_value"]) == (6, scores[6])
+    assert result["best_metrics"] == pytest.approx(result["metrics"], nan_ok=True)
+    assert result["best_metrics"]["client/mAP"] == scores[6]
+
+
+def test_an_earlier_round_stays_the_best_of_clients_with_tensors_of_their_own(play, tmp_path, monkeypatch):
+    values = iter([0.4, 0.7, 0.5])
+    monkeypatch.setattr(Rounds, "_evaluate_clients", lambda *_: {"client/mAP": next(values)})
+
+    result = play(tmp_path / "run", mods="fedper()", evaluate_clients_every=1, num_rounds=3)
+
+    assert result["best_round"] == 2
+    assert result["metrics"] == {"client/mAP": 0.5}
 
 
 def test_without_validation_images_nothing_is_selected(play, tmp_path):
