@@ -366,7 +366,7 @@ def in_first_stage(plan: Plan, costs: Mapping[int, list[Cost]]) -> list[str]:
     from fedmlic import spec
     from fedmlic.method import Method, stretch_of
 
-    found = {}
+    found: dict[str, None] = {}
     asked = {(job.experiment.method, job.experiment.num_rounds) for job in plan.ready() if id(job.row) in costs}
     for text, num_rounds in sorted(asked):
         method: Method = spec.build("method", text)
