@@ -33,6 +33,7 @@ try:
         RunPath,
         Settings,
         Workers,
+        fail,
         print_json,
         report_errors,
         working,
@@ -44,6 +45,7 @@ except KeyboardInterrupt:  # before there is anything that could say more
 
 if TYPE_CHECKING:
     from fedmlic.record import RunFolder
+    from sim.sweep.study import Study
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 
@@ -121,9 +123,12 @@ def run(
         experiment, runtime = split_settings(values)
         folder = Path(runtime.out).expanduser() if runtime.out else None
         with working(json_output=json_output):
+            study = _study_of_references(values) if references else None
             result = _run(experiment, runtime, folder, resume_from=None)
-            beside = _references(values, Path(result["run"])) if references else None
+            beside, problem = _references(study, Path(result["run"])) if study is not None else (None, "")
         _finish({**result, "references": beside} if beside else result, json_output=json_output)
+        if problem:
+            fail(f"The run is complete, but its references are not: {problem}", EXIT_FAILED)
     if beside and beside["failed"]:
         raise typer.Exit(EXIT_FAILED)
 
@@ -168,15 +173,33 @@ _ELSEWHERE = {"out", "engine", "workers", "ray-address", "gpus-per-worker"}
 """Settings of a run that say how its rounds are carried: its references are played in processes of this machine."""
 
 
-def _references(values: dict[str, Any], run_folder: Path) -> dict[str, Any]:
-    """Play the references of a run, in its folder."""
-    from sim.console import open_console
-    from sim.sweep.start import sweep as play
+def _study_of_references(values: dict[str, Any]) -> Study:
+    """The references of a run as a study; ``InputError`` where the run or one of them cannot be run."""
+    from sim.sweep.start import check_references
     from sim.sweep.study import check_study
 
     base = {key: value for key, value in values.items() if key.replace("_", "-") not in _ELSEWHERE}
     study = check_study({"base": base, "references": True})
-    return play(study, run_folder / "references", open_console(stderr=True), alone=True)
+    check_references(study)
+    return study
+
+
+def _references(study: Study, run_folder: Path) -> tuple[dict[str, Any] | None, str]:
+    """Play the references of a complete run, in its folder; what came of them, or why nothing did."""
+    from fedmlic.errors import InputError
+    from sim.console import open_console
+    from sim.sweep.start import sweep as play
+
+    try:
+        return play(study, run_folder / "references", open_console(stderr=True), alone=True), ""
+    except KeyboardInterrupt:
+        msg = (
+            f"The run is complete: {run_folder}. Its references are not; those that were played to the end are in "
+            f"{run_folder / 'references'}."
+        )
+        raise KeyboardInterrupt(msg) from None
+    except (InputError, RuntimeError, OSError) as error:  # what the run came to is said all the same
+        return None, str(error)
 
 
 def _standing(folder: RunFolder | None) -> str:

@@ -89,19 +89,21 @@ def _play(
         found = examine(federation.whole or federation, experiment.method)
         for text in found.warnings:
             watch.warning(text)
+        folder = open_folder()
         if engine == "flower":
-            folder = _noted(open_folder(), federation, found)
+            with folder.alone():  # Flower's own process takes the folder after this
+                _note(folder, federation, found)
             _under_flower(experiment, runtime, folder, watch)
             return _result(folder)
-        folder = _noted(open_folder(), federation, found)
-        transport: Transport
-        if workers is not None:
-            workers.setup(experiment, server.learner, _place(engine, server, folder.path / MEMORY_FOLDER))
-            transport = workers
-        else:
-            transport = _in_process(experiment, runtime, federation, folder.path / MEMORY_FOLDER)
-        folder.listeners.append(watch.event)
-        with folder.alone():
+        with folder.alone():  # before anything is written into it
+            _note(folder, federation, found)
+            transport: Transport
+            if workers is not None:
+                workers.setup(experiment, server.learner, _place(engine, server, folder.path / MEMORY_FOLDER))
+                transport = workers
+            else:
+                transport = _in_process(experiment, runtime, federation, folder.path / MEMORY_FOLDER)
+            folder.listeners.append(watch.event)
             watch.started(folder, experiment, max(folder.checkpoints(), default=0))
             serve(server, transport, folder, watch.turn)
         return _result(folder)
@@ -110,8 +112,8 @@ def _play(
             workers.close()
 
 
-def _noted(folder: RunFolder, federation: Federation, found: Findings) -> RunFolder:
-    """The folder, in which ``data.json`` says what its clients hold; one that goes on must have the same.
+def _note(folder: RunFolder, federation: Federation, found: Findings) -> None:
+    """Write ``data.json``, which says what the clients hold; a run that goes on must have the same.
 
     Raises:
         InputError: code of the partition or regime that was edited since deals out other images or labels.
@@ -134,7 +136,6 @@ def _noted(folder: RunFolder, federation: Federation, found: Findings) -> RunFol
         "client_names": list(federation.client_names),
     }
     write_json(path, about)
-    return folder
 
 
 def _result(folder: RunFolder) -> dict[str, Any]:

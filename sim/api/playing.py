@@ -135,7 +135,7 @@ def sweep(
     Warns:
         FailedRunsWarning: runs failed; the same call tries them again.
     """
-    from sim.sweep.start import folder_name, study_of
+    from sim.sweep.start import check_changes, folder_name, study_of
     from sim.sweep.start import sweep as play
     from sim.sweep.study import check_study
 
@@ -153,6 +153,7 @@ def sweep(
     if references:
         tables["references"] = references if references is True else list(references)
     study = check_study(tables)
+    check_changes(study, list(fixed))
     place = (
         Path(out).expanduser()
         if out is not None

@@ -63,10 +63,15 @@ class StudyFolder:
         return any(not entry.name.startswith(".") for entry in self.path.iterdir())
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Make the folder and hold it for a block; ``InputError`` if another process is playing this study."""
+    def alone(self, about: Mapping[str, Any]) -> Iterator[None]:
+        """Make the folder and hold it for a block; ``InputError`` if another process is playing this study.
+
+        Args:
+            about: what ``study.json`` says besides its rows. A new folder gets the file before anything else that is
+                not hidden, without rows, so that a study that is interrupted at any moment is known as one.
+        """
         try:
-            (self.path / "runs").mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             msg = f"Expected the folder {self.path} to be makeable, got {error}. Choose another --out."
             raise InputError(msg) from None
@@ -77,6 +82,9 @@ class StudyFolder:
             msg = f"Expected {self.path} to be idle, got a study that another process is playing. Wait or stop it."
             raise InputError(msg) from None
         try:
+            if not is_study(self.path):
+                write_json(self.path / FILE, {"schema": SCHEMA, **about, "rows": []})
+            (self.path / "runs").mkdir(exist_ok=True)
             yield
         finally:
             lock.release()

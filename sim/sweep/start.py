@@ -14,7 +14,7 @@ from sim.references import reference_rows
 from sim.sweep.folder import StudyFolder
 from sim.sweep.plan import Plan, distinct
 from sim.sweep.players import Players, Processes
-from sim.sweep.search import OPTIONS
+from sim.sweep.search import OPTIONS, dashed
 from sim.sweep.study import Study, check_study, read_study, rows_of, split_values
 from sim.sweep.sweep import (
     Sweep,
@@ -77,7 +77,33 @@ def study_of(
     search |= {key: _searched(key, [value(key, text) for text in texts]) for key, texts in map(_pair, searched)}
     found = {**tables, "base": base, "axes": axes} | ({"search": search} if search else {})
     study = check_study(found | ({"references": True} if references else {}))
+    check_changes(study, [key for key, texts in map(_pair, rest) if len(texts) == 1])
     return study, folder_name(study, name, changed=bool(rest or searched))
+
+
+def check_changes(study: Study, keys: Sequence[str]) -> None:
+    """Refuse settings of all runs that the study sets again, run by run: they would change nothing.
+
+    Args:
+        study: with these settings in its base.
+        keys: names of settings that were given one value beside a study file.
+
+    Raises:
+        InputError: a table of an axis or the search sets one of them.
+    """
+    for key in keys:
+        axes = [axis for axis, values in study.axes.items() if any(_sets(value, key) for value in values)]
+        if axes or (study.search is not None and key in study.search.settings):
+            where = f"the tables of axis {axes[0]!r}" if axes else "the search"
+            msg = (
+                f"Expected {key}=VALUE to be a setting of all runs, got one that {where} set{'s' * (not axes)} too. "
+                "Leave it out, or change the study."
+            )
+            raise InputError(msg)
+
+
+def _sets(value: object, key: str) -> bool:
+    return isinstance(value, dict) and key in map(dashed, value)
 
 
 def folder_name(study: Study, name: str = "", *, changed: bool) -> str:
@@ -174,12 +200,10 @@ def sweep(
     check_carrier(runtime)
     with ExitStack() as stack:
         players, cluster = _players(stack, runtime, rows, out, dry_run=dry_run)
-        rows += reference_rows(rows, study.references, lambda experiment: _num_clients(experiment, runtime))
-        rows, twice = distinct(rows)
+        rows, twice = _with_references(study, rows, runtime)
         rows = [row for row in rows if row.reference or not alone]
-        check_rows(rows, study.search, runtime)
         if not dry_run:
-            stack.enter_context(folder.alone())
+            stack.enter_context(folder.alone(about(study)))
             if cluster is not None:
                 cluster.check_folder(out)
         plan = _plan(study, rows, None if dry_run else folder)
@@ -196,8 +220,25 @@ def sweep(
         total = sum(1 for _ in plan.jobs()) + plan.num_unknown
         with SweepView(console, total, "machine" if cluster is not None else "process") as live:
             Sweep(study, plan, folder, runtime, crew, players, live).run()
-            folder.write(plan, about(study, plan))
+            folder.write(plan, about(study))
         return result_of(folder, plan)
+
+
+def check_references(study: Study) -> None:
+    """Refuse a study whose rows or references cannot be run, without playing anything.
+
+    Raises:
+        InputError: what is wrong with them.
+    """
+    _with_references(study, rows_of(study), runtime_of(study))
+
+
+def _with_references(study: Study, rows: Sequence[Row], runtime: Runtime) -> tuple[list[Row], list[tuple[Row, Row]]]:
+    """The rows and the references beside them, all checked; those that are an earlier one, beside that one."""
+    references = reference_rows(rows, study.references, lambda experiment: _num_clients(experiment, runtime))
+    found, twice = distinct([*rows, *references])
+    check_rows(found, study.search, runtime)
+    return found, twice
 
 
 def _players(

@@ -45,6 +45,19 @@ WHOLE = {"mods", "label-names"}
 REFERENCES = ("central", "central-observed", "local-only", "fedavg")
 """Names of references; ``sim/references.py`` makes them."""
 
+_ONE_CLIENT = {"single-client", "strategy", "cohort-size", "num-clients", "num-rounds", "partition"}
+_BUDGET = {"local-epochs", "local-steps", "regime"}
+DEFINING: Mapping[str, set[str]] = {
+    "central": _ONE_CLIENT | _BUDGET,
+    "central-observed": _ONE_CLIENT | _BUDGET,
+    # It takes the settings that are chosen for its row, local work and labels among them.
+    "local-only": _ONE_CLIENT,
+    "fedavg": {"strategy", "method", "partition", "regime", "num-clients", "single-client"},
+}
+"""Settings that say what a reference is, or from which the length of its training follows: none of them is searched
+beside it. A search would replace what the reference is, or choose other clients or more training for it than for
+the row that it belongs to."""
+
 
 class Study(BaseModel):
     """A study as its file has it.
@@ -109,6 +122,13 @@ def _problems(study: Study) -> Iterator[str]:
         yield "base.out: every run has a folder of its own in the study's; give that with --out"
     yield from _overlaps(tables, searched)
     yield from _wrong_seeds(study)
+    for key in sorted(searched):
+        names = [name for name in REFERENCES if name in study.references and key in DEFINING[name]]
+        if names:
+            yield (
+                f"search.{key} would change what the reference{'s' * (len(names) > 1)} {', '.join(names)} stand for. "
+                f"Make {key} an axis, or name other references (references = [...] in a study file)"
+            )
 
 
 def _settings_of_axes(study: Study, tables: dict[str, set[str]]) -> Iterator[str]:
@@ -134,8 +154,10 @@ def _wrong_seeds(study: Study) -> Iterator[str]:
         wrong = [seed for seed in study.axes["seed"] if isinstance(seed, bool) or not isinstance(seed, int)]
         if wrong:
             yield f"axis 'seed': Expected whole numbers, got {wrong[0]!r}"
-        elif study.search is not None and study.search.seed in study.axes["seed"]:
-            yield f"search.seed {study.search.seed} is also a seed of the table. Choose another"
+            return
+    seeds = map(str, study.axes.get("seed", [study.base.get("seed", 0)]))  # what is no number is refused elsewhere
+    if study.search is not None and str(study.search.seed) in seeds:
+        yield f"search.seed {study.search.seed} is also a seed of the table. Choose another"
 
 
 def _where() -> set[str]:

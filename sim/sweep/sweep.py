@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -124,23 +124,39 @@ def imports_of(rows: Sequence[Row]) -> list[str]:
 def check_rows(rows: Sequence[Row], search: Search | None, runtime: Runtime) -> None:
     """Refuse what cannot work, for all rows at once; of ranges their ends are looked at.
 
+    References are looked at where all other rows can be run.
+
     Raises:
         InputError: entries or combinations that are wrong.
     """
+    own = [row for row in rows if not row.reference]
+    for checked in (own, [row for row in rows if row.reference]):
+        problems = list(dict.fromkeys(_problems(checked, search, runtime)))
+        if len(problems) == 1:
+            raise InputError(problems[0])
+        if problems:
+            msg = "Expected the rows of a study to be experiments that can be run"
+            raise listing(msg, problems, complete=True)
+
+
+def _problems(rows: Sequence[Row], search: Search | None, runtime: Runtime) -> Iterator[str]:
+    """What is wrong with rows, a text each."""
     from strategies.server.check import check_experiment
 
-    problems: dict[str, None] = {}
     for row in rows:
         for choice in search.ends() if search else [{}]:
+            experiment = row.experiment(**choice)
             try:
-                check_experiment(row.experiment(**choice), runtime)
+                check_experiment(experiment, runtime)
             except InputError as error:
-                problems[str(error)] = None
-    if len(problems) == 1:
-        raise InputError(next(iter(problems)))
-    if problems:
-        msg = "Expected the rows of a study to be experiments that can be run"
-        raise listing(msg, list(problems), complete=True)
+                text = str(error)
+                if row.reference:
+                    text = (
+                        f"Expected reference {row.reference} to be an experiment that can be run, got this one of "
+                        f"num-rounds={experiment.num_rounds}, which follows from the federation's rounds and clients: "
+                        f"{text} Raise num-rounds, or leave this reference out (references = [...] in a study file)."
+                    )
+                yield text
 
 
 @dataclass
@@ -232,7 +248,7 @@ class Sweep:
             if choice is not None and row.label not in self._said:
                 self._said.add(row.label)
                 self._say_choice(row, choice)
-        self.folder.write(self.plan, about(self.study, self.plan))
+        self.folder.write(self.plan, about(self.study))
 
     def _say_choice(self, row: Row, choice: Choice) -> None:
         if choice.values is None:
@@ -270,15 +286,17 @@ def _scores(run: Path) -> str:
     return "  ".join(found) or "complete"
 
 
-def about(study: Study, plan: Plan) -> dict[str, Any]:
+def about(study: Study) -> dict[str, Any]:
     """What ``study.json`` says besides its rows."""
     search = study.search.model_dump() if study.search else None
     axes = {axis: list(values) for axis, values in study.axes.items()}
-    return {"base": study.base, "axes": axes, "seeds": list(plan.seeds), "search": search}
+    return {"base": study.base, "axes": axes, "seeds": list(dict.fromkeys(study.seeds)), "search": search}
 
 
 def calibrate(plan: Plan, runtime: Runtime, players: Players, crew: Crew) -> dict[int, list[Cost]]:
     """Play two rounds of some rows in a folder that is thrown away, and measure them.
+
+    A run that needs more rounds, since its method trains in stages, is played as it is and ended after two.
 
     Returns:
         Costs by the ``id`` of a row; of at most ``CALIBRATED_ROWS`` rows.
@@ -293,25 +311,68 @@ def calibrate(plan: Plan, runtime: Runtime, players: Players, crew: Crew) -> dic
             rounds = min(CALIBRATION_ROUNDS, job.experiment.num_rounds)
             settings = {**job.experiment.model_dump(), **runtime.model_dump(), **crew.changes(0)}
             place = Path(temporary) / str(number_)
-            began, last = time.monotonic(), [0.0]
-            players.play(players.idle[0], Order(str(number_), {**settings, "num_rounds": rounds}, str(place)))
-            began = _played(players, last, began)
-            costs[id(job.row)] = [measured(place, time.monotonic() - began, rounds, last[0])]
+            ended_early = not _can_have(job, rounds, runtime)
+            if not ended_early:
+                settings["num_rounds"] = rounds
+            began = time.monotonic()
+            players.play(players.idle[0], Order(str(number_), settings, str(place)))
+            wall, seconds = _played(players, began, rounds if ended_early else 0)
+            costs[id(job.row)] = [measured(place, wall, rounds, seconds)]
     return costs
 
 
-def _played(players: Players, last: list[float], began: float) -> float:
-    """Wait for the one run under way; when it began, without preparing images, which is done once."""
+def _can_have(job: Job, rounds: int, runtime: Runtime) -> bool:
+    """Whether a job's experiment would be one with so few rounds."""
+    from strategies.server.check import check_experiment
+
+    try:
+        check_experiment(job.experiment.model_copy(update={"num_rounds": rounds}), runtime)
+    except InputError:
+        return False
+    return True
+
+
+def _played(players: Players, began: float, end_after: int) -> tuple[float, float]:
+    """Wait for the one run under way.
+
+    Args:
+        players: one, which plays it.
+        began: when it was sent.
+        end_after: rounds after which it is ended; 0 to wait for its own end.
+
+    Returns:
+        Seconds that it took, without preparing images, which is done once; and those of them in rounds.
+    """
+    seconds = 0.0
     while players.busy:
         for report in players.wait(1.0):
             if report.kind == "building":
                 began = time.monotonic()
             elif report.kind == "round":
-                last[0] = float(report.values["seconds"])
+                seconds = float(report.values["seconds"])
+                if report.values["round"] == end_after:
+                    wall = time.monotonic() - began
+                    players.close()
+                    players.open(1)
+                    return wall, seconds
             elif report.kind in {"failed", "died"}:
                 msg = f"Expected the first rounds to succeed, got: {report.values['reason']}."
                 raise InputError(msg)
-    return began
+    return time.monotonic() - began, seconds
+
+
+def in_first_stage(plan: Plan, costs: Mapping[int, list[Cost]]) -> list[str]:
+    """Methods of measured rows whose last rounds are of a later stage than those that were measured."""
+    from fedmlic import spec
+    from fedmlic.method import Method, stretch_of
+
+    found: dict[str, None] = {}
+    asked = {(job.experiment.method, job.experiment.num_rounds) for job in plan.ready() if id(job.row) in costs}
+    for text, num_rounds in sorted(asked):
+        method: Method = spec.build("method", text)
+        if stretch_of(method, CALIBRATION_ROUNDS).number < stretch_of(method, num_rounds).number:
+            found[text] = None
+    return list(found)
 
 
 def announce(view: SweepView, plan: Plan, crew: Crew, folder: StudyFolder, place: str = "") -> None:
@@ -347,6 +408,12 @@ def announce_cost(
         view.line(
             f"  about {duration(seconds)}, from {CALIBRATION_ROUNDS} rounds of {len(costs)} of {len(plan.rows)} rows"
         )
+        staged = in_first_stage(plan, costs)
+        if staged:
+            view.warning(
+                f"the last rounds of {', '.join(staged)} are of a later stage than those that were measured: they may "
+                "take longer or shorter"
+            )
         view.line(f"  about {size(num_bytes)} of disk, {size(free)} are free")
         if num_bytes > free:
             view.warning("that is more than there is: fewer runs, or keep-checkpoints=1")

@@ -374,7 +374,7 @@ def serve(
     start = start_of(folder, server)
     with curves(folder) as writer:
         folder.event("start", {"round": start.round, "num-rounds": server.experiment.num_rounds})
-        resumed = start.round > 0
+        resumed = bool(folder.checkpoints())  # that of round 0 holds sums that the clients have sent
         changes = (
             *note_code(folder, server.experiment, resumed=resumed),
             *note_features(folder, server, resumed=resumed),

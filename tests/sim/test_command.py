@@ -117,6 +117,43 @@ def test_options_win_over_pairs_and_pairs_over_the_recipe(fedmlic, pairs, tmp_pa
     assert not (tmp_path / "from-recipe").exists()
 
 
+def test_references_that_cannot_be_run_are_refused_before_the_run(fedmlic, pairs, tmp_path):
+    """In 4 rounds of 4 of 6 clients each has 3 turns on average, and so many rounds alone; the method needs 4."""
+    changed = pairs(method="probe_then_tune(probe_rounds=3)")
+
+    result = fedmlic("run", *changed, "--references", "--out", "out", "--json")
+
+    assert result.exit_code == 2
+    assert "Expected reference local-only" in result.stderr
+    assert result.stdout == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_run_came_to_is_said_where_its_references_fail(fedmlic, pairs, tmp_path, monkeypatch):
+    def failing(*_, **__):
+        raise InputError("no luck")
+
+    monkeypatch.setattr("sim.sweep.start.sweep", failing)
+    result = fedmlic("run", *pairs(num_rounds=1), "--references", "--out", "out", "--json")
+
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["run"] == str(tmp_path / "out")
+    assert "The run is complete, but its references are not: no luck" in " ".join(result.stderr.split())
+
+
+def test_a_run_is_complete_where_its_references_are_interrupted(fedmlic, pairs, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sim.sweep.start.sweep", interrupted)
+    result = fedmlic("run", *pairs(num_rounds=1), "--references", "--out", "out")
+
+    assert result.exit_code == 130
+    said = "".join(result.stderr.split())
+    assert f"Theruniscomplete:{tmp_path / 'out'}." in said
+    assert "Nothingwaswritten" not in said
+
+
 def test_the_shipped_recipes_are_valid():
     folder = Path(__file__).parents[2] / "sim" / "recipes"
     for file in folder.rglob("*.toml"):

@@ -286,11 +286,14 @@ def test_a_run_can_be_resumed_with_other_workers_but_not_with_nonsense(interrupt
 
 
 def test_two_processes_on_one_folder_are_refused(interrupted):
-    with (
-        FileLock(interrupted / ".lock"),
-        pytest.raises(InputError, match="another process is running"),
-    ):
-        engine.resume(interrupted)
+    def files():
+        return {file: (file.stat().st_ino, file.stat().st_mtime_ns) for file in interrupted.rglob("*")}
+
+    with FileLock(interrupted / ".lock"):
+        before = files()
+        with pytest.raises(InputError, match="another process is running"):
+            engine.resume(interrupted)
+        assert files() == before, "nothing should be written into a folder that another process holds"
 
 
 # Real processes
@@ -448,6 +451,22 @@ def test_a_run_that_goes_on_with_other_code_says_which_files(monkeypatch, play, 
     assert [text.partition(")")[0] for text in resumed_events(out)] == [
         "this run was started with other code (changed: my_regime.py"
     ]
+
+
+def test_sums_of_other_code_are_said_before_the_first_round_is_complete(monkeypatch, play, plug, tmp_path):
+    """What clients have counted is in the checkpoint of round 0, so that a run which goes on from it is no new one."""
+    out = tmp_path / "run"
+    edited(monkeypatch, plug, "return assignment.labels.copy()")
+    counting = {"regime": "my_regime.mine()", "method": "balanced_bce(counts='global')", "allow_statistics": True}
+    broken_at(monkeypatch, play, out, RunFolder, "save_checkpoint", 2, **counting)
+    assert RunFolder(out).checkpoints() == [0]
+    before = (out / "code.json").read_bytes()
+    edited(monkeypatch, plug, "return assignment.labels.copy()  # a comment")
+
+    engine.resume(out)
+
+    assert "this run was started with other code (changed: my_regime.py" in resumed_events(out)[0]
+    assert (out / "code.json").read_bytes() == before
 
 
 def test_a_run_does_not_go_on_with_other_labels(monkeypatch, play, plug, tmp_path):

@@ -4,6 +4,7 @@ import pytest
 
 from fedmlic.errors import InputError
 from fedmlic.experiment import split_settings
+from sim import api
 from sim.commands.settings import read_recipe, read_value
 from sim.sweep.plan import Plan, distinct
 from sim.sweep.search import edges_of
@@ -78,6 +79,53 @@ def test_a_command_changes_a_study_file(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        (
+            '[[axes.work]]\nname = "short"\nlocal_epochs = 1\n[[axes.work]]\nname = "long"\nlocal_epochs = 8',
+            "axis 'work' set",
+        ),
+        ("[search]\nlocal-epochs = [1, 8]", "the search sets"),
+    ],
+)
+def test_a_setting_that_the_study_sets_again_is_no_setting_of_all_runs(tmp_path, table, words):
+    file = tmp_path / "mine.toml"
+    file.write_text(f'[base]\nrecipe = "quick"\n{table}\n')
+
+    for change in (["local-epochs=2"], ["local_epochs=2"]):
+        with pytest.raises(InputError, match=f"Expected local-epochs=VALUE.*{words}"):
+            asked(str(file), *change)
+    with pytest.raises(InputError, match="Expected local-epochs=VALUE"):
+        api.sweep(file, local_epochs=2, out=tmp_path / "out", progress=False)
+    study, _ = asked(str(file), "batch-size=2", "seed=5")
+    assert (study.base["batch-size"], study.seeds) == (2, [5])
+
+
+CLIENTS = ("partition", "num-clients", "strategy", "single-client")
+
+
+@pytest.mark.parametrize(
+    ("reference", "keys"),
+    [
+        ("central", (*CLIENTS, "cohort-size", "num-rounds", "regime", "local-epochs", "local-steps")),
+        ("central-observed", (*CLIENTS, "cohort-size", "num-rounds", "regime", "local-epochs", "local-steps")),
+        ("local-only", (*CLIENTS, "cohort-size", "num-rounds")),
+        ("fedavg", (*CLIENTS, "method", "regime")),
+    ],
+)
+def test_what_defines_a_reference_is_not_searched_beside_it(reference, keys):
+    values = {"partition": ["iid()"], "strategy": ["labelwise()", "fedavg()"], "method": ["bce()", "asl()"]}
+    values |= {"regime": ["complete()"], "single-client": ["0"]}
+    for key in keys:
+        search = {key: values.get(key, [1, 8])}
+        with pytest.raises(InputError, match=rf"search.{key} would change what the reference {reference} stand"):
+            check_study({"search": search, "references": [reference]})
+        assert check_study({"search": search}).search.settings == search
+    other = {"learning-rate": [0.1], "batch-size": [8, 16], "weight-decay": [0.0]}
+    assert check_study({"search": other, "references": True}).search.settings == other
+
+
+@pytest.mark.parametrize(
     ("text", "values"),
     [
         ("a(x=[1,2]),b(y='1,2')", ["a(x=[1,2])", "b(y='1,2')"]),
@@ -109,6 +157,8 @@ def test_mods_are_one_value_in_a_command():
         ({"base": {"out": "x"}}, "--out"),
         ({"axes": {"learning-rate": [0.1]}, "search": {"learning-rate": [0.1]}}, "also searched"),
         ({"axes": {"seed": [1000]}, "search": {"learning-rate": [0.1]}}, "also a seed of the table"),
+        ({"base": {"seed": 1000}, "search": {"learning-rate": [0.1]}}, "also a seed of the table"),
+        ({"search": {"learning-rate": [0.1], "seed": 0}}, "also a seed of the table"),
         ({"search": {"learning-rate": [0.1], "metric": "server/mAP"}}, "validation data"),
         ({"search": {"seed": [1, 2], "learning-rate": [0.1]}}, "seed"),
         ({"search": {}}, "search.settings"),

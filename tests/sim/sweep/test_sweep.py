@@ -17,8 +17,11 @@ from sim.comparison.compare import compare
 from sim.comparison.output import render, to_json
 from sim.references import reference_rows
 from sim.run import describe_federation
+from sim.sweep import folder as folders
+from sim.sweep import sweep as sweeps
+from sim.sweep.folder import StudyFolder
 from sim.sweep.plan import distinct
-from sim.sweep.start import sweep
+from sim.sweep.start import check_references, sweep
 from sim.sweep.study import REFERENCES, check_study, rows_of
 from sim.sweep.sweep import Sweep
 
@@ -203,6 +206,34 @@ def test_another_folder_is_not_written_into(settings, tmp_path):
         played(check_study({"base": base(settings)}), tmp_path)
 
 
+def test_a_study_that_is_interrupted_before_its_first_run_goes_on(settings, tmp_path, monkeypatch):
+    """Broken off at each file that is written in the folder; a folder of hidden files is as good as an empty one."""
+    study = check_study({"base": base(settings, num_rounds=1)})
+
+    class KilledError(BaseException):
+        pass
+
+    def killed(*_):
+        raise KilledError
+
+    for number, (target, name) in enumerate([(folders, "write_json"), (StudyFolder, "find_runs"), (Sweep, "run")]):
+        out = tmp_path / str(number)
+        with monkeypatch.context() as patch:
+            patch.setattr(target, name, killed)
+            with pytest.raises(KilledError):
+                played(study, out)
+        assert {file.name for file in out.iterdir() if not file.name.startswith(".")} == (
+            {"runs", "study.json"} if number else set()
+        )
+        StudyFolder(out)
+    with pytest.raises(InputError, match="Expected complete runs to compare, got none"):
+        compare([out])
+    found, _ = played(study, out)
+
+    assert [row["state"] for row in found["table"]] == ["complete"]
+    assert len(read_json(out / "study.json")["rows"]) == 1
+
+
 def test_engines_that_carry_single_runs_are_refused(settings, tmp_path):
     for engine in ("flower", "ray"):
         with pytest.raises(InputError, match="whole runs, on this machine or a cluster"):
@@ -220,6 +251,41 @@ def test_a_dry_run_measures_and_leaves_nothing(settings, tmp_path):
     assert found["bytes"] > 0
     assert "5 runs" in said
     assert not (tmp_path / "new").exists()
+
+
+STAGES = "probe_then_tune(probe_rounds=3)"
+
+
+def test_a_dry_run_of_a_method_in_stages_is_ended_after_two_rounds(settings, tmp_path, monkeypatch):
+    rounds = []
+    note = sweeps.measured
+
+    def measured(run, wall, number, seconds):
+        rounds.append([event["round"] for event in open_run(run).events() if event["event"] == "round"])
+        assert 0 < seconds <= wall
+        return note(run, wall, number, seconds)
+
+    monkeypatch.setattr(sweeps, "measured", measured)
+    study = check_study({"base": base(settings, num_rounds=400), "axes": {"method": [STAGES, "bce()"]}})
+
+    found, said = played(study, tmp_path / "new", dry_run=True)
+
+    assert rounds[0][:2] == [1, 2]
+    assert len(rounds[0]) < 40
+    assert rounds[1] == [1, 2]
+    assert found["seconds"] > 0
+    assert f"the last rounds of {STAGES} are of a later stage" in said.replace("\n", " ")
+
+
+def test_a_reference_with_too_few_rounds_for_a_method_in_stages_is_refused_and_named(settings, tmp_path):
+    """In 4 rounds of 4 of 6 clients each has 2.7 turns on average: 3 rounds alone, all of them of the first stage."""
+    study = {"base": base(settings, num_rounds=4, method=STAGES), "references": ["local-only"]}
+
+    with pytest.raises(InputError, match=r"Expected reference local-only .*num-rounds=3.*leave this reference out"):
+        played(check_study(study), tmp_path / "out")
+
+    assert not (tmp_path / "out").exists()
+    check_references(check_study({**study, "references": ["fedavg"]}))
 
 
 @pytest.mark.slow
