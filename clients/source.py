@@ -38,6 +38,7 @@ NODE_KEYS = {
     "threads": "torch threads",
     "code-digest": "the only code that may run here (docs/deployment.md); printed by 'fedmlic supernode --digest'",
     "allow-plugins": "code from outside the catalogues that a run may use here, such as 'my_lab.methods.*'",
+    "allow-statistics": "false: no counts, sums of a round and moments of features leave, whatever the experiment says",
     "audit-log": "file in which every message and what was sent in answer is noted (docs/nodes.md)",
     "error-paths": "whether the one line that is sent of an error may name files",
     "tracebacks": "whether errors are sent with their traceback, which may show file names",
@@ -133,6 +134,8 @@ def _open_device(experiment: Experiment, node_config: Mapping[str, Setting]) -> 
     client = client_id(node_config)
     plugins = _plugins(node_config)
     _check_plugins(experiment, plugins)
+    if not allows_statistics(node_config):
+        experiment = experiment.model_copy(update={"allow_statistics": False})
     prepare(_integer(node_config, "threads") if "threads" in node_config else 1)
     home = Path(str(node_config["home"])).expanduser() if "home" in node_config else None
     corpus = open_corpus(spec.build("dataset", str(node_config["data"])), home, **experiment.reading())
@@ -156,6 +159,19 @@ def _open_device(experiment: Experiment, node_config: Mapping[str, Setting]) -> 
 def shows_paths(node_config: Mapping[str, Setting]) -> bool:
     """Whether what a device sends of its errors may name files."""
     return node_config.get("error-paths") is True or node_config.get("tracebacks") is True
+
+
+def allows_statistics(node_config: Mapping[str, Setting]) -> bool:
+    """Whether this device's owner leaves it to the experiment if statistics of labels and features may be sent.
+
+    Raises:
+        InputError: the key is neither true nor false.
+    """
+    value = node_config.get("allow-statistics", True)
+    if isinstance(value, bool):
+        return value
+    msg = f"Expected allow-statistics of --node-config to be true or false, got {value!r}."
+    raise InputError(msg)
 
 
 def _plugins(node_config: Mapping[str, Setting]) -> tuple[str, ...]:
