@@ -37,8 +37,8 @@ NODE_KEYS = {
     "device": "auto, cpu, cuda or cuda:N",
     "threads": "torch threads",
     "code-digest": "the only code that may run here (docs/deployment.md); printed by 'fedmlic supernode --digest'",
-    "allow-plugins": "code from outside the catalogues that a run may use here, such as 'my_lab.methods.*'",
     "allow-statistics": "false: no counts, sums of a round and moments of features leave, whatever the experiment says",
+    "allow-plugins": "code from outside the catalogues that a run may use here, such as 'my_lab.methods.*'",
     "audit-log": "file in which every message and what was sent in answer is noted (docs/nodes.md)",
     "error-paths": "whether the one line that is sent of an error may name files",
     "tracebacks": "whether errors are sent with their traceback, which may show file names",
@@ -104,6 +104,19 @@ def client_id(node_config: Mapping[str, Setting]) -> int:
     raise InputError(msg)
 
 
+def allows_statistics(node_config: Mapping[str, Setting]) -> bool:
+    """Whether this device's owner leaves it to the experiment if statistics of labels and features may be sent.
+
+    Raises:
+        InputError: the key is neither true nor false.
+    """
+    value = node_config.get("allow-statistics", True)
+    if isinstance(value, bool):
+        return value
+    msg = f"Expected allow-statistics of --node-config to be true or false, got {value!r}."
+    raise InputError(msg)
+
+
 def open_node(run_config: Mapping[str, Setting], node_config: Mapping[str, Setting]) -> Node:
     """Open the data (preparing them once, under a lock) and build the network.
 
@@ -159,19 +172,6 @@ def _open_device(experiment: Experiment, node_config: Mapping[str, Setting]) -> 
 def shows_paths(node_config: Mapping[str, Setting]) -> bool:
     """Whether what a device sends of its errors may name files."""
     return node_config.get("error-paths") is True or node_config.get("tracebacks") is True
-
-
-def allows_statistics(node_config: Mapping[str, Setting]) -> bool:
-    """Whether this device's owner leaves it to the experiment if statistics of labels and features may be sent.
-
-    Raises:
-        InputError: the key is neither true nor false.
-    """
-    value = node_config.get("allow-statistics", True)
-    if isinstance(value, bool):
-        return value
-    msg = f"Expected allow-statistics of --node-config to be true or false, got {value!r}."
-    raise InputError(msg)
 
 
 def _plugins(node_config: Mapping[str, Setting]) -> tuple[str, ...]:
