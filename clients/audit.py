@@ -47,6 +47,10 @@ def note(kind: str, asked: RecordDict, answer: RecordDict, context: Context) -> 
         "node": str(context.node_id),
         "settings": _digest(context.run_config),
         "code": wire.code_digest(),
+        "allow-statistics": all(
+            each.get("allow-statistics", default) is True
+            for each, default in ((context.run_config, False), (context.node_config, True))
+        ),
         **wire.about_request(asked),
         "in": wire.described(asked),
         "out": wire.described(answer),

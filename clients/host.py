@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from fedmlic import spec
-from fedmlic.errors import listing
+from fedmlic.errors import InputError, listing
 from fedmlic.histograms import ScoreHistograms
 from fedmlic.image_state import PREFIX as IMAGES
 from fedmlic.labels import known
@@ -214,6 +214,7 @@ class Host:
 
     def _count(self, request: Request, client: int) -> dict[str, object]:
         """Named sums of one client's labels, and how many clients and images stand behind every number."""
+        self._check_statistics(request)
         shard = self._shard(client)
         counted = counts_of(shard, [self._learner.method.statistics, *(mod.statistics for mod in self._mods(request))])
         nothing = torch.zeros(0, device=self._learner.device)
@@ -250,7 +251,32 @@ class Host:
         shard, maps = self._federation.shard(client), self._learner.features
         return shard if maps is None else replace(shard, images=OwnImages(maps, shard.rows, shard.holdout_rows))
 
+    def _check_statistics(self, request: Request) -> None:
+        """Make sure that what a request tells the server of labels and features is allowed: the server may not ask.
+
+        Raises:
+            InputError: statistics are not allowed here, and the count, the method or a mod sends some.
+        """
+        if self._experiment.allow_statistics:
+            return
+        method = self._learner.method
+        asks = {
+            "a count of its labels": request.kind == "count",
+            "sums of every round": method.round_sums is not None,
+            "moments of its features": stretch_of(method, request.round).phase.solution is not None,
+            "what its method tells": method.refuses is not None and bool(method.refuses(self._experiment)),
+            "what a mod tells": any(mod.refuses and mod.refuses(self._experiment) for mod in self._mods(request)),
+        }
+        asked = [what for what, is_asked in asks.items() if is_asked]
+        if asked:
+            msg = (
+                "Expected allow-statistics to be true in the experiment and not false in this device's node config, "
+                f"since the server asks for {' and '.join(asked)}, got false. Set it where the clients agree."
+            )
+            raise InputError(msg)
+
     def _local(self, request: Request, client: int) -> Local:
+        self._check_statistics(request)
         memory = self._recall(request, client)
         return Local(
             experiment=self._experiment,

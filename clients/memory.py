@@ -135,8 +135,10 @@ class FolderMemory:
 class FolderRest:
     """The part of a run's model that is not exchanged at present, in a file of this node.
 
+    One for all runs: what a run keeps takes the place of what the run before kept.
+
     Args:
-        folder: of the run; made when something is kept.
+        folder: of the device, the same for all runs; made when something is kept.
     """
 
     def __init__(self, folder: Path) -> None:

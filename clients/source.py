@@ -37,6 +37,7 @@ NODE_KEYS = {
     "device": "auto, cpu, cuda or cuda:N",
     "threads": "torch threads",
     "code-digest": "the only code that may run here (docs/deployment.md); printed by 'fedmlic supernode --digest'",
+    "allow-statistics": "false: no counts, sums of a round and moments of features leave, whatever the experiment says",
     "allow-plugins": "code from outside the catalogues that a run may use here, such as 'my_lab.methods.*'",
     "allow-files": "folders below which a run may name files of this device, such as weights, separated by commas",
     "audit-log": "file in which every message and what was sent in answer is noted (docs/nodes.md)",
@@ -106,6 +107,19 @@ def client_id(node_config: Mapping[str, Setting]) -> int:
     raise InputError(msg)
 
 
+def allows_statistics(node_config: Mapping[str, Setting]) -> bool:
+    """Whether this device's owner leaves it to the experiment if statistics of labels and features may be sent.
+
+    Raises:
+        InputError: the key is neither true nor false.
+    """
+    value = node_config.get("allow-statistics", True)
+    if isinstance(value, bool):
+        return value
+    msg = f"Expected allow-statistics of --node-config to be true or false, got {value!r}."
+    raise InputError(msg)
+
+
 def open_node(run_config: Mapping[str, Setting], node_config: Mapping[str, Setting]) -> Node:
     """Open the data (preparing them once, under a lock) and build the network.
 
@@ -135,6 +149,8 @@ def _open_device(experiment: Experiment, node_config: Mapping[str, Setting]) -> 
     client = client_id(node_config)
     plugins, folders = _listed(node_config, "allow-plugins"), _listed(node_config, "allow-files")
     _check_plugins(experiment, plugins)
+    if not allows_statistics(node_config):
+        experiment = experiment.model_copy(update={"allow_statistics": False})
     prepare(_integer(node_config, "threads") if "threads" in node_config else 1)
     home = Path(str(node_config["home"])).expanduser() if "home" in node_config else None
     corpus = open_corpus(spec.build("dataset", str(node_config["data"])), home, **experiment.reading())

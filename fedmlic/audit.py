@@ -5,6 +5,7 @@ What cannot be written down must not happen: ``write`` raises, and its caller se
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import os
@@ -45,8 +46,7 @@ class AuditLog:
                 self._rotate(len(line))
                 handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
                 try:
-                    os.write(handle, line)
-                    os.fsync(handle)
+                    _append(handle, line)
                 finally:
                     os.close(handle)
         except OSError as error:
@@ -63,3 +63,20 @@ class AuditLog:
         for older, newer in zip(reversed(names[1:]), reversed(names[:-1]), strict=True):
             if newer.exists():
                 newer.replace(older)
+
+
+def _append(handle: int, line: bytes) -> None:
+    """Write a whole line and wait until it is on the disk; where that fails, what was written of it is taken away.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    before, rest = os.fstat(handle).st_size, line
+    try:
+        while rest:  # a disk that is nearly full takes a part, and refuses the next
+            rest = rest[os.write(handle, rest) :]
+        os.fsync(handle)
+    except OSError:
+        with contextlib.suppress(OSError):  # the first error says more
+            os.ftruncate(handle, before)
+        raise

@@ -47,8 +47,9 @@ RESULTS = {
     "model": "Model",
     "strategy": "Strategy",
     "inference": "Inference",
+    "label vectors": "VectorKind",
 }
-"""What a factory of each catalogue returns; a partition is any function."""
+"""What a factory of each catalogue returns, and one of label vectors; a partition is any function."""
 
 OWN_PACKAGES = ("fedmlic", "strategies", "clients")
 """Packages of this project that plug-ins import from."""
@@ -262,7 +263,7 @@ def factory(key: str, name: str) -> Callable[..., Any]:
     if not callable(found):
         msg = f"Expected {module.__name__} to define a factory {attribute!r}, got none. {nearest(attribute, names)}"
         raise InputError(msg)
-    if "." in name and key in CATALOGUES:
+    if "." in name and (key in CATALOGUES or key == VECTORS):
         _check_plugin(key, name, found, module)
     return found  # type: ignore[no-any-return]
 

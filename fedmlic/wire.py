@@ -644,15 +644,34 @@ def first_line(text: str) -> str:
     return text.strip().split("\n", maxsplit=1)[0]
 
 
-_QUOTED = re.compile(r"""(['"])[^'"\n]*[/\\][^'"\n]*\1""")
-_WITH_SLASH = re.compile(r"[^\s'\",;()\[\]<>]*[/\\][^\s'\",;()\[\]<>]*")
-_FILE = re.compile(
-    r"(?i)[^\s'\",;()\[\]<>]+\.(?:bmp|csv|dcm|gif|jpe?g|json|jsonl|mhd|nii|nii\.gz|npy|npz|parquet|png|tiff?|tsv|txt|webp|zip)\b"
+_SUFFIXES = (
+    "7z|arw|avi|avif|bif|bmp|bz2|cfg|ckpt|cr2|csv|czi|dcm|dicom|dng|docx?|feather|gif|gz|h5|hdf5?|heic|heif|ico|ini|j2k|"
+    "jfif|jp2|jpe?g|json|jsonl|jxl|lif|lock|mha|mhd|mkv|mov|mp4|mpe?g|mrxs|ndpi|nef|nii|npy|npz|nrrd|orf|parquet|pdf|"
+    "pickle|pkl|png|pptx?|pth?|py|rar|raw|rtf|rw2|safetensors|scn|sqlite3?|svg|svs|tar|tfrecords?|tga|tgz|tiff?|tmp|toml|"
+    "tsv|txt|vms|webm|webp|wmv|xlsx?|xml|xz|ya?ml|zip|zst"
 )
+_SUFFIX = rf"\.(?i:{_SUFFIXES})(?![^\W_])"
+_SLASH = r"[/\\](?=\S)|(?<=\S)[/\\]"
+_NAME = re.compile(rf"{_SLASH}|\S{_SUFFIX}")
+"""What shows that words are the name of a file or folder."""
+
+_QUOTED = re.compile(r"""(?<!\S)(['"])(.*?)(?<!\\)\1(?=$|[\s.,;:)\]}>])""")
+_BETWEEN = re.compile(
+    r"(^\w*(?:Error|Exception|Exit|Interrupt|Warning): |\bExpected |,? got:? "
+    r"| to (?:be|contain|exist|have|hold|name) |['\"]?<path>['\"]?|\bdocs/[\w/]+\.md\b)"
+)
+"""Words of messages that are in no name, and names that are hidden already."""
+
+_ROOT = re.compile(r"(?:(?<=^)|(?<=[\s'\"(\[{<=:,;`]))(?:[A-Za-z]:)?(?:~[\w.-]*|\.{1,2}|[A-Za-z]\w*:/)?[/\\](?=\S)")
+_LAST_SUFFIX = re.compile(rf".*\S{_SUFFIX}(?:[\w-]|\.(?=\w))*")
 
 
 def discreet(text: str, *, paths: bool = False) -> str:
     r"""What leaves a device of an error: its first line, at most 500 characters, and no name of a file.
+
+    Names may have blanks and quotes in them, and nothing says where such a name begins and ends. So everything is
+    hidden that could be part of one: a whole text in quotes, and else all between two places that are in no name
+    (``Expected ``, ``, got ``, `` to be ``). A name without a slash and without a usual suffix is not seen.
 
     Args:
         text: the message.
@@ -660,12 +679,28 @@ def discreet(text: str, *, paths: bool = False) -> str:
 
     >>> discreet("FileNotFoundError: no '/data/ward 3/anna.png' and no /data/b.csv\n  in line 3")
     "FileNotFoundError: no '<path>' and no <path>"
+    >>> discreet("Expected Anna Maria Muster.png to be an image, got a text.")
+    'Expected <path> to be an image, got a text.'
     """
     line = first_line(text)[:MOST_ERROR]
     if not paths:
-        line = _QUOTED.sub(r"\1<path>\1", line)
-        line = _FILE.sub("<path>", _WITH_SLASH.sub("<path>", line))
+        line = _QUOTED.sub(lambda found: f"{found[1]}<path>{found[1]}" if _NAME.search(found[2]) else found[0], line)
+        line = "".join(_without_names(piece) for piece in _BETWEEN.split(line))
     return shown(line, 500)
+
+
+def _without_names(piece: str) -> str:
+    """A part of a message without names: hidden from the first path's root, or its beginning, to the last suffix."""
+    if _BETWEEN.fullmatch(piece):
+        return "<path>" if piece.startswith("docs/") else piece
+    first = _NAME.search(piece)
+    if first is None:
+        return piece
+    root = _ROOT.search(piece)
+    begin = root.start() if root and root.start() <= first.start() else len(piece) - len(piece.lstrip())
+    suffix = _LAST_SUFFIX.match(piece)
+    rest = piece[suffix.end() :] if suffix else piece
+    return f"{piece[:begin]}<path>{rest if suffix and not re.search(_SLASH, rest) else ''}"
 
 
 def _raise_failure(content: RecordDict) -> None:

@@ -646,7 +646,7 @@ class RehearseOutput(Output):
     ok: bool
     seconds: float
     steps: list[Step]
-    folder: str | None = Field(None, description="with --keep: logs, states and runs")
+    folder: str | None = Field(None, description="with --keep: logs, states and runs, without private keys")
 
 
 OUTPUTS: dict[str, type[Output]] = {

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -149,6 +149,21 @@ def expiry(certificate: bytes) -> dt.datetime:
     return x509.load_pem_x509_certificate(certificate).not_valid_after_utc
 
 
+def belongs(pair: Pair) -> bool:
+    """Whether a private key of a kit is that of its certificate."""
+    certificate = x509.load_pem_x509_certificate(pair.public)
+    return _load_private(pair.private).public_key() == certificate.public_key()
+
+
+def is_signed_by(certificate: bytes, authority: bytes) -> bool:
+    """Whether a certificate names an authority as its issuer and has its signature."""
+    try:
+        x509.load_pem_x509_certificate(certificate).verify_directly_issued_by(x509.load_pem_x509_certificate(authority))
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
 def names_of(certificate: bytes) -> list[str]:
     """The DNS names and addresses for which a certificate holds."""
     found = x509.load_pem_x509_certificate(certificate).extensions.get_extension_for_class(x509.SubjectAlternativeName)
@@ -179,7 +194,7 @@ def _private(key: ec.EllipticCurvePrivateKey) -> bytes:
 def _load_private(text: bytes) -> ec.EllipticCurvePrivateKey:
     key = serialization.load_pem_private_key(text, None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        msg = "Expected authority/ca.key to be a key of an elliptic curve, got another kind. Restore it from a copy."
+        msg = "Expected a private key of the kit to be of an elliptic curve, got another kind. Restore it from a copy."
         raise InputError(msg)
     return key
 

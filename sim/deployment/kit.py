@@ -40,6 +40,9 @@ SECRET: Final = frozenset({"ca.key", "proxy.key", "superlink.key", "device.key"}
 """Names of files that nobody but their receiver may read."""
 
 PROGRAMS: Final = frozenset({"install.sh", "fedmlic-admin"})
+SOON: Final = dt.timedelta(days=30)
+"""A certificate that is kept and ends within this time gets a note."""
+
 LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 """Names of the SuperLink's certificate; the proxy's has them too, so that the operator can try it on the server."""
 
@@ -74,12 +77,12 @@ def make_kit(description: Path, out: Path, *, update: bool = False, renew: bool 
         ``kit``, ``devices``, ``made``, ``kept``, ``removed``, ``notes`` and the ``digest`` of the code.
 
     Raises:
-        InputError: a wrong description, or a folder that holds something else, another federation's kit, or files that
-            somebody edited.
+        InputError: a wrong description, or a folder that holds something else, another federation's kit, a kit without
+            its certificate authority, or files that somebody edited.
     """
     deployment = read_deployment(description)
     before = _before(out, deployment, update=update or renew)
-    contents = _contents(deployment, description, out, renew=renew)
+    contents = _contents(deployment, description, out, renew=renew, new=not before)
     removed = _write(out, contents, before)
     gone = [name for name in before.get("devices", []) if name not in deployment.names]
     contents.notes += [
@@ -154,16 +157,25 @@ def _edited(path: Path, before: str) -> bool:
 # --- what it holds ----------------------------------------------------------------------
 
 
-def _contents(deployment: Deployment, description: Path, out: Path, *, renew: bool) -> Contents:
+def _contents(deployment: Deployment, description: Path, out: Path, *, renew: bool, new: bool) -> Contents:
     contents = Contents()
-    authority = _pair(
-        contents, out, "authority/ca", lambda: certificates.make_authority(deployment.name, deployment.authority_days)
-    )
+    make_authority = partial(certificates.make_authority, deployment.name, deployment.authority_days)
+    if not new:
+        _check_authority(out)
+    authority = _pair(contents, out, "authority/ca", make_authority)
     names = list(dict.fromkeys([*deployment.server.names, *LOOPBACK]))
     for what, valid in (("proxy", names), ("superlink", list(LOOPBACK))):
         make = partial(certificates.make_certificate, authority, valid, deployment.days)
-        pair = _pair(contents, out, f"server/{what}", make, _never if renew else partial(_is_right, names=valid))
+        pair = _pair(contents, out, f"server/{what}", make, _never if renew else partial(_is_right, authority, valid))
         expires = certificates.expiry(pair.public)
+        if f"server/{what}.key" in contents.kept and _ends_soon(pair):
+            contents.notes.append(f"server/{what}.crt is kept and ends on {expires:%Y-%m-%d}. --renew makes a new one.")
+    if _ends_soon(authority):
+        last = certificates.expiry(authority.public)
+        contents.notes.append(
+            f"authority/ca.crt ends on {last:%Y-%m-%d}, and no certificate of the server lasts longer. "
+            "Make a new kit in another folder; every device needs its ca.crt."
+        )
     keys = {name: _device_key(contents, deployment, description, out, name) for name in deployment.names}
     code = {
         "digest": approval.digest_of(approval.own_code()),
@@ -205,9 +217,35 @@ def _pair(
     return pair
 
 
-def _is_right(pair: Pair, names: list[str]) -> bool:
+def _check_authority(out: Path) -> None:
+    """Make sure that the certificate authority of a kit is there: devices trust no other.
+
+    Raises:
+        InputError: a file of it is missing, or its key is another's.
+    """
+    place = out / "authority"
+    gone = [name for name in ("ca.key", "ca.crt") if not (place / name).is_file()]
+    again = (
+        f"Put the folder {place} back while the kit is updated. Where it is lost, make a new kit in another folder: "
+        "server and devices then need all of its files."
+    )
+    if gone:
+        msg = f"Expected {place} to hold the certificate authority of this kit, got no {' and no '.join(gone)}. {again}"
+        raise InputError(msg)
+    if not certificates.belongs(Pair((place / "ca.key").read_bytes(), (place / "ca.crt").read_bytes())):
+        msg = f"Expected {place / 'ca.key'} to be the key of ca.crt beside it, got another key. {again}"
+        raise InputError(msg)
+
+
+def _is_right(authority: Pair, names: list[str], pair: Pair) -> bool:
+    """Whether a key and certificate of the server can stay: the authority's, for these names, not at its end."""
     left = certificates.expiry(pair.public) - dt.datetime.now(dt.UTC)
-    return set(certificates.names_of(pair.public)) == set(names) and left > dt.timedelta(0)
+    ours = certificates.is_signed_by(pair.public, authority.public) and certificates.belongs(pair)
+    return ours and set(certificates.names_of(pair.public)) == set(names) and left > dt.timedelta(0)
+
+
+def _ends_soon(pair: Pair) -> bool:
+    return certificates.expiry(pair.public) - dt.datetime.now(dt.UTC) < SOON
 
 
 def _never(pair: Pair) -> bool:

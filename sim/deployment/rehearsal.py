@@ -29,6 +29,9 @@ from sim.deployment.kit import SECRET, is_secret, read_manifest
 from sim.deployment.loopback import Stage, nginx
 
 MOST_DEVICES: Final = 3
+MOST_KEY_BYTES: Final = 1 << 16
+"""A larger file is no private key."""
+
 RUN_S: Final = 900.0
 """Longest wait for a run, on a machine that is busy."""
 
@@ -78,7 +81,7 @@ def rehearse(source: Path, *, proxy: bool, rounds: int, keep: bool, tell: Tell) 
         source: the kit's folder; it is only read.
         proxy: whether nginx is part of it.
         rounds: of each run.
-        keep: keep the folder with all logs.
+        keep: keep the folder with all logs; private keys in it are deleted all the same.
         tell: hears of every line, with its colour.
 
     Returns:
@@ -109,7 +112,7 @@ def rehearse(source: Path, *, proxy: bool, rounds: int, keep: bool, tell: Tell) 
         "red" if failed else "green",
     )
     if keep:
-        tell(f"Logs, states and runs: {stage.folder}", "")
+        tell(f"Logs, states and runs, without private keys: {stage.folder}", "")
     return {"ok": not failed, "seconds": seconds, "steps": steps, **({"folder": str(stage.folder)} if keep else {})}
 
 
@@ -124,8 +127,22 @@ def _stage(manifest: dict[str, Any], source: Path, *, proxy: bool, keep: bool) -
         yield stage
     finally:
         stage.close()
-        if not keep:
+        if keep:
+            _delete_keys(folder)
+        else:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _delete_keys(folder: Path) -> None:
+    """Delete the copies of the kit's private keys, and those that were made for the rehearsal."""
+    for path in folder.rglob("*"):
+        if path.is_file() and (is_secret(path.name) or _holds_key(path)):
+            path.unlink()
+
+
+def _holds_key(path: Path) -> bool:
+    small = path.stat().st_size <= MOST_KEY_BYTES
+    return small and re.search(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----\r?\n", path.read_bytes()) is not None
 
 
 def _play(here: Rehearsal, title: str, step: Callable[[Rehearsal], Verdict], tell: Tell) -> None:

@@ -122,6 +122,7 @@ class Device(_Table):
         memory: most memory of the service, as systemd writes it, such as ``6G`` (default: no limit).
         port: of its SuperNode's own interface, on loopback only.
         allow_plugins: code from outside the catalogues that a run may use there.
+        allow_statistics: whether the experiment decides if statistics of labels and features leave; else none do.
     """
 
     name: Name
@@ -133,6 +134,7 @@ class Device(_Table):
     memory: Annotated[str, Field(pattern=r"^\d+[KMGT]$")] | None = None
     port: Port = 9094
     allow_plugins: str = ""
+    allow_statistics: bool = True
 
     @model_validator(mode="after")
     def _data_is_a_call(self) -> Self:

@@ -129,6 +129,8 @@ def _node_config(deployment: Deployment, device: Device, client: int, code: Code
     }
     if device.allow_plugins:
         values["allow-plugins"] = device.allow_plugins
+    if not device.allow_statistics:
+        values["allow-statistics"] = False
     if deployment.pin_code:
         values[KEY] = code["digest"]
     return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())

@@ -312,7 +312,7 @@ class Expected:
 
     @staticmethod
     def _support(update: Update, name: str, images: int) -> None:
-        """How many clients and images stand behind every counted number."""
+        """How many clients and images stand behind every counted number; of one client all of its images or none."""
         behind = [update.extras.get(name + suffix) for suffix in (CLIENTS_BEHIND, IMAGES_BEHIND)]
         values, count = update.extras[name], len(update.clients)
         if name.startswith(SOLUTION_SUMS):  # rows, not single numbers
@@ -328,6 +328,8 @@ class Expected:
             and bool(((clients == 0) & ((values != 0) | (pictures != 0))).any())
         ):
             _refuse(f"a client behind each number of {shown(name, 40)!r}", "none")
+        if count == 1 and clients is not None and pictures is not None and bool((pictures != clients * images).any()):
+            _refuse(f"0 or all of the client's {images} images behind each number of {shown(name, 40)!r}", "others")
 
     @staticmethod
     def _fits_turns(update: Update, turns: Sequence[Turn]) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import subprocess
 import sys
+import tracemalloc
 import types
 import zipfile
 from contextlib import contextmanager
@@ -102,6 +103,40 @@ def test_an_app_without_a_file_with_one_twice_or_that_is_none_is_refused(files, 
     assert "twice" in approval.problem_of(packed(files, twice="clients/app.py"), digest)
     assert "bundle of Flower" in approval.problem_of(b"no zip", digest)
     assert "bundle of Flower" in approval.problem_of(packed(files)[:-40], digest)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_member_of_an_app_is_a_reason_whatever_it_is_packed_with(files, digest, method):
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w", method) as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    whole = target.getvalue()
+    found = [approval.problem_of(whole[:at] + bytes(40) + whole[at + 40 :], digest) for at in range(60, 4000, 97)]
+
+    plain = method in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
+    assert ("packed by method" in approval.problem_of(whole, digest)) is not plain
+    assert (approval.problem_of(whole, digest) == "") is plain
+    assert all("bundle of Flower" in each or "packages only" in each for each in found)
+    assert any("bundle of Flower" in each for each in found)
+
+
+def test_an_app_that_unpacks_to_more_than_it_says_takes_no_memory(files, digest):
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in {**files, "README.md": bytes(200_000_000)}.items():
+            archive.writestr(name, text)
+    lying = target.getvalue().replace((200_000_000).to_bytes(4, "little"), (10).to_bytes(4, "little"))
+    tracemalloc.start()
+    try:
+        found = approval.problem_of(lying, digest)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    assert len(lying) < 10_000_000
+    assert "bundle of Flower, got BadZipFile" in found
+    assert peak < 30_000_000
 
 
 @pytest.mark.parametrize("value", ["", "ab", "A" * 64, 5, None, "0" * 63 + "g"])

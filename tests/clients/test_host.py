@@ -485,6 +485,59 @@ def test_without_a_place_for_memory_the_turn_says_so(tiny, plug):
     assert "Give this host one" in made.play(request_for(made), [0]).turns[0].error
 
 
+SUMS = """
+import torch
+from fedmlic.losses import mean_binary_cross_entropy
+from fedmlic.mod import Hooks, Mod
+from fedmlic.training import classifier
+
+
+def summed():
+    base = classifier(mean_binary_cross_entropy)
+    return base._replace(round_sums=lambda network, num_labels: {"mine": torch.zeros(num_labels, dtype=torch.int64)})
+
+
+def nosy():
+    return Mod(begin=lambda *_: Hooks(), refuses=lambda experiment: "" if experiment.allow_statistics else "no leave")
+
+
+def careful():
+    return classifier(mean_binary_cross_entropy)._replace(refuses=lambda e: "" if e.allow_statistics else "no leave")
+"""
+ASKED = {
+    "a count": ({"mods": "label_report()"}, {"kind": "count", "round": 0}, "a count of its labels"),
+    "a count by the rule": ({}, {"kind": "count", "round": 0, "mods": ("label_report()",)}, "a count of its labels"),
+    "sums of a round": ({"method": "sums.summed()"}, {}, "sums of every round"),
+    "moments": ({"method": "ridge()"}, {}, "moments of its features"),
+    "a method": ({"method": "sums.careful()"}, {}, "what its method tells"),
+    "a mod of the rule": ({}, {"mods": ("sums.nosy()",)}, "what a mod tells"),
+    "label rows": ({}, {"mods": ("positive_rows()",)}, "what a mod tells"),
+    "nothing": ({}, {}, ""),
+}
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+@pytest.mark.parametrize("case", ASKED)
+def test_statistics_need_leave_whatever_the_server_asks_for(tiny, plug, tmp_path, case, allowed):
+    plug("sums", SUMS)
+    settings, changes, told = ASKED[case]
+    experiment, runtime = tiny(**settings, allow_statistics=True, statistics_min_clients=1)
+    server = build_server(experiment, runtime)
+    federation = open_federation(experiment, runtime, server.corpus)
+    here = experiment.model_copy(update={"allow_statistics": allowed})  # which the server's own check would refuse
+    made = Host("test", here, federation, server.learner, memory=lambda _: FolderMemory(tmp_path / "memory"))
+
+    reply = made.play(replace(request_for(made), **changes), [0])
+
+    if allowed or not told:
+        assert reply.turns[0].error == ""
+        assert reply.updates
+    else:
+        assert "InputError: Expected allow-statistics to be true" in reply.turns[0].error
+        assert f"asks for {told}, got false" in reply.turns[0].error
+        assert reply.updates == ()
+
+
 def test_counts_tell_how_many_stand_behind_each_number(host):
     made = host(mods="label_report()", allow_statistics=True)
     request = replace(request_for(made), kind="count", round=0)

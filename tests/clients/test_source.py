@@ -1,5 +1,6 @@
 """A node knows whether it is a device or a part of a simulation, and answers whatever happens."""
 
+import json
 import logging
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from flwr.app import Context, RecordDict
 from PIL import Image
 
-from clients import app, source
+from clients import app, audit, source
 from fedmlic import wire
 from fedmlic.errors import InputError
 from fedmlic.experiment import flower_config, split_settings
@@ -121,6 +122,7 @@ def test_the_client_id_may_come_from_the_partition(device, deployed):
         ({"data": "folder(root='x')", "client": -1}, "client of --node-config"),
         ({"data": "folder(root='x')", "client": True}, "client of --node-config"),
         ({"data": "folder(rot='x')", "client": 0}, "Did you mean 'root'"),
+        ({"data": "folder(root='x')", "client": 0, "allow-statistics": "no"}, "to be true or false, got 'no'"),
     ],
 )
 def test_wrong_node_settings_are_named(node_config, told, deployed):
@@ -227,6 +229,34 @@ def test_a_device_that_cannot_open_its_images_says_so_in_one_line(device, deploy
 
     assert caught.value.kind == "InputError"
     assert "anna" not in str(caught.value)
+
+
+@pytest.mark.parametrize("owner", [None, True, False])
+@pytest.mark.parametrize("experiment", [False, True])
+def test_a_count_needs_leave_of_the_experiment_and_of_the_devices_owner(
+    device, run_config, tmp_path, owner, experiment
+):
+    log = tmp_path / "audit.jsonl"
+    config = run_config(
+        dataset="on_devices(image_size=24)",
+        label_names=", ".join(LABELS),
+        cohort_size=0,
+        mods="label_report()",
+        allow_statistics=experiment,
+    )
+    node = {**device, "audit-log": str(log)} | ({} if owner is None else {"allow-statistics": owner})
+    where = context(node, config)
+    here = app.node_of(where)
+    asked = request_to(here, [4], kind="count", round=0)
+
+    answer = app.answer_to(asked, where)
+    audit.note("train", asked, answer, where)
+
+    reply = wire.unpack_reply(answer, here.host.layout.only(()))
+    allowed = experiment and owner is not False
+    assert bool(reply.updates) is allowed
+    assert ("Expected allow-statistics to be true" in reply.turns[0].error) is not allowed
+    assert json.loads(log.read_text())["allow-statistics"] is allowed
 
 
 def test_messages_of_another_protocol_are_answered(run_config):

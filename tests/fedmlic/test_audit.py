@@ -1,6 +1,9 @@
 """The audit log: nothing is lost, nothing is overwritten, and what cannot be written is an error."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -56,3 +59,32 @@ def test_what_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="until then nothing is sent"):
         AuditLog(tmp_path / "file" / "audit.jsonl").write({})
+
+
+def test_an_entry_that_the_disk_takes_in_parts_is_whole(tmp_path, monkeypatch):
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda handle, text: real(handle, text[:7]))
+    AuditLog(tmp_path / "audit.jsonl").write({"text": "x" * 100})
+
+    assert entries(tmp_path / "audit.jsonl")[0]["text"] == "x" * 100
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no limits of file sizes")
+def test_an_entry_for_which_there_is_no_room_is_an_error_and_leaves_nothing(tmp_path):
+    """The kernel takes the part of the second entry that fits, as on a disk that is nearly full."""
+    code = (
+        "import resource, sys; from pathlib import Path; from fedmlic.audit import AuditLog\n"
+        "log = AuditLog(Path(sys.argv[1]))\n"
+        "log.write({'number': 1})\n"
+        "size = log.path.stat().st_size + 20\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))\n"
+        "log.write({'number': 2})\n"
+    )
+    path = tmp_path / "audit.jsonl"
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 1
+    assert "until then nothing is sent" in done.stderr
+    assert [entry["number"] for entry in entries(path)] == [1]
+    AuditLog(path).write({"number": 3})
+    assert [entry["number"] for entry in entries(path)] == [1, 3]

@@ -242,6 +242,46 @@ def test_code_from_outside_is_refused_wherever_it_is_named_and_nothing_is_import
     assert "nested_lab" in spec.modules("method", text)
 
 
+WIPE = """
+import pathlib
+from fedmlic.text import VectorKind, learned
+
+
+def wipe(*, force: bool) -> int:
+    pathlib.Path(__file__).with_suffix(".wiped").touch()
+    return 0
+
+
+class Wipe:
+    def __init__(self, *, force: bool) -> None:
+        wipe(force=force)
+
+
+def vectors() -> VectorKind:
+    return learned()
+"""
+
+
+@pytest.mark.parametrize("name", ["wipe_lab.wipe(force=True)", "wipe_lab.Wipe(force=True)"])
+def test_a_function_that_makes_no_label_vectors_is_refused_before_it_is_called(plug, name):
+    folder = plug("wipe_lab", WIPE)
+    space = ("cat", "dog"), (32, 32, 3)
+
+    with spec.allowing(["wipe_lab.*"]):
+        for text in (name, f"shuffled(of='{name}')"):
+            with pytest.raises(InputError, match=r"Expected label vectors wipe_lab\.[\w.]+ to be"):
+                build_learner(Experiment(method=f"fedlgt(text={text!r})"), *space)
+        build_learner(Experiment(method="fedlgt(text='wipe_lab.vectors()')"), *space)
+    assert not (folder / "wipe_lab.wiped").exists()
+
+
+def test_functions_beside_the_kinds_of_label_vectors_are_none():
+    text = "fedmlic.text.state_vectors(spec='one_hot()', features=8, seed=0)"
+
+    with spec.allowing([]), pytest.raises(InputError, match="to be a factory that says that it returns a VectorKind"):
+        build_learner(Experiment(method=f"fedlgt(text={text!r})"), ("cat", "dog"), (32, 32, 3))
+
+
 def test_inside_the_block_the_catalogues_and_what_is_allowed_work(plug):
     plug("nested_lab", NESTED)
     settings = Experiment(method="probe_then_tune(method='nested_lab.mine()')", model="small_cnn(width=8)")

@@ -669,9 +669,9 @@ def test_what_leaves_a_device_of_an_error_names_no_file():
     told = {
         "FileNotFoundError: [Errno 2] No such file: '/data/ward 3/anna.png'": "No such file: '<path>'",
         "cannot open C:\\Users\\anna\\x.dcm today": "cannot open <path> today",
-        "bad row in data/labels.csv, line 3": "bad row in <path>, line 3",
+        "bad row in data/labels.csv, line 3": "<path>, line 3",
         "Anna_Smith.JPG is damaged": "<path> is damaged",
-        "no (~/scans), no [/x]": "no (<path>), no [<path>]",
+        "no (~/scans), no [/x]": "no (<path>",
         "Expected 3 labels, got 4.": "Expected 3 labels, got 4.",
         "a\x1b[31m red\x07 one": "a\\x1b[31m red\\x07 one",
     }
@@ -680,6 +680,66 @@ def test_what_leaves_a_device_of_an_error_names_no_file():
         assert wire.discreet(text, paths=True).isprintable()
     assert "anna.png" in wire.discreet("no /data/anna.png", paths=True)
     assert len(wire.discreet("x" * 10**7)) < 600
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("Anna Maria Muster.png", "<path>"),
+        ("/data/Anna Maria Muster/x.png", "<path>"),
+        ('"/data/O\'Brien Anna/x.png"', '"<path>"'),
+        ("anna_muster.heic", "<path>"),
+        ("no file Muster, Anna.png here", "<path> here"),
+        ("'Hans' knee.png'", "<path>'"),
+        ("Expected /data/Anna Muster to be a folder, got none.", "Expected <path> to be a folder, got none."),
+        ("Expected Dr. A. Muster.png.part to be an image, got 'cat'.", "Expected <path> to be an image, got 'cat'."),
+        (
+            "InputError: Expected 'a b.csv' to hold the column cat.",
+            "InputError: Expected '<path>' to hold the column cat.",
+        ),
+        ("Expected method 'my_lab.mine()' to be known. See docs/methods/README.md.",) * 2,
+    ],
+)
+def test_names_with_blanks_and_quotes_are_hidden_whole(text, told):
+    assert wire.discreet(text) == told.replace("docs/methods/README.md", "<path>")
+
+
+WORD = st.builds("".join, st.tuples(st.sampled_from("qzQZ"), st.text("qzQZ'-.,()&;:", max_size=8)))
+NAMES = st.lists(WORD, min_size=1, max_size=4).map(" ".join)
+FOLDER = st.sampled_from(["/", "/data/", "~/", "C:\\", "./", "../", "data/", "\\\\server\\"])
+ENDS = st.sampled_from([".png", ".HEIC", ".jpeg", ".nii.gz", ".dcm", ".csv"])
+TOLD = (
+    "[Errno 2] No such file or directory: {!r}",
+    "cannot identify image file {!r}",
+    "Expected {} to be an image, got none. Restore {} from a copy.",
+    "Expected 3 labels of {}, got 4.",
+    "InputError: bad row in {}, line 3",
+    "({}) and [{!r}]",
+    'no "{}" here',
+    "{}: damaged",
+    "{}",
+)
+
+
+@settings(max_examples=300)
+@given(
+    parts=st.lists(NAMES, min_size=1, max_size=3),
+    folder=FOLDER,
+    end=ENDS,
+    told=st.sampled_from(TOLD),
+    kind=st.integers(0, 2),
+)
+def test_no_part_of_a_files_name_leaves_whatever_is_in_it(parts, folder, end, told, kind):
+    """Names are of letters that no message has."""
+    separator = "\\" if "\\" in folder else "/"
+    name = {
+        0: folder + separator.join(parts) + end,
+        1: parts[0] + end,  # in the working folder
+        2: folder + separator.join(parts),  # a folder
+    }[kind]
+    text = told.format(name, name)
+
+    assert not set("qzQZ") & set(wire.discreet(text).replace(".nii.gz", ""))
 
 
 def test_a_long_failure_is_cut_and_cannot_write_to_a_terminal():

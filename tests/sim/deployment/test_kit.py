@@ -2,6 +2,7 @@
 
 import base64
 import datetime as dt
+import hashlib
 import json
 import re
 import shutil
@@ -416,6 +417,76 @@ def test_edited_files_and_another_federation_are_not_overwritten(copied):
         make_kit(*copied, update=True)
 
     assert (copied[1] / "server/nginx.conf").read_text() == "mine"
+
+
+@pytest.mark.parametrize("gone", [("ca.key", "ca.crt"), ("ca.key",), ("ca.crt",)])
+@pytest.mark.parametrize("how", ["update", "renew"])
+def test_a_kit_whose_authority_is_elsewhere_is_an_error_and_stays_as_it_is(copied, gone, how):
+    """Devices trust the ca.crt that they have: a new authority would lock all of them out."""
+    for name in gone:
+        (copied[1] / "authority" / name).unlink()
+    before = contents(copied[1])
+
+    with pytest.raises(InputError, match=f"got no {' and no '.join(gone)}. Put the folder .*authority back"):
+        make_kit(*copied, **{how: True})
+    assert contents(copied[1]) == before
+
+
+def test_another_key_of_the_authority_is_an_error(copied):
+    (copied[1] / "authority/ca.key").write_bytes(certificates.make_authority("study", 3650).private)
+
+    with pytest.raises(InputError, match=r"the key of ca\.crt beside it, got another"):
+        make_kit(*copied, renew=True)
+
+
+@pytest.mark.parametrize("what", ["another authority's", "another key"])
+def test_a_certificate_that_devices_would_refuse_is_made_anew(copied, what):
+    names = certificates.names_of((copied[1] / "server/proxy.crt").read_bytes())
+    ours = certificates.Pair(*((copied[1] / f"authority/ca.{end}").read_bytes() for end in ("key", "crt")))
+    authority = certificates.make_authority("study", 3650) if what == "another authority's" else ours
+    pair = certificates.make_certificate(authority, names, 365)
+    (copied[1] / "server/proxy.key").write_bytes(pair.private)
+    if what == "another authority's":
+        (copied[1] / "server/proxy.crt").write_bytes(pair.public)
+        manifest = read_manifest(copied[1])
+        manifest["files"]["server/proxy.crt"] = hashlib.sha256(pair.public).hexdigest()
+        (copied[1] / "kit.json").write_text(json.dumps(manifest))
+
+    found = make_kit(*copied, update=True)
+
+    assert found["made"] == ["server/proxy.key"]
+    after = x509.load_pem_x509_certificate((copied[1] / "server/proxy.crt").read_bytes())
+    after.verify_directly_issued_by(x509.load_pem_x509_certificate(ours.public))
+    key = serialization.load_pem_private_key((copied[1] / "server/proxy.key").read_bytes(), None)
+    assert key.public_key() == after.public_key()
+
+
+@pytest.mark.parametrize(("days", "noted"), [(29, True), (31, False)])
+def test_a_kept_certificate_that_ends_soon_is_noted(tmp_path, days, noted):
+    description = write(tmp_path, SMALL.replace("image-size = 24", f"image-size = 24\ndays = {days}", 1))
+    first = make_kit(description, tmp_path / "kit")
+    found = make_kit(description, tmp_path / "kit", update=True)
+
+    until = f"{dt.datetime.now(dt.UTC) + dt.timedelta(days=days):%Y-%m-%d}"
+    expected = [
+        f"server/{name}.crt is kept and ends on {until}. --renew makes a new one." for name in ("proxy", "superlink")
+    ]
+    assert first["notes"] == []
+    assert found["notes"] == (expected if noted else [])
+
+
+def test_an_authority_that_ends_soon_is_noted(tmp_path):
+    text = SMALL.replace("image-size = 24", "image-size = 24\ndays = 9\nauthority-days = 9", 1)
+
+    (note,) = make_kit(write(tmp_path, text), tmp_path / "kit")["notes"]
+    assert note.startswith("authority/ca.crt ends on ")
+
+
+def test_a_device_whose_owner_refuses_statistics_says_so_in_its_node_config(tmp_path):
+    make_kit(write(tmp_path, SMALL + "allow-statistics = false\n"), tmp_path / "kit")
+    nodes = [tomllib.loads((tmp_path / f"kit/devices/{name}/node.toml").read_text()) for name in ("one", "two")]
+
+    assert [node.get("allow-statistics") for node in nodes] == [None, False]
 
 
 # --- federation.toml -----------------------------------------------------------------------

@@ -14,9 +14,9 @@ import pytest
 
 from fedmlic.errors import InputError
 from sim.deployment import certificates, intruder, loopback
-from sim.deployment.kit import make_kit
+from sim.deployment.kit import make_kit, read_manifest
 from sim.deployment.loopback import Stage
-from sim.deployment.rehearsal import rehearse
+from sim.deployment.rehearsal import _stage, rehearse
 
 NGINX = shutil.which("nginx", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]))
 linux = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="reads /proc")
@@ -237,6 +237,23 @@ def test_large_pieces_pass_and_larger_ones_do_not(proxied):
         0,
         413,
     }
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_what_is_kept_of_a_rehearsal_holds_no_private_key(kit, keep):
+    with _stage(read_manifest(kit), kit, proxy=False, keep=keep) as stage:
+        (stage.folder / "state/stranger.key").write_bytes(certificates.make_device_key("x").private)
+        (stage.folder / "log/proxy.log").write_text("GET /")
+        secrets = [certificates.private_value(path.read_bytes()) for path in stage.folder.rglob("*.key")]
+    try:
+        assert len(secrets) == 6  # proxy, SuperLink, three devices, the stranger
+        assert stage.folder.exists() is keep
+        left = [path for path in stage.folder.rglob("*") if path.is_file()]
+        assert (stage.folder / "log/proxy.log" in left) is keep
+        assert not [path for path in left for value in secrets if certificates.holds(path.read_bytes(), value)]
+        assert (kit / "server/proxy.key").exists()
+    finally:
+        shutil.rmtree(stage.folder, ignore_errors=True)
 
 
 # --- all of it -------------------------------------------------------------------------------

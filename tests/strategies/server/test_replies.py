@@ -249,6 +249,8 @@ EVALUATION_LIES = {
 COUNT_LIES = {
     "more clients behind a number": ({"present" + CLIENTS_BEHIND: torch.tensor([2, 0, 1, 1])}, "clients or images"),
     "more images behind a number": ({"present" + IMAGES_BEHIND: torch.tensor([31, 0, 1, 1])}, "clients or images"),
+    "some images behind a number": ({"present" + IMAGES_BEHIND: torch.tensor([30, 0, 7, 30])}, "0 or all"),
+    "no images behind a number": ({"present" + IMAGES_BEHIND: torch.tensor([30, 0, 0, 30])}, "0 or all"),
     "negative images": ({"present" + IMAGES_BEHIND: torch.tensor([-1, 0, 1, 1])}, "clients or images"),
     "nobody behind a number": ({"present": torch.tensor([4, 1, 2, 1])}, "a client behind"),
     "a number near 2**62": ({"present": torch.tensor([2**62, 0, 2, 1])}, "within"),
@@ -338,6 +340,7 @@ SOLUTION_LIES = {
     "nobody behind a row": ({MINE: torch.ones(3, 2, dtype=torch.float64)}, "a client behind"),
     "nobody behind the large part": ({MINE + HIGH: torch.ones(3, 2, dtype=torch.int64)}, "a client behind"),
     "support of numbers in place of rows": ({MINE + CLIENTS_BEHIND: torch.ones(3, 2).long()}, "clients or images"),
+    "some images behind a row": ({MINE + IMAGES_BEHIND: torch.tensor([0, 29, 30])}, "0 or all"),
     "more images behind a row": ({MINE + IMAGES_BEHIND: torch.tensor([0, 31, 30])}, "clients or images"),
     "no support": ({MINE + CLIENTS_BEHIND: None, MINE + IMAGES_BEHIND: None}, "clients or images"),
     "no number": ({MINE: torch.full((3, 2), NAN, dtype=torch.float64)}, "larger numbers, or NaN"),
