@@ -122,6 +122,7 @@ class Device(_Table):
         memory: most memory of the service, as systemd writes it, such as ``6G`` (default: no limit).
         port: of its SuperNode's own interface, on loopback only.
         allow_plugins: code from outside the catalogues that a run may use there.
+        allow_files: folders below which a run may name files of it, separated by commas.
         allow_statistics: whether the experiment decides if statistics of labels and features leave; else none do.
     """
 
@@ -134,14 +135,15 @@ class Device(_Table):
     memory: Annotated[str, Field(pattern=r"^\d+[KMGT]$")] | None = None
     port: Port = 9094
     allow_plugins: str = ""
+    allow_files: str = ""
     allow_statistics: bool = True
 
     @model_validator(mode="after")
     def _data_is_a_call(self) -> Self:
-        if any(c in self.data + self.allow_plugins for c in '"\n\\'):
+        if any(c in self.data + self.allow_plugins + self.allow_files for c in '"\n\\'):
             msg = (
-                f"Expected data and allow-plugins of {self.name} without double quotes, backslashes and line breaks, "
-                f"got {self.data!r}. Write \"folder(root='/data', image_size=128)\"."
+                f"Expected data, allow-plugins and allow-files of {self.name} without double quotes, backslashes and "
+                f"line breaks, got {self.data!r}. Write \"folder(root='/data', image_size=128)\"."
             )
             raise InputError(msg)
         spec.parse(self.data, f"data of {self.name}")

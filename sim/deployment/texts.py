@@ -129,6 +129,8 @@ def _node_config(deployment: Deployment, device: Device, client: int, code: Code
     }
     if device.allow_plugins:
         values["allow-plugins"] = device.allow_plugins
+    if device.allow_files:
+        values["allow-files"] = device.allow_files
     if not device.allow_statistics:
         values["allow-statistics"] = False
     if deployment.pin_code:

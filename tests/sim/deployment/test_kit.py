@@ -489,6 +489,13 @@ def test_a_device_whose_owner_refuses_statistics_says_so_in_its_node_config(tmp_
     assert [node.get("allow-statistics") for node in nodes] == [None, False]
 
 
+def test_a_device_that_allows_files_says_so_in_its_node_config(tmp_path):
+    make_kit(write(tmp_path, SMALL + 'allow-files = "/srv/weights"\n'), tmp_path / "kit")
+    nodes = [tomllib.loads((tmp_path / f"kit/devices/{name}/node.toml").read_text()) for name in ("one", "two")]
+
+    assert [node.get("allow-files") for node in nodes] == [None, "/srv/weights"]
+
+
 # --- federation.toml -----------------------------------------------------------------------
 
 
