@@ -35,9 +35,9 @@ OPTIONS = (
     "probmcl(stages='joint', queue=8)",
     "probmcl(stages='two', probe='solved')",
     "diff_feat(search_rounds=0, head='trained')",
-    "probe_then_tune(of=\"boostlu(loss='AN')\")",
-    "probe_then_tune(of='role()')",
-    "probe_then_tune(of='em(pseudo_labels=True)')",
+    "probe_then_tune(method=\"boostlu(loss='AN')\")",
+    "probe_then_tune(method='role()')",
+    "probe_then_tune(method='em(pseudo_labels=True)')",
 )
 """Methods with options on which it may depend whether they remember."""
 GAPS = {"promptfl": 0.1}

@@ -8,13 +8,12 @@ import math
 import pytest
 import torch
 
-from fedmlic.guesses import entropy, expected_positives
+from fedmlic.guesses import entropy, expected_positives, taken_as_absent
 from fedmlic.labels import ABSENT, PRESENT, UNCERTAIN, UNKNOWN
 from fedmlic.large_losses import large_loss_of
 from fedmlic.losses import asymmetric, mean_binary_cross_entropy
 from fedmlic.methods import (
     an_ls,
-    assume_negative,
     csl,
     db,
     em,
@@ -329,7 +328,7 @@ def test_roles_closed_gradient_is_autograds():
 
 
 def test_what_contains_assume_negative():
-    expected = assume_negative.all_entries_loss(LOGITS, LABELS)
+    expected = taken_as_absent(LOGITS, LABELS)
 
     for loss in (
         an_ls.smoothed_loss(LOGITS, LABELS, 0.0),
@@ -349,7 +348,7 @@ def test_gr_contains_assume_negative_and_expected_positives_without_guesses():
     nothing = torch.tensor([0.0, 0.0, 50.0, 1e-2], dtype=torch.float64)
 
     entries = gr.gr_entries(LOGITS, LABELS, plain, 1.0, 1e-9)
-    torch.testing.assert_close(entries.mean(), assume_negative.all_entries_loss(LOGITS, LABELS), rtol=1e-6, atol=0)
+    torch.testing.assert_close(entries.mean(), taken_as_absent(LOGITS, LABELS), rtol=1e-6, atol=0)
     exact = torch.sigmoid(LOGITS).sum(1).mean().item()
     assert expected_positives(LOGITS, exact).item() == pytest.approx(0, abs=1e-20)
     torch.testing.assert_close(
