@@ -241,15 +241,15 @@ def deployed(settings):
     """A function: the settings of a run on the two devices."""
 
     def made(**changes):
-        return settings(
-            dataset="on_devices(image_size=24)",
-            label_names=LABELS,
-            cohort_size=0,
-            min_hosts=2,
-            num_rounds=2,
-            batch_size=8,
-            **changes,
-        )
+        common = {
+            "dataset": "on_devices(image_size=24)",
+            "label_names": LABELS,
+            "cohort_size": 0,
+            "min_hosts": 2,
+            "num_rounds": 2,
+            "batch_size": 8,
+        }
+        return settings(**{**common, **changes})
 
     return made
 
