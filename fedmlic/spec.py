@@ -201,7 +201,10 @@ def _check_files(key: str, name: str, value: Any) -> None:  # noqa: ANN401  (arg
 
 
 def _is_path(text: str) -> bool:
-    """Whether a text names a place on this machine: absolute, with ``..`` or ``~``, or relative and there."""
+    """Whether a text names a place on this machine: absolute, with ``..`` or ``~``, or relative and there.
+
+    So a plain word is one, too, where the working folder has something of this name.
+    """
     if text.startswith(("/", "~", "\\")) or ".." in Path(text).parts or Path(text).is_absolute():
         return True
     return bool(text) and len(text) < LONGEST_PATH and "\0" not in text and Path(text).exists()
