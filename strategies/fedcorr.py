@@ -81,16 +81,15 @@ def fedcorr(
 
     def aggregate(state: State, updates: Iterable[Update], here: Round) -> State:
         received = sorted(updates, key=client_of)
-        if not received:
-            return state
         weights = [update.num_images * (update.metrics.get(TOOK_PART, 1.0) > 0) for update in received]
-        flat = mean_by(weights, received, state.flat)
+        flat = mean_by(weights, received, state.flat) if received else state.flat  # stages go on without answers
         shared = {**state.shared, STAGE: torch.tensor(stage(here.number + 1))}
         if stage(here.number) > 1:
             return replace(state, flat=flat, shared=shared)
         memory = {**state.memory, **_reports(state.memory, received)}
         sign = 1.0 if noisy == "larger" else -1.0
-        named, chance = verdict(memory, here, sign=sign, level=level, needed=here.number == preprocessing)
+        needed = here.number == preprocessing and bool(received)
+        named, chance = verdict(memory, here, sign=sign, level=level, needed=needed)
         metrics = {"num-noisy": float(len(named))} | ({"chance-of-one": chance} if level < 1 else {})
         return replace(state, flat=flat, memory=memory, shared={**shared, NOISY: named}, metrics=metrics)
 

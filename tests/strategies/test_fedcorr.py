@@ -64,6 +64,15 @@ def test_stages_follow_each_other_and_the_verdict_stays():
     assert all(state.shared[NOISY].tolist() == [2, 4, 7] for state in found)
 
 
+def test_stages_go_on_in_a_round_that_nobody_answers():
+    found = played("fedcorr(preprocessing=2, finetuning=1)", [(SCORES,), ([],), ([],)])
+
+    assert [int(state.shared[STAGE]) for state in found] == [1, 2, 3]
+    assert all(state.shared[NOISY].tolist() == [2, 4, 7] for state in found)
+    assert all(torch.equal(state.flat, found[0].flat) for state in found)
+    assert played("fedcorr()", [([],)])[0].shared[NOISY].tolist() == []
+
+
 def test_scores_are_averaged_over_a_client_s_turns():
     """Client 0 scores 9 and then 1.1, the others the same in both rounds: its mean is 5.05."""
     first, second = [9.0, *SCORES[1:]], [1.1, *SCORES[1:]]
