@@ -64,7 +64,7 @@ def test_the_page_makes_a_file_of_fine_names(root, tmp_path, monkeypatch):
     page = (Path(__file__).parents[3] / "docs" / "datasets" / "flair.md").read_text(encoding="utf-8")
     [code] = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    rewrite(root, lambda objects: objects + [objects[0] | {"image_id": "1", "fine_grained_labels": ["printed_page"]}])
+    rewrite(root, lambda objects: [*objects, objects[0] | {"image_id": "1", "fine_grained_labels": ["printed_page"]}])
     exec(code.replace("/data/flair", str(root)), {})  # noqa: S102  (the page's own lines)
 
     assert json.loads((tmp_path / "flair_fine.json").read_text()) == {
