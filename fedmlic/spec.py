@@ -55,6 +55,10 @@ OWN_PACKAGES = ("fedmlic", "strategies", "clients")
 """Packages of this project that plug-ins import from."""
 
 
+SPELLED = {"true": "True", "false": "False", "none": "None", "null": "None"}
+"""Words of other languages, in small letters, and how these texts spell them."""
+
+
 class Spec(NamedTuple):
     """A parsed call: the (possibly dotted) name and its keyword arguments."""
 
@@ -112,9 +116,15 @@ def _read(node: ast.expr, problem: str) -> Spec:
             arguments[keyword.arg] = ast.literal_eval(keyword.value)
         except (ValueError, TypeError):
             value = ast.unparse(keyword.value)
-            msg = f"{problem} {keyword.arg}={value} is not a number, text, list or boolean; quote text."
+            msg = f"{problem} {keyword.arg}={value} is not a number, text, list or boolean; {_remedy(keyword.value)}."
             raise InputError(msg) from None
     return Spec(_dotted(call.func, problem), arguments)
+
+
+def _remedy(value: ast.expr) -> str:
+    """What to write in place of a value that is none: TOML and JSON spell three words in another way."""
+    names = (node.id.lower() for node in ast.walk(value) if isinstance(node, ast.Name))
+    return next((f"write {SPELLED[name]}" for name in names if name in SPELLED), "quote text")
 
 
 def _dotted(node: ast.expr, problem: str) -> str:

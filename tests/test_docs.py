@@ -37,3 +37,13 @@ def test_links_to_files_of_the_project_lead_somewhere():
     ]
 
     assert [(page.name, target) for page, target in links if not (page.parent / target).exists()] == []
+
+
+def test_the_page_of_benchmarks_has_a_line_for_each_program_and_for_nothing_else():
+    """A program is a file that says what to do when it is started; the rest are shared parts."""
+    files = (DOCS.parent / "benchmarks").glob("*.py")
+    programs = [file.name for file in files if "\nif __name__ ==" in file.read_text(encoding="utf-8")]
+    page = (DOCS / "benchmarks.md").read_text(encoding="utf-8")
+
+    assert len(programs) > 10
+    assert sorted(re.findall(r"^\| `benchmarks/(\w+\.py)` \| \S", page, re.MULTILINE)) == sorted(programs)

@@ -181,7 +181,7 @@ def scenes(
         test: ``iid`` scenes of nobody with the exact frequencies; held-out images of ``owners``;
             or scenes of nobody in ``unseen-styles``, with ``unseen-combinations`` of shape and
             texture (levels coarse and attributes), ``balanced``, every label equally frequent, or
-            ``independent``, the same frequencies without contexts and rules: company tells nothing.
+            ``independent``, the same frequencies without contexts and rules: labels are independent.
         num_test: test images of nobody.
         unseen_style_strength: style strength of ``unseen-styles``.
 

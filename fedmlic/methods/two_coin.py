@@ -27,7 +27,7 @@ the client's own sums.
 
 Source: Dawid and Skene (1979), per label; with a classifier as the prior Raykar et al., "Learning From Crowds" (JMLR
 2010). Deviations: a round is one step of the classifier's maximisation; no image has two annotators, so rates can be
-told only because clients of different annotators share one model; sums across clients are this project's.
+estimated only because clients of different annotators share one model; sums across clients are this project's.
 """
 
 from __future__ import annotations

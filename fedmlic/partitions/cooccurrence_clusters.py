@@ -1,4 +1,4 @@
-"""Co-occurrence clusters: clients see the same labels about equally often, in different company.
+"""Co-occurrence clusters: clients see the same labels about equally often, with different other labels beside them.
 
 Images are clustered by k-means on their label vectors; for every cluster g, proportions
 q_g ~ Dir(alpha, ..., alpha) over the clients are drawn.

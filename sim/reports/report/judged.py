@@ -241,7 +241,7 @@ def cooccurrence_section(report: Report) -> Markup:
         "How often label k is predicted (at the run's threshold) on images that are known to have j and known not to "
         "have k, against k's false-positive rate over all images known not to have it. Pairs with at least "
         f"{MIN_IMAGES} such {IMAGES[asked[0][1].split]}; rates are means over the seeds, the excess ± its standard "
-        "deviation. A high excess says that the model predicts k from j's company."
+        "deviation. A high excess says that the model predicts k from j."
     )
     parts = [_pairs(report, each, found) for each, found in asked]
     return joined([lead, *parts])

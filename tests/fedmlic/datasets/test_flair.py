@@ -1,6 +1,7 @@
 import importlib
 import io
 import json
+import re
 import runpy
 import shutil
 import struct
@@ -56,6 +57,26 @@ def expected_rows(kind):
     """By a plain loop: image id -> (split, user, names)."""
     field = {"coarse": "labels", "fine": "fine_grained_labels"}[kind]
     return {r["image_id"]: (r["partition"], r["user_id"], set(r[field])) for r in RECORDS}
+
+
+def test_the_page_makes_a_file_of_fine_names(root, tmp_path, monkeypatch):
+    """Most frequent first, in training images: written down by hand from the fixture's rows and one more."""
+    page = (Path(__file__).parents[3] / "docs" / "datasets" / "flair.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    rewrite(root, lambda objects: [*objects, objects[0] | {"image_id": "1", "fine_grained_labels": ["printed_page"]}])
+    exec(code.replace("/data/flair", str(root)), {})  # noqa: S102  (the page's own lines)
+
+    assert json.loads((tmp_path / "flair_fine.json").read_text()) == {
+        "equipment": ["bag"],
+        "structure": ["furniture"],
+        "material": ["printed_page", "material"],
+        "animal": ["terrier"],
+        "food": ["soup"],
+        "liquid": ["drink"],
+        "celebration": [],
+        "music": [],
+    }
 
 
 def found_rows(data):

@@ -219,8 +219,7 @@ def test_the_edge_of_a_grid_is_noticed_for_numbers_only():
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in STUDIES.glob("*.toml")))
 def test_every_row_of_a_shipped_study_is_a_run_that_would_start(name):
-    given = {"hp_dval": ["dataset=voc_mlt(root='of the user')"]}
-    study, _ = asked(name, *given.get(name, []))
+    study, _ = asked(name)
 
     rows = rows_of(study)
     for row in rows:
