@@ -13,7 +13,7 @@ a further entry of every batch for as long as training lasts and entries are ope
 
 Source: Kim et al. 2022, "Large Loss Matters in Weakly Supervised Multi-Label Classification" (CVPR).
 The released code compares with the K-th loss by > in one place and < in another; here the entries at
-or above the K-th largest loss are taken, in both.
+or above the K-th largest loss are taken, in both, as in the code of BoostLU.
 """
 
 from __future__ import annotations

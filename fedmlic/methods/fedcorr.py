@@ -22,8 +22,9 @@ Deviations: the score of the source is ``lid``, larger at noisy clients there; o
 smaller in what was measured here, so that ``loss`` is the default. The source is single-label; it judges images by
 their one label. Here entries are judged (``unit="image"``: images, by their mean loss over annotated entries, and all
 of their annotated entries relabelled). Its clients train one after another in the first stage, here side by side, so
-that it takes more rounds. A client of fewer than three images reports no ``lid``; images whose nearest are all
-equally far are left out of it.
+that it takes more rounds. Its released code takes losses for the mixture from outputs that went through a softmax
+twice, and leaves out the proximal term in the first batch of an epoch; here neither. A client of fewer than three
+images reports no ``lid``; images whose nearest are all equally far are left out of it.
 
 Source: Xu et al., "FedCorr: Multi-Stage Federated Learning for Label Noise Correction" (CVPR 2022) and its released
 code.

@@ -1,31 +1,37 @@
 """FedLSM: what a client does not annotate is completed where the global model is sure, and mixed in where it is not.
 
-With q the round's incoming global model's probability (the teacher's), an entry that is not annotated is
+With q the probability of the round's incoming global model (the teacher) for a weakly changed view of an image, an
+entry that is not annotated is
 
-* present where q > ``present_from``, absent where q < ``absent_below``: these and annotated entries are *certain*;
-* *uncertain* where it is not certain and ``low`` <= q <= ``high``, with q as its soft label.
+* present where q >= ``present_from``, absent where q <= ``absent_below``: these and annotated entries are *certain*.
+
+The network trains on a strongly changed view:
 
     L = mean over certain entries of binary cross-entropy + mixing * M
 
-M mixes every image with another of the batch, x' = r x_i + (1 - r) x_j, r from Beta(``alpha``, ``alpha``), and is the
-mean binary cross-entropy of x' against r t_i + (1 - r) t_j over entries where i is uncertain and j certain, t being the
-(soft) labels. Completed labels of the turn are kept, so that ``strategy="flag()"`` weighs a label's rows by annotated
+M mixes every image with another of the batch, both unchanged: x' = r x_i + (1 - r) x_j, with one r of the batch, drawn
+from Beta(``alpha``, ``alpha``). It is the mean binary cross-entropy of x' against r t_i + (1 - r) t_j over entries
+where the teacher's q for image i is ``high`` or more (then present) or ``low`` or less (absent), and its q for image j
+is sure as above. Annotated entries keep their label in t; whether they count is the teacher's say too, as in the
+released code. Completed labels of the turn are kept, so that ``strategy="flag()"`` weighs a label's rows by annotated
 and pseudo-positives together: the authors' adaptive classifier aggregation.
 
-``mixing=0`` leaves out the uncertain entries; with ``present_from=1`` and ``absent_below=0`` as well it is ``bce``.
+``mixing=0`` leaves out mixed images, ``weak="none"`` both views; with ``present_from=1`` and ``absent_below=0`` as well
+it is ``bce``.
 
-Deviations: the authors' teacher is a moving average of the network (0.999 a step) of which it is not known where it
-starts; here it is the global model of the round, which it would follow within a round by a tenth in a hundred steps.
-Which images are mixed could not be read in detail: partners are a permutation of the batch. The authors' two pools
-overlap (a teacher's 0.005 to 0.01 is both absent and uncertain); here certain goes first.
+Deviations from the released code (more on its page): its masks come after a cross-entropy that is already a mean, so
+that they scale it and leave no entry out; here they do. It weighs the loss of certain images by the global ratio of
+negatives to positives. Its images i are those of highest entropy, which take no other part, its images j those of
+lowest. Its teacher follows the network by a thousandth a step.
 
 Source: FedLSM, federated learning with partially labelled images
-(MICCAI 2023) and its released code.
+(MICCAI 2023, arXiv 2304.06931) and its released code.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +46,7 @@ from fedmlic.labels import ABSENT, PRESENT, UNKNOWN
 from fedmlic.losses import masked_mean, mean_binary_cross_entropy
 from fedmlic.method import Inputs, Local, Method, Objective
 from fedmlic.training import classifier, trainer
+from fedmlic.views import strong_view, weak_view
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,17 +56,32 @@ if TYPE_CHECKING:
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-def completed(labels: Tensor, taught: Tensor, present_from: float, absent_below: float) -> Tensor:
+class Bounds(NamedTuple):
+    """Between which probabilities of the teacher nothing is said of an entry.
+
+    Attributes:
+        upper: an entry from it on is present.
+        lower: an entry up to it is absent.
+    """
+
+    upper: float
+    lower: float
+
+    def of(self, taught: Tensor) -> Tensor:
+        """int8, the teacher's say where it is sure, UNKNOWN elsewhere, of its probabilities."""
+        said = torch.where(taught >= self.upper, PRESENT, torch.where(taught <= self.lower, ABSENT, UNKNOWN))
+        return said.to(torch.int8)
+
+
+def completed(labels: Tensor, taught: Tensor, bounds: Bounds) -> Tensor:
     """int8 ``[batch, labels]``: annotations, and what the teacher is sure of; UNKNOWN elsewhere.
 
     Args:
         labels: int8 ``[batch, labels]``.
         taught: ``[batch, labels]``, the teacher's probabilities.
-        present_from: an open entry above it is present.
-        absent_below: an open entry below it is absent.
+        bounds: where it is sure.
     """
-    pseudo = torch.where(taught > present_from, PRESENT, torch.where(taught < absent_below, ABSENT, UNKNOWN))
-    return torch.where(open_entries(labels), pseudo.to(torch.int8), labels)
+    return torch.where(open_entries(labels), bounds.of(taught), labels)
 
 
 def mixed(first: Tensor, partner: Tensor, ratio: Tensor) -> Tensor:
@@ -68,10 +90,26 @@ def mixed(first: Tensor, partner: Tensor, ratio: Tensor) -> Tensor:
     Args:
         first: ``[batch, ...]``.
         partner: int64 ``[batch]``.
-        ratio: ``[batch]``.
+        ratio: a scalar.
     """
-    weight = ratio.view(-1, *[1] * (first.ndim - 1))
-    return weight * first + (1 - weight) * first[partner]
+    return ratio * first + (1 - ratio) * first[partner]
+
+
+def mixed_labels(
+    labels: Tensor, taught: Tensor, partner: Tensor, ratio: Tensor, bounds: tuple[Bounds, Bounds]
+) -> tuple[Tensor, Tensor]:
+    """Soft labels ``r t_i + (1 - r) t_j``, and bool: which entries count; both ``[batch, labels]``.
+
+    Args:
+        labels: int8 ``[batch, labels]``.
+        taught: ``[batch, labels]``, the teacher's probabilities.
+        partner: int64 ``[batch]``, which j is the partner of i.
+        ratio: r, a scalar.
+        bounds: where the teacher is sure enough of i, and of j.
+    """
+    own, other = (completed(labels, taught, each).clamp(min=0).to(taught.dtype) for each in bounds)
+    used = (bounds[0].of(taught) >= ABSENT) & (bounds[1].of(taught) >= ABSENT)[partner]
+    return ratio * own + (1 - ratio) * other[partner], used
 
 
 def fedlsm(
@@ -82,17 +120,20 @@ def fedlsm(
     high: Share = 0.7,
     mixing: Annotated[float, Field(ge=0)] = 0.1,
     alpha: Annotated[float, Field(gt=0)] = 0.2,
+    weak: Literal["none", "flip", "shift", "flip+shift"] = "flip",
     pool: Literal["mean", "max", "logsumexp"] = "mean",
 ) -> Method:
     """Pseudo-labels where the global model is sure, mixed images where it is not (FedLSM).
 
     Args:
-        present_from: probability above which an entry that is not annotated is taken as present.
-        absent_below: probability below which it is taken as absent.
-        low: smallest probability of an uncertain entry.
-        high: largest probability of an uncertain entry.
+        present_from: probability from which an entry that is not annotated is taken as present.
+        absent_below: probability up to which it is taken as absent.
+        low: as ``absent_below``, for the first of two mixed images.
+        high: as ``present_from``, for the first of two mixed images.
         mixing: weight of mixed images; 0 for none.
         alpha: both parameters of the Beta distribution of how images are mixed.
+        weak: how the teacher's view is changed (``training.augment``); the network's is changed strongly as well
+            (``views.strong_view``). ``none``: both see the image as it is.
         pool: how the logit map becomes one logit per label (``fedmlic.model.Classifier``).
 
     The training metrics ``pseudo-present-per-label`` and ``pseudo-absent-per-label`` count pseudo-labels of clients'
@@ -106,21 +147,33 @@ def fedlsm(
             msg = f"Expected {name} of fedlsm to be at most {upper}, got {lower}. Lower it."
             raise InputError(msg)
 
+    strict, loose = Bounds(present_from, absent_below), Bounds(high, low)
+
     def inputs(local: Local) -> Inputs:
         answers = image_state(local, COMPLETED, _annotated)
         observed = torch.zeros_like(answers) if local.shard is None else _annotated(local.shard).to(answers.device)
         answers.copy_(observed)
-        rng = local.rng("fedlsm/mixing")
+        rng, views = local.rng("fedlsm/mixing"), local.torch_rng("fedlsm/views")
+
+        def taught(images: Tensor) -> Tensor:
+            with torch.no_grad():
+                return torch.sigmoid(precise(local.incoming()(images)))
 
         def of(images: Tensor, labels: Tensor, numbers: Tensor) -> tuple[Tensor, ...]:
-            with torch.no_grad():
-                taught = torch.sigmoid(precise(local.incoming()(images)))
-            found = completed(labels.to(images.device), taught, present_from, absent_below)
+            labels = labels.to(images.device)
+            seen, trained = images, images
+            if weak != "none":
+                seen, trained = weak_view(images, views, weak=weak), strong_view(images, views, weak=weak)
+            said = taught(seen)
+            found = completed(labels, said, strict)
             answers.index_copy_(0, numbers.to(answers.device), found)
+            if mixing == 0:
+                return trained, found
             partner = torch.from_numpy(rng.permutation(len(labels))).to(images.device)
-            ratio = torch.from_numpy(rng.beta(alpha, alpha, len(labels))).to(images)
-            uncertain = (found < ABSENT) & (taught >= low) & (taught <= high)
-            return found, taught, uncertain, partner, ratio
+            ratio = torch.tensor(rng.beta(alpha, alpha), dtype=images.dtype, device=images.device)
+            plain = said if weak == "none" else taught(images)
+            targets, used = mixed_labels(labels, plain, partner, ratio, (loose, strict))
+            return trained, found, mixed(images, partner, ratio), targets, used
 
         def metrics() -> dict[str, float]:
             guessed, count = open_entries(observed), max(answers.shape[1], 1)
@@ -132,25 +185,26 @@ def fedlsm(
 
         return Inputs(of, metrics)
 
-    def loss(network: nn.Module, images: Tensor, *given: Tensor) -> Tensor:
-        _, answers, taught, uncertain, partner, ratio = given
-        certain = mean_binary_cross_entropy(network(images), answers)
-        if mixing == 0:
-            return certain
-        targets = torch.where(answers >= ABSENT, answers.to(taught.dtype), taught)
-        used = uncertain & (answers >= ABSENT)[partner]
-        logits = precise(network(mixed(images, partner, ratio)))
-        entries = F.binary_cross_entropy_with_logits(logits, mixed(targets, partner, ratio), reduction="none")
-        return certain + mixing * masked_mean(entries, used)
-
+    loss = partial(_loss, mixing=mixing)
     objective = Objective(loss, inputs, one_by_one="the global model labels a client's images")
     return classifier(loss, pool=pool)._replace(
         train=trainer(objective),
         objective=objective,
         remembers=True,
         guesses="what the global model is sure of",
-        needs_pixels=mixing > 0,
+        needs_pixels=mixing > 0 or weak != "none",
     )
+
+
+def _loss(network: nn.Module, *given: Tensor, mixing: float) -> Tensor:
+    _, _, trained, answers, *mixtures = given
+    certain = mean_binary_cross_entropy(network(trained), answers)
+    if not mixtures:
+        return certain
+    images, targets, used = mixtures
+    logits = precise(network(images))
+    entries = F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")
+    return certain + mixing * masked_mean(entries, used)
 
 
 def _annotated(shard: Shard) -> Tensor:

@@ -27,7 +27,9 @@ floor(``present_share`` * N) smallest present; tags stay. Then, tags counting as
 Deviations: the paper adapts both shares by the client's and the global learning degree by a formula that could
 not be found; constants are the released code's, ``learned`` is what it has commented out. pi is kept 1 / (2 n)
 away from 0 and 1. Missing is decided entry by entry, so labels that a client annotates now and then work too.
-The released code leaves out the prior and, after the warm-up, distillation; here both are in, as published.
+The released code leaves out the prior and, after the warm-up, distillation; here both are in, as published. Its second
+stage trains on one view, and its prototypes and tags come from an augmented view; here both views, and images as they
+are. A client that has no image of a state is left out of that prototype's mean, where the released code counts it.
 
 Source: Sun et al., "FedMLP: Federated Multi-Label Medical Image Classification under Task Heterogeneity"
 (MICCAI 2024, arXiv 2406.18995) and its released code.

@@ -4,20 +4,22 @@ With C labels, E = sqrt(C / (C - 1)) (I - 1 1^T / C), padded with zeros to the w
 and pairwise cosine -1 / (C - 1) (a simplex equiangular tight frame), which all clients hold and nobody trains.
 
 1. The e_c are queries of one cross-attention over the feature map's places: a feature f_c per image and label.
-2. l_cj = e_j . f_c + b_j, with a bias b that trains; the prediction for label c is sigmoid(l_cc).
+2. l_cj = s e_j . f_c + b_j, with a scale s and a bias b that train; the prediction for label c is sigmoid(l_cc).
 3. Loss of an image, summed over labels, a mean over the images of a batch:
 
        sum over annotated c of BCE(l_cc, y_c)
        + reject   * sum over absent c  of max(0, sigmoid(max_j l_cj) - margin)
        + contrast * sum over present c of cross-entropy of softmax_j(cos(f_c, e_j) / temperature) against c
 
-``negatives="hardest"`` rejects only as many absent pairs of the batch as there are present ones, those with the largest
-max_j l_cj. ``ramps`` lets the contrast grow from 0 between 20 % and 60 % of the rounds, rejection from 60 % to 90 %.
-``classifier="learned"`` trains E from the same start: the method without its idea.
+``negatives="hardest"``, the authors' recipe, rejects only as many absent pairs of the batch as there are present ones,
+those with the largest max_j l_cj; ``all`` rejects all. A batch without a present entry has cross-entropy alone.
+``ramps`` lets the contrast grow from 0 between 20 % and 60 % of the rounds, rejection from 60 % to 90 %, where round r
+of R is at (r - 1) / (R - 1). ``classifier="learned"`` trains E from the same start: the method without its idea.
+``scale=None`` leaves out s, as the anonymous one of the two released codes does.
 
-Deviations: UNKNOWN and UNCERTAIN entries take no part in any term. The released code's switch of negatives never takes
-effect; here it does. Not here: pos_weight, random negatives, averaging by importance. Equal weights of clients, the
-authors' default, are ``strategy="fedavg(weights='uniform')"``, heads by label counts ``flag()``.
+Deviations: UNKNOWN and UNCERTAIN entries take no part in any term. Not here: pos_weight, random negatives, averaging by
+importance. Equal weights of clients, the authors' default, are ``strategy="fedavg(weights='uniform')"``, heads by label
+counts ``flag()``.
 
 Source: FedNCA-ML (arXiv 2509.12544) and its released code.
 """
@@ -90,12 +92,21 @@ class SimplexClassifier(nn.Module):
         heads: of attention; must divide the width.
         sine: whether a positional encoding is added.
         learned: whether the rows train.
+        scale: where the trained factor of the products begins (None: there is none).
     """
 
     corners: Tensor
 
     def __init__(
-        self, backbone: Backbone, num_labels: int, *, width: int | None, heads: int, sine: bool, learned: bool
+        self,
+        backbone: Backbone,
+        num_labels: int,
+        *,
+        width: int | None,
+        heads: int,
+        sine: bool,
+        learned: bool,
+        scale: float | None,
     ) -> None:
         super().__init__()
         size = width or backbone.num_features
@@ -109,6 +120,7 @@ class SimplexClassifier(nn.Module):
         else:
             self.register_buffer("corners", corners)
         self.attention = nn.MultiheadAttention(size, heads, batch_first=True)
+        self.scale = None if scale is None else nn.Parameter(torch.tensor(scale))
         self.bias = nn.Parameter(torch.zeros(num_labels))
 
     def features(self, images: Tensor) -> Tensor:
@@ -124,13 +136,16 @@ class SimplexClassifier(nn.Module):
         """Scores of images ``[batch, channels, height, width]``."""
         features = precise(self.features(images))
         rows = precise(self.corners)
-        matrix = features @ rows.T + self.bias
+        products = features @ rows.T
+        matrix = (products if self.scale is None else self.scale * products) + self.bias
         cosines = F.normalize(features, dim=2) @ F.normalize(rows, dim=1).T
         return Scores(matrix.diagonal(dim1=1, dim2=2), matrix, cosines)
 
 
 def rejection(matrix: Tensor, labels: Tensor, margin: float, negatives: str) -> Tensor:
     """``max(0, sigmoid(max_j l_cj) - margin)`` of absent entries that count, 0 elsewhere, ``[batch, labels]``.
+
+    Nothing counts in a batch without a present entry.
 
     Args:
         matrix: l, ``[batch, labels, labels]``.
@@ -146,6 +161,8 @@ def rejection(matrix: Tensor, labels: Tensor, margin: float, negatives: str) -> 
         chosen = torch.zeros_like(absent).flatten()
         chosen[order] = torch.arange(len(order), device=order.device) < wanted
         absent = absent & chosen.view_as(absent)
+    else:
+        absent = absent & (labels == PRESENT).any()
     return torch.where(absent, (torch.sigmoid(largest) - margin).clamp(min=0), 0.0)
 
 
@@ -168,22 +185,25 @@ def alignment(cosines: Tensor, labels: Tensor, kind: str, temperature: float) ->
 def ramp(number: int, num_rounds: int, begin: float, end: float) -> float:
     """0 up to the share ``begin`` of the rounds, 1 from ``end`` on, in between on a line.
 
-    >>> [round(ramp(number, 10, 0.2, 0.6), 6) for number in (2, 4, 6)]
+    The first round is at share 0, the last at 1.
+
+    >>> [round(ramp(number, 11, 0.2, 0.6), 6) for number in (3, 5, 7)]
     [0.0, 0.5, 1.0]
     """
-    return min(max((number / max(num_rounds, 1) - begin) / (end - begin), 0.0), 1.0)
+    return min(max(((number - 1) / max(num_rounds - 1, 1) - begin) / (end - begin), 0.0), 1.0)
 
 
 def fednca(
     *,
     reject: Weight = 0.01,
     margin: Annotated[float, Field(ge=0, le=1)] = 0.3,
-    negatives: Literal["all", "hardest"] = "all",
+    negatives: Literal["all", "hardest"] = "hardest",
     contrast: Weight = 1.0,
     align: Literal["softmax", "cosine"] = "softmax",
     temperature: Annotated[float, Field(gt=0)] = 0.07,
     ramps: bool = False,
     classifier: Literal["simplex", "learned"] = "simplex",
+    scale: Annotated[float, Field(gt=0)] | None = 10.0,
     heads: Annotated[int, Field(ge=1)] = 4,
     width: Annotated[int, Field(ge=2)] | None = None,
     positions: Literal["none", "sine"] = "none",
@@ -199,6 +219,7 @@ def fednca(
         temperature: of the softmax.
         ramps: whether both weights grow with the rounds.
         classifier: the ``simplex``, or rows that are ``learned`` from there.
+        scale: where the trained factor of all products e_j . f_c begins; None for none.
         heads: attention heads; must divide the width.
         width: of features (None: the backbone's, without a projection); at least the number of labels.
         positions: positional encoding of places.
@@ -206,8 +227,9 @@ def fednca(
 
     def build(task: Task) -> nn.Module:
         backbone, learned = task.model.build(task.image_shape[2]), classifier == "learned"
+        sine = positions == "sine"
         return SimplexClassifier(
-            backbone, task.num_labels, width=width, heads=heads, sine=positions == "sine", learned=learned
+            backbone, task.num_labels, width=width, heads=heads, sine=sine, learned=learned, scale=scale
         )
 
     def inputs(local: Local) -> Inputs:

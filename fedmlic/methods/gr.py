@@ -8,11 +8,12 @@ With p the probability of an entry that is not annotated:
 * v(p) = exp(-(p - mu)^2 / (2 sigma^2)): how much the entry counts;
 * (1 - p^q) / q is the generalised cross-entropy: -log p as q goes to 0, 1 - p at q = 1.
 
-No gradient flows through k and v. w, b, mu and sigma move in equal steps from their first value in
-the client's first pass to their last value in pass ``epochs``, and stay.
+No gradient flows through k and v. w, b, mu and sigma move from their first to their last value on a line: in a
+client's pass e of E = ``epochs``, w and b are at (e - 1) / E of the way, mu and sigma at e / E; later passes have the
+last values.
 
-Choices, where the released code's reading is not settled: a mean over all entries; entries
-annotated as ABSENT cost -log(1 - p).
+The loss is a mean over all entries. A choice: entries annotated as ABSENT, of which the source has none, cost
+-log(1 - p).
 
 Source: GR Loss, IJCAI 2024 (released code ``yan4xi1/GRLoss``); defaults are its values for VOC 2012.
 """
@@ -44,7 +45,7 @@ class Shape(NamedTuple):
         width: sigma.
         q_present: q2.
         q_absent: q3.
-        epochs: passes from the first to the last values.
+        epochs: E, passes from the first to the last values.
     """
 
     slope: Pair
@@ -57,9 +58,10 @@ class Shape(NamedTuple):
 
     def at(self, number: int) -> Tensor:
         """float32 ``[4]``: w, b, mu and sigma in a client's pass 0, 1, ..."""
-        share = min(number / max(self.epochs - 1, 1), 1.0)
         pairs = (self.slope, self.offset, self.centre, self.width)
-        return torch.tensor([first + share * (last - first) for first, last in pairs])
+        passed = (number, number, number + 1, number + 1)
+        shares = [min(each / self.epochs, 1.0) for each in passed]
+        return torch.tensor([a + share * (z - a) for (a, z), share in zip(pairs, shares, strict=True)])
 
 
 def gr_entries(logits: Tensor, labels: Tensor, now: Tensor, q_present: float, q_absent: float) -> Tensor:

@@ -35,7 +35,8 @@ def weak_loss(logits: Tensor, labels: Tensor, weight: float | None = None) -> Te
     1.3862943649291992
     """
     weight = 1 / max(logits.shape[1] - 1, 1) if weight is None else weight
-    absent = torch.where(open_entries(labels), weight, 1.0) * absent_cost(logits)
+    absent = absent_cost(logits)
+    absent = torch.where(open_entries(labels), weight * absent, absent)
     return torch.where(present_entries(labels), present_cost(logits), absent).mean()
 
 

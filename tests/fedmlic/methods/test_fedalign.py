@@ -12,7 +12,7 @@ from fedmlic.experiment import Experiment
 from fedmlic.labels import ABSENT, PRESENT, UNKNOWN
 from fedmlic.learner import build_learner
 from fedmlic.method import Local
-from fedmlic.methods.fedalign import AnchorNetwork, completed, pseudo_labels
+from fedmlic.methods.fedalign import AnchorNetwork, class_weights, completed, pseudo_labels, weighted_loss
 from fedmlic.shard import Shard
 from fedmlic.spec import build
 from fedmlic.text import LabelVectors, label_vectors
@@ -101,10 +101,39 @@ def test_permuted_labels_have_permuted_scores(pool):
     torch.testing.assert_close(network(images), scores[:, order])
 
 
-def test_with_fixed_anchors_a_turn_is_that_of_a_linear_classifier_with_these_rows():
+def weights_by_hand(labels):
+    """What every entry weighs, by counting: one over the other state's entries and one more, of all and two more."""
+    found = np.zeros(labels.shape)
+    for image, label in np.ndindex(labels.shape):
+        column = labels[:, label].tolist()
+        present, absent = column.count(1), column.count(0)
+        other = {1: absent, 0: present}.get(labels[image, label])
+        found[image, label] = 0 if other is None else (other + 1) / (present + absent + 2)
+    return found
+
+
+def test_the_loss_by_loop_over_a_batch_with_entries_that_nobody_annotated():
+    labels = np.array([[1, 0, -1], [0, -2, -1], [0, 1, -1], [0, -1, -1]], np.int8)
+    logits = torch.randn(2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weights = weights_by_hand(labels)
+    np.testing.assert_allclose(weights[:, 0], [4 / 6, 2 / 6, 2 / 6, 2 / 6])
+    np.testing.assert_allclose(weights[:, 1], [1 / 2, 0, 1 / 2, 0])
+
+    found = weighted_loss(logits, torch.from_numpy(labels[:2]), class_weights(torch.from_numpy(labels)))
+
+    total = 0.0
+    for image, label in np.ndindex(2, 3):
+        z = logits[image, label].item()
+        total += weights[image, label] * {1: np.log1p(np.exp(-z)), 0: np.log1p(np.exp(z))}.get(labels[image, label], 0)
+    assert found.item() == pytest.approx(total / 6, rel=1e-6)  # all entries, those that are not known too
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+def test_with_fixed_anchors_a_turn_is_that_of_a_linear_classifier_with_these_rows(balanced):
     """The same steps by torch.optim on backbone, projection and rows that do not train."""
     shard = data(10, known=(0, 1, 2))
-    learned, before, told = turn("fedalign(anchors='fixed')", shard, local_epochs=1, batch_size=10, learning_rate=1e-2)
+    text = f"fedalign(anchors='fixed', balanced={balanced})"
+    learned, before, told = turn(text, shard, local_epochs=1, batch_size=10, learning_rate=1e-2)
     rows = torch.tensor(
         label_vectors("random_orthogonal()", NAMES, learned.resident.network.anchors.shape[1], 0).vectors
     )
@@ -119,7 +148,9 @@ def test_with_fixed_anchors_a_turn_is_that_of_a_linear_classifier_with_these_row
         projection.bias.copy_(before["projection.bias"])
     steps = torch.optim.Adam([*backbone.parameters(), *projection.parameters()], lr=1e-2)
     logits = nn.functional.linear(projection(backbone(to_float(shard.images.pixels)).mean((2, 3))), rows)
-    loss = nn.functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(shard.labels).float())
+    weights = torch.from_numpy(weights_by_hand(shard.labels)).float() if balanced else None
+    targets = torch.from_numpy(shard.labels).float()
+    loss = nn.functional.binary_cross_entropy_with_logits(logits, targets, weight=weights)
     loss.backward()
     steps.step()
 
@@ -181,6 +212,11 @@ def test_pseudo_labels_are_given_to_labels_without_any_annotation_only():
     assert torch.equal(answers[:, :2], torch.from_numpy(shard.labels[:, :2]))
     closeness = teacher(to_float(shard.images.pixels)).detach()
     assert torch.equal(answers[:, 2], pseudo_labels(closeness, 99.9, 99.9)[:, 2])
+    given = learned.method.objective.inputs(local).of(torch.zeros(1), torch.zeros(1, 3), torch.arange(4))
+    assert torch.equal(given[0], answers[:4])
+    weights = torch.from_numpy(weights_by_hand(answers.numpy())[:4]).float()  # pseudo-labels are counted
+    found = torch.where(given[0] == PRESENT, given[1][1], given[1][0]) * (given[0] >= ABSENT)
+    torch.testing.assert_close(found, weights)
     assert told.metrics["pseudo-absent-per-label"] * 3 == pytest.approx(int((answers[:, 2] == ABSENT).sum()))
     assert build("method", "fedalign(pseudo=True)").guesses
     assert not build("method", "fedalign()").guesses

@@ -56,6 +56,14 @@ def test_rejection_by_loop(negatives):
         assert found[place].item() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("negatives", ["all", "hardest"])
+def test_a_batch_without_a_present_entry_rejects_nothing(negatives):
+    labels = torch.tensor([[0, 0, -1], [0, -2, 0]], dtype=torch.int8)
+
+    assert not rejection(torch.full((2, 3, 3), 5.0), labels, 0.3, negatives).any()
+    assert rejection(torch.full((2, 3, 3), 5.0), labels.index_fill(1, torch.tensor(1), 1), 0.3, negatives).any()
+
+
 @pytest.mark.parametrize("kind", ["softmax", "cosine"])
 def test_alignment_by_loop(kind):
     matrix, labels = drawn()
@@ -73,6 +81,8 @@ def test_alignment_by_loop(kind):
 def test_one_place_is_read_by_the_attentions_values_alone():
     """With a single place attention weights are 1, so f_c is out(value(token)) for every label."""
     network = learner().resident.network.eval()
+    with torch.no_grad():
+        network.bias.copy_(torch.arange(4.0))
     images = torch.randn(2, *reversed(SHAPE))
     features = network.backbone(images).mean((2, 3), keepdim=True)
     network.backbone = torch.nn.Identity()
@@ -81,10 +91,23 @@ def test_one_place_is_read_by_the_attentions_values_alone():
     weight, bias = network.attention.in_proj_weight, network.attention.in_proj_bias
     width = features.shape[1]
     value = features.flatten(1) @ weight[2 * width :].T + bias[2 * width :]
-    expected = network.attention.out_proj(value) @ network.corners.T + network.bias
+    products = network.attention.out_proj(value) @ network.corners.T
 
-    torch.testing.assert_close(scores.logits, expected)
-    torch.testing.assert_close(scores.matrix[:, 0], expected)
+    torch.testing.assert_close(scores.logits, 10 * products + torch.arange(4.0))
+    torch.testing.assert_close(scores.matrix[:, 0], scores.logits)
+    network.scale = None
+    torch.testing.assert_close(network(features).logits, products + torch.arange(4.0))
+
+
+def test_the_scale_trains_and_is_exchanged():
+    learned, without = learner("fednca(scale=4.0)"), learner("fednca(scale=None)")
+    network, labels = learned.resident.network, drawn()[1]
+
+    learned.method.objective.loss(network, torch.randn(3, *reversed(SHAPE)), labels, torch.ones(2)).backward()
+
+    assert network.scale.item() == 4.0
+    assert network.scale.grad.item() != 0
+    assert set(learned.resident.layout.names) - set(without.resident.layout.names) == {"scale"}
 
 
 def test_the_whole_loss_is_the_sum_of_its_terms_over_labels():
@@ -95,9 +118,9 @@ def test_the_whole_loss_is_the_sum_of_its_terms_over_labels():
     scores = network(images)
     cost = 0.0
     for place in np.ndindex(3, 4):
-        p = torch.sigmoid(scores.logits[place]).item()
-        cost += {1: -math.log(p), 0: -math.log(1 - p)}.get(labels[place].item(), 0.0)
-    cost += 0.5 * rejection(scores.matrix, labels, 0.3, "all").sum().item()
+        z = scores.logits[place].item()
+        cost += {1: math.log1p(math.exp(-z)), 0: math.log1p(math.exp(z))}.get(labels[place].item(), 0.0)
+    cost += 0.5 * rejection(scores.matrix, labels, 0.3, "hardest").sum().item()
     cost += 0.25 * alignment(scores.cosines, labels, "softmax", 0.07).sum().item()
 
     assert objective.loss(network, images, labels, torch.ones(2)).item() == pytest.approx(cost / 3, rel=1e-5)
@@ -111,7 +134,9 @@ def test_the_simplex_is_not_sent_and_learned_rows_are():
 
 
 def test_ramps_and_width():
-    assert [ramp(number, 100, 0.6, 0.9) for number in (1, 60, 75, 90, 100)] == pytest.approx([0, 0, 0.5, 1, 1])
+    assert [ramp(number, 101, 0.6, 0.9) for number in (1, 61, 76, 91, 101)] == pytest.approx([0, 0, 0.5, 1, 1])
+    assert [ramp(number, 3, 0.2, 0.6) for number in (1, 2, 3)] == pytest.approx([0, 0.75, 1])  # shares 0, 1/2, 1
+    assert ramp(1, 1, 0.2, 0.6) == 0
     network = learner("fednca(width=12)").resident.network
     assert network.corners.shape == (4, 12)
     with pytest.raises(InputError, match="heads"):

@@ -266,6 +266,23 @@ def test_values_are_those_of_a_plain_loop(name):
     assert loss(LOGITS, LABELS).item() == pytest.approx(plain(LOGITS, LABELS), rel=1e-7)
 
 
+@pytest.mark.parametrize("name", ["an_ls", "wan"])
+def test_constants_are_as_exact_as_logits_of_double_precision(name):
+    loss, plain = PAIRS[name]
+
+    assert loss(LOGITS, LABELS).item() == pytest.approx(plain(LOGITS, LABELS), rel=1e-13)
+
+
+def test_what_moves_in_gr_by_hand():
+    """Of four passes w and b are at 0, 1/4, 1/2 and 3/4 of their way, mu and sigma at 1/4, 1/2, 3/4 and 1."""
+    shape = gr.Shape((0.0, 2.0), (-2.0, 2.0), (0.5, 0.9), (2.0, 1.0), 0.01, 1.0, 4)
+
+    assert shape.at(0).tolist() == pytest.approx([0.0, -2.0, 0.6, 1.75])
+    assert shape.at(2).tolist() == pytest.approx([1.0, 0.0, 0.8, 1.25])
+    assert shape.at(3).tolist() == pytest.approx([1.5, 1.0, 0.9, 1.0])
+    assert shape.at(4).tolist() == shape.at(9).tolist() == pytest.approx([2.0, 2.0, 0.9, 1.0])
+
+
 @pytest.mark.parametrize("name", sorted(PAIRS.keys() - DETACHED))
 def test_gradients_are_those_of_the_formula(name):
     loss, plain = PAIRS[name]
