@@ -296,7 +296,7 @@ class EncoderLayer(nn.Module):
         if places is not None:
             placed = tokens + places
             given = (placed[:, -own.shape[1] :], placed, tokens)
-            parts = zip(given, joint.weight.split(width), joint.bias.split(width), strict=True)
+            parts = zip(given, joint.weight.tensor_split(3), joint.bias.tensor_split(3), strict=True)
             return tuple(F.linear(*each) for each in parts)
         if own is tokens:
             return joint(tokens).tensor_split(3, dim=2)  # type: ignore[no-any-return]
