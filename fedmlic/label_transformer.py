@@ -246,10 +246,16 @@ class EncoderLayer(nn.Module):
         for linear in (self.attended, self.expand, self.contract):
             uniform_by_inputs(linear)
 
-    def forward(self, tokens: Tensor, num_last: int | None = None) -> Tensor:
-        """New tokens ``[batch, tokens, width]``, or only the last ``num_last`` of them."""
+    def forward(self, tokens: Tensor, num_last: int | None = None, places: Tensor | None = None) -> Tensor:
+        """New tokens ``[batch, tokens, width]``, or only the last ``num_last`` of them.
+
+        Args:
+            tokens: ``[batch, tokens, width]``.
+            num_last: how many are asked for.
+            places: ``[tokens, width]``, added to tokens where they ask and are looked up, not where they are gathered.
+        """
         own = tokens if num_last is None else tokens[:, -num_last:]
-        own = self.norm_attended(own + self.drop(self.attention(tokens, own)))
+        own = self.norm_attended(own + self.drop(self.attention(tokens, own, places)))
         hidden = self.drop(F.relu(self.expand(own)))
         result: Tensor = self.norm_contracted(own + self.drop(self.contract(hidden)))
         return result
@@ -268,10 +274,11 @@ class EncoderLayer(nn.Module):
         result: Tensor = self.norm_contracted(own + self.contract(F.relu(self.expand(own))))
         return result
 
-    def attention(self, tokens: Tensor, own: Tensor) -> Tensor:
-        """What ``own`` (some of ``tokens``) gather from all ``tokens``; same shape as ``own``."""
+    def attention(self, tokens: Tensor, own: Tensor, places: Tensor | None = None) -> Tensor:
+        """What ``own`` (the last of ``tokens``) gather from all ``tokens``; same shape as ``own``."""
         queries, keys, values = (
-            part.view(*part.shape[:2], self.num_heads, -1).transpose(1, 2) for part in self.projected(tokens, own)
+            part.view(*part.shape[:2], self.num_heads, -1).transpose(1, 2)
+            for part in self.projected(tokens, own, places)
         )
         if self.training and self.dropout > 0 and tokens.device.type == "cpu":
             scores = (queries * queries.shape[3] ** -0.5) @ keys.transpose(2, 3)
@@ -282,10 +289,15 @@ class EncoderLayer(nn.Module):
         result: Tensor = self.attended(gathered.transpose(1, 2).flatten(2))
         return result
 
-    def projected(self, tokens: Tensor, own: Tensor) -> tuple[Tensor, ...]:
+    def projected(self, tokens: Tensor, own: Tensor, places: Tensor | None = None) -> tuple[Tensor, ...]:
         """Queries of ``own``, keys and values of ``tokens``, each ``[batch, tokens, width]``."""
         joint = self.queries_keys_values
         width = tokens.shape[2]
+        if places is not None:
+            placed = tokens + places
+            given = (placed[:, -own.shape[1] :], placed, tokens)
+            parts = zip(given, joint.weight.tensor_split(3), joint.bias.tensor_split(3), strict=True)
+            return tuple(F.linear(*each) for each in parts)
         if own is tokens:
             return joint(tokens).tensor_split(3, dim=2)  # type: ignore[no-any-return]
         queries = F.linear(own, joint.weight[:width], joint.bias[:width])

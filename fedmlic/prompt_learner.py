@@ -173,6 +173,7 @@ class PromptLearner(nn.Module):
     Attributes:
         template_context: ``[words, width]``, the word vectors of the template's beginning.
         handwritten: ``[labels, features]``, of length 1: of the hand-written prompts.
+        handwritten_raw: the same, as the text half gives them; computed anew where the network is built.
 
     Raises:
         InputError: a prompt of more tokens than the text half reads; a template without a place for names.
@@ -180,6 +181,7 @@ class PromptLearner(nn.Module):
 
     template_context: Tensor
     handwritten: Tensor
+    handwritten_raw: Tensor
     first: Tensor
     names: Tensor
     ends: Tensor
@@ -202,7 +204,10 @@ class PromptLearner(nn.Module):
         self.register_buffer("ends", torch.tensor([len(row) for row in rows], dtype=torch.int64))
         self.register_buffer("template_context", own)
         with torch.no_grad():
-            self.register_buffer("handwritten", F.normalize(self(own[None]), dim=2)[0])
+            raw = self(own[None])[0]
+        # Not part of the state: folders of runs that are older than it can be opened.
+        self.register_buffer("handwritten_raw", raw, persistent=False)
+        self.register_buffer("handwritten", F.normalize(raw, dim=1))
 
     def forward(self, contexts: Tensor) -> Tensor:
         """Features ``[sets, labels, features]``, not scaled, of every label behind every context.

@@ -5,7 +5,7 @@ With F the feature map at P places and s_kp = <cam_k, F_p> the activation of lab
     first score:   max_p s_kp
     node k:        v_k = sum_p sigmoid(s_kp) T F_p                          T: features -> width
     static graph:  h = v + act(W_s act(A v))                                A learned, labels x labels
-    image's graph: B = sigmoid(C [relu(norm(U mean_k h_k)); h_k])           labels x labels
+    image's graph: B = sigmoid(C [act(norm(U mean_k h_k)); h_k])            labels x labels
                    z = v + act(W_d act(B^T h))
     second score:  <readout_k, z_k> + b_k
     logit:         (first + second) / 2
@@ -13,11 +13,11 @@ With F the feature map at P places and s_kp = <cam_k, F_p> the activation of lab
 act is a leaky ReLU of slope 0.2; B_jk, from node j to node k, is entry j of C's output at node k.
 
 Deviations: UNKNOWN and UNCERTAIN entries take no part in the loss (binary cross-entropy); norm is a
-LayerNorm where the source has BatchNorm, whose statistics would have to be exchanged. Written from
-memory and a short description; slope, sums and norm were not compared with the paper.
+LayerNorm where the source has BatchNorm, whose statistics would have to be exchanged. But for the norm the
+logits are those of the authors' released code.
 
 Source: Ye et al. 2020, "Attention-Driven Dynamic Graph Convolutional Network for Multi-Label Image
-Recognition" (ECCV, arXiv 2012.02994).
+Recognition" (ECCV, arXiv 2012.02994); released code Yejin0111/ADD-GCN (no licence: read, not copied).
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class GraphClassifier(nn.Module):
 
     def graph(self, nodes: Tensor) -> Tensor:
         """``[batch, labels, labels]`` in (0, 1): from which node (rows) to which (columns)."""
-        overall = F.relu(self.norm(self.overall(nodes.mean(dim=1, keepdim=True))))
+        overall = _act(self.norm(self.overall(nodes.mean(dim=1, keepdim=True))))
         both = torch.cat([overall.expand_as(nodes), nodes], dim=2)
         return torch.sigmoid(self.relation(both)).transpose(1, 2)
 

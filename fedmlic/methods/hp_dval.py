@@ -60,8 +60,8 @@ class Scoring(NamedTuple):
     Attributes:
         alpha: share of the whole image, in [0, 1].
         top: places that a label's local score is the mean of.
-        scores: ``cosine``, or ``mkt``: products as they are, an image's scores of either view divided by their
-            length over labels before they are mixed.
+        scores: ``cosine``, or ``mkt``: products of features as they are, an image's scores of either view divided
+            by their length over labels before they are mixed.
     """
 
     alpha: float
@@ -165,10 +165,10 @@ class DualViewNetwork(PromptedNetwork):
         return self._taught(given) if part == "taught" else super().forward(given, part, *more)
 
     def read(self, *given: Tensor) -> Tensor:
-        """``[3, labels, features]``: for the whole image, for places, hand-written."""
+        """``[3, labels, features]``, of any length: for the whole image, for places, hand-written."""
         del given
         trained = self.learner(torch.stack([self.get_parameter(name) for name in self.prompted])).float()
-        written = self.learner.handwritten
+        written = self.learner.handwritten_raw
         rows = dict(zip(self.prompted, trained, strict=True))
         return torch.stack([*(rows.get(name, written) for name in CONTEXTS), written])
 
@@ -191,9 +191,9 @@ class DualViewNetwork(PromptedNetwork):
 
         Args:
             views: ``[batch, 1 + places, features]``.
-            texts: ``[2 or more, labels, features]``: for the whole image, for places.
+            texts: ``[2 or more, labels, features]``, of any length: for the whole image, for places.
         """
-        handwritten = self.learner.handwritten
+        handwritten = self.learner.handwritten_raw
         whole, places = (handwritten, handwritten) if texts is None else (texts[0], texts[1])
         return fused(views, whole, places, self.how, self.log_scale.exp())
 

@@ -1,7 +1,8 @@
 """ML-Decoder: a few fixed queries, each answering for a group of labels.
 
 Tokens of the feature map are projected (with ReLU); G = min(``groups``, labels) queries that are drawn
-once from the seed and never trained look at them in one decoder layer, without looking at each other;
+once from the seed and never trained look at them in one decoder layer, without looking at each other (before
+it they are added to themselves and normalised, as in the released code);
 every query's result gives the logits of its own group of ceil(labels / G) labels. Fixed queries are
 the same on every host and are not sent.
 
@@ -18,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedmlic.label_queries import QueryClassifier, QueryLayer, check_heads
+from fedmlic.label_queries import GroupReadout, QueryClassifier, QueryLayer, check_heads
 from fedmlic.losses import asymmetric, known_mean
 from fedmlic.method import Method, Objective, Task
 from fedmlic.training import trainer
@@ -54,12 +55,13 @@ def ml_decoder(
         backbone = task.model.build(task.image_shape[2])
         size = width or min(backbone.num_features, 768)
         check_heads(size, heads)
+        num_queries = min(groups, task.num_labels)
         return QueryClassifier(
             backbone,
-            task.num_labels,
-            torch.randn(min(groups, task.num_labels), size),
+            torch.randn(num_queries, size),
+            GroupReadout(num_queries, task.num_labels, size),
             projection=nn.Sequential(nn.Linear(backbone.num_features, size), nn.ReLU()),
-            decoder=[QueryLayer(size, heads, feedforward or size * 8 // 3, dropout, self_attention=False)],
+            decoder=[QueryLayer(size, heads, feedforward or size * 8 // 3, dropout, first="doubled")],
         )
 
     def loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:

@@ -1,28 +1,34 @@
 """Query2Label: one trained query per label gathers from the feature map what concerns it.
 
 Tokens of the feature map pass an encoder layer; label queries look at each other and at the tokens in
-two decoder layers; every label's logit is read from its own query (``fedmlic.label_queries``).
+two decoder layers, then a last norm; every label's logit is read from its own query
+(``fedmlic.label_queries``). As in the authors' released code, whose networks these are number for number:
+queries are added in every layer, to values that begin as zeros, and sines of places in every layer to what
+asks and what is looked up, not to what is gathered.
 
-Deviations: UNKNOWN and UNCERTAIN entries take no part; the loss is a mean where the authors sum;
-sines of places are added to the tokens once, not in every layer; queries enter the first layer as
-they are, not added to zeros in each layer. Source: Liu et al. 2021, "Query2Label: A Simple
-Transformer Way to Multi-Label Classification" (arXiv 2107.10834).
+Deviations: UNKNOWN and UNCERTAIN entries take no part; the loss is their mean, which the released code
+multiplies by 1,000. Source: Liu et al. 2021, "Query2Label: A Simple Transformer Way to Multi-Label
+Classification" (arXiv 2107.10834); released code SlongLiu/query2labels (MIT). ``docs/methods/query2label.md``
+says where paper and code differ.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from fedmlic.errors import InputError
-from fedmlic.label_queries import QueryClassifier, QueryLayer, check_heads
-from fedmlic.label_transformer import EncoderLayer
+from fedmlic.label_queries import First, QueryClassifier, QueryLayer, check_heads
+from fedmlic.label_transformer import EncoderLayer, Readout
 from fedmlic.losses import asymmetric, known_mean
 from fedmlic.method import Method, Objective, Task
 from fedmlic.training import trainer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def query2label(
@@ -49,8 +55,9 @@ def query2label(
         width: of tokens and queries (None: the backbone's features, without a projection).
         feedforward: hidden units of a layer (None: four times the width; the authors' 8,192 are that for 2,048).
         dropout: probability.
-        positions: what is added to tokens for their place.
-        self_attention: whether queries look at each other.
+        positions: what is added to tokens for their place, where they ask and are looked up.
+        self_attention: whether queries look at each other first (paper), or not, without the norm after it (the
+            released code's default).
         gamma_pos: focusing exponent for present entries, 0 or more.
         gamma_neg: focusing exponent for absent entries, 0 or more.
         margin: probability that absent entries may have for free, in [0, 1).
@@ -65,16 +72,19 @@ def query2label(
             msg = f"Expected the width to be a multiple of 4 for positions='sine', got {size}. Choose another width."
             raise InputError(msg)
         hidden = feedforward or 4 * size
+        first: First = "attention" if self_attention else "nothing"
+        encoder = [EncoderLayer(size, heads, hidden, dropout) for _ in range(encoder_layers)]
+        decoder = [QueryLayer(size, heads, hidden, dropout, first=first) for _ in range(decoder_layers)]
+        _start(encoder, decoder)
         return QueryClassifier(
             backbone,
-            task.num_labels,
             nn.Parameter(torch.randn(task.num_labels, size)),
+            Readout(task.num_labels, size),
             projection=nn.Identity() if size == backbone.num_features else nn.Linear(backbone.num_features, size),
-            encoder=[EncoderLayer(size, heads, hidden, dropout) for _ in range(encoder_layers)],
-            decoder=[
-                QueryLayer(size, heads, hidden, dropout, self_attention=self_attention) for _ in range(decoder_layers)
-            ],
+            encoder=encoder,
+            decoder=decoder,
             sine=positions == "sine",
+            added=True,
         )
 
     def loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -83,6 +93,16 @@ def query2label(
 
     objective = Objective(loss, one_by_one="dropout draws at random" if dropout else "")
     return Method(build, trainer(objective), predict, label_rows, objective=objective)
+
+
+def _start(encoder: Sequence[EncoderLayer], decoder: Sequence[QueryLayer]) -> None:
+    """Initial numbers as in the released code: matrices of layers by Xavier, uniform; attention without bias."""
+    for layer in (*encoder, *decoder):
+        for parameter in layer.parameters():
+            if parameter.ndim > 1:
+                nn.init.xavier_uniform_(parameter)
+    for each in encoder:
+        nn.init.zeros_(each.attended.bias)
 
 
 def predict(network: nn.Module, images: Tensor) -> Tensor:

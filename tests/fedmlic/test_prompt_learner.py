@@ -66,9 +66,12 @@ def test_handwritten_prompts_are_those_of_open_clip(clip, quick, template):
     learner = PromptLearner(reader, NAMES, template, 4)
 
     prompts = [template.replace("{}", name) for name in NAMES]
-    expected = clip[1][quick].encode_text(clip[0].SimpleTokenizer(context_length=16)(prompts), normalize=True)
+    tokens = clip[0].SimpleTokenizer(context_length=16)(prompts)
 
-    torch.testing.assert_close(learner.handwritten, expected.detach(), rtol=1e-4, atol=1e-5)
+    for found, normalize in ((learner.handwritten, True), (learner.handwritten_raw, False)):
+        expected = clip[1][quick].encode_text(tokens, normalize=normalize)
+        torch.testing.assert_close(found, expected.detach(), rtol=1e-4, atol=1e-5)
+    assert "handwritten_raw" not in learner.state_dict()
     assert "tiny.pt sha256:" in reader.source
 
 

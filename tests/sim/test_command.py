@@ -165,6 +165,18 @@ def test_the_shipped_recipes_are_valid():
     assert read_settings(["methods/label_bias", "seed=3"])["regime"] == "single_positive(bias='size')"
 
 
+def test_recipes_of_papers_train_on_all_training_images():
+    """But for the one whose source validates on a tenth of them, and FLAIR, whose validation users are others."""
+    folder = Path(__file__).parents[2] / "sim" / "recipes" / "methods"
+    names = {file.stem for file in folder.glob("*_paper.toml")} - {"hapi_paper"}
+    assert len(names) > 9
+    for name in names:
+        found = read_settings([f"methods/{name}"])
+        assert found["holdout-fraction"] == 0, name
+        assert "val_fraction=0)" in found["dataset"] or name == "fedlgt_paper", name
+        assert found["clip-norm"] == (10 if name == "fedlgt_paper" else 0), name
+
+
 def test_a_recipe_in_a_folder_that_does_not_exist_names_the_nearest(fedmlic):
     assert "Did you mean 'methods/label_bias'" in one_line(fedmlic("run", "methods/label_bais"))
 

@@ -97,24 +97,49 @@ def test_a_view_with_large_products_does_not_drown_the_other():
     torch.testing.assert_close(found, torch.tensor([[0.5, 0.5]]))
 
 
-@pytest.mark.parametrize("scale", [1.0, 20.0])
-def test_scores_of_the_release_are_products_each_view_divided_by_its_length(scale):
-    """The network's logits against a plain loop, with views of very different lengths."""
+@pytest.mark.parametrize(("scale", "moved"), [(1.0, ()), (20.0, ()), (20.0, ("whole",)), (20.0, ("whole", "places"))])
+def test_scores_of_the_release_are_products_each_view_divided_by_its_length(scale, moved, monkeypatch):
+    """The network's logits against a plain loop, with views and texts of very different lengths."""
+
+    def uneven(weights, model, features, seed, who):
+        del weights, model, who
+        reader = random_reader(features, seed)
+        reader.half.projection[:, 1:] *= 0.05  # a norm comes before: else all texts are about as long
+        return reader
+
+    monkeypatch.setattr(hp_dval, "open_reader", torch.no_grad()(uneven))
     method = f"scores='mkt', alpha=0.3, top=2, scale={scale}"
     network = learner(method=method).resident.network.eval()
     images = to_float(data().images.pixels)
     with torch.no_grad():
         network.backbone.tower.projection.weight.mul_(3.0)
+        for view in moved:
+            network.get_parameter(f"context_{view}").add_(0.5)
         found = network(images)
-        views, texts = network.views(images).double().numpy(), network.learner.handwritten.double().numpy()
+        views = network.views(images).double().numpy()
+        contexts = [network.get_parameter(f"context_{view}") for view in ("whole", "places")]
+        given = [network.learner(each[None])[0].double().numpy() for each in contexts]
+        written = network.learner(network.learner.template_context[None])[0].double().numpy()
+        texts = [row if view in moved else written for view, row in zip(("whole", "places"), given, strict=True)]
 
+    lengths = np.linalg.norm(written, axis=1)
+    assert lengths.max() > 1.1 * lengths.min()
     for i, image in enumerate(views):
         whole, places = np.zeros(3), np.zeros(3)
-        for c, text in enumerate(texts):
-            whole[c] = image[0] @ text
-            places[c] = np.mean(sorted((view @ text for view in image[1:]), reverse=True)[:2])
+        for c in range(3):
+            whole[c] = image[0] @ texts[0][c]
+            places[c] = np.mean(sorted((view @ texts[1][c] for view in image[1:]), reverse=True)[:2])
         expected = 0.3 * whole / np.sqrt((whole**2).sum()) + 0.7 * places / np.sqrt((places**2).sum())
         np.testing.assert_allclose(found[i], expected, atol=1e-5)
+
+
+def test_the_length_of_a_hand_written_text_decides_an_order_of_the_release():
+    """Text 0 is twice as long as text 1: with texts of length 1 label 1 would be first."""
+    views, texts = torch.tensor([[[1.0, 1.5], [1.0, 1.5]]]), torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+
+    found = fused(views, texts, texts, Scoring(0.5, 1, "mkt"))
+
+    torch.testing.assert_close(found, torch.tensor([[0.8, 0.6]]))
 
 
 # Loss
