@@ -10,6 +10,7 @@ out mostly the same owners where a partition divides owners among them.
 from __future__ import annotations
 
 import itertools
+import math
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -76,18 +77,21 @@ def _first_in_queue(groups: NDArray[np.int64], queue: NDArray[np.float64], fract
     names, first, group_of_image, counts = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
     order = np.lexsort((names, queue[first]))
     totals = np.concatenate(([0], np.cumsum(counts[order])))
-    totals = totals[totals <= largest_share(fraction, "owner") * len(groups)]
+    totals = totals[(totals <= largest_share(fraction, "owner") * len(groups)) & (totals < len(groups))]
     taken = np.zeros(len(names), dtype=np.bool_)
     taken[order[: int(np.abs(totals - fraction * len(groups)).argmin())]] = True
     return np.asarray(taken[group_of_image])
 
 
 def largest_share(fraction: float, by: HoldoutBy) -> float:
-    """The largest share of its images that a client may hold out, but for rounding.
+    """The largest share of its images that a client may hold out, in [0, 1), but for rounding.
 
     By owner that is twice the fraction, and at least half of what was to remain for training remains.
 
     >>> largest_share(0.1, "image"), largest_share(0.1, "owner"), largest_share(0.5, "owner")
     (0.1, 0.2, 0.75)
     """
-    return fraction if by == "image" else min(2 * fraction, (1 + fraction) / 2)
+    if by == "image":
+        return fraction
+    # Just below 1 the mean rounds to 1.
+    return min(2 * fraction, (1 + fraction) / 2, math.nextafter(1, 0))

@@ -5,7 +5,7 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fedmlic.dataset import NO_OWNER
@@ -41,6 +41,7 @@ def of_nobody_apart(images):
 
 
 @given(of_clients=clients(), fraction=FRACTIONS, seed=st.integers(0, 3))
+@example(of_clients=[[0, 1], [0]], fraction=math.nextafter(1, 0), seed=0)
 @settings(max_examples=200, deadline=None)
 def test_no_owner_is_on_both_sides_and_about_the_fraction_is_held_out(of_clients, fraction, seed):
     for out, kept in held_out(of_clients, fraction, seed):
@@ -52,6 +53,7 @@ def test_no_owner_is_on_both_sides_and_about_the_fraction_is_held_out(of_clients
         assert not of_nobody_apart(out) & of_nobody_apart(kept)
         assert kept
         assert abs(len(out) - target) <= max(sizes.values())
+        assert largest_share(fraction, "owner") < 1
         assert len(out) <= largest_share(fraction, "owner") * count + 1e-9
         assert len(kept) >= (count - target) / 2 - 1e-9
         if len(sizes) == 1 or fraction == 0:
@@ -73,7 +75,8 @@ def test_owners_are_taken_in_the_order_of_the_queue_as_a_plain_loop_takes_them(o
         for who in sorted(images, key=drawn.__getitem__):
             taken = taken + images[who]
             near = abs(len(taken) - fraction * len(client)) < abs(len(best) - fraction * len(client))
-            if near and len(taken) <= largest_share(fraction, "owner") * len(client):
+            few = len(taken) <= largest_share(fraction, "owner") * len(client) and len(taken) < len(client)
+            if near and few:
                 best = taken
         assert sorted(best) == [i for _, i in out]
 
