@@ -65,6 +65,7 @@ def open_federation(experiment: Experiment, runtime: Runtime, corpus: Corpus) ->
         num_clients=experiment.num_clients,
         seed=experiment.seed,
         holdout_fraction=experiment.holdout_fraction,
+        holdout_by=experiment.holdout_by,
         home=home_of(runtime),
     )
     return federation.single(experiment.single_client) if experiment.single_client else federation

@@ -159,6 +159,7 @@ def _open_device(experiment: Experiment, node_config: Mapping[str, Setting]) -> 
         corpus,
         label_names=names or corpus.label_names,
         holdout_fraction=experiment.holdout_fraction,
+        holdout_by=experiment.holdout_by,
         seed=experiment.seed,
         client=client,
     )

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fedmlic import spec
 from fedmlic.errors import InputError, nearest
+from fedmlic.holdout import HoldoutBy
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 DEFAULT_DATASET = (
@@ -35,6 +36,7 @@ LATER_FIELDS = (
     "statistics_min_images",
     "features",
     "inference",
+    "holdout_by",
 )
 """Settings that older runs do not have: their defaults do not count, so that old identities hold."""
 
@@ -89,6 +91,9 @@ class Experiment(BaseModel):
     )
     holdout_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1, description="of a client's images, kept for federated evaluation"
+    )
+    holdout_by: HoldoutBy = Field(
+        "image", description="what is kept: single images, or whole owners, so that none is on both sides (patients)"
     )
     evaluate_every: Positive = Field(1, description="rounds between evaluations on the server (the last always)")
     evaluate_clients_every: Count = Field(0, description="rounds between evaluations on all clients (0: at the end)")

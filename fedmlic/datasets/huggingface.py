@@ -11,7 +11,8 @@ come in one of three forms:
   be either are refused until ``label_form`` says what they are.
 * **columns**: one column per label holds its state.
 
-A state is 1 or true (present), 0 or false (absent), -1, null or NaN (unknown), -2 (uncertain).
+A state is 1 or true (present), 0 or false (absent), -1, null or NaN (unknown), -2 (uncertain). Of class
+labels -1 is what the library stores where no class was given: unknown; a list of nothing else is null.
 
 Source: https://huggingface.co/docs/datasets (``load_dataset``, ``load_from_disk``, the features
 ``Image``, ``List`` and ``ClassLabel``).
@@ -73,6 +74,9 @@ WORDS = {
     **dict.fromkeys(("-2", "uncertain"), UNCERTAIN),
 }
 """States as texts and as names of classes, in lower case."""
+
+NO_CLASS = -1
+"""What the library stores of a class label where no class was given."""
 
 
 # Opening
@@ -226,12 +230,13 @@ def _choose_splits(parts: Mapping[str, Any], splits: Mapping[Any, str] | None) -
     return chosen
 
 
-def _check_columns(parts: Mapping[str, Any], wanted: list[str]) -> None:
+def _check_columns(parts: Mapping[str, Any], wanted: list[str], led_into: list[str]) -> None:
+    """Refuse columns that a split lacks; a dot of those in ``led_into`` may lead into records."""
     wrong = [
-        f"split {name!r} has no column {column!r}. {nearest(column.split('.')[0], part.features)}"
+        f"split {name!r} has no column {column!r}. {nearest(column, part.features)}"
         for name, part in parts.items()
-        for column in wanted
-        if column.split(".")[0] not in part.features
+        for column in dict.fromkeys([*wanted, *led_into])
+        if (_top(column, part)[0] if column in led_into else column) not in part.features
     ]
     if wrong:
         expected = "Expected data set huggingface to have the columns asked for"
@@ -241,9 +246,18 @@ def _check_columns(parts: Mapping[str, Any], wanted: list[str]) -> None:
 # Labels
 
 
-def _inner(feature: Any, column: str) -> Any:  # noqa: ANN401
+def _top(column: str, part: Any) -> tuple[str, list[str]]:  # noqa: ANN401
+    """The column of a table, and the fields below it that dots lead to; a column may have dots in its own name."""
+    if column in part.features:
+        return column, []
+    top, *path = column.split(".")
+    return top, path
+
+
+def _inner(part: Any, column: str) -> Any:  # noqa: ANN401
     """The feature of what a column's lists hold, following ``objects.category``; ``None`` if it holds no lists."""
-    path = column.split(".")[1:]
+    top, path = _top(column, part)
+    feature = part.features[top]
     depth = 0
     while True:
         if isinstance(feature, (list, tuple)):
@@ -268,7 +282,7 @@ def _values(row: Any, path: list[str]) -> list[Any] | None:  # noqa: ANN401
 
 def _lists(part: Any, column: str) -> list[list[Any] | None]:  # noqa: ANN401
     """The lists of a whole column."""
-    top, *path = column.split(".")
+    top, path = _top(column, part)
     return [_values(row, path) for row in part.select_columns([top])[:][top]]
 
 
@@ -277,17 +291,21 @@ class _Reader:
     """Turns a column into states and collects what is wrong on the way."""
 
     names: list[str]
+    of_classes: bool = False
     problems: list[str] = field(default_factory=list)
     state_of: list[Mapping[Any, int]] = field(default_factory=list)
 
     def listed(self, values: list[Any] | None, where: str, column_of: Callable[[Any], int | None]) -> list[int]:
         """States of an image for which the present labels are listed."""
-        if values is None:
+        nobody_said = self.of_classes and bool(values) and set(values or ()) == {NO_CLASS}
+        if values is None or nobody_said:
             return [UNKNOWN] * len(self.names)
         states = [ABSENT] * len(self.names)
         for value in values:
             column = column_of(value)
-            if column is None:
+            if self.of_classes and value == NO_CLASS:
+                self.problems.append(f"{where}: label -1, which says that no class was given, beside others")
+            elif column is None:
                 hint = nearest(value, self.names) if isinstance(value, str) else f"It has {len(self.names)} labels."
                 self.problems.append(f"{where}: label {value!r}. {hint}")
             else:
@@ -328,7 +346,7 @@ def _state_of(feature: Any, column: str) -> Mapping[Any, int]:  # noqa: ANN401
             "label_form='list'."
         )
         raise InputError(msg)
-    return {number: WORDS[name.lower()] for number, name in enumerate(classes)}
+    return {NO_CLASS: UNKNOWN, **{number: WORDS[name.lower()] for number, name in enumerate(classes)}}
 
 
 def _shared_feature(features: Mapping[str, Any], column: str, *, kinds: bool) -> Any:  # noqa: ANN401
@@ -376,8 +394,8 @@ def _listed_feature(parts: Mapping[str, Any], column: str) -> Any:  # noqa: ANN4
     Raises:
         InputError: a split's column holds no lists, or something else than that of another split.
     """
-    whole = {name: part.features[column.split(".", maxsplit=1)[0]] for name, part in parts.items()}
-    inner = {name: _inner(feature, column) for name, feature in whole.items()}
+    whole = {name: part.features[_top(column, part)[0]] for name, part in parts.items()}
+    inner = {name: _inner(part, column) for name, part in parts.items()}
     # A column without any value has no type, so that it is no list; it counts only where no split has one.
     odd = [name for name, feature in inner.items() if feature is None and _kind(whole[name]) != "null"]
     lists = {name: feature for name, feature in inner.items() if feature is not None}
@@ -409,7 +427,8 @@ def _read_labels(
     feature = _listed_feature(parts, column)
     rows = {name: _lists(part, column) for name, part in parts.items()}
     classes = getattr(feature, "names", None)
-    form = _form(_Column(column, _kind(feature), rows, classes), form, names)
+    in_records = any(_top(column, part)[1] for part in parts.values())
+    form = _form(_Column(column, _kind(feature), rows, classes, in_records), form, names)
     if form == "vector":
         width = max((len(row) for part in rows.values() for row in part if row is not None), default=0)
         reader = _Reader(_different(names or [str(place) for place in range(width)], None))
@@ -427,12 +446,14 @@ class _Column(NamedTuple):
         kind: what the lists hold: ``class``, ``text``, ``bool``, ``float``, ``int`` or something else.
         rows: the lists of every split.
         classes: names of the classes, of class labels.
+        in_records: whether it is a field of records.
     """
 
     name: str
     kind: str
     rows: Mapping[str, list[list[Any] | None]]
     classes: Sequence[str] | None = None
+    in_records: bool = False
 
     @property
     def lists(self) -> list[list[Any]]:
@@ -478,7 +499,7 @@ def _form(column: _Column, form: str, names: list[str] | None) -> str:
         return form
     if column.kind in {"class", "text"}:
         _check_words(column)
-    return _form_of_integers(column, names) if column.kind == "int" and "." not in column.name else "list"
+    return _form_of_integers(column, names) if column.kind == "int" and not column.in_records else "list"
 
 
 def _check_words(column: _Column) -> None:
@@ -492,7 +513,7 @@ def _check_words(column: _Column) -> None:
 
 def _form_of_floats(column: _Column, form: str) -> str:
     lists = column.lists
-    broken = next((value for row in lists for value in row if value != int(value)), None)
+    broken = next((value for row in lists for value in row if not float(value).is_integer()), None)
     if broken is not None:
         what = f"numbers such as {broken:.6g}, which are neither states nor labels"
         raise column.refused(
@@ -510,14 +531,16 @@ def _form_of_integers(column: _Column, names: list[str] | None) -> str:
 
     Vectors have one length, one state per label. So lists of several lengths name labels, and so
     do lists with a number above 1, unless all have one length and repeat numbers, as counts would.
-    Empty lists tell nothing: among vectors they stand for images that nobody looked at.
+    Empty lists tell nothing: among vectors they stand for images that nobody looked at. Another number
+    of names only settles lists of one number: of longer ones the names may as well be wrong.
     """
     lists = column.lists
     widths = {len(row) for part in column.rows.values() for row in part if row}
     numbers = {value for row in lists for value in row}
     widest = max(widths, default=0)
     repeats = any(len(set(row)) < len(row) for row in lists)
-    if not numbers or (names is not None and len(widths) == 1 and len(names) != widest and min(numbers) >= 0):
+    several_named = names is not None and len(names) > 1
+    if not numbers or (several_named and widest == 1 and min(numbers) >= 0):
         return "list"
     only_states = numbers <= set(STATES.values())
     unclear = (only_states and (len(widths) == 1 or widest > 2)) or (len(widths) == 1 and widest > 1 and repeats)
@@ -527,6 +550,8 @@ def _form_of_integers(column: _Column, names: list[str] | None) -> str:
             f"up to {widest} number{'s' if widest > 1 else ''} in each list that are {which}: a vector with one state "
             "per label, or a list of the numbers of present labels"
         )
+        if names is not None and len(names) != widest:
+            what += f"; a vector would have {widest} names, and there are {len(names)} label_names"
         raise column.refused(what, "Give label_form='vector' or label_form='list'.")
     return "list"
 
@@ -556,7 +581,7 @@ def _vocabulary(
         chosen = _different(names or list(classes), None)
         of_name = {name: place for place, name in enumerate(chosen)}
         of_value: dict[Any, int | None] = {place: of_name.get(composed(name)) for place, name in enumerate(classes)}
-        return _Reader(chosen), of_value.get
+        return _Reader(chosen, of_classes=True), of_value.get
     if texts:
         chosen = _different(names or sorted(texts), None)
         of_text = {name: place for place, name in enumerate(chosen)}
@@ -719,10 +744,13 @@ def _ids(chosen: Mapping[str, str], parts: Mapping[str, Any], column: str | None
 def _owners(
     chosen: Mapping[str, str], parts: Mapping[str, Any], column: str | None
 ) -> tuple[NDArray[np.int64], list[str]]:
+    """Owner numbers, and their names."""
     if column is None:
         return np.full(sum(len(parts[name]) for name in chosen.values()), NO_OWNER, dtype=np.int64), []
+    feature = _shared_feature({name: part.features[column] for name, part in parts.items()}, column, kinds=False)
+    nobody = (None,) if getattr(feature, "names", None) is None else (None, NO_CLASS)
     values = [value for name in chosen.values() for value in parts[name].select_columns([column])[:][column]]
-    return number_groups(["" if value is None else composed(str(value)) for value in values])
+    return number_groups(["" if value in nobody else composed(str(value)) for value in values])
 
 
 def _deal(
@@ -776,7 +804,8 @@ def huggingface(
         splits: its name of each split, as ``{"train": "train", "val": "dev"}``; the usual names
             are found by themselves. Splits that are not named are left out.
         image_column: column of images (or of bytes, or of file names below a local ``path``).
-        label_column: column of lists of labels; a dot leads into records, ``objects.category``.
+        label_column: column of lists of labels; a dot leads into records, ``objects.category``,
+            unless a column has that whole name.
         label_columns: one column per label instead.
         label_form: what the lists of ``label_column`` hold: the present labels (``list``), or one
             state per label (``vector``). ``auto`` decides by their type, and for numbers by the
@@ -787,7 +816,7 @@ def huggingface(
             pixels of the upright image.
         box_form: what four numbers of a box are: left, top, width and height, or left, top,
             right and bottom.
-        owner_column: column that says whose image it is; null is nobody.
+        owner_column: column that says whose image it is; null, and -1 of class labels, is nobody.
         id_column: column of unique ids; split and row by default.
         image_size: height and width of stored images, pixels.
         resize: ``squash`` changes the aspect, ``crop`` cuts the longer side around the centre,
@@ -810,12 +839,14 @@ def huggingface(
     if box_column is not None and (label_columns is not None or label_form == "vector"):
         msg = "Expected boxes of data set huggingface beside lists of labels, got states. Leave box_column out."
         raise InputError(msg)
-    extra = [column for column in (image_column, owner_column, id_column, box_column) if column is not None]
-    _check_columns(parts, [*extra, *([label_column] if label_columns is None else label_columns)])
+    extra = [column for column in (image_column, owner_column, id_column) if column is not None]
+    led_into = [*([] if box_column is None else [box_column]), *([label_column] if label_columns is None else [])]
+    _check_columns(parts, [*extra, *(label_columns or [])], led_into)
     problems = Problems(f"Expected data set huggingface at {path} to be as described")
     ids, double = _ids(chosen, parts, id_column)
     for problem in double:
         problems.add(problem)
+    owned = problems.attempt(_owners, chosen, parts, owner_column)
     read_labels = problems.attempt(_read_labels, parts, label_column, label_form, label_columns, label_names)
     place = Path(path).expanduser()
     if read_labels is None and place.exists():
@@ -823,9 +854,10 @@ def huggingface(
     names, states, wrong = read_labels or ([], {}, [])
     for problem in wrong:
         problems.add(problem)
-    problems.finish()
+    if problems or owned is None:
+        raise problems.error()
+    owners, owner_names = owned
     labels = np.concatenate([states[name] for name in chosen.values()])
-    owners, owner_names = _owners(chosen, parts, owner_column)
     given = [split for split, name in chosen.items() for _ in range(len(parts[name]))]
     whole = owners_whole(split_by, owners) or not owner_names
     dealt = _deal(given, owners, ids, {"val": val_fraction, "test": test_fraction}, seed, whole=whole)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,16 +191,31 @@ def _classes(root: Path, which: str, label_names: list[str] | None, problems: Pr
     columns = dict.fromkeys(every, NO_LABEL) | {label: place for place, label in enumerate(chosen)}
     times_of = Counter(known.get(label) for label in chosen)
     names = [known.get(label, label) for label in chosen]
-    names = [f"{n} ({label})" if times_of[n] > 1 else n for n, label in zip(names, chosen, strict=True)]
+    names = [_told_apart(n, label) if times_of[n] > 1 else n for n, label in zip(names, chosen, strict=True)]
     return _Classes(chosen, names, columns, [file for file in files if file is not None])
+
+
+def _told_apart(name: str, label: str) -> str:
+    """How a class is shown whose display name another one has too."""
+    return f"{name} ({label})"
 
 
 def _chosen(known: dict[str, str], listed: list[str], label_names: list[str] | None, own: Problems) -> list[str]:
     """The ids of the labels; one that is unknown or named twice is noted and left out."""
     wanted = listed
     if label_names is not None:
-        by_name = {name: image_id for image_id, name in reversed(known.items())}
-        wanted = [name if name in known else by_name.get(name, name) for name in label_names]
+        ids_of: defaultdict[str, list[str]] = defaultdict(list)
+        for label, name in known.items():
+            ids_of[name].append(label)
+            ids_of[_told_apart(name, label)].append(label)
+        wanted, among = [], set(listed)
+        for name in label_names:
+            ids = [name] if name in known else ids_of.get(name, [name])
+            ids = [label for label in ids if label in among] or ids
+            if len(ids) > 1:
+                own.add(f"{name!r}, the name of {len(ids)} classes: {', '.join(ids)}. Give one's id")
+            else:
+                wanted += ids
         if not label_names:
             own.add("no label")
     for label, times in Counter(wanted).items():
@@ -417,7 +432,9 @@ def open_images(
         root: folder that holds the CSV files and the folders of images; ``~`` is your home.
         classes: ``all`` of the class descriptions, the ``trainable`` ones, or the 600
             ``boxable`` ones.
-        label_names: ids or display names of some labels, and their order.
+        label_names: ids or display names of some labels, and their order. A display name that
+            several of ``classes`` share is an error that lists their ids; the name with the id
+            behind it, as such labels are shown, is understood.
         machine: what a program claims is a ``flag``, ignored, or ``present`` where no person
             looked.
         machine_confidence: least confidence of such a claim.

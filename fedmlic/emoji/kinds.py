@@ -130,8 +130,12 @@ def base(code: str) -> str:
     Variants with codes of their own share nothing: man, woman and adult; the older ones; each of these and
     the same with red, curly, white, blond or no hair or a beard (for one kind of hair, man, woman and adult do
     share it). These are the 28 emoji of the label person, which so has look-alikes in several folds; of the
-    workers prince, princess and person with crown, and a pregnant woman, man and person are such. That stays,
-    since what is measured on the data set depends on it.
+    workers prince, princess and person with crown, and a pregnant woman, man and person are such.
+
+    Nor do emoji share anything that only look alike: 24 of the 29 of the label clock are one face with other
+    hands and lie in all folds, and there are pairs such as frowning face and slightly frowning face, neutral face
+    and expressionless face, purple heart and grey heart, new moon symbol and new moon with face. All this
+    stays, since what is measured on the data set depends on it.
 
     >>> base("1f469-200d-1f692"), base("1f6b4-200d-2640"), base("1f469"), base("1f469-200d-1f9b0")
     ('1f692', '1f6b4', '1f469', '1f9b0')

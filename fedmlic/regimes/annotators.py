@@ -39,6 +39,7 @@ from pydantic import Field
 from fedmlic.annotation.draws import Chance, Drawn, Probability, chance
 from fedmlic.annotation.instances import centre_distances, need_objects, smallest, sums
 from fedmlic.annotation.votes import Aggregation, aggregate, looks, turns
+from fedmlic.errors import InputError
 from fedmlic.labels import PRESENT
 from fedmlic.regime import Assignment, Regime
 
@@ -124,7 +125,8 @@ def annotators(
         aggregation: what is written down: ``"majority"`` (present if more than half say so),
             ``"any"`` (if one says so), ``"unanimous"`` (what all say, else uncertain),
             ``"single"`` (each image has one of them, drawn) or ``"two_coin"`` (what is more
-            probable, by rates estimated from the votes on the client's images).
+            probable, by rates estimated from the votes on the client's images; two annotators'
+            votes do not determine them, so it takes three or more, or one, who is taken at his word).
         recall: probability in [0, 1] to notice a label that fills 5 % of the image, in its
             centre, alone; or drawn by each annotator of each client from ``[low, high]`` or
             ``{"beta": [a, b]}``.
@@ -136,9 +138,15 @@ def annotators(
         correlation: probability in [0, 1] that an entry is equally hard for all annotators.
 
     Raises:
-        InputError: at the first client, when size or location has an effect and the data set
-            has no boxes.
+        InputError: ``"two_coin"`` of two annotators; at the first client, when size or location has
+            an effect and the data set has no boxes.
     """
+    if aggregation == "two_coin" and num_annotators == 2:
+        msg = (
+            "Expected num_annotators of annotators(aggregation='two_coin') to be 3 or more (or 1), got 2: two "
+            "annotators' votes do not determine their rates. Raise it, or give another aggregation."
+        )
+        raise InputError(msg)
     effects = _Effects(size_effect, location_effect, crowding_effect)
 
     def annotate(assignment: Assignment) -> NDArray[np.int8]:

@@ -15,14 +15,14 @@ the data sets here use.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
-from fedmlic.errors import InputError, nearest
+from fedmlic.errors import InputError, listing, nearest
 from fedmlic.files import file_sha256
 from fedmlic.formats import frugalmct
 from fedmlic.formats import hapi as files
@@ -99,8 +99,9 @@ def _columns(answers: files.Answers, label_names: tuple[str, ...], rename: Mappi
         InputError: none is.
     """
     column_of = {_normal(name): place for place, name in enumerate(label_names)}
+    renamed = {_normal(own): name for own, name in rename.items()}
     said = sorted({name for names in answers.names for name in names})
-    found = {name: column_of.get(_normal(rename.get(name, name)), -1) for name in said}
+    found = {name: column_of.get(_normal(renamed.get(_normal(name), name)), -1) for name in said}
     if said and max(found.values()) < 0:
         msg = (
             f"Expected labels of the API to be among those of the data set, got {said[:5]} of {len(said)} and "
@@ -150,7 +151,7 @@ def _notes(run: files.Run, label_names: tuple[str, ...], reading: _Reading, plac
         blind |= _misses(said, answers, true, present) >= reading.blind_miss_rate
     states[:, blind] = reading.blind
     if reading.empty is not None:
-        states[~said.any(axis=1)] = reading.empty
+        states[np.ix_(~said.any(axis=1), ~blind)] = reading.empty
     if not answers.confidences:
         unsure = (answers.confidence < reading.min_confidence) & np.array([bool(names) for names in answers.names])
         states[unsure] = UNKNOWN
@@ -174,6 +175,30 @@ def _look_up(notes: _Notes, image_keys: NDArray[np.uint64], uncovered: str, run:
     observed = np.full((len(image_keys), notes.states.shape[1]), UNKNOWN, dtype=np.int8)
     observed[covered] = notes.states[notes.places[found[covered]]]
     return observed
+
+
+def _check_names(rename: Mapping[str, str], label_names: tuple[str, ...], read: Iterable[files.Answers]) -> None:
+    """Refuse names in ``rename`` that would lose a label: no label of the data set, or said nowhere in what is read.
+
+    Answers are read until every name was said.
+    """
+    labels = {_normal(label) for label in label_names}
+    wrong = [
+        f"{name!r}, the value of {own!r}, which is no label of the data set. {nearest(name, label_names)}"
+        for own, name in rename.items()
+        if _normal(name) not in labels
+    ]
+    unsaid = {_normal(own): own for own in rename}
+    said = set[str]()
+    for answers in read if unsaid else ():
+        said.update(name for names in answers.names for name in names)
+        unsaid = {plain: own for plain, own in unsaid.items() if plain not in set(map(_normal, said))}
+        if not unsaid:
+            break
+    wrong += [f"{own!r}, which no chosen API says. {nearest(own, said)}" for own in unsaid.values()]
+    if wrong:
+        expected = "Expected rename of regime hapi to give labels of the data set for names of the API"
+        raise listing(expected, wrong)
 
 
 def _runs_of(place: Path, benchmark: str, apis: list[str], date: str) -> dict[str, list[files.Run]]:
@@ -262,7 +287,7 @@ def hapi(
         assign: how clients get their API (and date, where it is ``drawn``): each draws, or pairs of
             API and date go round, so that client k has number k modulo their number.
         unsaid: what a label is that the API does not name.
-        empty: what all labels are on an image of which it says nothing.
+        empty: what all labels but blind ones are on an image of which it says nothing.
         blind: what a label is that the API names on no image of the benchmark.
         blind_miss_rate: count as such a label also one that it misses on at least this share
             of the benchmark's images that show it.
@@ -275,7 +300,8 @@ def hapi(
 
     Raises:
         InputError: no such files, API or date; at the first client also: files that are not
-            as described, no label in common, or an image that they do not cover.
+            as described, no label in common, a name in ``rename`` that the data set does not
+            have or no chosen API says, or an image that they do not cover.
     """
     place = files.data_folder(root)
     runs = _runs_of(place, benchmark, apis or [], date)
@@ -288,9 +314,19 @@ def hapi(
         rename or {},
     )
     read: dict[tuple[Path, tuple[str, ...]], _Notes] = {}
+    checked: set[tuple[str, ...]] = set()
+
+    def everything_said() -> Iterator[files.Answers]:
+        every = [run for dated in runs.values() for run in dated]
+        yield from (_form(run).predictions(run) for run in every)
+        if blind_miss_rate is not None:
+            yield from (_form(run).truth(place, run.benchmark) for run in every[:1])
 
     def annotate(assignment: Assignment) -> NDArray[np.int8]:
         labels = assignment.labels
+        if any(runs.values()) and assignment.label_names not in checked:
+            _check_names(reading.rename, assignment.label_names, everything_said())
+            checked.add(assignment.label_names)
         run = _in_turn(assignment, runs) if assign == "in_turn" else _drawn(assignment, runs)
         if run is None:
             return labels.copy()

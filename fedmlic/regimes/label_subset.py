@@ -27,13 +27,16 @@ import numpy as np
 from pydantic import Field
 
 from fedmlic.annotation.draws import Whole, log_dirichlet, race, whole
-from fedmlic.annotation.label_columns import columns_of
+from fedmlic.annotation.label_columns import columns_of, names_of
 from fedmlic.errors import InputError
 from fedmlic.labels import ABSENT, PRESENT, UNCERTAIN, UNKNOWN, known
 from fedmlic.regime import Assignment, Regime
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+WHAT = "labels of label_subset"
 
 
 class _Choice(NamedTuple):
@@ -70,7 +73,7 @@ def _columns(assignment: Assignment, choice: _Choice) -> NDArray[np.int64]:
     num_labels = assignment.labels.shape[1]
     if choice.lists is not None:
         chosen = choice.lists[assignment.client % len(choice.lists)]
-        return columns_of(chosen, assignment.label_names, "labels of label_subset")
+        return columns_of(chosen, assignment.label_names, WHAT)
     count = _count(assignment, choice.labels_per_client)
     if choice.rule == "round_robin":
         return np.remainder(assignment.client * count + np.arange(count, dtype=np.int64), num_labels)
@@ -120,10 +123,11 @@ def label_subset(
             number. ``labels_per_client`` is not used then.
 
     Raises:
-        InputError: labels and a rule are both given; at the first client, when the data set
-            has fewer labels than that, or not the ones named.
+        InputError: labels and a rule are both given, or a list has an empty name or one twice; at the
+            first client, when the data set has fewer labels than that, or not the ones named.
     """
-    choice = _Choice(labels_per_client, rule, alpha, labels)
+    lists = None if labels is None else tuple(names_of(names, WHAT) for names in labels)
+    choice = _Choice(labels_per_client, rule, alpha, lists)
     _check(choice)
 
     def annotate(assignment: Assignment) -> NDArray[np.int8]:

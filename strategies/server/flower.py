@@ -28,6 +28,7 @@ from flwr.app import Message, MessageType, RecordDict
 
 from fedmlic import wire
 from fedmlic.errors import InputError, shown
+from fedmlic.holdout import largest_share
 from fedmlic.protocol import ROUND_SUMS, HostInfo, Reply, Request, Turn
 from fedmlic.update import Update
 from strategies.server.cohort import deal
@@ -192,7 +193,7 @@ class FlowerTransport:
             request,
             request.layout(self.layout),
             {client: sizes[client] for client in clients},
-            self._experiment.holdout_fraction,
+            largest_share(self._experiment.holdout_fraction, self._experiment.holdout_by),
             lacks_sums=request.kind == "train"
             and not request.mods
             and not self._experiment.mods.strip()

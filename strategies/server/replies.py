@@ -74,7 +74,7 @@ class Expected:
         request: what was asked.
         layout: of the tensors that clients send.
         sizes: the training images that each client announced, for all clients that were asked.
-        holdout_fraction: of a client's images that it keeps for evaluation.
+        holdout_share: the largest of a client's images that it may keep for evaluation, in [0, 1).
         lacks_sums: whether neither a mod nor the method adds any, so that there are no sums beside the model.
         solved: zeros of the sums that the server solves with in this round, by name.
     """
@@ -82,7 +82,7 @@ class Expected:
     request: Request
     layout: Layout
     sizes: Mapping[int, int]
-    holdout_fraction: float = 0.0
+    holdout_share: float = 0.0
     lacks_sums: bool = False
     solved: Mapping[str, Tensor] = field(default_factory=dict)
     counted: set[int] = field(default_factory=set)
@@ -138,7 +138,7 @@ class Expected:
         for name in ("num_steps", "bytes_up", "bytes_down"):
             _in_range(f"{name} of a turn", getattr(turn, name), 0, MOST_STEPS)
         if self.request.kind == "evaluate":
-            most = math.ceil(self.holdout_fraction / (1 - self.holdout_fraction) * (size + 1)) + 1
+            most = math.ceil(self.holdout_share / (1 - self.holdout_share) * (size + 1)) + 1
             _in_range(f"held-out images of client {turn.client}", turn.num_images, 0, most)
             self.metrics(turn)
         elif turn.num_images != size:

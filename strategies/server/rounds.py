@@ -21,6 +21,7 @@ from fedmlic.counting import ABSENT_COUNTS, PRESENT_COUNTS
 from fedmlic.errors import InputError, shown
 from fedmlic.frequency import Frequencies
 from fedmlic.histograms import ScoreHistograms
+from fedmlic.holdout import largest_share
 from fedmlic.method import stretch_of
 from fedmlic.metrics import unannotated_columns, unannotated_values
 from fedmlic.protocol import (
@@ -401,8 +402,9 @@ class Rounds:
     def _expected(self, request: Request, clients: Sequence[int], directory: Directory) -> Expected:
         """What is known of the answers before they come."""
         sizes = dict(zip(clients, directory.sizes_of(clients).tolist(), strict=True))
-        layout, holdout = request.layout(self._layout), self._experiment.holdout_fraction
-        return Expected(request, layout, sizes, holdout, solved=request.solved)
+        layout = request.layout(self._layout)
+        share = largest_share(self._experiment.holdout_fraction, self._experiment.holdout_by)
+        return Expected(request, layout, sizes, share, solved=request.solved)
 
     def _updates(self, expected: Expected, replies: Iterable[Reply], turns: dict[int, Turn]) -> Iterator[Update]:
         """Pass updates on as they come, and note the turns beside them.

@@ -261,6 +261,18 @@ def test_held_out_images_are_scored_exactly_and_never_trained_on(host):
     assert reply.updates == ()
 
 
+def test_whole_owners_are_held_out_when_the_experiment_says_so(host):
+    by_owner = host(partition="iid()", holdout_by="owner", holdout_fraction=0.4)
+    owners = by_owner._federation.corpus.owners
+
+    reply = by_owner.play(request_for(by_owner, "evaluate"), [0, 3])
+
+    for turn in reply.turns:
+        shard = by_owner._federation.shard(turn.client)
+        assert turn.num_images == len(shard.holdout_rows) > 0
+        assert not set(owners[shard.holdout_rows].tolist()) & set(owners[shard.rows].tolist())
+
+
 def test_clients_without_held_out_images_can_be_asked_all_the_same(host):
     made = host(holdout_fraction=0.0)
 

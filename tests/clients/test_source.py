@@ -105,6 +105,20 @@ def test_a_device_is_one_client_with_the_labels_it_knows(device, deployed):
     assert reply.updates[0].annotations.tolist() == [int(info.sizes[0]), int(info.sizes[0]), 0]
 
 
+def test_a_device_holds_out_whole_owners_when_the_run_says_so(device, run_config, photos):
+    asked = {"dataset": "on_devices(image_size=24)", "label_names": ", ".join(LABELS), "cohort_size": 0}
+    config = run_config(**asked, holdout_by="owner", holdout_fraction=0.3)
+    with pytest.raises(InputError, match="to say whose its training images are for holdout-by=owner"):
+        source.open_node(config, device)
+    header, *rows = (photos / "labels.csv").read_text().split()
+    owned = [f"{header},owner", *(f"{row},patient {number // 3}" for number, row in enumerate(rows))]
+    (photos / "labels.csv").write_text("\n".join(owned) + "\n")
+
+    info = source.open_node(config, device).host.info()
+
+    assert info.sizes.tolist() == [9], "one patient of four"
+
+
 def test_the_client_id_may_come_from_the_partition(device, deployed):
     del device["client"]
     with pytest.raises(InputError, match="client id"):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import unicodedata
 
 import pytest
 
 from fedmlic.errors import InputError
-from fedmlic.experiment import Experiment, Runtime, flower_config, split_settings
+from fedmlic.experiment import LATER_FIELDS, Experiment, Runtime, flower_config, split_settings
 
 
 def test_dashes_and_underscores_are_the_same_key():
@@ -48,6 +50,22 @@ def test_the_identity_is_of_what_decides_the_weights():
     assert Experiment(evaluate_every=7, threshold=0.3).identity() == same.identity()
     assert Experiment(seed=1).identity() != same.identity()
     assert Experiment(learning_rate=0.1).identity() != same.identity()
+
+
+def test_what_is_held_out_as_a_whole_counts_and_old_identities_hold():
+    """The hash without the setting, as it was made before there was one."""
+    assert Experiment(holdout_by="owner").identity() != Experiment().identity()
+    measured = (
+        "evaluate_every",
+        "evaluate_clients_every",
+        "client_min_entries",
+        "threshold",
+        "tail_below",
+        "head_above",
+    )
+    fields = Experiment().model_dump(exclude={*measured, "bad_files", "max_bad_fraction", *LATER_FIELDS})
+    assert "holdout_by" not in fields
+    assert Experiment().identity() == hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def test_flowers_configuration_is_plain_and_comes_back():

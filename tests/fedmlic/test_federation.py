@@ -6,13 +6,14 @@ import pickle
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from fedmlic import federation as module
 from fedmlic.corpus import Corpus, LabelStore, open_corpus
-from fedmlic.dataset import Dataset, Objects, Table
+from fedmlic.dataset import NO_OWNER, Dataset, Objects, Table
 from fedmlic.errors import InputError
 from fedmlic.federation import build_federation, canonical, local_federation, open_federation
 from fedmlic.labels import UNKNOWN, known
@@ -150,6 +151,44 @@ def test_held_out_images_depend_on_the_seed_alone_not_on_the_regime(corpus, tmp_
 
     for client in range(built.num_clients):
         assert built.shard(client).holdout_rows.tolist() == other.shard(client).holdout_rows.tolist()
+
+
+@pytest.mark.parametrize("partition", ["iid()", "natural(merge_small=True, min_images=100)"])
+def test_whole_owners_are_held_out_where_that_is_asked_for(corpus, tmp_path, partition):
+    settings = {**SETTINGS, "partition": partition, "num_clients": 3 if partition == "iid()" else 0}
+    whole = build_federation(corpus, home=tmp_path, holdout_by="owner", **settings)
+    parts = [whole.shard(client) for client in whole.clients]
+
+    for shard in parts:
+        held, trained = (set(corpus.owners[rows].tolist()) for rows in (shard.holdout_rows, shard.rows))
+        assert not held & trained
+        assert held
+    share = sum(len(shard.holdout_rows) for shard in parts) / NUM_TRAIN
+    assert share == pytest.approx(0.2, abs=0.1)
+    single = build_federation(corpus, home=tmp_path, **settings)
+    assert "holdout_by" not in single.manifest["identity"], "keys stay what they were"
+    assert single.path != whole.path
+    assert any(
+        set(corpus.owners[shard.holdout_rows].tolist()) & set(corpus.owners[shard.rows].tolist())
+        for shard in map(single.shard, single.clients)
+    )
+
+
+def test_whole_owners_of_a_client_with_one_owner_or_of_nobody(corpus, tmp_path):
+    settings = {**SETTINGS, "partition": "natural()", "num_clients": 0, "holdout_by": "owner"}
+    alone = build_federation(corpus, home=tmp_path, **settings)
+    assert not any(len(alone.shard(client).holdout_rows) for client in alone.clients)
+
+    def nobodys():
+        return replace(table(), owners=np.full(NUM_IMAGES, NO_OWNER))
+
+    unowned = Dataset("unowned", "1", {}, NAMES, (2, 2, 1), nobodys, lambda _: np.zeros((2, 2, 1), np.uint8))
+    other = open_corpus(unowned, tmp_path)
+    with pytest.raises(InputError, match="unowned to say whose its training images are for holdout-by=owner"):
+        build_federation(other, home=tmp_path, **{**settings, "partition": "iid()", "num_clients": 2})
+    with pytest.raises(InputError, match="set holdout-by=image"):
+        local(other, holdout_by="owner")
+    assert local(other, holdout_by="owner", holdout_fraction=0).num_clients == 1
 
 
 def test_without_a_holdout_everything_is_trained_on(corpus, tmp_path):
@@ -430,6 +469,15 @@ def test_a_device_holds_its_training_images_with_its_own_labels(corpus):
     assert found.sizes.tolist() == [len(shard.rows)]
     assert found.label_counts.tolist() == [shard.annotations.tolist()]
     assert found.positive_counts.tolist() == [(shard.labels == 1).sum(axis=0).tolist()]
+
+
+def test_a_device_holds_out_whole_owners_as_a_simulated_client_does(corpus, tmp_path):
+    settings = {**SETTINGS, "partition": "iid()", "num_clients": 1, "regime": "complete()"}
+    simulated = build_federation(corpus, home=tmp_path, holdout_by="owner", **settings).shard(0)
+    shard = local(corpus, holdout_by="owner", client=7).shard(7)
+
+    assert shard.holdout_rows.tolist() == simulated.holdout_rows.tolist()
+    assert not set(corpus.owners[shard.holdout_rows].tolist()) & set(corpus.owners[shard.rows].tolist())
 
 
 def test_labels_are_matched_by_name_and_missing_ones_are_unknown(corpus):

@@ -25,7 +25,10 @@ MAX_SITES = 20
 BESIDE = {"strategy", "single-client", "num-rounds", "cohort-size", "statistics-min-clients", "statistics-min-images"}
 """Settings in which a client's local-only run differs from the run that it is a reference of."""
 
-DECIDE = ("dataset", "partition", "regime", "num-clients", "holdout-fraction", "seed", "bad-files", "max-bad-fraction")
+DECIDE = (
+    *("dataset", "partition", "regime", "num-clients", "holdout-fraction", "holdout-by", "seed"),
+    *("bad-files", "max-bad-fraction"),
+)
 """Settings that decide what clients hold."""
 
 

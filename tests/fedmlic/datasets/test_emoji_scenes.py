@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fedmlic.corpus import open_corpus
 from fedmlic.dataset import NO_OWNER, SPLITS
@@ -389,6 +390,53 @@ def test_no_picture_and_no_variant_is_in_two_splits(real):
 
     assert all(len(folds) == 1 for folds in pictures.values())
     assert all(len(folds) == 1 for folds in variants.values())
+
+
+PAGE = Path(__file__).parents[3] / "docs" / "datasets" / "emoji_scenes.md"
+
+
+def small_picture(file):
+    """Float32: 36 x 36 pixels, colours times opacity."""
+    picture = Image.open(file).convert("RGBA").convert("RGBa").resize((36, 36), Image.Resampling.BILINEAR)
+    return np.asarray(picture, dtype=np.float32).ravel()
+
+
+@with_packages
+def test_look_alikes_in_different_folds_are_those_of_the_page(real):
+    players = cast(real.emoji, len(KINDS))
+    names = {one.code: one.name for one in real.emoji}
+    pairs, medians, faces = set(), {}, {}
+    for label, kind in enumerate(KINDS):
+        own = np.flatnonzero(players.kind == label)
+        called, folds = [names[players.codes[emoji]] for emoji in own], players.fold[own]
+        pictures = np.stack([small_picture(real.vendors[0].files[players.codes[emoji]]) for emoji in own])
+        distance = np.sqrt(((pictures[:, None] - pictures[None]) ** 2).mean(axis=2))
+        for one, other in np.argwhere((distance < 20) & (folds[:, None] != folds)).tolist():
+            if not all(called[emoji].startswith("clock face") for emoji in (one, other)):
+                pairs.add((kind.name, frozenset((called[one], called[other]))))
+        for fold in range(NUM_FOLDS):
+            split = splits_of_folds(fold)[folds]
+            test, train = (np.flatnonzero(split == SPLITS.index(name)) for name in ("test", "train"))
+            medians[kind.name, fold] = float(np.median(distance[np.ix_(test, train)].min(axis=1)))
+            faces[kind.name, fold] = [called[emoji].startswith("clock face") for emoji in test]
+            if kind.name == "clock":
+                assert any(called[emoji].startswith("clock face") for emoji in train)
+
+    page = PAGE.read_text(encoding="utf-8")
+    _, table = page.split("| label | nearly the same pictures |\n|---|---|\n")
+    rows = [line.strip("| ").split(" | ") for line in table.split("\n\n")[0].splitlines()]
+    listed = {(label, frozenset(pair.split(", "))) for label, cell in rows for pair in cell.split("; ")}
+    assert listed == pairs
+    assert "24 of its 29 emoji are one clock face" in page
+    counts = [sum(faces["clock", fold]) for fold in range(NUM_FOLDS)]
+    assert (sum(counts), set(counts), faces["clock", 0]) == (24, {4, 6}, [True] * 6)
+    clocks = [round(medians["clock", fold]) for fold in range(NUM_FOLDS)]
+    others = {key: median for key, median in medians.items() if key[0] != "clock"}
+    assert "it is 10 to 13 for clocks (median, by `fold`) and 21 or more for every other label" in page
+    assert (min(clocks), max(clocks), round(min(others.values()))) == (10, 13, 21)
+    assert sum(median >= 60 for median in others.values()) > len(others) / 2
+    yellow = [others[f"{name} face", fold] for name in ("smiling", "worried", "cat") for fold in range(NUM_FOLDS)]
+    assert (round(min(yellow)), round(max(yellow))) == (21, 70)
 
 
 @with_packages

@@ -199,6 +199,10 @@ def test_two_labels_written_in_every_form(tmp_path, feature, values, options):
     [
         (INT, [[1, 0], [0, 1]], {}, "a vector with one state per label, or a list"),
         (INT, [[1, 0], [0, 1]], {"label_names": ["a", "b"]}, "a vector with one state per label"),
+        (INT, [[1, 0], [0, 1]], {"label_names": ["a", "b", "c"]}, "up to 2 numbers .* 3 label_names"),
+        (INT, [[1, 0, 0, 1, 0], [0] * 5], {"label_names": list("abcd")}, "up to 5 numbers .* 4 label_names"),
+        (INT, [[1, 0, 0, 1, 0], [0] * 5], {"label_names": list("abcdef")}, "up to 5 numbers .* 6 label_names"),
+        (INT, [[2, 0, 0, 1, 1], [0, 0, 3, 0, 0]], {"label_names": list("abcd")}, "up to 5 numbers .* 4 label_names"),
         (INT, [[0], [1]], {}, "Give label_form='vector' or label_form='list'"),
         (INT, [[0, 1], [0, 1]], {}, "a vector with one state per label"),
         (INT, [[1, -1], [0, 1]], {}, "a vector with one state per label"),
@@ -208,6 +212,7 @@ def test_two_labels_written_in_every_form(tmp_path, feature, values, options):
         (BOOL, [[True, False], [True, True]], {"label_form": "list"}, "booleans, which are states"),
         (FLOAT, [[0.9, 0.1], [0.3, 0.2]], {}, "'labels' .* numbers such as 0.9, which are neither states nor labels"),
         (FLOAT, [[0.9, 0.1], [0.3, 0.2]], {"label_form": "list"}, "numbers such as 0.9"),
+        (FLOAT, [[1.0, float("inf")], [0.0, 1.0]], {}, "numbers such as inf, which are neither states nor labels"),
         (FLOAT, [[3.0], [1.0, 2.0]], {}, "whole numbers stored as decimals"),
         (WORD, [["1", "0"], ["0", "1"]], {}, "'0', '1', which are states rather than names"),
         (NO_YES, [[1, 0], [1, 1]], {}, "'no', 'yes', which are states rather than names"),
@@ -319,6 +324,35 @@ def test_classes_of_columns_are_states_by_their_names(tmp_path):
     assert labels_of(made(saved(tmp_path, table), label_columns=["cat", "dog"])) == [[1, 1], [0, -2], [-1, 0]]
     with pytest.raises(InputError, match=r"classes of column 'labels' .* got 'cat'"):
         made(saved(tmp_path / "b", one_table(SCALAR["class"], [0] * COUNT)), label_columns=["labels"])
+
+
+def test_a_class_that_was_not_given_is_unknown(tmp_path):
+    columns = one_table(cat=(NO_YES, [0, 1, -1]), dog=(NO_YES, [-1, 0, None]), count=3)
+    vectors = one_table(library.List(NO_YES), [[0, -1], [1, 0], [-1, None]], 3)
+    lists = one_table(library.List(SCALAR["class"]), [[0, 2], [-1], []], 3)
+
+    states = [[PRESENT, UNKNOWN], [ABSENT, PRESENT], [UNKNOWN, UNKNOWN]]
+    assert labels_of(made(saved(tmp_path / "columns", columns), label_columns=["cat", "dog"])) == states
+    assert labels_of(made(saved(tmp_path / "vectors", vectors), label_form="vector")) == states
+    assert labels_of(made(saved(tmp_path / "lists", lists))) == [[1, 0, 1], [UNKNOWN] * 3, [0, 0, 0]]
+    half = saved(tmp_path / "half", one_table(library.List(SCALAR["class"]), [[0], [2, -1], [1]], 3))
+    with pytest.raises(InputError, match=r"train\[1\]: label -1, which says that no class was given, beside others"):
+        made(half)
+
+
+def test_names_of_columns_may_hold_dots(tmp_path):
+    table = one_table(
+        **{"v1.0": (NO_YES, [0, 1, 0]), "x.list": (library.List(SCALAR["class"]), [[0], [1], []])},
+        v1=(library.Value("int64"), [0, 0, 0]),
+        count=3,
+    )
+    path = saved(tmp_path, table)
+
+    assert labels_of(made(path, label_columns=["v1.0"])) == [[PRESENT], [ABSENT], [PRESENT]]
+    assert labels_of(made(path, label_column="x.list")) == [[1, 0, 0], [0, 1, 0], [0, 0, 0]]
+    for options in ({"label_columns": ["v1.1"]}, {"label_columns": ["v1.0"], "owner_column": "v1.x"}):
+        with pytest.raises(InputError, match=r"split 'train' has no column 'v1\.[1x]'"):
+            made(path, **options)
 
 
 def test_letters_may_be_composed_or_not(tmp_path):
@@ -575,6 +609,21 @@ def test_missing_splits_are_taken_from_training_images_and_keep_owners_whole(tmp
         assert len({found.splits[row] for row in np.flatnonzero(found.owners == owner)}) == 1
     names = [found.owner_names[owner] if owner >= 0 else None for owner in found.owners.tolist()]
     assert names == owners
+
+
+def test_owners_whose_classes_differ_between_splits_are_refused(tmp_path):
+    labels = [[0]] * COUNT
+    first, other = (
+        one_table(library.List(SCALAR["class"]), labels, who=(of_classes(*names), [0, 1, -1] * 2))
+        for names in (("ann", "bob"), ("bob", "ann"))
+    )
+
+    with pytest.raises(InputError, match=r"column 'who' .* class 0 'ann' in split 'train' and 'bob' in split 'test'"):
+        made(saved(tmp_path / "differ", train=first, test=other), owner_column="who")
+    table = made(saved(tmp_path / "same", train=first, test=first), owner_column="who").table()
+    assert np.array_equal(table.owners[:COUNT], table.owners[COUNT:])
+    assert [row == -1 for row in table.owners.tolist()] == [False, False, True] * 4
+    assert len(table.owner_names) == 2
 
 
 def test_ids_must_differ(tmp_path):

@@ -160,6 +160,11 @@ def test_some_classes(root):
 
     assert made(root, classes="boxable").label_ids == ("/m/07j7r", "/m/0jbk", "/m/0bt9lr")
     assert made(root, label_names=["Sky", "/m/07j7r"]).label_ids == ("/m/01bqvp", "/m/07j7r")
+    # Two classes are called Dog, one of them trainable.
+    assert "'Dog', the name of 2 classes: /m/0bt9lr, /m/0other." in problem(root, label_names=["Dog", "Sky"])
+    assert made(root, label_names=["Dog (/m/0other)", "Sky"]).label_ids == ("/m/0other", "/m/01bqvp")
+    assert made(root, classes="trainable", label_names=["Dog"]).label_ids == trainable.label_ids[-1:]
+    assert made(root, label_names=list(made(root).label_names)).label_names == made(root).label_names
     assert "Did you mean 'Sky'?" in problem(root, label_names=["Skyy"])
     assert "'/m/01bqvp', which is named 2 times" in problem(root, label_names=["Sky", "/m/01bqvp"])
 

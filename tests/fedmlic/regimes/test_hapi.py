@@ -48,7 +48,8 @@ def brute_force(run, *, unsaid=ABSENT, blind=UNKNOWN, empty=None):
     rows = []
     for example in TRUTH:
         row = [PRESENT if n in said[example] else unsaid if n in ever else blind for n in NORMAL]
-        rows.append([empty] * len(row) if empty is not None and not said[example] else row)
+        nothing = [empty if n in ever else blind for n in NORMAL]
+        rows.append(nothing if empty is not None and not said[example] else row)
     return rows
 
 
@@ -77,6 +78,10 @@ def test_an_image_of_which_nothing_is_said(root):
     assert observe(root, empty="absent", unsaid="unknown", **options) == brute_force(
         GOOGLE, unsaid=UNKNOWN, empty=ABSENT
     )
+    for empty in ("absent", "unknown"):
+        # Google never names night: nobody annotated it, on empty images as on the others.
+        assert {row[1] for row in observe(root, empty=empty, blind="unknown", **options)} == {UNKNOWN}
+        assert {row[1] for row in observe(root, empty=empty, blind="absent", **options)} == {ABSENT}
 
 
 def test_a_label_missed_too_often_counts_as_never_named(root):
@@ -223,6 +228,23 @@ def test_label_names_may_be_written_differently_or_renamed(root):
     assert observe(root, named_assignment, apis=["microsoft_mic"]) == expected.tolist()
     with pytest.raises(InputError, match=r"got \['dog', 'plant_life', 'sky'\] of 3 and \['a', 'b', 'c', 'd'\] of 4"):
         observe(root, assignment_of(names=("a", "b", "c", "d")), apis=["microsoft_mic"])
+
+
+def test_renaming_that_would_lose_a_label_is_refused(root):
+    names = ("hound", "night", "green plant", "sky")
+    google, renamed = {"apis": ["google_mic"], "date": "first"}, {"DOG": "Hound", "plant life": "green-plant"}
+
+    assert observe(root, assignment_of(names=names), apis=["microsoft_mic"], rename=renamed) == brute_force(MICROSOFT)
+    for rename, message in (
+        ({"dog": "houn"}, "'houn', the value of 'dog', which is no label of the data set. Did you mean 'hound'"),
+        ({"dgo": "hound"}, "'dgo', which no chosen API says. Did you mean 'dog'"),
+        (renamed, "'plant life', which no chosen API says"),
+    ):
+        with pytest.raises(InputError, match=message):
+            observe(root, assignment_of(names=names), rename=rename, **google)
+    # Another API that a client may draw says it, and so do the labels by which misses are counted.
+    for more in ({"apis": ["google_mic", "microsoft_mic"]}, {**google, "blind_miss_rate": 0.9}):
+        assert observe(root, assignment_of(names=names), rename=renamed, **more)
 
 
 # FrugalMCT

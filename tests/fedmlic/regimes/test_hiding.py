@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fedmlic.dataset import Objects
+from fedmlic.errors import InputError
 from fedmlic.labels import ABSENT, PRESENT, UNCERTAIN, UNKNOWN, known
 from fedmlic.regime import Assignment, looks_of, prepared
 from fedmlic.seeds import stream, text_keys
@@ -291,6 +292,24 @@ def test_lists_of_labels_go_round():
     annotated = annotated_by("label_subset(labels=[['b', 'a'], [], ['c']])", 7, 3, ("a", "b", "c"))
 
     assert annotated.astype(int).tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1]] * 2 + [[1, 1, 0]]
+
+
+def test_names_of_labels_may_be_composed_or_not_and_stand_once():
+    whole, parts = "caf\u00e9", "cafe\u0301"
+    for names in ((whole, "b"), (parts, "b")):
+        given_assignment = assignment_of([[1, 1]], names=names)
+        for written in (whole, parts):
+            subset = build("regime", f"label_subset(labels=[[{written!r}]])")
+            assert subset.annotate(given_assignment).tolist() == [[PRESENT, UNKNOWN]]
+            rates = f"mention_rates={{{written!r}: 1, 'b': 0}}"
+            single = build("regime", f"single_positive(bias='semantic', {rates})")
+            assert single.annotate(given_assignment).tolist() == [[PRESENT, UNKNOWN]]
+    for twice in ("['b', 'b']", f"[{whole!r}, {parts!r}]"):
+        with pytest.raises(InputError, match="labels of label_subset to name each label once, got"):
+            build("regime", f"label_subset(labels=[['b'], {twice}])")
+    both = f"single_positive(bias='semantic', mention_rates={{{whole!r}: 1, {parts!r}: 2, 'b': 1}})"
+    with pytest.raises(InputError, match="mention_rates of single_positive to name each label once"):
+        build("regime", both).annotate(assignment_of([[1, 1]], names=(whole, "b")))
 
 
 def drawn_in_turn(weights, count):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fedmlic.dataset import Objects
+from fedmlic.errors import InputError
 from fedmlic.labels import ABSENT, PRESENT, UNCERTAIN, UNKNOWN, known
 from fedmlic.methods.noise_corrected import published
 from fedmlic.regime import Assignment, looks_of, prepared
@@ -158,6 +159,22 @@ def test_every_annotator_who_looks_is_paid(how, each):
 
     expected = np.where(labels >= 0, each, np.where(labels == UNCERTAIN, 1, 0))
     assert np.array_equal(looks_of(regime, given_assignment, regime.annotate(given_assignment)), expected)
+
+
+def test_rates_of_two_annotators_cannot_be_estimated():
+    """Two votes on a label have three free shares, two annotators and a prevalence five unknowns."""
+    none = "size_effect=0, location_effect=0, recall=0.7, spurious=0.1"
+    with pytest.raises(InputError, match=r"num_annotators .* to be 3 or more \(or 1\), got 2"):
+        build("regime", f"annotators(num_annotators=2, aggregation='two_coin', {none})")
+
+    given_assignment = assignment_of(random_labels(200))
+    alone = [
+        build("regime", f"annotators(aggregation={how!r}, {none})").annotate(given_assignment)
+        for how in ("two_coin", "single")
+    ]
+    assert np.array_equal(*alone)
+    three = build("regime", f"annotators(num_annotators=3, aggregation='two_coin', {none})").annotate(given_assignment)
+    assert not np.array_equal(three, alone[0])
 
 
 # annotator_table

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from fedmlic import wire
 from fedmlic.arrays import Layout
 from fedmlic.histograms import ScoreHistograms
+from fedmlic.holdout import Owned, by_owner, largest_share
 from fedmlic.packing import RAW
 from fedmlic.protocol import (
     CLIENTS_BEHIND,
@@ -135,6 +136,20 @@ def test_honest_replies_are_taken_as_they_are(name):
     for one, two in zip(checked.updates, sent.updates, strict=True):
         assert torch.equal(one.sums, two.sums)
     assert checked.evaluation.keys() == sent.evaluation.keys()
+
+
+def test_an_owner_may_be_larger_than_the_fraction():
+    """Of 28 images of two owners, 30 % are nearer to 14 than to none: as many are held out as are trained on."""
+    (turn,) = reply_of(request_of("evaluate")).turns
+    half = by_owner(np.arange(28, dtype=np.uint64), Owned(np.arange(28) % 2, ()), np.array([28]), 0.3, 0)
+    turn = replace(turn, num_images=int(half.sum()), num_annotations=0)
+    sizes = {3: int((~half).sum())}
+    request = request_of("evaluate")
+
+    assert turn.num_images == sizes[3] == 14
+    Expected(request, request.layout(LAYOUT), sizes, largest_share(0.3, "owner")).turn(turn)
+    with pytest.raises(RefusedError, match="held-out images of client 3"):
+        Expected(request, request.layout(LAYOUT), sizes, largest_share(0.3, "image")).turn(turn)
 
 
 # --- lies, one by one ----------------------------------------------------------------------
