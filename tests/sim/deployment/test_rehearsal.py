@@ -289,11 +289,12 @@ def test_what_is_kept_of_a_rehearsal_holds_no_private_key(kit, keep):
 
 
 KILLED = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from sim.commands.shared import report_errors
 from sim.deployment.kit import read_manifest
 from sim.deployment.rehearsal import _stage
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
 kit = Path(sys.argv[1])
 with report_errors(), _stage(read_manifest(kit), kit, proxy=False, keep=sys.argv[2] == "keep") as stage:
     stage.start("superlink", [sys.executable, "-c", "import time; time.sleep(300)"], stage.folder, {})
