@@ -68,9 +68,10 @@ def report_errors(kept: str = NOTHING_HINT) -> Iterator[None]:
 
 def _endings() -> list[signal.Signals]:
     """Signals that end a command as Ctrl-C does; a terminal that is closed sends SIGHUP, but not to ``nohup``."""
-    hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
-    ignored = hang_up is None or signal.getsignal(hang_up) == signal.SIG_IGN
-    return [signal.SIGTERM] if ignored else [signal.SIGTERM, hang_up]
+    hang_up: signal.Signals | None = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hang_up is None or signal.getsignal(hang_up) == signal.SIG_IGN:
+        return [signal.SIGTERM]
+    return [signal.SIGTERM, hang_up]
 
 
 def _terminate(signum: int, frame: object) -> NoReturn:

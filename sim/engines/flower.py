@@ -165,7 +165,14 @@ class Service:
 
     def flwr(self, *arguments: str) -> dict[str, Any]:
         """Run Flower's command and return the JSON it prints."""
-        done = self._call(*arguments, "--format", "json")
+        try:
+            done = self._call(*arguments, "--format", "json")
+        except subprocess.TimeoutExpired:
+            msg = (
+                f"Expected flwr {arguments[0]} to answer within {START_S:g} s, got nothing: this machine may be too "
+                f"busy. The end of Flower's log:\n{_tail(self.log)}"
+            )
+            raise RuntimeError(msg) from None
         try:
             found: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
         except ValueError:
