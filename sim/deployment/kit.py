@@ -160,7 +160,7 @@ def _before(out: Path, deployment: Deployment, *, update: bool) -> dict[str, Any
 
 
 def _edited(path: Path, before: Sequence[str]) -> bool:
-    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() not in before
+    return path.is_file() and _sha256(path.read_bytes()) not in before
 
 
 # --- what it holds ----------------------------------------------------------------------
@@ -291,7 +291,7 @@ def _device_key(
                 "makes a new one: Flower never takes a key again that was unregistered."
             )
     elif private.is_file() and stays:
-        public = _public_of(private, name)
+        public = _public_of(private, name, before.get(PENDING, {}).get(f"{folder}/device.pub", []))
         contents.files[f"{folder}/device.key"] = private.read_bytes()
         contents.kept.append(f"{folder}/device.key")
     else:
@@ -309,14 +309,19 @@ def _device_key(
     return public
 
 
-def _public_of(private: Path, name: str) -> bytes:
+def _public_of(private: Path, name: str, pending: Sequence[str]) -> bytes:
     """The public key of a device's private key that is there, which must be that of ``device.pub`` beside it.
+
+    Args:
+        private: file of the private key.
+        name: of the device.
+        pending: hashes that ``device.pub`` would have if updates had not been interrupted.
 
     Raises:
         InputError: it cannot be read, or is another's.
     """
     public, beside = certificates.public_of(private.read_bytes(), name), _bytes(private.with_name("device.pub"))
-    if not public or beside not in {b"", public}:
+    if not public or (beside not in {b"", public} and _sha256(public) not in pending):
         msg = (
             f"Expected {private} to be the private key of device.pub beside it, got "
             f"{'another key' if public else 'a damaged file'}. Put back a copy, such as its owner's; or delete it, and "
@@ -329,6 +334,10 @@ def _public_of(private: Path, name: str) -> bytes:
 def _bytes(path: Path) -> bytes:
     """A file's content; empty where there is none."""
     return path.read_bytes() if path.is_file() else b""
+
+
+def _sha256(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()
 
 
 def _device_map(keys: Mapping[str, bytes]) -> str:
@@ -369,25 +378,23 @@ def _write(out: Path, contents: Contents, before: Mapping[str, Any]) -> list[str
     try:
         out.mkdir(parents=True, exist_ok=True)
         out.chmod(0o700)
-        listed = {
-            name: hashlib.sha256(text).hexdigest() for name, text in contents.files.items() if not is_secret(name)
-        }
+        listed = {name: _sha256(text) for name, text in contents.files.items() if not is_secret(name)}
         devices = sorted({name.split("/")[1] for name in listed if name.startswith("devices/")})
-        earlier = {name: text for name, text in before.get("files", {}).items() if name not in listed}
+        pending = before.get(PENDING, {})
+        earlier = {*before.get("files", {}), *pending} - set(listed)
         # The folder of a device that left stays, and stays known: it may come back.
         left = {name for name in earlier if name.startswith("devices/") and name.split("/")[1] not in devices}
         if before:
-            pending = before.get(PENDING, {})
             may = {name: sorted({*pending.get(name, []), text}) for name, text in listed.items()}
             _write_manifest(out, {**before, PENDING: {**pending, **may}})
         for name, text in contents.files.items():
             _write_file(out / name, text)
-        gone = sorted(name for name in earlier if name not in left)
+        gone = sorted(earlier - left)
         for name in gone:
             (out / name).unlink(missing_ok=True)
         for folder in {(out / name).parent for name in contents.files}:
             sync(folder)
-        kept = {name: earlier[name] for name in left if (out / name).is_file()}
+        kept = {name: _sha256((out / name).read_bytes()) for name in left if (out / name).is_file()}
         about = {"format": 1, "name": json.loads(contents.files["server/kit.json"])["name"], "devices": devices}
         _write_manifest(out, {**about, "files": dict(sorted({**listed, **kept}.items()))})
     finally:

@@ -499,11 +499,45 @@ def test_a_renewal_that_is_killed_is_finished_by_the_next_update(copied, monkeyp
         make_kit(*copied, update=True)
 
 
+def test_an_update_that_is_killed_between_the_halves_of_a_device_key_is_finished(copied, monkeypatch):
+    (copied[1] / "devices/one/device.key").unlink()
+    write_file = kits._write_file
+    with monkeypatch.context() as patched:
+
+        def killed(path, text):
+            write_file(path, text)
+            if path == copied[1] / "devices/one/device.key":
+                raise KeyboardInterrupt
+
+        patched.setattr(kits, "_write_file", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make_kit(*copied, update=True)
+    private = (copied[1] / "devices/one/device.key").read_bytes()
+    make_kit(*copied, update=True)
+    after = contents(copied[1])
+
+    assert after["devices/one/device.key"] == private
+    assert after["devices/one/device.pub"] == after["server/devices/one.pub"] == certificates.public_of(private, "one")
+
+
 def test_a_new_version_leaves_one_wheel(copied, monkeypatch):
     """Also in the folder of a device that was away when the version changed; not in that of one that left."""
     (old,) = (path.name for path in (copied[1] / "server").glob("*.whl"))
     new = old.replace("fedmlic-", "fedmlic-9")
     copied[0].write_text(SMALL[: SMALL.rindex("[[devices]]")])
+    write_file = kits._write_file
+    with monkeypatch.context() as patched:  # an update to a version between them was killed
+
+        def killed(path, text):
+            write_file(path, text)
+            if path == copied[1] / "devices/one/fedmlic-8.whl":
+                raise KeyboardInterrupt
+
+        patched.setattr(kits, "wheel_name", lambda: "fedmlic-8.whl")
+        patched.setattr(kits, "_write_file", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make_kit(*copied, update=True)
+    assert (copied[1] / "devices/one/fedmlic-8.whl").exists()
     monkeypatch.setattr(kits, "wheel_name", lambda: new)
     found = make_kit(*copied, update=True)
     wheels = {name for name in contents(copied[1]) if name.endswith(".whl")}
