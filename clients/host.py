@@ -134,7 +134,12 @@ class Host:
         sizes = self._federation.sizes[self._clients - self._federation.clients.start]
         federation = self._federation
         return HostInfo(
-            self.name, self._clients, sizes, federation.label_names, unannotated=federation.unannotated_labels
+            self.name,
+            self._clients,
+            sizes,
+            federation.label_names,
+            unannotated=federation.unannotated_labels,
+            image_shape=federation.corpus.image_shape,
         )
 
     def play(self, request: Request, clients: Sequence[int]) -> Reply:

@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 import uuid
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 
 ROUND = "round-"
 SUFFIX = ".safetensors"
+LEFT_S = 3600.0
+"""Age of a temporary file that nobody writes any more."""
+
 PROBE = ".shared-"
 """Begins the name of the file by which workers on other machines know the folder."""
 
@@ -127,6 +132,7 @@ class FolderMemory:
         for old in there:
             if old not in kept:
                 self._file(client, old).unlink(missing_ok=True)
+        _remove_left(self._file(client, version).parent)
 
     def _file(self, client: int, version: int) -> Path:
         return self.folder / f"{client // 1000:03d}" / f"{client:06d}" / f"{ROUND}{version:05d}{SUFFIX}"
@@ -165,6 +171,15 @@ class FolderRest:
         temporary = self._file.with_name(f".{uuid.uuid4().hex}.tmp")
         save_file({"rest": values.contiguous()}, temporary, metadata={"digest": digest})
         temporary.replace(self._file)
+        _remove_left(self._file.parent)
+
+
+def _remove_left(folder: Path) -> None:
+    """Remove temporary files of turns that were killed while they wrote; a recent one may be being written."""
+    for file in folder.glob(".*.tmp"):
+        with suppress(FileNotFoundError):
+            if time.time() - file.stat().st_mtime > LEFT_S:
+                file.unlink()
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

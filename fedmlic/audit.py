@@ -5,7 +5,6 @@ What cannot be written down must not happen: ``write`` raises, and its caller se
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import json
 import os
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmlic.errors import InputError
-from fedmlic.files import locked
+from fedmlic.files import append_whole, locked
 from fedmlic.record import jsonable
 
 
@@ -46,7 +45,7 @@ class AuditLog:
                 self._rotate(len(line))
                 handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
                 try:
-                    _append(handle, line)
+                    append_whole(handle, line, wait=True)
                 finally:
                     os.close(handle)
         except OSError as error:
@@ -63,20 +62,3 @@ class AuditLog:
         for older, newer in zip(reversed(names[1:]), reversed(names[:-1]), strict=True):
             if newer.exists():
                 newer.replace(older)
-
-
-def _append(handle: int, line: bytes) -> None:
-    """Write a whole line and wait until it is on the disk; where that fails, what was written of it is taken away.
-
-    Raises:
-        OSError: it could not be written.
-    """
-    before, rest = os.fstat(handle).st_size, line
-    try:
-        while rest:  # a disk that is nearly full takes a part, and refuses the next
-            rest = rest[os.write(handle, rest) :]
-        os.fsync(handle)
-    except OSError:
-        with contextlib.suppress(OSError):  # the first error says more
-            os.ftruncate(handle, before)
-        raise

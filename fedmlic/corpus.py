@@ -78,12 +78,20 @@ BLOCK_IMAGES = 1024
 
 
 def home() -> Path:
-    """Where corpora and federations are kept: ``$FEDMLIC_HOME``, or the user's cache folder."""
+    """Where corpora and federations are kept: ``$FEDMLIC_HOME``, or the user's cache folder.
+
+    Raises:
+        InputError: the user has no home folder, as an id without a name in a container.
+    """
     chosen = os.environ.get("FEDMLIC_HOME")
-    if chosen:
-        return Path(chosen).expanduser()
     cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "fedmlic"
+    try:
+        if chosen:
+            return Path(chosen).expanduser()
+        return (Path(cache) if cache else Path.home() / ".cache") / "fedmlic"
+    except RuntimeError as error:
+        msg = f"Expected a folder for prepared images, got none: {error} Set FEDMLIC_HOME to one."
+        raise InputError(msg) from None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fedmlic.errors import listing
@@ -71,6 +71,29 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def append_whole(handle: int, data: bytes, *, wait: bool) -> None:
+    """Append all of ``data`` to an open file; where that fails, what was written of it is taken away.
+
+    Args:
+        handle: of a file that is open for appending, by this process only.
+        data: what to append.
+        wait: until it is on the disk.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    before, rest = os.fstat(handle).st_size, data
+    try:
+        while rest:  # a disk that is nearly full takes a part, and refuses the next
+            rest = rest[os.write(handle, rest) :]
+        if wait:
+            os.fsync(handle)
+    except OSError:
+        with suppress(OSError):  # the first error says more
+            os.ftruncate(handle, before)
+        raise
 
 
 @contextmanager

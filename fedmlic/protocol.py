@@ -37,6 +37,7 @@ class HostInfo:
             the server's are used.
         unannotated: labels that no client of the federation annotates, where the host knows: in a
             simulation. A device knows its own annotations only, which it does not announce: None.
+        image_shape: height, width and channels of its images; zeros where it does not say.
     """
 
     host: str
@@ -45,6 +46,7 @@ class HostInfo:
     label_names: tuple[str, ...]
     versions: Mapping[str, str] = field(default_factory=dict)
     unannotated: tuple[str, ...] | None = None
+    image_shape: tuple[int, int, int] = (0, 0, 0)
 
 
 STATISTICS = "statistics/"

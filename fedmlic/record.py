@@ -39,7 +39,7 @@ from filelock import FileLock, Timeout
 from fedmlic.environment import environment
 from fedmlic.errors import InputError
 from fedmlic.experiment import Experiment, Runtime, split_settings
-from fedmlic.files import sync
+from fedmlic.files import append_whole, sync
 from fedmlic.label_events import LABELS, Packer, Unpacker, listed
 from fedmlic.tables import SCHEMAS, tables_of, write_table
 
@@ -136,14 +136,22 @@ class RunFolder:
         self.add_events(kind, [values])
 
     def add_events(self, kind: str, rows: Sequence[Mapping[str, object]]) -> None:
-        """Append events of one kind at once and tell the listeners of each."""
+        """Append events of one kind at once and tell the listeners of each.
+
+        Raises:
+            OSError: they could not all be written, and none of them was.
+        """
         written = map(self._packer.pack, rows) if kind == LABELS else rows
         lines = [
             json.dumps({"event": kind, **jsonable(values)}, separators=(",", ":"), allow_nan=False)
             for values in written
         ]
-        with self.events_path.open("a", encoding="utf-8") as log:
-            log.writelines(line + "\n" for line in lines)
+        with self.events_path.open("ab", buffering=0) as log:
+            try:
+                append_whole(log.fileno(), "".join(line + "\n" for line in lines).encode(), wait=False)
+            except OSError:
+                self._packer = Packer()  # what later tables would refer to is not there
+                raise
         for values in rows:
             for listener in self.listeners:
                 listener(kind, values)
@@ -238,7 +246,7 @@ class RunFolder:
         file = self.checkpoint_folder / f"round-{number:05d}.json"
         try:
             found = read_json(file)
-        except InputError as error:
+        except (InputError, OSError) as error:
             raise DamagedCheckpointError(str(error)) from None
         stated = found.get(MANIFEST_HASH)  # older runs have none
         if stated is not None and stated != _hash_of(found):
@@ -268,7 +276,11 @@ class RunFolder:
             )
             raise InputError(msg) if MANIFEST_HASH in manifest else DamagedCheckpointError(msg)
         file = stem.with_suffix(".safetensors")
-        data = file.read_bytes() if file.exists() else b""
+        try:
+            data = file.read_bytes() if file.exists() else b""
+        except OSError as error:
+            msg = f"Expected {file} to be readable, got an error: {error}. Restore it from a copy."
+            raise DamagedCheckpointError(msg) from None
         if hashlib.sha256(data).hexdigest() != manifest.get("sha256") or manifest.get("round") != number:
             msg = f"Expected {file} to have the hash its manifest states, got another. Delete both files and resume."
             raise DamagedCheckpointError(msg)
@@ -383,6 +395,14 @@ def create(path: Path | None, experiment: Experiment, runtime: Runtime) -> RunFo
     except OSError as error:
         msg = f"Expected the run folder {path} to be makeable, got {error}. Choose another --out."
         raise InputError(msg) from None
+    folder = RunFolder(path)
+    with folder.alone():
+        check_new(path)  # again: of two runs that start at once, one comes first
+        _write_settings(path, experiment, runtime)
+    return folder
+
+
+def _write_settings(path: Path, experiment: Experiment, runtime: Runtime) -> None:
     settings = {
         "schema": SCHEMA,
         "identity": experiment.identity(),
@@ -392,11 +412,20 @@ def create(path: Path | None, experiment: Experiment, runtime: Runtime) -> RunFo
     }
     write_json(path / "experiment.json", settings)
     write_json(path / "environment.json", environment(experiment, runtime))
-    return RunFolder(path)
+
+
+def check_name(path: Path) -> None:
+    """Raise ``InputError`` unless the name of a folder to write into is UTF-8: TensorBoard takes no other."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        msg = f"Expected the name of a folder to write into to be UTF-8, got {str(path)!r}. Choose another --out."
+        raise InputError(msg) from None
 
 
 def check_new(path: Path) -> None:
     """Raise ``InputError`` unless ``path`` is free for a new run."""
+    check_name(path)
     if not path.exists():
         return
     # A run that was killed while it made its folder leaves at most a hidden file.

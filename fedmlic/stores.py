@@ -76,7 +76,11 @@ class WrittenFiles:
         for name in names:
             if name in self._good or name not in self.files:
                 continue
-            if file_sha256(self.folder / name) != self.files[name]["sha256"]:
+            try:
+                found = file_sha256(self.folder / name)
+            except OSError as error:
+                raise damaged(self.folder, f"{name} cannot be read: {error}") from error
+            if found != self.files[name]["sha256"]:
                 raise damaged(self.folder, f"{name} was changed after it was written")
             self._good.add(name)
 
@@ -92,10 +96,12 @@ def open_array(path: Path) -> NDArray[Any]:
     """Map the array of an ``.npy`` file.
 
     Raises:
-        DamagedError: its header cannot be read, for which NumPy has errors of several unrelated kinds.
+        DamagedError: it is gone, or its header cannot be read, for which NumPy has errors of several unrelated kinds.
     """
     try:
         return cast("NDArray[Any]", np.load(path, mmap_mode="r", allow_pickle=False))
+    except OSError as error:
+        raise damaged(path.parent, f"{path.name} cannot be read: {error}") from error
     except (ValueError, SyntaxError, tokenize.TokenError) as error:
         raise damaged(path.parent, f"{path.name} was changed after it was written") from error
 

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from fedmlic.arrays import Layout
 
-VERSION: Final = 6
+VERSION: Final = 7
 """Raised whenever the records change; both sides must have the same."""
 
 PACKAGES: Final = ("fedmlic", "clients")
@@ -245,6 +245,7 @@ def pack_introduction(introduction: Introduction) -> RecordDict:
             "label-names": list(info.label_names),
             "knows-unannotated": info.unannotated is not None,
             "unannotated": list(info.unannotated or ()),
+            "image-shape": list(info.image_shape),
         }
     )
     hosted = _arrays({"clients": info.clients, "sizes": info.sizes})
@@ -263,7 +264,7 @@ def unpack_introduction(content: RecordDict) -> Introduction:
     _check_version(content, "introduction")
     _check_names("introduction", content, {"introduction", "hosted", "versions"})
     expected = {"version", "code", "num-hosts", "host", "label-names", "knows-unannotated", "unannotated"}
-    about = _fields(content, "introduction", expected)
+    about = _fields(content, "introduction", {*expected, "image-shape"})
     hosted = _record(content, "hosted", ArrayRecord)
     _check_names("hosted clients", hosted, {"clients", "sizes"})
     clients = _array(hosted, "clients", np.int64, (None,))
@@ -273,7 +274,16 @@ def unpack_introduction(content: RecordDict) -> Introduction:
     if not set(apart) <= set(names):
         _fail("the field 'unannotated'", "to name labels of 'label-names'", sorted(set(apart) - set(names))[:5])
     known_apart = apart if _scalar(about, "knows-unannotated", bool) else None
-    info = HostInfo(_scalar(about, "host", str), clients, sizes, names, _unpack_versions(content), known_apart)
+    height, width, channels = _integers(about, "image-shape")
+    info = HostInfo(
+        _scalar(about, "host", str),
+        clients,
+        sizes,
+        names,
+        _unpack_versions(content),
+        known_apart,
+        (height, width, channels),
+    )
     return Introduction(info, _scalar(about, "num-hosts", int), _scalar(about, "code", str))
 
 

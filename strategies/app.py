@@ -85,6 +85,7 @@ def play(grid: Grid, run_config: Mapping[str, bool | int | float | str], run_id:
     server = build_server(experiment, runtime, lambda what, done, total: lines[what](done, total))
     transport.layout = server.learner.resident.layout
     transport.label_names = server.learner.task.label_names
+    transport.image_shape = server.learner.task.image_shape
     folder = open_run(path) if is_run(path) else create(path, experiment, runtime)
     folder.listeners.append(_show)
     _say(f"run folder {folder.path}")

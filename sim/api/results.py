@@ -272,10 +272,18 @@ class Study:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row per run: settings, chosen values, state, metrics of the model after the last round."""
+        """One row per run: settings, chosen values, state, metrics of the model after the last round.
+
+        Raises:
+            InputError: the study was interrupted before it had any.
+        """
         import pandas as pd
 
-        return pd.read_csv(self.path / "table.csv")
+        file = self.path / "table.csv"
+        if not file.is_file() or not file.read_bytes().strip():
+            msg = f"Expected {file} to be the table of a study, got none: it was interrupted before. Play it again."
+            raise InputError(msg)
+        return pd.read_csv(file)
 
     @property
     def rows(self) -> dict[str, list[Run]]:

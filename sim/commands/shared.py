@@ -47,7 +47,7 @@ BUILD_HINT = "What was decoded is kept; the same command goes on."
 @contextmanager
 def report_errors(kept: str = NOTHING_HINT) -> Iterator[None]:
     """Turn exceptions into messages on stderr and exit codes."""
-    previous = signal.signal(signal.SIGTERM, _terminate)
+    previous = {number: signal.signal(number, _terminate) for number in _endings()}
     try:
         yield
     except InputError as error:
@@ -62,11 +62,22 @@ def report_errors(kept: str = NOTHING_HINT) -> Iterator[None]:
             raise
         fail(f"{type(error).__name__}: {error}", EXIT_FAILED)
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, before in previous.items():
+            signal.signal(number, before)
+
+
+def _endings() -> list[signal.Signals]:
+    """Signals that end a command as Ctrl-C does; a terminal that is closed sends SIGHUP, but not to ``nohup``."""
+    hang_up: signal.Signals | None = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hang_up is None or signal.getsignal(hang_up) == signal.SIG_IGN:
+        return [signal.SIGTERM]
+    return [signal.SIGTERM, hang_up]
 
 
 def _terminate(signum: int, frame: object) -> NoReturn:
-    del signum, frame
+    del frame
+    if signum == getattr(signal, "SIGHUP", None):
+        signal.signal(signum, signal.SIG_IGN)  # shell and system both send it, and what was started is to be ended
     raise KeyboardInterrupt
 
 

@@ -150,9 +150,21 @@ def expiry(certificate: bytes) -> dt.datetime:
 
 
 def belongs(pair: Pair) -> bool:
-    """Whether a private key of a kit is that of its certificate."""
-    certificate = x509.load_pem_x509_certificate(pair.public)
-    return _load_private(pair.private).public_key() == certificate.public_key()
+    """Whether a private key of a kit is that of its certificate; not where one of them cannot be read."""
+    try:
+        certificate = x509.load_pem_x509_certificate(pair.public)
+        return _load_private(pair.private).public_key() == certificate.public_key()
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return False
+
+
+def public_of(private: bytes, comment: str) -> bytes:
+    """The public key of a device's private one: one line in OpenSSH's form; empty if it cannot be read."""
+    try:
+        key = serialization.load_ssh_private_key(private, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return b""
+    return _ssh_line(key.public_key(), comment) if isinstance(key, ec.EllipticCurvePrivateKey) else b""
 
 
 def is_signed_by(certificate: bytes, authority: bytes) -> bool:

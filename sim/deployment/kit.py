@@ -20,7 +20,7 @@ import os
 import platform
 import stat
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from typing import Any, Final
 from clients import approval
 from fedmlic.errors import InputError, listing
 from fedmlic.experiment import flower_config, split_settings
+from fedmlic.files import sync
 from sim.deployment import certificates
 from sim.deployment.certificates import Pair
 from sim.deployment.settings import Deployment, read_deployment
@@ -38,6 +39,9 @@ from sim.deployment.wheel import build_wheel, constraints, wheel_name
 MANIFEST: Final = "kit.json"
 SECRET: Final = frozenset({"ca.key", "proxy.key", "superlink.key", "device.key"})
 """Names of files that nobody but their receiver may read."""
+
+PENDING: Final = "pending"
+"""Key of the manifest of a kit that is being written: the hashes that its files may have besides those before."""
 
 PROGRAMS: Final = frozenset({"install.sh", "fedmlic-admin"})
 SOON: Final = dt.timedelta(days=30)
@@ -82,7 +86,7 @@ def make_kit(description: Path, out: Path, *, update: bool = False, renew: bool 
     """
     deployment = read_deployment(description)
     before = _before(out, deployment, update=update or renew)
-    contents = _contents(deployment, description, out, renew=renew, new=not before)
+    contents = _contents(deployment, description, out, before, renew=renew)
     removed = _write(out, contents, before)
     gone = [name for name in before.get("devices", []) if name not in deployment.names]
     contents.notes += [
@@ -142,7 +146,12 @@ def _before(out: Path, deployment: Deployment, *, update: bool) -> dict[str, Any
             f"Expected the kit of {deployment.name}, got that of {found.get('name')!r} in {out}. Choose another --out."
         )
         raise InputError(msg)
-    edited = [name for name, old in found["files"].items() if _edited(out / name, old)]
+    pending = found.get(PENDING, {})
+    known = {
+        name: [*filter(None, [found["files"].get(name)]), *pending.get(name, [])]
+        for name in {**found["files"], **pending}
+    }
+    edited = [name for name, hashes in known.items() if _edited(out / name, hashes)]
     if edited:
         expected = f"Expected the files of {out} to be as 'fedmlic kit' wrote them"
         again = "edited; move it away, and make the change again afterwards"
@@ -150,17 +159,19 @@ def _before(out: Path, deployment: Deployment, *, update: bool) -> dict[str, Any
     return found
 
 
-def _edited(path: Path, before: str) -> bool:
-    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != before
+def _edited(path: Path, before: Sequence[str]) -> bool:
+    return path.is_file() and _sha256(path.read_bytes()) not in before
 
 
 # --- what it holds ----------------------------------------------------------------------
 
 
-def _contents(deployment: Deployment, description: Path, out: Path, *, renew: bool, new: bool) -> Contents:
+def _contents(
+    deployment: Deployment, description: Path, out: Path, before: Mapping[str, Any], *, renew: bool
+) -> Contents:
     contents = Contents()
     make_authority = partial(certificates.make_authority, deployment.name, deployment.authority_days)
-    if not new:
+    if before:
         _check_authority(out)
     authority = _pair(contents, out, "authority/ca", make_authority)
     names = list(dict.fromkeys([*deployment.server.names, *LOOPBACK]))
@@ -176,7 +187,7 @@ def _contents(deployment: Deployment, description: Path, out: Path, *, renew: bo
             f"authority/ca.crt ends on {last:%Y-%m-%d}, and no certificate of the server lasts longer. "
             "Make a new kit in another folder; every device needs its ca.crt."
         )
-    keys = {name: _device_key(contents, deployment, description, out, name) for name in deployment.names}
+    keys = {name: _device_key(contents, deployment, description, out, before, name) for name in deployment.names}
     code = {
         "digest": approval.digest_of(approval.own_code()),
         "wheel": wheel_name(),
@@ -233,15 +244,18 @@ def _check_authority(out: Path) -> None:
         msg = f"Expected {place} to hold the certificate authority of this kit, got no {' and no '.join(gone)}. {again}"
         raise InputError(msg)
     if not certificates.belongs(Pair((place / "ca.key").read_bytes(), (place / "ca.crt").read_bytes())):
-        msg = f"Expected {place / 'ca.key'} to be the key of ca.crt beside it, got another key. {again}"
+        msg = (
+            f"Expected {place / 'ca.key'} to be the key of ca.crt beside it, got another key or a damaged file. {again}"
+        )
         raise InputError(msg)
 
 
 def _is_right(authority: Pair, names: list[str], pair: Pair) -> bool:
     """Whether a key and certificate of the server can stay: the authority's, for these names, not at its end."""
+    if not (certificates.belongs(pair) and certificates.is_signed_by(pair.public, authority.public)):
+        return False
     left = certificates.expiry(pair.public) - dt.datetime.now(dt.UTC)
-    ours = certificates.is_signed_by(pair.public, authority.public) and certificates.belongs(pair)
-    return ours and set(certificates.names_of(pair.public)) == set(names) and left > dt.timedelta(0)
+    return set(certificates.names_of(pair.public)) == set(names) and left > dt.timedelta(0)
 
 
 def _ends_soon(pair: Pair) -> bool:
@@ -253,10 +267,16 @@ def _never(pair: Pair) -> bool:
     return False
 
 
-def _device_key(contents: Contents, deployment: Deployment, description: Path, out: Path, name: str) -> bytes:
-    """The public key of a device; its private key is made here only if its owner supplied none."""
+def _device_key(
+    contents: Contents, deployment: Deployment, description: Path, out: Path, before: Mapping[str, Any], name: str
+) -> bytes:
+    """The public key of a device; its private key is made here only if its owner supplied none.
+
+    A device that comes back gets a new one: its old key may have been unregistered, and Flower keeps those for ever.
+    """
     device, folder = deployment.devices[deployment.names.index(name)], f"devices/{name}"
-    private = out / folder / "device.key"
+    private, stays = out / folder / "device.key", name in before.get("devices", [])
+    send = f"Send devices/{name} to its owner again, and register it on the server; until then it is shut out."
     if device.public_key is not None:
         public = certificates.read_public_key(description.parent / device.public_key, name)
         if private.exists():
@@ -265,16 +285,59 @@ def _device_key(contents: Contents, deployment: Deployment, description: Path, o
                 "Delete it if its owner has another key now."
             )
             raise InputError(msg)
-    elif private.is_file():
-        public = (out / folder / "device.pub").read_bytes()
+        if before and not stays and public == _bytes(out / folder / "device.pub"):
+            contents.notes.append(
+                f"{name} takes part again with the key that it had. If that was unregistered on the server, its owner "
+                "makes a new one: Flower never takes a key again that was unregistered."
+            )
+    elif private.is_file() and stays:
+        public = _public_of(private, name, before.get(PENDING, {}).get(f"{folder}/device.pub", []))
         contents.files[f"{folder}/device.key"] = private.read_bytes()
         contents.kept.append(f"{folder}/device.key")
     else:
         pair = certificates.make_device_key(name)
         contents.files[f"{folder}/device.key"], public = pair.private, pair.public
         contents.made.append(f"{folder}/device.key")
+        if stays:
+            contents.notes.append(f"{folder}/device.key was not there, and a new key was made. {send}")
+        elif private.is_file():
+            contents.notes.append(
+                f"{name} takes part again and gets a new key in place of that in {folder}: Flower never takes a key "
+                f"again that was unregistered. {send}"
+            )
     contents.files[f"{folder}/device.pub"] = public
     return public
+
+
+def _public_of(private: Path, name: str, pending: Sequence[str]) -> bytes:
+    """The public key of a device's private key that is there, which must be that of ``device.pub`` beside it.
+
+    Args:
+        private: file of the private key.
+        name: of the device.
+        pending: hashes that ``device.pub`` would have if updates had not been interrupted.
+
+    Raises:
+        InputError: it cannot be read, or is another's.
+    """
+    public, beside = certificates.public_of(private.read_bytes(), name), _bytes(private.with_name("device.pub"))
+    if not public or (beside not in {b"", public} and _sha256(public) not in pending):
+        msg = (
+            f"Expected {private} to be the private key of device.pub beside it, got "
+            f"{'another key' if public else 'a damaged file'}. Put back a copy, such as its owner's; or delete it, and "
+            "a new key is made, which its owner and the server need."
+        )
+        raise InputError(msg)
+    return public
+
+
+def _bytes(path: Path) -> bytes:
+    """A file's content; empty where there is none."""
+    return path.read_bytes() if path.is_file() else b""
+
+
+def _sha256(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()
 
 
 def _device_map(keys: Mapping[str, bytes]) -> str:
@@ -306,44 +369,57 @@ def _app(deployment: Deployment) -> dict[str, bytes]:
 
 
 def _write(out: Path, contents: Contents, before: Mapping[str, Any]) -> list[str]:
-    """Write every file; return those of the kit before that belong to it no more and were deleted."""
+    """Write every file; return those of the kit before that belong to it no more and were deleted.
+
+    An update that is interrupted leaves files of two kits. The manifest says so from before the first of them, and the
+    next update goes on.
+    """
     old_umask = os.umask(0o077)
     try:
         out.mkdir(parents=True, exist_ok=True)
         out.chmod(0o700)
+        listed = {name: _sha256(text) for name, text in contents.files.items() if not is_secret(name)}
+        devices = sorted({name.split("/")[1] for name in listed if name.startswith("devices/")})
+        pending = before.get(PENDING, {})
+        earlier = {*before.get("files", {}), *pending} - set(listed)
+        # The folder of a device that left stays, and stays known: it may come back.
+        left = {name for name in earlier if name.startswith("devices/") and name.split("/")[1] not in devices}
+        if before:
+            may = {name: sorted({*pending.get(name, []), text}) for name, text in listed.items()}
+            _write_manifest(out, {**before, PENDING: {**pending, **may}})
         for name, text in contents.files.items():
             _write_file(out / name, text)
-        listed = {
-            name: hashlib.sha256(text).hexdigest() for name, text in contents.files.items() if not is_secret(name)
-        }
-        gone = sorted(
-            name for name in before.get("files", {}) if name not in listed and not name.startswith("devices/")
-        )
+        gone = sorted(earlier - left)
         for name in gone:
             (out / name).unlink(missing_ok=True)
-        manifest = {
-            "format": 1,
-            "name": json.loads(contents.files["server/kit.json"])["name"],
-            "devices": sorted({name.split("/")[1] for name in listed if name.startswith("devices/")}),
-            "files": dict(sorted(listed.items())),
-        }
-        _write_file(out / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode("utf-8"))
+        for folder in {(out / name).parent for name in contents.files}:
+            sync(folder)
+        kept = {name: _sha256((out / name).read_bytes()) for name in left if (out / name).is_file()}
+        about = {"format": 1, "name": json.loads(contents.files["server/kit.json"])["name"], "devices": devices}
+        _write_manifest(out, {**about, "files": dict(sorted({**listed, **kept}.items()))})
     finally:
         os.umask(old_umask)
     return gone
 
 
+def _write_manifest(out: Path, manifest: Mapping[str, Any]) -> None:
+    _write_file(out / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode("utf-8"))
+    sync(out)
+
+
 def _write_file(path: Path, text: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.part")
+    partial.unlink(missing_ok=True)  # of an update that was killed
     mode = 0o600 if is_secret(path.name) else 0o700 if path.name in PROGRAMS else 0o644
     if path.is_file() and path.read_bytes() == text and stat.S_IMODE(path.stat().st_mode) == mode:
         return
-    partial = path.with_name(f"{path.name}.part")
-    partial.unlink(missing_ok=True)
     handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(handle, "wb") as file:
         file.write(text)
         os.fchmod(file.fileno(), mode)
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(path)
 
 

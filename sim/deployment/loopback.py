@@ -79,9 +79,8 @@ class Stage:
             self._move_file(self.folder / "devices" / name / "fedmlic-device.service", name)
 
     def _move_file(self, path: Path, device: str = "") -> None:
-        text = path.read_text(encoding="utf-8")
-        for old, new in self._places(device).items():
-            text = text.replace(old, new)
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        text = "".join(self._moved(line, device) for line in lines)
         for pattern, new in self._ports(path.name).items():
             text, count = re.subn(pattern, new, text, flags=re.MULTILINE)
             if not count:
@@ -90,6 +89,14 @@ class Stage:
         if path.name == "nginx.conf" and os.geteuid() == 0:
             text = f"user root;\n{text}"  # else its workers are another user, who may not enter this folder
         path.write_text(text, encoding="utf-8")
+
+    def _moved(self, line: str, device: str) -> str:
+        """A line with this machine's places; in a command line a place with a blank stays one word."""
+        is_command = line.startswith("Exec")
+        for old, new in self._places(device).items():
+            line = line.replace(old, shlex.quote(new) if is_command else new)
+        program = f"{shlex.quote(str(Path(sys.executable).parent))}/fedmlic "
+        return line.replace(program, f"{shlex.quote(sys.executable)} -m sim.command ") if is_command else line
 
     def _places(self, device: str) -> dict[str, str]:
         here = str(self.folder)
@@ -102,7 +109,6 @@ class Stage:
             "/var/log/fedmlic-server": f"{here}/log/server",
             "/var/log/fedmlic-proxy": f"{here}/log",
             "/run/fedmlic-proxy": f"{here}/run",
-            "/opt/fedmlic/bin/fedmlic ": f"{sys.executable} -m sim.command ",
             "/opt/fedmlic/bin": str(Path(sys.executable).parent),
             "/usr/sbin/nginx": nginx() if self.proxy else "/usr/sbin/nginx",
         }

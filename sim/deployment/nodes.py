@@ -27,9 +27,16 @@ def listed(superlink: str, names: Mapping[str, str]) -> list[dict[str, str]]:
         InputError: Flower's command does not answer; its reason is passed on.
     """
     command = [program("flwr"), "supernode", "list", *([superlink] if superlink else []), "--format", "json"]
-    done = subprocess.run(  # noqa: S603  (a name that Flower looks up)
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=ASK_S
-    )
+    try:
+        done = subprocess.run(  # noqa: S603  (a name that Flower looks up)
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=ASK_S
+        )
+    except subprocess.TimeoutExpired:
+        msg = (
+            f"Expected Flower to list the nodes of {superlink or 'its default SuperLink'} within {ASK_S:g} s, got no "
+            "answer. Look whether the SuperLink runs and its address is right."
+        )
+        raise InputError(msg) from None
     try:
         answer = json.loads(done.stdout[done.stdout.index("{") :])
         found = answer["nodes"]

@@ -25,8 +25,10 @@ from typing import Any, Final
 from fedmlic.errors import InputError
 from fedmlic.record import open_run, read_json
 from sim.deployment import certificates, intruder
-from sim.deployment.kit import SECRET, is_secret, read_manifest
+from sim.deployment.kit import PENDING, SECRET, is_secret, read_manifest
 from sim.deployment.loopback import Stage, nginx
+from sim.engines.endings import OWNER, Watcher, own, remove_left
+from sim.toml import toml_value
 
 MOST_DEVICES: Final = 3
 MOST_KEY_BYTES: Final = 1 << 16
@@ -91,6 +93,11 @@ def rehearse(source: Path, *, proxy: bool, rounds: int, keep: bool, tell: Tell) 
         InputError: no kit, or no nginx.
     """
     manifest = read_manifest(source)
+    if PENDING in manifest:
+        msg = (
+            f"Expected a whole kit in {source}, got one whose update was interrupted. Run 'fedmlic kit --update' again."
+        )
+        raise InputError(msg)
     if proxy:
         nginx()
     begun = time.monotonic()
@@ -118,10 +125,16 @@ def rehearse(source: Path, *, proxy: bool, rounds: int, keep: bool, tell: Tell) 
 
 @contextmanager
 def _stage(manifest: dict[str, Any], source: Path, *, proxy: bool, keep: bool) -> Iterator[Stage]:
-    """A folder with a copy of the kit; everything that was started there is ended, whatever happens."""
-    folder = Path(tempfile.mkdtemp(prefix="fedmlic-")).resolve()
+    """A folder with a copy of the kit; everything that was started there is ended, whatever happens.
+
+    Where this process is killed, a watcher ends the services and removes the folder, which has the kit's private keys.
+    """
     kit = read_json(source / "server" / "kit.json")
+    remove_left()
+    folder = Path(tempfile.mkdtemp(prefix="fedmlic-")).resolve()
+    own(folder)
     stage = Stage(folder, kit, list(manifest["devices"])[:MOST_DEVICES], proxy)
+    watcher = Watcher(stage.mark, folder)
     try:
         stage.copy_kit(source)
         yield stage
@@ -129,8 +142,10 @@ def _stage(manifest: dict[str, Any], source: Path, *, proxy: bool, keep: bool) -
         stage.close()
         if keep:
             _delete_keys(folder)
+            (folder / OWNER).unlink(missing_ok=True)  # with it, a later run would take the folder for a killed one's
         else:
             shutil.rmtree(folder, ignore_errors=True)
+        watcher.close()
 
 
 def _delete_keys(folder: Path) -> None:
@@ -386,8 +401,8 @@ def _rewrite_node(stage: Stage, name: str) -> None:
     """The node config with made-up images and the CPU; the rest is the kit's."""
     path = stage.folder / "devices" / name / "node.toml"
     lines = dict(line.split(" = ", 1) for line in path.read_text(encoding="utf-8").splitlines())
-    lines["data"] = json.dumps(f"folder(root='{stage.folder / 'images' / name}', image_size={IMAGE_SIZE})")
-    lines["home"] = json.dumps(str(stage.folder / "state" / name / "fedmlic"))
+    lines["data"] = toml_value(f"folder(root='{stage.folder / 'images' / name}', image_size={IMAGE_SIZE})")
+    lines["home"] = toml_value(str(stage.folder / "state" / name / "fedmlic"))
     lines |= {"device": '"cpu"', "threads": "1"}
     path.write_text("".join(f"{key} = {value}\n" for key, value in lines.items()), encoding="utf-8")
 
@@ -422,7 +437,7 @@ def _submit(here: Rehearsal, name: str, app: Path | None = None, **changes: Any)
         "out": str(out),
         **{key.replace("_", "-"): value for key, value in changes.items()},
     }
-    words = " ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
+    words = " ".join(f"{key}={toml_value(value)}" for key, value in settings.items())
     done = here.stage.flwr("run", str(app or here.stage.folder / "server" / "app"), "here", "--run-config", words)
     if done.returncode:
         msg = f"flwr run: {_last(done.stdout + done.stderr)}"

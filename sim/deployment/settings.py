@@ -205,10 +205,22 @@ class Deployment(_Table):
         return self
 
     def _image_problems(self, device: Device) -> list[str]:
-        size = spec.parse(device.data, "data").arguments.get("image_size", self.image_size)
-        if size == self.image_size:
-            return []
-        return [f"Expected the images of {device.name} to have image-size {self.image_size}, got image_size={size}."]
+        """Where the data set's size or channels, written or by default, are not the federation's."""
+        try:
+            arguments = _arguments_of(device.data)
+        except InputError as error:
+            return [f"data of {device.name}: {error}"]
+        wanted = {"image_size": self.image_size, "channels": self.channels}
+        problems = []
+        for key, value in wanted.items():
+            found = arguments.get(key)
+            if found not in {None, value}:
+                how = "" if key in spec.parse(device.data).arguments else " by default"
+                problems.append(
+                    f"Expected the images of {device.name} to have {key.replace('_', '-')} {value}, got "
+                    f"{key}={found}{how}. Write {key}={value} in its data."
+                )
+        return problems
 
     @property
     def names(self) -> list[str]:
@@ -237,6 +249,12 @@ class Deployment(_Table):
             "cohort-size": 0,
             "min-hosts": len(self.devices),
         }
+
+
+def _arguments_of(data: str) -> dict[str, Any]:
+    """All arguments of a data set; of one from outside the catalogue, which may not be here, those that are written."""
+    written = spec.parse(data, "data")
+    return written.arguments if "." in written.name else spec.parse(spec.resolve("dataset", data)).arguments
 
 
 def read_deployment(path: Path) -> Deployment:

@@ -12,6 +12,7 @@ from typing import Any, Final
 from clients.approval import KEY
 from fedmlic import spec
 from sim.deployment.settings import Deployment, Device
+from sim.toml import toml_value
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
 _PLACE: Final = re.compile(r"@([A-Z_]+)@")
@@ -45,7 +46,7 @@ def server_texts(deployment: Deployment, code: Code) -> dict[str, str]:
         "FLWR_CONFIG": _flower_config(deployment),
     }
     files = {path.name: _fill(f"server/{path.name}", values) for path in sorted((TEMPLATES / "server").iterdir())}
-    run = "".join(f"{key} = {json.dumps(value)}\n" for key, value in deployment.run_settings().items())
+    run = "".join(f"{key} = {toml_value(value)}\n" for key, value in deployment.run_settings().items())
     return {**files, "run.toml": run, "kit.json": _public(deployment, code)}
 
 
@@ -135,7 +136,7 @@ def _node_config(deployment: Deployment, device: Device, client: int, code: Code
         values["allow-statistics"] = False
     if deployment.pin_code:
         values[KEY] = code["digest"]
-    return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
+    return "".join(f"{key} = {toml_value(value)}\n" for key, value in values.items())
 
 
 def _public(deployment: Deployment, code: Code, device: str = "") -> str:

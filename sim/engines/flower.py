@@ -35,6 +35,7 @@ from fedmlic.errors import InputError
 from fedmlic.experiment import flower_config, home_of
 from fedmlic.record import Listener, RunFolder, read_json
 from sim.engines.endings import MARK, Watcher, own, remove_left, send, service_processes
+from sim.toml import toml_value
 
 if TYPE_CHECKING:
     from fedmlic.experiment import Experiment, Runtime
@@ -132,8 +133,7 @@ def stage_app(folder: Path, settings: Mapping[str, bool | int | float | str]) ->
         'serverapp = "strategies.app:app"',
         'clientapp = "clients.app:app"',
         "[tool.flwr.app.config]",
-        # JSON's text and numbers are TOML's.
-        *(f"{key} = {json.dumps(value)}" for key, value in settings.items()),
+        *(f"{key} = {toml_value(value)}" for key, value in settings.items()),
     ]
     (folder / "pyproject.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
@@ -165,7 +165,14 @@ class Service:
 
     def flwr(self, *arguments: str) -> dict[str, Any]:
         """Run Flower's command and return the JSON it prints."""
-        done = self._call(*arguments, "--format", "json")
+        try:
+            done = self._call(*arguments, "--format", "json")
+        except subprocess.TimeoutExpired:
+            msg = (
+                f"Expected flwr {arguments[0]} to answer within {START_S:g} s, got nothing: this machine may be too "
+                f"busy. The end of Flower's log:\n{_tail(self.log)}"
+            )
+            raise RuntimeError(msg) from None
         try:
             found: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
         except ValueError:

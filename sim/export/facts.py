@@ -205,5 +205,8 @@ def export_json(facts: Facts, parity: Mapping[str, Any]) -> dict[str, Any]:
 
 def without_home(text: str) -> str:
     """The text with the user's home folder as ``~``: cards are passed on."""
-    home = str(Path.home())
+    try:
+        home = str(Path.home())
+    except RuntimeError:  # an id without a name, as in containers
+        return text
     return text.replace(home, "~") if len(home) > 1 else text

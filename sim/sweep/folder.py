@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 
 from fedmlic import code
 from fedmlic.errors import InputError
-from fedmlic.record import is_run, open_run, read_json, write_bytes, write_json
+from fedmlic.record import check_name, is_run, open_run, read_json, write_bytes, write_json
 from fedmlic.resolved import identity_of
 from sim.comparison.read import is_complete, metrics_of
 from sim.sweep.plan import Job, Outcome, Plan
@@ -53,6 +53,7 @@ class StudyFolder:
     """
 
     def __init__(self, path: Path) -> None:
+        check_name(path)
         self.path = path
         if path.exists() and (not path.is_dir() or (self._others() and not is_study(path))):
             msg = f"Expected {path} to be new, empty or a study's folder, got something else. Choose another --out."
@@ -98,8 +99,9 @@ class StudyFolder:
                 continue
             try:
                 self._runs.setdefault(identity_of(open_run(place).settings()[0]), place)
-            except InputError as error:
-                problems.append(f"{place} is not used: {error}")
+            except (Exception, SystemExit) as error:  # noqa: BLE001  (a plug-in may raise anything when it is imported)
+                what = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+                problems.append(f"{place} is not used: {what}")
         return problems
 
     def run_of(self, job: Job) -> Path:

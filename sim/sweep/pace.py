@@ -94,7 +94,11 @@ class Pace:
 
     def cost(self, job: Job) -> Cost | None:
         """Of a run: the mean over its row's, else over all rows', else from rounds that are under way."""
-        known = self.costs.get(id(job.row)) or [_mean(costs) for costs in self.costs.values()]
+        return _mean(self.costs[id(job.row)]) if self.costs.get(id(job.row)) else self._elsewhere()
+
+    def _elsewhere(self) -> Cost | None:
+        """Of a run of a row without a measured one."""
+        known = [_mean(costs) for costs in self.costs.values()]
         if known:
             return _mean(known)
         now = time.monotonic()
@@ -108,7 +112,10 @@ class Pace:
     def left(self, plan: Plan, num_players: int) -> float | None:
         """Seconds until the study is complete; ``None`` before a round was measured."""
         jobs = list(plan.ready())
-        costs = [(job, self.cost(job)) for job in jobs]
+        # Once for all jobs: there may be thousands of them, and this is asked for every second.
+        own = {row: _mean(found) for row, found in self.costs.items() if found}
+        other = self._elsewhere()
+        costs = [(job, own.get(id(job.row), other)) for job in jobs]
         if any(cost is None for _, cost in costs):
             return None
         each = [cost.seconds(job.experiment.num_rounds) for job, cost in costs if cost is not None]
@@ -127,11 +134,8 @@ def disk(plan: Plan, costs: Mapping[int, list[Cost]], keep: int) -> float | None
     known = [_mean(found) for found in costs.values()]
     if not known:
         return None
-    jobs = list(plan.ready())
-    each = [
-        (_mean(costs[id(job.row)]) if id(job.row) in costs else _mean(known)).bytes(job.experiment.num_rounds, keep)
-        for job in jobs
-    ]
+    own, other = {row: _mean(found) for row, found in costs.items()}, _mean(known)
+    each = [own.get(id(job.row), other).bytes(job.experiment.num_rounds, keep) for job in plan.ready()]
     frozen = sum(cost.frozen for cost in known)  # a row's own, as its seeds share them
     return sum(each) + plan.num_unknown * (statistics.fmean(each) if each else 0.0) + frozen
 

@@ -222,8 +222,9 @@ def _received(player: _Process) -> list[Report]:
     except (EOFError, OSError):
         player.process.join(5)
         code = player.process.exitcode
+        ended = player.order is None  # it said so before it died
         player.pipe = player.order = None
-        if order is not None:
+        if order is not None and not ended:
             how = f"signal {-code}" if code is not None and code < 0 else f"code {code}"
             reports.append(Report(order.name, "died", {"reason": f"its process ended with {how}"}))
     return reports

@@ -38,6 +38,7 @@ from fedmlic import spec
 from fedmlic.errors import InputError, listing, nearest
 from fedmlic.experiment import Experiment, Runtime, explain, split_settings
 from sim.sweep.search import Search, Settings, Value, dashed, values_of
+from sim.sweep.table import is_beside
 
 WHOLE = {"mods", "label-names"}
 """Settings whose text holds commas: in a command it is one value, never several."""
@@ -139,6 +140,10 @@ def _settings_of_axes(study: Study, tables: dict[str, set[str]]) -> Iterator[str
         if named and len(named) < len(values):
             yield f"axis {axis!r}: values and tables side by side; give every value as a table with a name"
         elif named:
+            searched = study.search is not None and axis in study.search.settings
+            if is_beside(axis) or searched:
+                what = "a searched setting" if searched else "another column of the study's table"
+                yield f"axis {axis!r}: its name is that of {what}; choose another name"
             tables[axis] = {dashed(key) for table in named for key in table if key != "name"}
             names = [str(table.get("name", "")) for table in named]
             if "" in names or len(set(names)) < len(names):

@@ -14,9 +14,12 @@ SHOWN = {"test mAP": "server/mAP", "val mAP": "server/val/mAP", "client mAP": "c
 
 SIDES = {"test mAP": "server", "val mAP": "server/val"}
 
+CLIENT = "single-client"
+"""Setting of a run of one client."""
+
 BESIDE = {
     "seed",
-    "single-client",
+    CLIENT,
     "reference",
     "at-border",
     "state",
@@ -28,16 +31,20 @@ BESIDE = {
 """Columns of the table that are neither an axis nor a searched setting nor a metric."""
 
 
-def study_table(rows: Sequence[Mapping[str, Any]]) -> Grid:
+def is_beside(column: str) -> bool:
+    """Whether a column of a study's table is neither an axis nor a searched setting."""
+    return column in BESIDE or column.startswith(("server/", "client/"))
+
+
+def study_table(rows: Sequence[dict[str, Any]]) -> Grid:
     """Mean and standard deviation over seeds, of the model after the last round."""
-    keys = [
-        key
-        for key in dict.fromkeys(key for row in rows for key in row)
-        if key not in BESIDE and not key.startswith(("server/", "client/"))
-    ]
+    keys = [key for key in dict.fromkeys(key for row in rows for key in row) if not is_beside(key)]
+    # Local-only training has it in every row; elsewhere it is an axis.
+    keys += [CLIENT] * any(CLIENT in row and not row["reference"] for row in rows)
     groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
-        groups.setdefault(tuple(shown_value(row.get(key, "")) for key in (*keys, "reference")), []).append(row)
+        own = row | {CLIENT: ""} if row["reference"] == "local-only" else row
+        groups.setdefault(tuple(shown_value(own.get(key, "")) for key in (*keys, "reference")), []).append(row)
     metrics = {title: name for title, name in SHOWN.items() if any(name in row for row in rows)}
     if len(metrics) > 1:  # of few clients, where there is a number for all images
         metrics.pop("client mAP", None)

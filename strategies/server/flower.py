@@ -211,6 +211,15 @@ class FlowerTransport:
     def label_names(self, names: Sequence[str]) -> None:
         self._admission.label_names = tuple(names)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """Height, width and channels of the run's images, where they are known: a device with others is set aside."""
+        return self._admission.image_shape
+
+    @image_shape.setter
+    def image_shape(self, shape: tuple[int, int, int]) -> None:
+        self._admission.image_shape = shape
+
     def set_aside(self) -> list[dict[str, object]]:
         """``node`` and ``reason`` of every node that was set aside since the last call."""
         news, self._news = self._news, []

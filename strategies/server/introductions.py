@@ -52,6 +52,23 @@ def listed_nodes(text: str) -> dict[int, int]:
     return listed
 
 
+def problem_of_shape(info: HostInfo, image_shape: tuple[int, int, int] | None) -> str:
+    """Why a host's images do not fit the run's, or nothing.
+
+    A network that pools over the whole image takes any size, so that the shapes of its tensors do not tell.
+
+    Args:
+        info: what it says of itself.
+        image_shape: height, width and channels of the run's images, where they are known.
+    """
+    if image_shape is None or info.image_shape == image_shape:
+        return ""
+    return (
+        f"Expected {shown(info.host, 80)} to have images of the run's height, width and channels {image_shape}, got "
+        f"{shown(info.image_shape)}. Set image_size and channels in data of its node config as in the run's dataset."
+    )
+
+
 def problem_of_host(info: HostInfo, label_names: tuple[str, ...] | None, most_images: int = MOST_IMAGES) -> str:
     """Why a host's clients cannot be asked, or nothing.
 
@@ -103,6 +120,7 @@ class Admission:
         most_images: that a device may have.
         listed: node ids by client id, where the owner of the server names them.
         strict: whether a device with any other version than the server's is set aside.
+        image_shape: height, width and channels of the run's images, where known.
     """
 
     simulated: bool | None
@@ -110,6 +128,7 @@ class Admission:
     most_images: int
     listed: Mapping[int, int]
     strict: bool = False
+    image_shape: tuple[int, int, int] | None = None
 
     @staticmethod
     def of(grid: object, experiment: Experiment, runtime: Runtime) -> Admission:
@@ -145,7 +164,8 @@ class Admission:
             )
         if self.simulated is not None and who.simulated is not self.simulated:
             return self.of_another_kind(who)
-        return self._problem_of_name(node, who) or problem_of_host(who.info, self._labels(who), self._most(who))
+        found = self._problem_of_name(node, who) or problem_of_host(who.info, self._labels(who), self._most(who))
+        return found or problem_of_shape(who.info, None if who.simulated else self.image_shape)
 
     @staticmethod
     def of_another_kind(who: wire.Introduction) -> str:

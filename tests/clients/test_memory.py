@@ -1,5 +1,8 @@
 """What clients keep: a replayed or resumed turn reads what it read first, and nothing that is needed goes."""
 
+import hashlib
+import os
+import time
 from dataclasses import dataclass, field
 
 import pytest
@@ -293,3 +296,22 @@ def test_the_module_says_where_files_lie(tmp_path):
 
     assert (tmp_path / "000/000123/round-00012.safetensors").is_file()
     assert "000/000123/round-00012.safetensors" in memory.__doc__
+
+
+def test_files_of_turns_that_were_killed_while_they_wrote_go(place, tmp_path):
+    """One that somebody may still be writing stays."""
+    rest = FolderRest(tmp_path / "rest")
+    values = torch.zeros(2)
+    name = hashlib.sha256(values.numpy().data).hexdigest()
+    place.keep(1, 1, kept(1))
+    rest.keep(name, values)
+    folders = [next(place.folder.rglob("*.safetensors")).parent, tmp_path / "rest"]
+    for folder in folders:
+        for age, left in ((2 * memory.LEFT_S, "old"), (0.0, "new")):
+            (folder / f".{left}.tmp").write_bytes(b"half")
+            os.utime(folder / f".{left}.tmp", (time.time() - age,) * 2)
+    place.keep(1, 2, kept(2), last=1)
+    rest.keep(name, values)
+
+    assert [[path.name for path in folder.glob(".*")] for folder in folders] == [[".new.tmp"]] * 2
+    assert same(place.recall(1, 2), kept(2))

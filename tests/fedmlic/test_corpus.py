@@ -565,3 +565,32 @@ def test_an_entry_of_ours_keeps_its_key_whatever_its_code():
 
     assert "code" not in dataset.identity
     assert "fedmlic/datasets/multidigits.py" in dataset.code
+
+
+@pytest.mark.parametrize("name", ["images.u8.npy", "images.hashes.npy", "labels.i8.npy", "owners.npy"])
+def test_a_file_that_is_gone_is_damage(built, tmp_path, name):
+    """A client would only fail in its turn for any other error, and the run would go on without its images."""
+    shutil.copytree(built.path, tmp_path / "copy")
+    corpus = pickle.loads(pickle.dumps(load_corpus(tmp_path / "copy")))  # noqa: S301  (as a worker gets it)
+    (tmp_path / "copy" / name).unlink()
+    rows = np.array([0])
+
+    def read():
+        return {"images": corpus.images.take, "labels": corpus.labels.take, "owners": lambda _: corpus.owners}[
+            name.partition(".")[0]
+        ](rows)
+
+    with pytest.raises(DamagedError, match=f"{name} cannot be read: .*No such file"):
+        read()
+
+
+def test_a_user_without_a_home_folder_is_told_what_to_set(monkeypatch):
+    for name in ("FEDMLIC_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(corpus_module.Path, "home", nowhere)
+    with pytest.raises(InputError, match="Set FEDMLIC_HOME"):
+        home()

@@ -1,7 +1,11 @@
 """A run folder survives being killed anywhere, and says clearly what is wrong with it."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import threading
 
 import pytest
 import torch
@@ -116,6 +120,46 @@ def test_bytes_that_are_no_text_are_damage_too(folder):
         open_run(folder.path)
 
 
+def test_of_two_runs_that_start_at_once_in_one_folder_one_comes_first(tiny, tmp_path, monkeypatch):
+    """Both find the folder new, and only then go on."""
+    both, made, told = threading.Barrier(2), [], []
+    check, looked = record.check_new, threading.local()
+
+    def check_together(path):
+        check(path)
+        if not getattr(looked, "once", False):
+            looked.once = True
+            both.wait(30)
+
+    monkeypatch.setattr(record, "check_new", check_together)
+
+    def start(seed):
+        try:
+            made.append(create(tmp_path / "run", *tiny(seed=seed)))
+        except InputError as error:
+            told.append(str(error))
+
+    threads = [threading.Thread(target=start, args=(seed,)) for seed in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+    assert len(made) == 1
+    assert len(told) == 1
+    assert "to be new or empty" in told[0] or "another process is running" in told[0]
+    assert open_run(tmp_path / "run").settings() == made[0].settings()
+
+
+@pytest.mark.skipif(sys.platform in {"win32", "darwin"}, reason="names of files are text there")
+def test_a_folder_whose_name_is_not_utf_8_is_refused_before_it_is_made(tiny, tmp_path):
+    path = tmp_path / os.fsdecode(b"bad\xff")
+
+    with pytest.raises(InputError, match=r"to be UTF-8, got '.*bad\\udcff'"):
+        create(path, *tiny())
+    assert not path.exists()
+
+
 def test_something_else_is_no_run(tmp_path):
     assert not is_run(tmp_path)
     for path in (tmp_path, tmp_path / "absent"):
@@ -134,6 +178,27 @@ def test_events_are_told_and_kept_and_numbers_that_are_none_become_null(folder):
 
     assert list(folder.events()) == [{"event": "round", "round": 1, "loss": None, "value": 2.5}]
     assert heard[0][0] == "round"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no limits of file sizes")
+def test_events_for_which_there_is_no_room_leave_nothing_and_the_next_is_whole(folder):
+    """The kernel takes the part that fits, as on a disk that is nearly full."""
+    folder.event("round", {"round": 1})
+    code = (
+        "import resource, signal, sys; from pathlib import Path; from fedmlic.record import open_run\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "folder = open_run(Path(sys.argv[1]))\n"
+        "size = folder.events_path.stat().st_size + 40\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))\n"
+        "try:\n    folder.add_events('round', [{'round': 2}, {'round': 3, 'text': 'x' * 200}])\n"
+        "except OSError as error:\n    print(type(error).__name__)\n"
+        "folder.event('failed', {})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, folder.path], capture_output=True, text=True, check=True)
+
+    assert done.stdout == "OSError\n"
+    found = [(event["event"], event.get("round")) for event in folder.events()]
+    assert found == [("round", 1), ("failed", None)]
 
 
 def test_a_half_written_last_line_is_not_an_event(folder):
@@ -364,6 +429,30 @@ def test_the_newest_sound_checkpoint_is_found_and_nothing_is_lost(folder, damage
     left = sorted(file.name for file in folder.checkpoint_folder.glob("*.damaged"))
     assert left[0] == "round-00002.json.damaged"
     assert len(left) == (2 if damage == "no tensors" else 4)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+def test_a_checkpoint_that_the_disk_does_not_give_back_is_gone_around(folder, monkeypatch, suffix):
+    for number in (1, 2):
+        save(folder, number, value=float(number))
+
+    def failing(real):
+        def read(path, *arguments, **options):
+            if path.name == f"round-00002{suffix}":
+                raise OSError(5, "Input/output error")
+            return real(path, *arguments, **options)
+
+        return read
+
+    with monkeypatch.context() as patched:
+        for name in ("read_bytes", "read_text"):
+            patched.setattr(record.Path, name, failing(getattr(record.Path, name)))
+        tensors, values = folder.newest_checkpoint()
+
+    assert values["round"] == 1
+    assert tensors["model/w"].tolist() == [1.0] * 3
+    assert "Input/output error" in folder.damage[0]
+    assert (folder.path / "checkpoints" / f"round-00002{suffix}.damaged").exists()
 
 
 def test_without_any_sound_checkpoint_the_run_does_not_start_again_by_itself(folder):

@@ -292,7 +292,8 @@ VERSIONS = {"flwr": "1.42.0", "numpy": "2.4.6", "python": "3.11.7", "torch": "2.
 @given(clients=CLIENTS, names=st.lists(TEXT, max_size=4), num_hosts=st.integers(0, 100))
 def test_introductions_survive_the_wire(clients, names, num_hosts):
     ids = np.array(clients, dtype=np.int64)
-    told = wire.Introduction(HostInfo("device-3", ids, ids + 7, tuple(names), VERSIONS), num_hosts, "abc")
+    info = HostInfo("device-3", ids, ids + 7, tuple(names), VERSIONS, image_shape=(24, 20, 3))
+    told = wire.Introduction(info, num_hosts, "abc")
 
     got = wire.unpack_introduction(through(wire.pack_introduction(told)))
 
@@ -541,6 +542,8 @@ BAD_INTRODUCTIONS = {
         lambda content: content["introduction"].update({"unannotated": ["cat", "dog"]}),
         r"unannotated.*\['dog'\]",
     ),
+    "half a shape of images": (put("introduction", "image-shape", [24, 24]), "that cannot be read"),
+    "a shape of images that is none": (put("introduction", "image-shape", [24.0, 24.0, 3.0]), "list of integers"),
     "no word on what is known": (put("introduction", "knows-unannotated", 1), "knows-unannotated"),
     "a missing version": (lambda content: content["versions"].pop("flwr"), "parts of versions"),
     "a version of something else": (put("versions", "hostname", "anna"), "hostname"),

@@ -115,6 +115,13 @@ def test_what_is_no_run_is_refused(tmp_path):
         api.load(tmp_path)
     with pytest.raises(InputError, match="to be the folder of a study"):
         api.load_study(tmp_path)
+    (tmp_path / "study.json").write_text('{"rows": []}')
+    interrupted = api.load_study(tmp_path)
+    for text in (None, ""):
+        if text is not None:
+            (tmp_path / "table.csv").write_text(text)
+        with pytest.raises(InputError, match="to be the table of a study, got none: it was interrupted before"):
+            _ = interrupted.table
     with pytest.raises(InputError, match="Expected runs or studies, got none"):
         api.compare()
 

@@ -23,6 +23,7 @@ from clients.source import NODE_KEYS
 from fedmlic.errors import InputError
 from fedmlic.experiment import split_settings
 from sim.deployment import certificates
+from sim.deployment import kit as kits
 from sim.deployment.kit import make_kit, read_manifest
 from sim.deployment.settings import read_deployment
 
@@ -408,6 +409,158 @@ def test_a_device_that_left_is_shut_out_and_its_folder_stays(copied):
     assert (copied[1] / "devices/two/device.key").exists()
 
 
+def test_a_device_that_comes_back_gets_another_key(copied):
+    """Flower never takes a key again that was unregistered."""
+    before = contents(copied[1])
+    copied[0].write_text(SMALL[: SMALL.rindex("[[devices]]")])
+    make_kit(*copied, update=True)
+    copied[0].write_text(SMALL)
+    found = make_kit(*copied, update=True)
+    after = contents(copied[1])
+
+    assert found["made"] == ["devices/two/device.key"]
+    assert "two takes part again and gets a new key" in found["notes"][0]
+    assert after["devices/two/device.pub"] != before["devices/two/device.pub"]
+    assert after["server/devices/two.pub"] == after["devices/two/device.pub"]
+    assert certificates.public_of(after["devices/two/device.key"], "two") == after["devices/two/device.pub"]
+    assert after["devices/one/device.key"] == before["devices/one/device.key"]
+
+
+def test_a_device_that_comes_back_with_its_owners_key_is_noted(tmp_path):
+    (tmp_path / "two.pub").write_bytes(certificates.make_device_key("two").public)
+    text = SMALL.replace('name = "two"', 'name = "two"\npublic-key = "two.pub"')
+    make_kit(write(tmp_path, text), tmp_path / "kit")
+    make_kit(write(tmp_path, text[: text.rindex("[[devices]]")]), tmp_path / "kit", update=True)
+    again = make_kit(write(tmp_path, text), tmp_path / "kit", update=True)
+    once_more = make_kit(write(tmp_path, text), tmp_path / "kit", update=True)
+
+    assert again["made"] == []
+    assert "two takes part again with the key that it had" in again["notes"][0]
+    assert once_more["notes"] == []
+
+
+def test_a_device_key_that_is_gone_is_made_anew_and_said(copied):
+    (copied[1] / "devices/one/device.key").unlink()
+    found = make_kit(*copied, update=True)
+
+    assert found["made"] == ["devices/one/device.key"]
+    assert "devices/one/device.key was not there, and a new key was made" in found["notes"][0]
+
+
+@pytest.mark.parametrize("how", ["empty", "another"])
+def test_a_device_key_that_is_not_that_of_its_public_one_is_an_error(copied, how):
+    (copied[1] / "devices/one/device.key").write_bytes(
+        b"" if how == "empty" else certificates.make_device_key("one").private
+    )
+    got = "a damaged file" if how == "empty" else "another key"
+
+    with pytest.raises(InputError, match=rf"device\.pub beside it, got {got}"):
+        make_kit(*copied, update=True)
+
+
+def test_a_public_key_that_is_gone_is_that_of_the_private_one(copied):
+    before = contents(copied[1])
+    (copied[1] / "devices/one/device.pub").unlink()
+
+    assert make_kit(*copied, update=True)["made"] == []
+    assert contents(copied[1]) == before
+
+
+def test_damaged_keys_of_the_server_and_the_authority(copied):
+    (copied[1] / "server/proxy.key").write_bytes(b"")
+    assert make_kit(*copied, update=True)["made"] == ["server/proxy.key"]
+
+    (copied[1] / "authority/ca.key").write_bytes(b"")
+    with pytest.raises(InputError, match="got another key or a damaged file"):
+        make_kit(*copied, update=True)
+
+
+@pytest.mark.parametrize("after", ["server/proxy.key", "server/proxy.crt", "server/README.md"])
+def test_a_renewal_that_is_killed_is_finished_by_the_next_update(copied, monkeypatch, after):
+    write_file = kits._write_file
+    with monkeypatch.context() as patched:
+
+        def killed(path, text):
+            write_file(path, text)
+            if path == copied[1] / after:
+                raise KeyboardInterrupt
+
+        patched.setattr(kits, "_write_file", killed)
+        for _ in range(2):  # and killed again, with still other keys
+            with pytest.raises(KeyboardInterrupt):
+                make_kit(*copied, renew=True)
+    make_kit(*copied, update=True)
+    pair = certificates.Pair(*((copied[1] / f"server/proxy.{end}").read_bytes() for end in ("key", "crt")))
+
+    assert certificates.belongs(pair)
+    assert "pending" not in read_manifest(copied[1])
+    (copied[1] / "server/proxy.crt").write_bytes(pair.public + b"\n")
+    with pytest.raises(InputError, match=r"proxy\.crt: edited"):
+        make_kit(*copied, update=True)
+
+
+def test_an_update_that_is_killed_between_the_halves_of_a_device_key_is_finished(copied, monkeypatch):
+    (copied[1] / "devices/one/device.key").unlink()
+    write_file = kits._write_file
+    with monkeypatch.context() as patched:
+
+        def killed(path, text):
+            write_file(path, text)
+            if path == copied[1] / "devices/one/device.key":
+                raise KeyboardInterrupt
+
+        patched.setattr(kits, "_write_file", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make_kit(*copied, update=True)
+    private = (copied[1] / "devices/one/device.key").read_bytes()
+    make_kit(*copied, update=True)
+    after = contents(copied[1])
+
+    assert after["devices/one/device.key"] == private
+    assert after["devices/one/device.pub"] == after["server/devices/one.pub"] == certificates.public_of(private, "one")
+
+
+def test_a_new_version_leaves_one_wheel(copied, monkeypatch):
+    """Also in the folder of a device that was away when the version changed; not in that of one that left."""
+    (old,) = (path.name for path in (copied[1] / "server").glob("*.whl"))
+    new = old.replace("fedmlic-", "fedmlic-9")
+    copied[0].write_text(SMALL[: SMALL.rindex("[[devices]]")])
+    write_file = kits._write_file
+    with monkeypatch.context() as patched:  # an update to a version between them was killed
+
+        def killed(path, text):
+            write_file(path, text)
+            if path == copied[1] / "devices/one/fedmlic-8.whl":
+                raise KeyboardInterrupt
+
+        patched.setattr(kits, "wheel_name", lambda: "fedmlic-8.whl")
+        patched.setattr(kits, "_write_file", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make_kit(*copied, update=True)
+    assert (copied[1] / "devices/one/fedmlic-8.whl").exists()
+    monkeypatch.setattr(kits, "wheel_name", lambda: new)
+    found = make_kit(*copied, update=True)
+    wheels = {name for name in contents(copied[1]) if name.endswith(".whl")}
+
+    assert f"devices/one/{old}" in found["removed"]
+    assert wheels == {f"server/{new}", f"devices/one/{new}", f"devices/two/{old}"}
+
+    copied[0].write_text(SMALL)
+    make_kit(*copied, update=True)
+    assert {name for name in contents(copied[1]) if name.endswith(".whl")} == {
+        f"{folder}/{new}" for folder in ("server", "devices/one", "devices/two")
+    }
+
+
+def test_letters_above_ffff_are_toml(tmp_path):
+    make_kit(write(tmp_path, SMALL.replace('"dog"]', '"owl 🦉"]')), tmp_path / "kit")
+    settings = tomllib.loads((tmp_path / "kit/server/run.toml").read_text(encoding="utf-8"))
+
+    assert settings["label-names"] == "cat,owl 🦉"
+    app = tomllib.loads((tmp_path / "kit/server/app/pyproject.toml").read_text(encoding="utf-8"))
+    assert app["tool"]["flwr"]["app"]["config"]["label-names"] == "cat,owl 🦉"
+
+
 def test_edited_files_and_another_federation_are_not_overwritten(copied):
     (copied[1] / "server/nginx.conf").write_text("mine")
     with pytest.raises(InputError, match=r"nginx\.conf: edited"):
@@ -519,6 +672,9 @@ WRONG = {
     "label": ('"dog"]', '"dog, big"]', "without commas"),
     "label twice": ('"dog"]', '"cat"]', "every label once"),
     "image size": ("'/data/b', image_size=24", "'/data/b', image_size=32", "two to have image-size 24"),
+    "image size by default": ("'/data/b', image_size=24", "'/data/b'", "image-size 24, got image_size=128 by default"),
+    "channels": ("'/data/b', image_size=24", "'/data/b', image_size=24, channels=1", "to have channels 3"),
+    "name of a data set": ("folder(root='/data/b'", "foldr(root='/data/b'", "data of two: Expected dataset to name"),
     "data": ("folder(root='/data/b', image_size=24)", "rm -rf", "data of two"),
     "injection": ("'/data/b'", "'/data/\\nUser=root'", "line breaks"),
     "port": ('"2001:db8::1"]', '"2001:db8::1"]\nport = 70000', "server.port"),

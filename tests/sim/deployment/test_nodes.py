@@ -122,3 +122,16 @@ def test_a_wrong_table_of_names_is_named(tmp_path):
 
     assert done.exit_code == 2
     assert "line 2" in done.stderr
+
+
+def test_a_superlink_that_does_not_answer_is_an_error_in_words(tmp_path, monkeypatch):
+    path = tmp_path / "flwr"
+    path.write_text("#!/bin/sh\nexec sleep 60\n")
+    path.chmod(0o755)
+    monkeypatch.setattr(nodes, "program", lambda _: str(path))
+    monkeypatch.setattr(nodes, "ASK_S", 0.1)
+
+    done = CliRunner().invoke(app, ["nodes", "lab"])
+
+    assert done.exit_code == 2
+    assert "Expected Flower to list the nodes of lab within 0.1 s, got no answer." in " ".join(done.output.split())

@@ -1,12 +1,18 @@
 """The rehearsal: what it makes of a kit's files, what it sees of ports and intruders, and the whole of it."""
 
 import http.server
+import json
 import os
 import re
+import shlex
 import shutil
+import signal
 import socket
 import ssl
+import subprocess
+import sys
 import threading
+import time
 import urllib.parse
 from pathlib import Path
 
@@ -17,6 +23,7 @@ from sim.deployment import certificates, intruder, loopback
 from sim.deployment.kit import make_kit, read_manifest
 from sim.deployment.loopback import Stage
 from sim.deployment.rehearsal import _stage, rehearse
+from sim.engines.endings import OWNER, send, service_processes
 
 NGINX = shutil.which("nginx", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]))
 linux = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="reads /proc")
@@ -72,6 +79,31 @@ def test_services_are_the_kits_with_other_places_and_ports(kit, tmp_path):
         if path.suffix in {".conf", ".service"} and path.name not in {"logrotate.conf", "nftables.conf"}:
             text = re.sub(r"#.*", "", path.read_text())
             assert not re.search(r"/etc/fedmlic|/var/lib/fedmlic|/opt/fedmlic/bin|:9091|:8443", text), path
+
+
+def test_a_blank_in_the_interpreters_path_stays_in_one_word(kit, tmp_path, monkeypatch):
+    monkeypatch.setattr(loopback.sys, "executable", "/home/me/my project/bin/python")
+    stage = staged(kit, tmp_path / "stage", proxy=False)
+    monkeypatch.undo()
+    commands = {}
+    for path in stage.folder.rglob("*.service"):
+        (line,) = loopback._read_unit(path)["ExecStart"]
+        commands[path.name] = shlex.split(line)
+
+    program = ["/home/me/my project/bin/python", "-m", "sim.command", "supernode", "--superlink"]
+    assert commands["fedmlic-device.service"][:5] == program
+    assert commands["fedmlic-superlink.service"][0] == "/home/me/my project/bin/flower-superlink"
+    unit = (stage.folder / "server/fedmlic-superlink.service").read_text()
+    assert "Environment=PATH=/home/me/my project/bin:" in unit
+
+
+def test_a_kit_whose_update_was_interrupted_is_not_played(kit, tmp_path):
+    shutil.copytree(kit, tmp_path / "kit")
+    manifest = read_manifest(kit)
+    (tmp_path / "kit/kit.json").write_text(json.dumps({**manifest, "pending": {}}))
+
+    with pytest.raises(InputError, match="one whose update was interrupted"):
+        rehearse(tmp_path / "kit", proxy=False, rounds=1, keep=False, tell=lambda *_: None)
 
 
 def test_a_kit_that_no_longer_says_where_it_listens_is_an_error(kit, tmp_path):
@@ -252,6 +284,54 @@ def test_what_is_kept_of_a_rehearsal_holds_no_private_key(kit, keep):
         assert (stage.folder / "log/proxy.log" in left) is keep
         assert not [path for path in left for value in secrets if certificates.holds(path.read_bytes(), value)]
         assert (kit / "server/proxy.key").exists()
+    finally:
+        shutil.rmtree(stage.folder, ignore_errors=True)
+
+
+KILLED = """
+import signal, sys, time
+from pathlib import Path
+from sim.commands.shared import report_errors
+from sim.deployment.kit import read_manifest
+from sim.deployment.rehearsal import _stage
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
+kit = Path(sys.argv[1])
+with report_errors(), _stage(read_manifest(kit), kit, proxy=False, keep=sys.argv[2] == "keep") as stage:
+    stage.start("superlink", [sys.executable, "-c", "import time; time.sleep(300)"], stage.folder, {})
+    print(stage.folder, stage.mark, flush=True)
+    time.sleep(300)
+"""
+
+
+@linux
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGKILL])
+def test_nothing_of_a_rehearsal_that_is_ended_is_left(kit, number):
+    program = subprocess.Popen([sys.executable, "-c", KILLED, kit, "go"], stdout=subprocess.PIPE, text=True)
+    folder, mark = program.stdout.readline().split()
+    try:
+        assert service_processes(mark, Path(folder))
+        program.send_signal(number)
+        if number == signal.SIGHUP:
+            program.send_signal(number)  # a shell sends it too, while services are being ended
+        program.communicate(timeout=60)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and (service_processes(mark, Path(folder)) or Path(folder).exists()):
+            time.sleep(0.1)
+
+        assert not service_processes(mark, Path(folder))
+        assert not Path(folder).exists()
+        assert number == signal.SIGKILL or program.returncode == 1  # typer.Exit outside of typer
+    finally:
+        program.kill()
+        send(service_processes(mark, Path(folder)), signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_what_is_kept_of_a_rehearsal_is_not_taken_for_a_killed_ones(kit):
+    with _stage(read_manifest(kit), kit, proxy=False, keep=True) as stage:
+        assert (stage.folder / OWNER).exists()
+    try:
+        assert not (stage.folder / OWNER).exists()
     finally:
         shutil.rmtree(stage.folder, ignore_errors=True)
 

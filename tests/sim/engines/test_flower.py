@@ -64,6 +64,26 @@ def test_pyproject_holds_every_setting_of_the_default_recipe_with_its_type():
     assert {k: type(v) for k, v in expected.items()} == {k: type(v) for k, v in table.items()}
 
 
+def test_letters_above_ffff_reach_the_app(tmp_path):
+    settings = flower_config(*split_settings({"label-names": "owl 🦉,cat\x7f"}))
+    app = flower.stage_app(tmp_path / "app", settings)
+
+    found = tomllib.loads((app / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["flwr"]["app"]["config"]
+    assert found == settings
+
+
+def test_a_service_that_does_not_answer_is_an_error_with_the_end_of_its_log(tmp_path, monkeypatch):
+    def silent(command, **options):
+        raise subprocess.TimeoutExpired(command, options["timeout"])
+
+    (tmp_path / "flower.log").write_text("starting\nlast words\n")
+    monkeypatch.setattr(flower.subprocess, "run", silent)
+    service = flower.Service(tmp_path, tmp_path / "flower.log", {}, None)
+
+    with pytest.raises(RuntimeError, match=r"(?s)Expected flwr run to answer within 60 s.*last words"):
+        service.submit(tmp_path / "app", 2, 0.0)
+
+
 def names_in(bundle):
     return set(zipfile.ZipFile(io.BytesIO(bundle)).namelist())
 

@@ -152,6 +152,23 @@ def test_mods_are_one_value_in_a_command():
         ({"axes": {"method": ["bce()"], "a": [{"name": "x", "method": "asl()"}]}}, "both set method"),
         ({"axes": {"a": [{"name": "x", "seed": 1}]}}, "seeds are an axis of their own"),
         ({"axes": {"seed": ["one"]}}, "whole numbers"),
+        *(
+            ({"axes": {name: [{"name": "short", "num-rounds": 2}]}}, "another column of the study's table")
+            for name in (
+                "rounds",
+                "state",
+                "run",
+                "best-round",
+                "at-border",
+                "reference",
+                "single-client",
+                "server/mAP",
+            )
+        ),
+        (
+            {"axes": {"momentum": [{"name": "x", "num-rounds": 2}]}, "search": {"momentum": [0.1]}},
+            "that of a searched setting",
+        ),
         ({"axes": {"seed": "4..1"}}, "FIRST..LAST"),
         ({"axes": {"workers": [1, 2]}}, "where and how fast"),
         ({"base": {"out": "x"}}, "--out"),

@@ -199,6 +199,11 @@ def test_a_metric_that_is_not_there_is_refused(swept):
         compare([swept[0]], metric="server/map")
 
 
+def test_a_folder_whose_name_is_not_utf_8_is_refused(tmp_path):
+    with pytest.raises(InputError, match="to be UTF-8"):
+        StudyFolder(tmp_path / "bad\udcff")
+
+
 def test_another_folder_is_not_written_into(settings, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
 

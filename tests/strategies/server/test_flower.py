@@ -599,6 +599,20 @@ def test_label_names_are_needed_when_the_server_has_no_images(devices):
         server_app.play(grid, {**grid.run_config, "label-names": ""})
 
 
+def test_a_device_with_images_of_another_size_is_set_aside(devices, tmp_path):
+    """The network pools over the whole image: its tensors have the same shapes for every size."""
+    grid, _ = devices(2, num_rounds=1, num_clients=2)
+    grid.nodes[501].config["data"] = grid.nodes[501].config["data"].replace("image_size=24", "image_size=48")
+    grid.run_config = {**grid.run_config, "out": str(tmp_path / "run"), "min-hosts": 1}
+
+    folder, _ = server_app.play(grid, grid.run_config)
+
+    reasons = [event["reason"] for event in folder.events("set-aside")]
+    assert len(reasons) == 1
+    assert "Expected device-1 to have images of the run's height, width and channels (24, 24, 3), got (48" in reasons[0]
+    assert {event["host"] for event in folder.events("client")} == {"device-0"}
+
+
 def test_weights_of_a_round_on_devices_are_those_of_its_clients(devices, tmp_path):
     """Two devices through the whole ServerApp; the sum is that of their hosts called directly."""
     grid, _ = devices(2, num_rounds=1, evaluate_every=1, num_clients=2)

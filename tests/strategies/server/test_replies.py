@@ -407,12 +407,19 @@ def test_what_is_not_finite_is_named():
 # --- introductions --------------------------------------------------------------------------
 
 
-def told(host="device-3", clients=(3,), sizes=(30,), names=("a", "b"), num_hosts=0, code=None):
-    info = HostInfo(host, np.array(clients, np.int64), np.array(sizes, np.int64), tuple(names), wire.versions())
+def told(host="device-3", clients=(3,), sizes=(30,), names=("a", "b"), num_hosts=0, code=None, image_shape=(24, 24, 3)):
+    info = HostInfo(
+        host,
+        np.array(clients, np.int64),
+        np.array(sizes, np.int64),
+        tuple(names),
+        wire.versions(),
+        image_shape=image_shape,
+    )
     return wire.Introduction(info, num_hosts, wire.code_digest() if code is None else code)
 
 
-ADMISSION = Admission(simulated=False, label_names=("a", "b"), most_images=10_000, listed={})
+ADMISSION = Admission(simulated=False, label_names=("a", "b"), most_images=10_000, listed={}, image_shape=(24, 24, 3))
 INTRODUCTION_LIES = {
     "2**60 images": (told(sizes=(2**60,)), "most-client-images"),
     "a negative number of images": (told(sizes=(-1,)), "0 to 10000"),
@@ -426,6 +433,8 @@ INTRODUCTION_LIES = {
     "a simulation": (told("node-2", (0, 1, 2), (5, 5, 5), num_hosts=3), "device with images of its own"),
     "a negative number of hosts": (told(num_hosts=-1), "one client"),
     "other labels": (told(names=("a", "c")), "run's labels"),
+    "larger images": (told(image_shape=(48, 48, 3)), r"channels (24, 24, 3), got (48, 48, 3)"),
+    "grey images": (told(image_shape=(24, 24, 1)), "got (24, 24, 1)"),
     "labels as long as a book": (told(names=("a" * 10**6, "b")), "run's labels"),
 }
 

@@ -1,12 +1,27 @@
 #!/bin/sh
 # Sets up the device @DEVICE@ of @NAME@ on this machine. Run it as root, in this folder; running it again updates everything.
 # Nothing is started. Variables: PYTHON (python3), ENVIRONMENT (/opt/fedmlic), KEEP_ENVIRONMENT=1 (install no packages),
-# PIP_ARGUMENTS (such as --system-site-packages wheels of a Jetson; see docs/devices.md).
+# PIP_ARGUMENTS (such as --system-site-packages wheels of a Jetson; see docs/devices.md), REPLACE_NODE=1 (take this folder's
+# node.toml as it is).
 set -eu
 cd "$(dirname "$0")"
 [ "$(id -u)" = 0 ] || { echo "Run it as root: it makes a user and installs a service." >&2; exit 2; }
 [ -f device.key ] || { echo "Put the private key that belongs to device.pub here, as device.key." >&2; exit 2; }
 ENVIRONMENT="${ENVIRONMENT:-/opt/fedmlic}"
+
+# What its owner refuses or wants, such as allow-statistics = false, must not end with an update, nor may one allow more.
+node=/etc/fedmlic-device/node.toml
+if [ -f "$node" ] && [ -z "${REPLACE_NODE:-}" ]; then
+    other() { grep -vxF -f "$1" "$2" | grep -v '^code-digest = ' | grep '[^[:space:]]' | sed "s/^/$3 /"; }
+    changes="$(other node.toml "$node" - || true; other "$node" node.toml + || true)"
+    if [ -n "$changes" ]; then
+        echo "Expected node.toml here to have the lines of the installed $node, got others (- there, + here):" >&2
+        echo "$changes" >&2
+        echo "Nothing was changed. Make node.toml here as this device's owner wants it to be, and run this again with" >&2
+        echo "REPLACE_NODE=1: it is then taken as it is." >&2
+        exit 2
+    fi
+fi
 
 getent passwd fedmlic-device >/dev/null || useradd --system --user-group --home-dir /nonexistent --no-create-home --shell /usr/sbin/nologin fedmlic-device
 if [ ! -x "$ENVIRONMENT/bin/fedmlic" ] || [ -z "${KEEP_ENVIRONMENT:-}" ]; then

@@ -1,0 +1,159 @@
+"""The kit's programs for root, with stand-ins for what changes a system, below a folder."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sim.deployment.kit import make_kit
+
+DESCRIPTION = """
+name = "study"
+label-names = ["cat", "dog"]
+image-size = 24
+[server]
+names = ["fed.example.org"]
+[[devices]]
+name = "one"
+data = "folder(root='/data/a', image_size=24)"
+allow-files = "/srv/weights"
+"""
+
+STANDS_IN = {
+    "id": "echo 0",
+    "getent": "exit 0",
+    "systemctl": "exit 0",
+    "setpriv": 'shift 5; echo "$@" >>"$ROOT/as-server"; exec "$@"',
+    "install": """
+folder=
+while [ "${1#-}" != "$1" ]; do
+    case "$1" in -d) folder=1; shift ;; *) shift 2 ;; esac
+done
+[ -z "$folder" ] || { mkdir -p "$@"; exit; }
+for last; do :; done
+cp "$@" """,
+}
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="the programs are for Linux")
+
+
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kit")
+    (folder / "federation.toml").write_text(DESCRIPTION)
+    make_kit(folder / "federation.toml", folder / "kit")
+    return folder / "kit"
+
+
+@pytest.fixture
+def played(tmp_path, kit):
+    """A function: runs a program of the kit as if ``tmp_path / "root"`` were the system's."""
+    root, programs = tmp_path / "root", tmp_path / "programs"
+    for folder in ("etc", "opt/fedmlic/bin", "var/lib/fedmlic-server"):
+        (root / folder).mkdir(parents=True)
+    (root / "opt/fedmlic/bin/python").symlink_to(sys.executable)
+    (root / "opt/fedmlic/bin/fedmlic").write_text("#!/bin/sh\n")
+    (root / "opt/fedmlic/bin/fedmlic").chmod(0o700)
+    programs.mkdir()
+    for name, text in STANDS_IN.items():
+        (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+        (programs / name).chmod(0o700)
+
+    def play(path, *arguments, cwd, **environment):
+        text = (kit / path).read_text()
+        for place in ("/etc/", "/opt/", "/var/lib/"):
+            text = text.replace(place, f"{root}{place}")
+        program = Path(cwd) / Path(path).name
+        program.write_text(text)
+        return subprocess.run(
+            ["/bin/sh", program, *arguments],
+            cwd=cwd,
+            env={"PATH": f"{programs}:{os.environ['PATH']}", "ROOT": str(root), "KEEP_ENVIRONMENT": "1", **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+
+    return play
+
+
+@pytest.fixture
+def device(tmp_path, kit):
+    """A folder as the device's owner gets it."""
+    folder = tmp_path / "one"
+    folder.mkdir()
+    for path in (kit / "devices/one").iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def test_an_update_keeps_what_the_owner_wrote_into_the_node_config(played, device, tmp_path):
+    def install(**environment):
+        return played("devices/one/install.sh", cwd=device, **environment)
+
+    installed = tmp_path / "root/etc/fedmlic-device/node.toml"
+    first = install()
+    assert first.returncode == 0, first.stderr
+    assert installed.read_text() == (device / "node.toml").read_text()
+
+    mine = installed.read_text() + 'allow-statistics = false\naudit-log = "/var/log/fedmlic/audit.jsonl"\n'
+    installed.write_text(mine.replace('allow-files = "/srv/weights"\n', ""))
+    before = {path: path.read_bytes() for path in installed.parent.iterdir()}
+    refused = install()
+
+    assert refused.returncode == 2
+    assert '- allow-statistics = false\n- audit-log = "/var/log/fedmlic/audit.jsonl"\n' in refused.stderr
+    assert '+ allow-files = "/srv/weights"\n' in refused.stderr
+    assert {path: path.read_bytes() for path in installed.parent.iterdir()} == before
+
+    (device / "node.toml").write_text(mine)
+    assert install(REPLACE_NODE="1").returncode == 0
+    assert installed.read_text() == mine
+
+
+def test_another_digest_alone_is_an_update(played, device, tmp_path):
+    assert played("devices/one/install.sh", cwd=device).returncode == 0
+    node = device / "node.toml"
+    lines = [line for line in node.read_text().splitlines() if not line.startswith("code-digest")]
+    node.write_text("\n".join([*lines, 'code-digest = "0123"']) + "\n")
+
+    assert played("devices/one/install.sh", cwd=device).returncode == 0
+    assert 'code-digest = "0123"' in (tmp_path / "root/etc/fedmlic-device/node.toml").read_text()
+
+
+@pytest.mark.parametrize("where", ["relative", "absolute"])
+def test_the_backup_lies_where_the_caller_says_and_the_servers_user_writes_below_its_own_folder(
+    played, tmp_path, where
+):
+    state, caller = tmp_path / "root/var/lib/fedmlic-server", tmp_path / "caller"
+    caller.mkdir()
+    with sqlite3.connect(state / "superlink.db") as database:
+        database.execute("create table node (name text)")
+        database.execute("insert into node values ('one')")
+    database.close()
+
+    target = "copy.db" if where == "relative" else str(caller / "copy.db")
+    done = played("server/fedmlic-admin", "backup", target, cwd=caller)
+
+    assert done.returncode == 0, done.stderr
+    with sqlite3.connect(caller / "copy.db") as found:
+        assert found.execute("select name from node").fetchall() == [("one",)]
+    found.close()
+    assert (caller / "copy.db").stat().st_mode & 0o077 == 0
+    asked = (tmp_path / "root/as-server").read_text()
+    assert "copy.db" not in asked
+    assert not (state / "backup.db").exists()
+
+
+def test_a_backup_without_a_database_or_a_place_makes_none(played, tmp_path):
+    for arguments, told in (((), "Say where to"), (("copy.db",), "no SuperLink has run here")):
+        done = played("server/fedmlic-admin", "backup", *arguments, cwd=tmp_path)
+
+        assert done.returncode == 2
+        assert told in done.stderr
+    assert not (tmp_path / "copy.db").exists()
+    assert not (tmp_path / "root/var/lib/fedmlic-server/superlink.db").exists()
