@@ -327,6 +327,9 @@ class Host:
         sent = everything.gather(flat, layout)
         num_bytes = 4 * layout.num_values
         extras: dict[str, Tensor] = {}
+        if local.hooks or self._private_tensors:
+            # Before a mod rounds or bounds it, and before it can get into what the client keeps.
+            check_trained([*layout.views(sent), *private_of(local.memory).items()])
         if local.hooks:
             start = everything.gather(request.flat, layout)
             sent, num_bytes, extras = passed_on(local.hooks, layout, start, sent, trained)
@@ -416,6 +419,14 @@ class Host:
                 tensors[name].copy_(memory.get(PRIVATE + name, self._start_of_private[name]))
             self._incoming = (wanted, network)
         return network
+
+
+def check_trained(tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Raise ``ValueError`` naming which of a client's tensors training left with NaN or infinity in them."""
+    wrong = [name for name, tensor in tensors if not bool(torch.isfinite(tensor).all())]
+    if wrong:
+        msg = f"Expected trained tensors to be finite, got NaN or infinity in {wrong[:5]}. Lower the learning rate."
+        raise ValueError(msg)
 
 
 def passed_on(
