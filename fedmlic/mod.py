@@ -3,7 +3,8 @@
 A mod may add a term to the loss, change the gradient before every step, change what is sent,
 add further sums to it, keep tensors on the client, and keep tensors from being exchanged.
 Its kinds are in ``mods/``. An experiment names mods, and a strategy brings along those that its
-rule needs, so any method runs under any rule without a file per pair.
+rule needs, so any method runs under any rule without a file per pair. No mod acts twice in a run: one
+that the strategy brings is not named again.
 """
 
 from __future__ import annotations
@@ -135,7 +136,8 @@ class Mod(NamedTuple):
     Attributes:
         begin: called when the client's tensors are loaded and before it trains; what the hooks
             share during the turn lies in its variables, what the client keeps in ``local.memory``.
-        private: names of tensors of the network that are not exchanged; every client keeps its own.
+        private: names of tensors of the network that are not exchanged; every client keeps its own. An experiment
+            must name such a mod: a strategy cannot bring it, since hosts lay out the network by the experiment alone.
         statistics: as a method's.
         changes_steps: whether it has a ``term``, a ``gradient``, an ``after_step`` or ``stages``; then clients cannot
             be trained at once (``vectorize``), and the method must train by ``training.fit``.
@@ -145,6 +147,8 @@ class Mod(NamedTuple):
         remembers: whether it uses ``local.memory``.
         needs_features: whether its term looks at ``Step.features``.
         refuses: why it does not work with an experiment; empty where it does.
+        rule: the strategy without which it cannot work or does nothing, which brings it; empty where it is complete
+            alone. An experiment that names such a mod itself is refused; another strategy may bring it.
     """
 
     begin: Callable[[Resident, Shard, Local], Hooks] = nothing
@@ -156,3 +160,4 @@ class Mod(NamedTuple):
     remembers: bool = False
     needs_features: bool = False
     refuses: Callable[[Experiment], str] | None = None
+    rule: str = ""

@@ -63,4 +63,4 @@ def feddyn(*, alpha: Annotated[float, Field(gt=0)] = 0.01) -> Mod:
 
         return Hooks(gradient=gradient, extras=extras)
 
-    return Mod(begin, changes_steps=True, remembers=True)
+    return Mod(begin, changes_steps=True, remembers=True, rule="feddyn")
