@@ -455,6 +455,9 @@ def passed_on(
         scaled = payload.change * factor
         scaled[: layout.statistics_end] = payload.change[: layout.statistics_end]
         payload = payload._replace(change=scaled)
+    for each in hooks:
+        if each.sent is not None:
+            each.sent(payload.change)
     # What no mod changed is sent as it is: start + (trained - start) is rounded.
     sent = trained_flat if payload.change is change else start + payload.change
     return sent, payload.num_bytes, extras

@@ -102,12 +102,14 @@ class Hooks(NamedTuple):
         stages: parts of the turn, one after another, in place of the experiment's epochs.
         extras: called once with the client's change, float32 ``[layout.size]`` of the exchanged
             tensors, before ``send`` changes it; named tensors (floating or int64) to be summed
-            over clients. It is also the place to fill ``local.memory``.
+            over clients. It is also the place to fill ``local.memory`` with what is the client's own.
         send: turns what is to be sent into something else; a mod that changes nothing must
             return the very tensor that it was given. Called in the order of the mods.
         scale: what the change is multiplied by when every ``send`` is through (statistics of norms are not). A rule
             whose factor differs between rounds uses it in place of ``send``, so that what other mods limit, or
             remember for a later round, is in the client's own units.
+        sent: called once at the end with the change that is sent, float32 ``[layout.size]``, when every ``send`` and
+            ``scale`` is through: the place to fill ``local.memory`` with what must agree with the server's sums.
         after_step: called after every step of the optimiser; it changes ``resident.parameters`` in
             place.
     """
@@ -119,6 +121,7 @@ class Hooks(NamedTuple):
     send: Callable[[Payload, Trained], Payload] | None = None
     after_step: Callable[[], None] | None = None
     scale: Callable[[Trained], float] | None = None
+    sent: Callable[[Tensor], None] | None = None
 
 
 NO_HOOKS = Hooks()

@@ -264,6 +264,48 @@ def test_feddyn(tmp_path):
         close(model, weights, 5e-6)
 
 
+LOSSY = ["clip(norm=0.02)", "top_k(fraction=0.3)", "top_k(fraction=0.3, error_feedback=False)", "int8()"]
+
+
+@pytest.mark.parametrize("mods", LOSSY)
+def test_feddyn_remembers_of_every_client_what_the_server_got_of_it(tmp_path, mods):
+    """The server's h is the mean of the clients' h_k, as algorithm 1 has it; it would drift apart from round to round."""
+    alpha = 0.1
+    cohort_of = lambda number: [[0, 1, 2], [1, 2], [0, 2]][number % 3]  # noqa: E731
+    played = play(
+        tmp_path, clients(sizes=(3, 5, 4)), f"feddyn(alpha={alpha})", mods, rounds=9, participants=cohort_of
+    )
+
+    place = FolderMemory(tmp_path / "")
+    own = [place.recall(client, number)["feddyn/gradient"] for client, number in sorted(played.last.items())]
+    server = played.state.memory["feddyn/gradient"]
+    torch.testing.assert_close(server, torch.stack(own).mean(dim=0), rtol=0, atol=1e-6)
+    assert float(server.norm()) > 1e-3
+
+
+def test_feddyn_with_limited_changes_goes_on_to_where_the_mean_gradient_is_zero(tmp_path):
+    """It is 1/30 of what it was, as without the limit; were h_k made of the whole change it would stop at a half."""
+    shards = clients()
+    played = play(tmp_path, shards, "feddyn(alpha=0.5)", "clip(norm=0.05)", rounds=150)
+
+    weights = vector(played.models[-1])
+    at_start, at_end = (
+        float(sum(gradient(where, shard) for shard in shards).norm()) / 2 for where in (start(), weights)
+    )
+    assert at_end < 0.05 * at_start
+
+
+@pytest.mark.parametrize("mods", LOSSY)
+def test_scaffolds_control_variates_are_of_the_clients_own_change_and_add_up_to_the_servers(tmp_path, mods):
+    """What is lost on the way to the server is no part of a gradient; their changes travel beside the model, whole."""
+    played = play(tmp_path, clients(), "scaffold()", mods, rounds=4)
+
+    place = FolderMemory(tmp_path / "")
+    own = [place.recall(client, number)["scaffold/control"] for client, number in sorted(played.last.items())]
+    server = played.state.shared["scaffold/control"]
+    torch.testing.assert_close(server, torch.stack(own).mean(dim=0), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_fednova(tmp_path, momentum):
     """Batches of 2 make clients of 3 and 5 images take 2 and 3 steps an epoch, replayed in their order."""
