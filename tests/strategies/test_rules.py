@@ -269,12 +269,10 @@ LOSSY = ["clip(norm=0.02)", "top_k(fraction=0.3)", "top_k(fraction=0.3, error_fe
 
 @pytest.mark.parametrize("mods", LOSSY)
 def test_feddyn_remembers_of_every_client_what_the_server_got_of_it(tmp_path, mods):
-    """The server's h is the mean of the clients' h_k, as algorithm 1 has it; it would drift apart from round to round."""
+    """The server's h is the mean of the clients' h_k, as algorithm 1 has it; they would drift apart."""
     alpha = 0.1
     cohort_of = lambda number: [[0, 1, 2], [1, 2], [0, 2]][number % 3]  # noqa: E731
-    played = play(
-        tmp_path, clients(sizes=(3, 5, 4)), f"feddyn(alpha={alpha})", mods, rounds=9, participants=cohort_of
-    )
+    played = play(tmp_path, clients(sizes=(3, 5, 4)), f"feddyn(alpha={alpha})", mods, rounds=9, participants=cohort_of)
 
     place = FolderMemory(tmp_path / "")
     own = [place.recall(client, number)["feddyn/gradient"] for client, number in sorted(played.last.items())]
