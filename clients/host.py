@@ -332,6 +332,9 @@ class Host:
         sent = everything.gather(flat, layout)
         num_bytes = 4 * layout.num_values
         extras: dict[str, Tensor] = {}
+        if local.hooks or self._private_tensors:
+            # Before a mod rounds or bounds it, and before it can get into what the client keeps.
+            check_trained([*layout.views(sent), *private_of(local.memory).items()])
         if local.hooks:
             start = everything.gather(request.flat, layout)
             sent, num_bytes, extras = passed_on(local.hooks, layout, start, sent, trained)
@@ -423,6 +426,14 @@ class Host:
         return network
 
 
+def check_trained(tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Raise ``ValueError`` naming which of a client's tensors training left with NaN or infinity in them."""
+    wrong = [name for name, tensor in tensors if not bool(torch.isfinite(tensor).all())]
+    if wrong:
+        msg = f"Expected trained tensors to be finite, got NaN or infinity in {wrong[:5]}. Lower the learning rate."
+        raise ValueError(msg)
+
+
 def passed_on(
     hooks: Sequence[Hooks], layout: Layout, start: Tensor, trained_flat: Tensor, trained: Trained
 ) -> tuple[Tensor, int, dict[str, Tensor]]:
@@ -449,6 +460,9 @@ def passed_on(
         scaled = payload.change * factor
         scaled[: layout.statistics_end] = payload.change[: layout.statistics_end]
         payload = payload._replace(change=scaled)
+    for each in hooks:
+        if each.sent is not None:
+            each.sent(payload.change)
     # What no mod changed is sent as it is: start + (trained - start) is rounded.
     sent = trained_flat if payload.change is change else start + payload.change
     return sent, payload.num_bytes, extras

@@ -10,8 +10,9 @@ lies on the device, survives restarts, and never leaves it. One file per client 
 
     FOLDER/000/000123/round-00012.safetensors
 
-Files are written under a temporary name and renamed; each holds a hash of its tensors. Nothing is
-kept open, and only the tensors of the client that is being played are in memory.
+Files are written under a temporary name and renamed, and are on the disk before an older one goes and
+before the turn counts, as checkpoints are; each holds a hash of its tensors. Nothing is kept open, and
+only the tensors of the client that is being played are in memory.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from fedmlic.errors import InputError
+from fedmlic.files import sync
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,11 +103,12 @@ class FolderMemory:
     def keep(
         self, client: int, version: int, tensors: Mapping[str, Tensor], *, last: int = 0, needed: Iterable[int] = ()
     ) -> None:
-        """Write one file, then delete those of this client that are no longer needed."""
+        """Write one file, wait until it is on the disk, then delete those of this client that are no longer needed."""
         import torch
         from safetensors.torch import save_file
 
         file = self._file(client, version)
+        first = not file.parent.exists()
         file.parent.mkdir(parents=True, exist_ok=True)
         # Copies, since safetensors refuses names that share memory.
         plain = {
@@ -114,9 +117,13 @@ class FolderMemory:
         temporary = file.with_name(f".{uuid.uuid4().hex}.tmp")
         try:
             save_file(plain, temporary, metadata={"sha256": digest(plain)})
+            sync(temporary)
             temporary.replace(file)
         finally:
             temporary.unlink(missing_ok=True)
+        above = [file.parent.parent, self.folder, self.folder.parent] if first else []
+        for folder in (file.parent, *above):
+            sync(folder)
         self._prune(client, version, last, needed)
 
     def versions(self, client: int) -> list[int]:

@@ -146,7 +146,7 @@ def _open_simulation(experiment: Experiment, runtime: Runtime, node_config: Mapp
 
 
 def _open_device(experiment: Experiment, node_config: Mapping[str, Setting]) -> Node:
-    client = client_id(node_config)
+    client, asked = client_id(node_config), experiment
     plugins, folders = _listed(node_config, "allow-plugins"), _listed(node_config, "allow-files")
     _check_plugins(experiment, plugins)
     if not allows_statistics(node_config):
@@ -166,7 +166,7 @@ def _open_device(experiment: Experiment, node_config: Mapping[str, Setting]) -> 
     here = Runtime(device=str(node_config.get("device", "auto")), home=str(home or ""))
     with spec.allowing(plugins, folders):
         learner = learner_for(experiment, here, federation, progress_lines("features", _say))
-    host = Host(node_name(node_config), experiment, federation, learner, memory=kept_in(home, experiment))
+    host = Host(node_name(node_config), experiment, federation, learner, memory=kept_in(home, asked))
     discreet = node_config.get("tracebacks") is not True
     rest = FolderRest((home or default_home()) / "memory" / host.name)
     return Node(host, 0, discreet=discreet, rest=rest, plugins=plugins, folders=folders, paths=shows_paths(node_config))
@@ -195,12 +195,17 @@ def _check_plugins(experiment: Experiment, plugins: tuple[str, ...]) -> None:
 
 
 def kept_in(home: Path | None, experiment: Experiment) -> Callable[[str], ClientMemory]:
-    """Client memory of every run in a folder of its own below ``home``, named by the run and its experiment.
+    """Client memory of every run in a folder of its own below ``home``, named by the run and its experiment's identity.
 
-    A run's name is the server's word; with the experiment in it, another experiment does not get this one's memory.
+    A run's name is the server's word; with the identity in it, another experiment does not get this one's memory, and
+    a run that goes on with another setting of what is only watched (``evaluate-every``) finds its own.
+
+    Args:
+        home: of the node; None for the default.
+        experiment: as the server sent it, whatever this device changes of it.
     """
-    base, settings = (home or default_home()) / "memory", experiment.model_dump_json()
-    return lambda run: FolderMemory(base / hashlib.sha256(f"{run}\n{settings}".encode()).hexdigest()[:32])
+    base, identity = (home or default_home()) / "memory", experiment.identity()
+    return lambda run: FolderMemory(base / hashlib.sha256(f"{run}\n{identity}".encode()).hexdigest()[:32])
 
 
 def _say(text: str) -> None:

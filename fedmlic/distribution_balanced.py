@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from fedmlic.counting import IMAGES, PRESENT_COUNTS, label_counts
+from fedmlic.counting import IMAGES, OF_A_LABEL, PRESENT_COUNTS, Counted, label_counts
 from fedmlic.guesses import precise
 from fedmlic.labels import ABSENT, PRESENT
 from fedmlic.losses import known_mean
@@ -28,10 +28,13 @@ if TYPE_CHECKING:
     from fedmlic.shard import Shard
 
 
-def counted(shard: Shard) -> dict[str, Tensor]:
-    """int64: images in which each label is present, and ``[1]``, all images."""
+def _counted(shard: Shard) -> dict[str, Tensor]:
     present = label_counts(shard)[PRESENT_COUNTS]
     return {PRESENT_COUNTS: present, IMAGES: torch.tensor([shard.num_images])}
+
+
+counted = Counted(_counted, (OF_A_LABEL,))
+"""int64: images in which each label is present, and ``[1]``, all images."""
 
 
 def shifts(present: Tensor, images: Tensor) -> Tensor:
@@ -162,6 +165,6 @@ def known_counts(local: Local, counts: str) -> tuple[Tensor, Tensor]:
     elif local.shard is None:
         found = {PRESENT_COUNTS: torch.zeros(1, dtype=torch.int64), IMAGES: torch.zeros(1, dtype=torch.int64)}
     else:
-        found = counted(local.shard)
+        found = dict(counted(local.shard))
     present = found[PRESENT_COUNTS]
     return present, shifts(present, found[IMAGES])

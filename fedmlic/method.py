@@ -259,7 +259,8 @@ class Method(NamedTuple):
             on its number alone (``stretch_of``).
         statistics: named sums over all clients that are asked for once, before the first round;
             int64 (counts) or floating tensors of one client's shard. They tell the server
-            something of the clients' labels, so the experiment must allow them.
+            something of the clients' labels, so the experiment must allow them. Where one of them may follow from
+            others, a ``fedmlic.counting.Counted`` says which stand or fall together.
         round_sums: named sums over the clients of every round (``Local.round_sums``): ``(network, number of
             labels) -> zeros`` of their shapes, int64 or floating. What a client does not fill in counts as 0. They tell
             the server something of the clients' labels, so the experiment must allow statistics.

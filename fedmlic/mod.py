@@ -3,7 +3,8 @@
 A mod may add a term to the loss, change the gradient before every step, change what is sent,
 add further sums to it, keep tensors on the client, and keep tensors from being exchanged.
 Its kinds are in ``mods/``. An experiment names mods, and a strategy brings along those that its
-rule needs, so any method runs under any rule without a file per pair.
+rule needs, so any method runs under any rule without a file per pair. No mod acts twice in a run: one
+that the strategy brings is not named again.
 """
 
 from __future__ import annotations
@@ -101,12 +102,14 @@ class Hooks(NamedTuple):
         stages: parts of the turn, one after another, in place of the experiment's epochs.
         extras: called once with the client's change, float32 ``[layout.size]`` of the exchanged
             tensors, before ``send`` changes it; named tensors (floating or int64) to be summed
-            over clients. It is also the place to fill ``local.memory``.
+            over clients. It is also the place to fill ``local.memory`` with what is the client's own.
         send: turns what is to be sent into something else; a mod that changes nothing must
             return the very tensor that it was given. Called in the order of the mods.
         scale: what the change is multiplied by when every ``send`` is through (statistics of norms are not). A rule
             whose factor differs between rounds uses it in place of ``send``, so that what other mods limit, or
             remember for a later round, is in the client's own units.
+        sent: called once at the end with the change that is sent, float32 ``[layout.size]``, when every ``send`` and
+            ``scale`` is through: the place to fill ``local.memory`` with what must agree with the server's sums.
         after_step: called after every step of the optimiser; it changes ``resident.parameters`` in
             place.
     """
@@ -118,6 +121,7 @@ class Hooks(NamedTuple):
     send: Callable[[Payload, Trained], Payload] | None = None
     after_step: Callable[[], None] | None = None
     scale: Callable[[Trained], float] | None = None
+    sent: Callable[[Tensor], None] | None = None
 
 
 NO_HOOKS = Hooks()
@@ -135,7 +139,8 @@ class Mod(NamedTuple):
     Attributes:
         begin: called when the client's tensors are loaded and before it trains; what the hooks
             share during the turn lies in its variables, what the client keeps in ``local.memory``.
-        private: names of tensors of the network that are not exchanged; every client keeps its own.
+        private: names of tensors of the network that are not exchanged; every client keeps its own. An experiment
+            must name such a mod: a strategy cannot bring it, since hosts lay out the network by the experiment alone.
         statistics: as a method's.
         changes_steps: whether it has a ``term``, a ``gradient``, an ``after_step`` or ``stages``; then clients cannot
             be trained at once (``vectorize``), and the method must train by ``training.fit``.
@@ -145,6 +150,8 @@ class Mod(NamedTuple):
         remembers: whether it uses ``local.memory``.
         needs_features: whether its term looks at ``Step.features``.
         refuses: why it does not work with an experiment; empty where it does.
+        rule: the strategy without which it cannot work or does nothing, which brings it; empty where it is complete
+            alone. An experiment that names such a mod itself is refused; another strategy may bring it.
     """
 
     begin: Callable[[Resident, Shard, Local], Hooks] = nothing
@@ -156,3 +163,4 @@ class Mod(NamedTuple):
     remembers: bool = False
     needs_features: bool = False
     refuses: Callable[[Experiment], str] | None = None
+    rule: str = ""

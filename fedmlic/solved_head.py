@@ -266,14 +266,10 @@ class SolvedHead:
     gram: Gram = "auto"
     absent: bool = False
 
-    def statistics(self, shard: Shard) -> dict[str, Tensor]:
-        """What is counted before round 1 with ``gram="auto"``."""
-        return annotation_counts(shard)
-
     @property
     def counts(self) -> Callable[[Shard], Mapping[str, Tensor]] | None:
-        """``statistics`` where they are needed (``Method.statistics``)."""
-        return self.statistics if self.gram == "auto" and not self.absent else None
+        """What is counted before round 1 (``Method.statistics``): with ``gram="auto"``, where it decides something."""
+        return annotation_counts if self.gram == "auto" and not self.absent else None
 
     def phase(self, objective: Objective | None = None, num_rounds: int = 0) -> Phase:
         """The stretch of rounds in which the head is solved; nothing trains and nothing of the model is sent.

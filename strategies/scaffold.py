@@ -4,6 +4,8 @@ Source: Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Feder
 (ICML 2020), algorithm 1, lines 16 and 17: with S of N clients in the round,
 x <- x + eta_g * mean over S of (y_i - x), and c <- c + (1 / N) * sum over S of (c_i' - c_i).
 What a client does is the mod ``scaffold``.
+
+Departure: statistics of norms are averaged whatever eta_g is, since beyond the mean a variance may be negative.
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ def scaffold(
             return state
         mean = total.mean(state.flat)
         flat = mean if server_rate == 1 else state.flat + server_rate * (mean - state.flat)
+        flat[: here.layout.statistics_end] = mean[: here.layout.statistics_end]
         before = state.shared[CONTROL].to(torch.float64)
         control = before + total.extra_sum(CHANGE).to(before.device) / here.num_clients
         norm = float(torch.linalg.vector_norm(control))

@@ -2,7 +2,8 @@
 
 Source: Acar et al., "Federated Learning Based on Dynamic Regularization" (ICLR 2021), algorithm 1.
 A client minimises F_k(w) - <h_k, w> + alpha / 2 * ||w - w_t||^2 and then sets
-h_k to h_k - alpha * (w_k - w_t).
+h_k to h_k - alpha * (w_k - w_t). With mods that change what is sent, w_k - w_t is what the server gets: its h stays
+the mean of the clients' h_k, and where nobody moves any more the clients' gradients add up to 0.
 
 Departures: the term's gradient, -h_k + alpha * (w - w_t), is added to the gradient, so the loss
 that is reported is F_k alone. Statistics of norms and private tensors are not regularised.
@@ -18,12 +19,10 @@ from pydantic import Field
 from fedmlic.mod import Hooks, Mod
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch import Tensor
 
     from fedmlic.arrays import Resident
-    from fedmlic.method import Local, Trained
+    from fedmlic.method import Local
     from fedmlic.shard import Shard
 
 GRADIENT = "feddyn/gradient"
@@ -53,14 +52,12 @@ def feddyn(*, alpha: Annotated[float, Field(gt=0)] = 0.01) -> Mod:
                         change.sub_(held)
                     parameter.grad = change if parameter.grad is None else parameter.grad.add_(change)
 
-        def extras(change: Tensor, trained: Trained) -> Mapping[str, Tensor]:
-            del trained
+        def sent(change: Tensor) -> None:
             before = torch.zeros_like(change) if own is None else own.to(change.device)
             after = before - alpha * change
             after[: 0 if local.layout is None else local.layout.statistics_end] = 0
             local.memory[GRADIENT] = after
-            return {}
 
-        return Hooks(gradient=gradient, extras=extras)
+        return Hooks(gradient=gradient, sent=sent)
 
-    return Mod(begin, changes_steps=True, remembers=True)
+    return Mod(begin, changes_steps=True, remembers=True, rule="feddyn")

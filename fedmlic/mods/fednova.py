@@ -63,7 +63,7 @@ def fednova(*, weights: SharedWeight = "images") -> Mod:
 
         return Hooks(extras=extras, scale=per_step)
 
-    return Mod(begin, counts_steps=True, refuses=refuses)
+    return Mod(begin, counts_steps=True, refuses=refuses, rule="fednova")
 
 
 def refuses(experiment: Experiment) -> str:

@@ -56,14 +56,14 @@ def int8(*, rounding: Literal["stochastic", "nearest"] = "stochastic") -> Mod:
 
 
 def quantised(values: Tensor, rng: torch.Generator | None) -> Tensor:
-    """The numbers that the other side reads after 8-bit quantisation.
+    """The numbers that the other side reads after 8-bit quantisation; NaN where a number is not finite.
 
     Args:
         values: floating, any shape.
         rng: CPU generator for stochastic rounding; None to round to the nearest.
     """
     scale = values.abs().max() / LEVELS if values.numel() else values.new_zeros(())
-    if not bool(scale > 0):
+    if bool(scale == 0):
         return torch.zeros_like(values)
     levels = values / scale
     if rng is None:

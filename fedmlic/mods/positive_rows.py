@@ -61,7 +61,7 @@ def positive_rows() -> Mod:
 
         return Hooks(extras=extras)
 
-    return Mod(begin, refuses=_without_leave)
+    return Mod(begin, refuses=_without_leave, rule="flag")
 
 
 def _without_leave(experiment: Experiment) -> str:

@@ -93,7 +93,7 @@ def scaffold(*, option: Literal[1, 2] = 2, correct: Literal["gradient", "step"] 
             return Hooks(after_step=after_step, extras=extras)
         return Hooks(gradient=gradient, extras=extras)
 
-    return Mod(begin, changes_steps=True, counts_steps=True, remembers=True, refuses=refuses)
+    return Mod(begin, changes_steps=True, counts_steps=True, remembers=True, refuses=refuses, rule="scaffold")
 
 
 def whole_gradient(resident: Resident, shard: Shard, local: Local, like: Tensor) -> Tensor:

@@ -47,6 +47,7 @@ def top_k(*, fraction: Annotated[float, Field(gt=0, le=1)] = 0.1, error_feedback
             wanted = payload.change.clone()
             if LEFT_OVER in local.memory:
                 wanted += local.memory[LEFT_OVER].to(wanted.device)
+                payload = payload._replace(value_bits=32)  # sums are not on the grid of a mod before this one
             first = layout.statistics_end
             count = math.ceil(fraction * (layout.num_values - payload.num_whole))
             places = torch.topk(wanted[first:].abs(), count, sorted=False).indices + first

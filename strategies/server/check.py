@@ -35,6 +35,7 @@ def check_experiment(experiment: Experiment, runtime: Runtime) -> None:
     if not wrong:
         method: Method = spec.build("method", experiment.method)
         strategy: Strategy = spec.build("strategy", experiment.strategy)
+        wrong += _conflicts_of_mods(experiment, strategy)
         wrong += _conflicts(experiment, runtime, method, strategy)
     if wrong:
         raise InputError("\n".join(wrong))
@@ -42,8 +43,12 @@ def check_experiment(experiment: Experiment, runtime: Runtime) -> None:
 
 def mods_of(experiment: Experiment, strategy: Strategy) -> dict[str, Mod]:
     """The mods of a run by their text, in order: those of the strategy, then the experiment's own."""
-    own = [str(each) for each in spec.parse_all(experiment.mods, "mods")]
-    return {text: spec.build("mods", text) for text in (*strategy.mods, *own)}
+    return {text: spec.build("mods", text) for text in (*strategy.mods, *_named(experiment))}
+
+
+def _named(experiment: Experiment) -> list[str]:
+    """The texts of the experiment's own mods."""
+    return [str(each) for each in spec.parse_all(experiment.mods, "mods")]
 
 
 def _note(wrong: list[str], key: str, text: str) -> None:
@@ -67,6 +72,44 @@ def _conflicts(experiment: Experiment, runtime: Runtime, method: Method, strateg
         if reason:
             yield reason
     yield from _counts_unasked(experiment, method, mods)
+
+
+def _conflicts_of_mods(experiment: Experiment, strategy: Strategy) -> Iterator[str]:
+    """Mods that would act twice, that lack their rule, and those that a rule cannot bring."""
+    brought: dict[object, str] = {}
+    for text in strategy.mods:
+        make = _factory(text)
+        if make in brought:
+            yield f"Expected every mod of strategy {experiment.strategy} once, got {brought[make]} and {text}."
+        brought[make] = text
+        mod: Mod = spec.build("mods", text)
+        if mod.private is not None:
+            yield (
+                "Expected mods that keep tensors private to be named in mods, since hosts lay out the network before "
+                f"they hear of a rule, got {text}, which {experiment.strategy} brings. Name it in mods."
+            )
+    seen: dict[object, str] = {}
+    for text in _named(experiment):
+        make = _factory(text)
+        mod = spec.build("mods", text)
+        if make in brought:
+            yield (
+                f"Expected mods without {spec.parse(text).name}, which {experiment.strategy} brings already as "
+                f"{brought[make]}, got {text}. Leave it out of mods, and set its arguments with the rule's."
+            )
+        elif make in seen:
+            yield f"Expected every mod once in mods, got {seen[make]} and {text}. Leave one out."
+        elif mod.rule:
+            yield (
+                f"Expected strategy={mod.rule}() with {text}, which works beside that rule only, got "
+                f"{experiment.strategy}. Use strategy='{mod.rule}()', which brings the mod, and leave it out of mods."
+            )
+        seen.setdefault(make, text)
+
+
+def _factory(text: str) -> object:
+    """What a mod's text calls, whatever name it calls it by."""
+    return spec.factory("mods", spec.parse(text, "mods").name)
 
 
 def _counts_unasked(experiment: Experiment, method: Method, mods: Mapping[str, Mod]) -> Iterator[str]:

@@ -17,7 +17,7 @@ import torch
 
 from fedmlic import spec
 from fedmlic.arrays import sha256
-from fedmlic.counting import ABSENT_COUNTS, PRESENT_COUNTS
+from fedmlic.counting import ABSENT_COUNTS, PRESENT_COUNTS, together_of
 from fedmlic.errors import InputError, shown
 from fedmlic.frequency import Frequencies
 from fedmlic.histograms import ScoreHistograms
@@ -261,7 +261,7 @@ class Rounds:
         missing = sorted((set(clients) - set([] if total is None else total.clients)) | failed)
         if total is None or missing:
             raise self._count_failed(missing, played)
-        counted, events = withheld(total, self._experiment)
+        counted, events = withheld(total, self._experiment, together_of(asked))
         for event in events:
             self._record.event("statistics", event)
         progress = replace(start, statistics=counted)
@@ -699,12 +699,15 @@ def written(turn: Turn) -> dict[str, object]:
     return values
 
 
-def withheld(total: Update, experiment: Experiment) -> tuple[dict[str, Tensor], list[dict[str, object]]]:
+def withheld(
+    total: Update, experiment: Experiment, together: Iterable[frozenset[str]] = ()
+) -> tuple[dict[str, Tensor], list[dict[str, object]]]:
     """What was counted, with 0 in place of every number that too few clients or images stand behind.
 
     Args:
         total: the sum over all clients.
         experiment: the least numbers of clients and images.
+        together: groups of names whose numbers of a label stand or fall together (``fedmlic.counting.Counted``).
 
     Returns:
         The tensors by name (int64, or float64), and for each an event that says how much was withheld.
@@ -714,13 +717,13 @@ def withheld(total: Update, experiment: Experiment) -> tuple[dict[str, Tensor], 
     """
     events: list[dict[str, object]] = []
     sums = {name: total.extra_sum(name) for name in total.extras}
-    counted, few = enough_behind(sums, experiment)
+    counted, few = enough_behind(sums, experiment, together)
     for name in counted:
         if few[name] and few[name] == int((sums[name + CLIENTS_BEHIND] > 0).sum()):
             msg = (
                 f"Expected at least {experiment.statistics_min_clients} clients and {experiment.statistics_min_images} "
-                f"images behind numbers of {name}, got fewer behind every one. Lower statistics-min-clients or "
-                "statistics-min-images if the clients agree."
+                f"images behind numbers of {name}, and behind others from which they follow, got fewer behind every "
+                "one. Lower statistics-min-clients or statistics-min-images if the clients agree."
             )
             raise InputError(msg)
         values = counted[name].flatten()
@@ -730,25 +733,49 @@ def withheld(total: Update, experiment: Experiment) -> tuple[dict[str, Tensor], 
     return counted, events
 
 
-def enough_behind(sums: Mapping[str, Tensor], experiment: Experiment) -> tuple[dict[str, Tensor], dict[str, int]]:
+def enough_behind(
+    sums: Mapping[str, Tensor], experiment: Experiment, together: Iterable[frozenset[str]] = ()
+) -> tuple[dict[str, Tensor], dict[str, int]]:
     """Named sums with 0 in place of every number that too few clients or images stand behind.
 
     Args:
         sums: by name, and beside each what stands behind its numbers.
         experiment: the least numbers of clients and images.
+        together: groups of names whose numbers of a label stand or fall together.
 
     Returns:
         The sums without what stands behind them, and how many numbers of each are withheld.
+
+    Raises:
+        InputError: a sum of a group has something else than the labels along an axis.
     """
-    counted, few = {}, {}
-    for name, tensor in sums.items():
-        if name.endswith((CLIENTS_BEHIND, IMAGES_BEHIND)):
-            continue
+    somebody, told = {}, {}
+    for name in (name for name in sums if not name.endswith((CLIENTS_BEHIND, IMAGES_BEHIND))):
         clients, images = sums[name + CLIENTS_BEHIND], sums[name + IMAGES_BEHIND]
-        enough = (clients >= experiment.statistics_min_clients) & (images >= experiment.statistics_min_images)
-        counted[name] = torch.where(enough, tensor, 0)
-        few[name] = int(((clients > 0) & ~enough).sum())
-    return counted, few
+        somebody[name] = clients > 0
+        told[name] = (clients >= experiment.statistics_min_clients) & (images >= experiment.statistics_min_images)
+    for group in together:
+        names = sorted(group & told.keys())
+        hidden = _labels_with_few(names, somebody, told)
+        for name in names:
+            for axis in range(told[name].ndim):
+                told[name] = told[name] & ~hidden.view([-1 if each == axis else 1 for each in range(told[name].ndim)])
+    counted = {name: torch.where(told[name], sums[name], 0) for name in told}
+    return counted, {name: int((somebody[name] & ~told[name]).sum()) for name in told}
+
+
+def _labels_with_few(names: Sequence[str], somebody: Mapping[str, Tensor], told: Mapping[str, Tensor]) -> Tensor:
+    """Which labels' own number in one of these sums has somebody behind it, but too few: bool ``[labels]``."""
+    sizes = {size for name in names for size in told[name].shape}
+    if len(sizes) > 1:
+        msg = f"Expected sums that stand or fall together to have labels along every axis, got sizes {sorted(sizes)}."
+        raise InputError(msg)
+    labels = torch.arange(max(sizes, default=0))
+    hidden = torch.zeros(len(labels), dtype=torch.bool)
+    for name in names:
+        own = (labels,) * told[name].ndim
+        hidden |= (somebody[name] & ~told[name])[own]
+    return hidden
 
 
 def _noted(updates: Iterable[Update], sums: dict[str, float], tensors: dict[str, Tensor]) -> Iterator[Update]:

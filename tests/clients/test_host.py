@@ -497,6 +497,63 @@ def test_without_a_place_for_memory_the_turn_says_so(tiny, plug):
     assert "Give this host one" in made.play(request_for(made), [0]).turns[0].error
 
 
+MASKED = {
+    "int8": ("int8()", ()),
+    "int8 to the nearest": ("int8(rounding='nearest')", ()),
+    "top_k": ("top_k(fraction=0.001)", ()),
+    "clip": ("clip(norm=0.1)", ()),
+    "int8 under feddyn": ("int8()", ("feddyn(alpha=0.1)",)),
+    "top_k under feddyn": ("top_k(fraction=0.001)", ("feddyn(alpha=0.1)",)),
+}
+
+
+@pytest.mark.parametrize("how", ["nan", "inf"])
+@pytest.mark.parametrize("case", MASKED)
+def test_no_mod_hides_that_a_client_diverged_and_nothing_is_kept_of_its_turn(keeping, plug, case, how):
+    """The error is that of a turn without mods."""
+    plug("faulty", FAULTY)
+    mods, brought = MASKED[case]
+    made, place = keeping(mods, method=f"faulty.faulty(clients='1', how='{how}')", optimizer="sgd")
+
+    reply = made.play(replace(request_for(made), mods=brought), [0, 1])
+
+    assert reply.turns[0].error == ""
+    assert reply.turns[1].error.startswith(FAILURES[how])
+    assert reply.updates[0].clients == [0]
+    assert place.versions(1) == []
+
+
+OWN = """
+import torch
+from fedmlic.losses import mean_binary_cross_entropy
+from fedmlic.training import classifier
+
+
+def own(*, client: int):
+    base = classifier(mean_binary_cross_entropy)
+
+    def train(resident, shard, local):
+        trained = base.train(resident, shard, local)
+        if shard.client == client:
+            resident.private[0] = float("nan")
+        return trained
+
+    return base._replace(train=train, private=lambda network: ["head.bias"])
+"""
+
+
+def test_a_tensor_of_the_clients_own_that_is_not_finite_is_not_kept(keeping, plug):
+    """Its next turn would start from it."""
+    plug("own", OWN)
+    made, place = keeping("", method="own.own(client=1)")
+
+    reply = made.play(request_for(made), [0, 1])
+
+    assert reply.turns[0].error == ""
+    assert "got NaN or infinity in ['head.bias']" in reply.turns[1].error
+    assert (place.versions(0), place.versions(1)) == ([1], [])
+
+
 SUMS = """
 import torch
 from fedmlic.losses import mean_binary_cross_entropy

@@ -25,6 +25,14 @@ def same(left, right):
     )
 
 
+@pytest.fixture(autouse=True)
+def synced(monkeypatch):
+    """What was waited for, in order, with what then lay in its folder; nothing waits for the disk."""
+    seen = []
+    monkeypatch.setattr(memory, "sync", lambda path: seen.append((path, sorted(path.parent.glob("*")))))
+    return seen
+
+
 @pytest.fixture
 def place(tmp_path):
     return FolderMemory(tmp_path / "memory")
@@ -108,6 +116,33 @@ def test_a_turn_after_a_resume_cuts_off_what_came_later(place):
 
     place.keep(1, 3, kept(3), last=2, needed=(2,))
 
+    assert place.versions(1) == [2, 3]
+
+
+def test_a_version_is_on_the_disk_before_an_older_one_goes(place, synced):
+    """The file before its name, the name before the older file; and the folders that are new, up to one that was."""
+    place.keep(1, 1, kept(1))
+    own = place.folder / "000" / "000001"
+    first = [path for path, _ in synced]
+    assert first[0].parent == own
+    assert first[0].suffix == ".tmp"
+    assert first[1:] == [own, own.parent, place.folder, place.folder.parent]
+    synced.clear()
+
+    place.keep(1, 2, kept(2), last=1)
+    synced.clear()
+    there = []
+    old = place._prune
+    place._prune = lambda *arguments: (there.append([path for path, _ in synced]), old(*arguments))
+
+    place.keep(1, 3, kept(3), last=2)
+
+    (written, beside), (folder, _) = synced
+    assert written.suffix == ".tmp"
+    assert written in beside
+    assert own / "round-00001.safetensors" in beside
+    assert folder == own
+    assert there == [[written, own]]
     assert place.versions(1) == [2, 3]
 
 

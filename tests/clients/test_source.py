@@ -273,6 +273,48 @@ def test_a_count_needs_leave_of_the_experiment_and_of_the_devices_owner(
     assert json.loads(log.read_text())["allow-statistics"] is allowed
 
 
+WATCHED = [
+    {"evaluate_every": 3},
+    {"evaluate_clients_every": 2},
+    {"client_min_entries": 2},
+    {"threshold": 0.3},
+    {"tail_below": 3},
+    {"head_above": 300},
+    {"max_bad_fraction": 0.5},
+]
+"""Settings that decide no weight, with which a run may go on."""
+DECIDING = [{"seed": 1}, {"method": "bce()"}, {"learning_rate": 0.5}, {"mods": "clip(norm=1.0)"}, {"num_rounds": 9}]
+
+
+def place_of(node, run="mine"):
+    return node.host._memory(run).folder
+
+
+@pytest.mark.parametrize("simulated", [False, True])
+def test_what_a_client_keeps_is_bound_to_the_run_and_to_what_decides_its_result(
+    device, run_config, tmp_path, simulated
+):
+    """A resumed run finds it though it is watched otherwise; another experiment does not, whatever the server says."""
+    common = {} if simulated else {"dataset": "on_devices(image_size=24)", "label_names": ", ".join(LABELS)}
+    where = {**device, "home": str(tmp_path / "home")}
+
+    def place(run="mine", **changes):
+        settings = {"method": "hill()", **common, "cohort_size": 0, **changes}
+        experiment, _ = split_settings(run_config(**settings))
+        return source.kept_in(tmp_path / "home", experiment)(run).folder
+
+    expected = place()
+    assert {place(**changes) for changes in WATCHED} == {expected}
+    assert len({expected, place("other"), *(place(**changes) for changes in DECIDING)}) == len(DECIDING) + 2
+    if not simulated:
+        settings = {"method": "hill()", **common, "cohort_size": 0, "allow_statistics": True}
+        opened = [
+            source.open_node(run_config(**settings), where | changes)
+            for changes in ({}, {"allow-statistics": False}, {"threads": 1})
+        ]
+        assert [place_of(node) for node in opened] == [place(allow_statistics=True)] * 3
+
+
 def test_messages_of_another_protocol_are_answered(run_config):
     where = context(NODE, run_config())
     with pytest.raises(wire.RemoteError, match="WireError") as caught:

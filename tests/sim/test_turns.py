@@ -201,6 +201,39 @@ def test_counts_are_those_of_a_plain_loop_and_small_ones_are_withheld(play, tiny
     assert tensors["statistics/present"].tolist() == event["values"]
 
 
+SKEWED = {
+    "method": "bce()",
+    "partition": "dirichlet(alpha=0.05, min_images=4)",
+    "regime": "complete()",
+    "num_clients": 8,
+    "num_rounds": 1,
+    "allow_statistics": True,
+    "statistics_min_clients": 7,
+    "statistics_min_images": 1,
+}
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_no_withheld_count_of_completely_annotated_labels_follows_from_the_others(play, tiny, tmp_path, pairs):
+    """Present and absent add up to all images, so both are told of a label, or neither; so is its row of pairs."""
+    changes = {**SKEWED, "mods": f"label_report(pairs={pairs})"}
+    play(tmp_path / "run", **changes)
+    rows, sizes = by_hand(tiny, **changes)
+
+    present, absent = (rows > 0).sum(0), (rows < sizes[:, None]).sum(0)
+    few = (present < 7) | ((absent > 0) & (absent < 7))
+    assert 0 < few.sum() < 10
+    told = {event["name"]: np.array(event["values"]) for event in events(tmp_path / "run", "statistics")}
+    assert told["labels/present"].tolist() == np.where(few, 0, rows.sum(0)).tolist()
+    assert told["labels/absent"].tolist() == np.where(few, 0, sizes.sum() - rows.sum(0)).tolist()
+    assert ("labels/pairs" in told) is pairs
+    if pairs:
+        both = told["labels/pairs"].reshape(10, 10)
+        assert not both[few].any()
+        assert not both[:, few].any()
+        assert both.diagonal().tolist() == told["labels/present"].tolist()
+
+
 @pytest.mark.usefixtures("turns")
 def test_if_too_few_stand_behind_every_number_the_run_stops(play, tmp_path):
     with pytest.raises(InputError, match=r"at least 6 clients and 100000 images behind numbers of"):

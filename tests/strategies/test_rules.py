@@ -264,6 +264,46 @@ def test_feddyn(tmp_path):
         close(model, weights, 5e-6)
 
 
+LOSSY = ["clip(norm=0.02)", "top_k(fraction=0.3)", "top_k(fraction=0.3, error_feedback=False)", "int8()"]
+
+
+@pytest.mark.parametrize("mods", LOSSY)
+def test_feddyn_remembers_of_every_client_what_the_server_got_of_it(tmp_path, mods):
+    """The server's h is the mean of the clients' h_k, as algorithm 1 has it; they would drift apart."""
+    alpha = 0.1
+    cohort_of = lambda number: [[0, 1, 2], [1, 2], [0, 2]][number % 3]  # noqa: E731
+    played = play(tmp_path, clients(sizes=(3, 5, 4)), f"feddyn(alpha={alpha})", mods, rounds=9, participants=cohort_of)
+
+    place = FolderMemory(tmp_path / "")
+    own = [place.recall(client, number)["feddyn/gradient"] for client, number in sorted(played.last.items())]
+    server = played.state.memory["feddyn/gradient"]
+    torch.testing.assert_close(server, torch.stack(own).mean(dim=0), rtol=0, atol=1e-6)
+    assert float(server.norm()) > 1e-3
+
+
+def test_feddyn_with_limited_changes_goes_on_to_where_the_mean_gradient_is_zero(tmp_path):
+    """It is 1/30 of what it was, as without the limit; were h_k made of the whole change it would stop at a half."""
+    shards = clients()
+    played = play(tmp_path, shards, "feddyn(alpha=0.5)", "clip(norm=0.05)", rounds=150)
+
+    weights = vector(played.models[-1])
+    at_start, at_end = (
+        float(sum(gradient(where, shard) for shard in shards).norm()) / 2 for where in (start(), weights)
+    )
+    assert at_end < 0.05 * at_start
+
+
+@pytest.mark.parametrize("mods", LOSSY)
+def test_scaffolds_control_variates_are_of_the_clients_own_change_and_add_up_to_the_servers(tmp_path, mods):
+    """What is lost on the way to the server is no part of a gradient; their changes travel beside the model, whole."""
+    played = play(tmp_path, clients(), "scaffold()", mods, rounds=4)
+
+    place = FolderMemory(tmp_path / "")
+    own = [place.recall(client, number)["scaffold/control"] for client, number in sorted(played.last.items())]
+    server = played.state.shared["scaffold/control"]
+    torch.testing.assert_close(server, torch.stack(own).mean(dim=0), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_fednova(tmp_path, momentum):
     """Batches of 2 make clients of 3 and 5 images take 2 and 3 steps an epoch, replayed in their order."""
@@ -459,6 +499,14 @@ def test_int8_is_right_on_average_and_within_one_level():
     assert torch.equal(quantised(torch.zeros(3), None), torch.zeros(3))
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+@pytest.mark.parametrize("rounding", ["stochastic", "nearest"])
+def test_int8_of_what_is_not_finite_is_not_finite(wrong, rounding):
+    rng = torch.Generator().manual_seed(0) if rounding == "stochastic" else None
+
+    assert not torch.isfinite(quantised(torch.tensor([1.0, wrong, 2.0]), rng)).all()
+
+
 def test_bytes_are_those_of_what_is_sent(tmp_path):
     plain = play(tmp_path / "a", clients(), rounds=1).turns[0]
     small = play(tmp_path / "b", clients(), mods="int8()", rounds=1).turns[0]
@@ -485,6 +533,31 @@ def test_statistics_are_counted_once_and_whole_in_every_order(mods):
 
     both = 200 * 4 + 238 + 4  # 100 * 19 bits are 237.5 bytes; one scale
     assert num_bytes == {"int8()": 200 * 4 + 1000 + 4, "top_k()": 200 * 4 + 538}.get(mods, both)
+
+
+@pytest.mark.parametrize(
+    ("mods", "bits"),
+    [
+        ("int8(), top_k(fraction=0.1)", (8, 32)),
+        ("int8(), top_k(fraction=0.1, error_feedback=False)", (8, 8)),
+        ("top_k(fraction=0.1), int8()", (8, 8)),
+        ("top_k(fraction=0.1)", (32, 32)),
+    ],
+)
+def test_what_was_left_over_is_not_on_the_grid_of_eight_bits(mods, bits):
+    """Where top_k adds it to rounded numbers, the sums have more values than 8 bits can tell apart."""
+    resident = Resident(nn.Linear(100, 100, bias=False), num_labels=100)
+    layout, memory = resident.layout, {}
+    for number, expected in enumerate(bits):
+        rng = torch.Generator().manual_seed(number)
+        local = SimpleNamespace(layout=layout, memory=memory, torch_rng=lambda _, rng=rng: rng)
+        hooks = [mod.begin(resident, None, local) for mod in spec.build_all("mods", mods)]
+        change = torch.randn(layout.size, generator=rng)
+
+        sent, num_bytes, _ = passed_on(hooks, layout, torch.zeros(layout.size), change, Trained(0.0, 1, {}))
+
+        assert num_bytes == 1000 * (expected + 14) // 8 + 4 * ("int8" in mods)  # one scale
+        assert (len(sent.unique()) <= 255) is (expected == 8)
 
 
 def test_fedrep_trains_the_head_before_the_body_and_keeps_it(tmp_path):
@@ -514,6 +587,59 @@ def heads(tmp_path, monkeypatch):
         "    return mod._replace(private=lambda network, method: ('1.bias',))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
+
+
+RULES = {
+    "server_rate": "scaffold(server_rate=2.0)",
+    "less": "scaffold(server_rate=0.5)",
+    "steps": "fednova()",
+    "h": "feddyn(alpha=0.1)",
+    **{name: f"{name}()" for name in ("fedavg", "fedprox", "labelwise", "flag", "surgical", "loss_weighted")},
+    **{name: f"{name}()" for name in ("completeness_weighted", "fedharmony", "fednoro", "fedcorr")},
+}
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_statistics_of_norms_are_averaged_and_never_extrapolated(rule):
+    """From a variance of 1 two clients come to 0.3 with means of 0.5: a step twice as long would make it negative."""
+    network = nn.Sequential(nn.BatchNorm1d(3, affine=False), nn.Linear(3, 2))
+    rows = ("1.weight", "1.bias")
+    resident = Resident(network, num_labels=2, label_rows=rows, moments=[("0.running_mean", "0.running_var")])
+    layout, built = resident.layout, spec.build("strategy", rule)
+    state = built.init(resident.flat.clone(), layout)
+    tensors = {name: view.clone() for name, view in layout.views(resident.flat)}
+    tensors |= {"0.running_mean": torch.full((3,), 0.5), "0.running_var": torch.full((3,), 0.3)}
+    flat, labels = layout.pack({**tensors, "1.weight": tensors["1.weight"] + 1}), torch.tensor([4, 4])
+    rows_sum = torch.ones(2, 4, dtype=torch.float64)
+    extras = {
+        "scaffold/change": torch.zeros(layout.size),
+        "fednova/steps": torch.tensor([0, 5 * 4 * 1024]),
+        "positive_rows/rows": rows_sum,
+        "positive_rows/positives": torch.tensor([1, 1]),
+        "round-sums/fednoro/losses": torch.ones(2, 2, dtype=torch.float64),
+        "round-sums/fednoro/entries": torch.ones(2, 2, dtype=torch.int64),
+    }
+    metrics = {"loss": 1.0, "steps": 1.0, "disagreement": 0.1}
+    updates = []
+    for client in (0, 1):
+        update = Update.zero(layout, units_for(built.weighting, [4, 4], 2))
+        update.add_client(
+            client,
+            flat,
+            weighting=built.weighting,
+            num_images=4,
+            annotations=labels,
+            metrics=metrics,
+            extras=extras,
+        )
+        updates.append(update)
+
+    after = built.aggregate(state, iter(updates), Round(1, 2, 2, layout))
+
+    found = dict(layout.views(after.flat))
+    assert found["0.running_mean"].tolist() == pytest.approx([0.5] * 3)
+    assert found["0.running_var"].tolist() == pytest.approx([0.3] * 3)
+    assert not torch.equal(found["1.weight"], tensors["1.weight"])
 
 
 def test_state_is_kept_if_nobody_answered():

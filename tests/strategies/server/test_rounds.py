@@ -10,14 +10,25 @@ import torch
 
 from clients.host import Host
 from clients.opening import open_federation
-from fedmlic.counting import ABSENT_COUNTS, PRESENT_COUNTS
+from fedmlic.counting import (
+    ABSENT_COUNTS,
+    IMAGES,
+    KNOWN_COUNTS,
+    PAIR_COUNTS,
+    PRESENT_COUNTS,
+    Counted,
+    annotation_counts,
+    label_and_pair_counts,
+    label_counts,
+    together_of,
+)
 from fedmlic.errors import InputError
 from fedmlic.histograms import ScoreHistograms
 from fedmlic.learner import build_learner
-from fedmlic.protocol import HostInfo, Reply, Turn
+from fedmlic.protocol import CLIENTS_BEHIND, IMAGES_BEHIND, HostInfo, Reply, Turn
 from fedmlic.record import create, open_run, write_json
 from strategies.server.replies import Expected
-from strategies.server.rounds import Rounds, RunFailedError, pooled_metrics, unannotated_of
+from strategies.server.rounds import Rounds, RunFailedError, enough_behind, pooled_metrics, unannotated_of
 from strategies.server.server import build_server, serve
 
 FAULTY = """
@@ -488,6 +499,73 @@ def test_counts_of_labels_tell_it_unless_numbers_may_be_withheld(tiny):
     assert unannotated_of(infos(None, None), counts, all_shown) == ("b",)
     assert unannotated_of(infos(None), {PRESENT_COUNTS: counts[PRESENT_COUNTS]}, all_shown) is None
     assert unannotated_of(infos(None), counts, tiny(statistics_min_clients=1)[0]) is None
+
+
+def behind(sums, clients, images=100):
+    """Sums with what stands behind each number: so many clients, and 100 images or none."""
+    found = {}
+    for name, values in sums.items():
+        found[name] = torch.tensor(values)
+        found[name + CLIENTS_BEHIND] = torch.tensor(clients[name])
+        found[name + IMAGES_BEHIND] = (torch.tensor(clients[name]) > 0) * images
+    return found
+
+
+def test_all_numbers_of_a_label_are_withheld_if_too_few_stand_behind_one_by_hand(tiny):
+    """100 images, all annotated: absent + present = 100. Labels: both told, few present, few absent, none absent."""
+    experiment = tiny(statistics_min_clients=5, statistics_min_images=1)[0]
+    sums = behind(
+        {
+            PRESENT_COUNTS: [40, 3, 98, 100],
+            ABSENT_COUNTS: [60, 97, 2, 0],
+            PAIR_COUNTS: [[40, 3, 39, 40], [3, 3, 3, 3], [39, 3, 98, 98], [40, 3, 98, 100]],
+            "other": [7, 7, 7, 7],
+        },
+        {
+            PRESENT_COUNTS: [6, 2, 6, 6],
+            ABSENT_COUNTS: [6, 6, 1, 0],
+            PAIR_COUNTS: [[6, 2, 6, 4], [2, 2, 2, 2], [6, 2, 6, 6], [4, 2, 6, 6]],
+            "other": [6, 4, 6, 6],
+        },
+    )
+
+    apart, _ = enough_behind(sums, experiment)
+    told, few = enough_behind(sums, experiment, together_of([label_and_pair_counts]))
+
+    assert 100 - apart[ABSENT_COUNTS][1] == 3, "what two clients alone stand behind"
+    assert told[PRESENT_COUNTS].tolist() == [40, 0, 0, 100]
+    assert told[ABSENT_COUNTS].tolist() == [60, 0, 0, 0]
+    # A rare pair is withheld by itself.
+    assert told[PAIR_COUNTS].tolist() == [[40, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 100]]
+    assert told["other"].tolist() == [7, 0, 7, 7]
+    assert few == {PRESENT_COUNTS: 2, ABSENT_COUNTS: 2, PAIR_COUNTS: 14, "other": 1}
+
+
+def test_what_two_questions_count_of_a_label_stands_or_falls_together_too(tiny):
+    """A method counts what is known and a mod what is present: what is absent is the difference."""
+    experiment = tiny(statistics_min_clients=5, statistics_min_images=1)[0]
+    sums = behind(
+        {KNOWN_COUNTS: [100, 100], IMAGES: [100], PRESENT_COUNTS: [97, 40], ABSENT_COUNTS: [3, 60]},
+        {KNOWN_COUNTS: [6, 6], IMAGES: [6], PRESENT_COUNTS: [6, 6], ABSENT_COUNTS: [2, 6]},
+    )
+
+    told, _ = enough_behind(sums, experiment, together_of([annotation_counts, None, label_counts]))
+
+    assert told[KNOWN_COUNTS].tolist() == [0, 100]
+    assert told[PRESENT_COUNTS].tolist() == [0, 40]
+    assert told[IMAGES].tolist() == [100]
+
+
+def test_groups_that_share_a_name_are_one():
+    groups = [frozenset("ab"), frozenset("cd"), frozenset("ef"), frozenset("bc")]
+    questions = [Counted(label_counts.of, tuple(groups[:3])), label_counts.of, Counted(label_counts.of, (groups[3],))]
+
+    assert set(together_of(questions)) == {frozenset("abcd"), frozenset("ef")}
+
+
+def test_only_sums_with_labels_along_every_axis_stand_or_fall_together(tiny):
+    with pytest.raises(InputError, match=r"labels along every axis, got sizes \[2, 3\]"):
+        enough_behind(behind({"a": [[1, 2, 3], [4, 5, 6]]}, {"a": [[9, 9, 9]] * 2}), tiny()[0], [frozenset("a")])
 
 
 def test_held_out_images_are_pooled_over_annotated_labels():
