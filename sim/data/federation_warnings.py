@@ -93,7 +93,7 @@ def _never_absent(names: Sequence[str], tallies: Tallies) -> list[str]:
     line = (
         f"{len(only_present)} of {len(names)} labels are annotated as present and never as absent: {shown}. The method "
         "learns from annotated entries alone, so it learns to call these present in every image. Use a method that "
-        "takes a stand on entries without annotation ('fedmlic list method' names them), or a regime that keeps "
+        "assumes something about entries without annotation ('fedmlic list method' names them), or a regime that keeps "
         "absences"
     )
     return [line]
