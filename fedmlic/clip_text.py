@@ -6,27 +6,19 @@ tower is built, the optional package open_clip.
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 
 from fedmlic.errors import InputError, nearest
-from fedmlic.pretrained import check_weights_file
+from fedmlic.pretrained import UNFIT, check_weights_file
 from fedmlic.prompts import check_lengths
 from fedmlic.seeds import torch_global_stream
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-UNFIT = (
-    *(RuntimeError, OSError, ValueError, TypeError, LookupError, AttributeError, AssertionError, StopIteration),
-    *(pickle.UnpicklingError, SafetensorError),
-)
-"""What open_clip raises for files that are not weights of the model."""
 
 
 class Tower:

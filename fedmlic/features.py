@@ -73,6 +73,9 @@ CHECKPOINT_S = 5.0
 BACKBONE = "backbone."
 """Begins the names of a backbone's tensors in a method's network."""
 
+FILE_ARGUMENTS = frozenset({"path", "vae", "weights"})
+"""Arguments of the catalogue's models that name files or folders."""
+
 TOLERANCE = 1e-3
 """Largest difference, as a share of the largest value, that counts as rounding."""
 
@@ -311,7 +314,8 @@ def _identity(experiment: Experiment, corpus: Corpus, backbone: Backbone, device
         "schema_version": SCHEMA_VERSION,
         "corpus": corpus.key,
         "pixels": {name: corpus.files.files[name]["sha256"] for name in pixels if name in corpus.files.files},
-        "model": str(spec.parse(experiment.model, "model")),
+        "model": _without_files(experiment.model),
+        "source": spec.build("model", experiment.model).content,
         "backbone": f"{type(backbone).__module__}.{type(backbone).__qualname__}",
         "tensors": tensors_sha256(backbone),
         "code": code.digest(code.files_behind(*modules)),
@@ -320,6 +324,13 @@ def _identity(experiment: Experiment, corpus: Corpus, backbone: Backbone, device
         "device": torch.device(device).type,
         "batch": BATCH,
     }
+
+
+def _without_files(model: str) -> str:
+    """The text of a model of the catalogue without the places of its files, whose content its source tells."""
+    name, arguments = spec.parse(model, "model")
+    kept = {key: value for key, value in arguments.items() if "." in name or key not in FILE_ARGUMENTS}
+    return str(spec.Spec(name, kept))
 
 
 def tensors_sha256(module: nn.Module) -> str:
@@ -335,7 +346,8 @@ def _versions(modules: Sequence[str]) -> dict[str, str]:
     """Versions of torch and of the packages that a model is made of."""
     versions = {"torch": str(torch.__version__)}
     for module in modules:
-        for package in getattr(sys.modules.get(module), "IMPORTS", ()):
+        for imported in getattr(sys.modules.get(module), "IMPORTS", ()):
+            package = imported.partition(".")[0]  # of torchvision.models: torchvision
             try:
                 versions[package] = importlib.metadata.version(package)
             except importlib.metadata.PackageNotFoundError:

@@ -1,8 +1,9 @@
 """The image half of CLIP and SigLIP, from a folder in Hugging Face's format: its network, and how it is read.
 
 A folder has ``config.json``, weights (``model.safetensors``, ``pytorch_model.bin``, or either in several files with an
-index) and, where the scale of images is not the family's own, ``preprocessor_config.json``. Weights may be of the whole
-model or of its image half alone; the text half is not read. Nothing is fetched and no code of the folder runs.
+index) and, where images are not prepared in the family's own way, ``preprocessor_config.json`` or, as transformers 5
+saves it, ``processor_config.json``. Weights may be of the whole model or of its image half alone; the text half is not
+read. Nothing is fetched and no code of the folder runs.
 
 Sources: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision" (ICML);
 Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training" (ICCV). Computed here in plain torch.
@@ -254,8 +255,8 @@ def read_folder(family: Family, path: str) -> Tower:
     files = weight_files(folder)
     projection = given["projection_dim"] if clip else 0
     tower = Tower(shape, projection, *PIXELS["clip" if clip else "half"], side=given["image_size"], files=files)
-    tower = _prepared(folder, replace(tower, resized=tower.side if clip else 0))
-    return replace(tower, source=f"{folder.name} sha256:{files_digest(files)}")
+    tower, settings = _prepared(folder, replace(tower, resized=tower.side if clip else 0))
+    return replace(tower, source=source_of(folder.name, files, [folder / "config.json", *settings]))
 
 
 def _check_config(folder: Path, given: Mapping[str, Any]) -> None:
@@ -295,6 +296,10 @@ def folder_json(folder: Path, name: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         msg = f"Expected {file} to be JSON, got: {error}. Copy it again."
         raise InputError(msg) from None
+    return _object(file, found)
+
+
+def _object(file: Path, found: object) -> dict[str, Any]:
     if not isinstance(found, dict):
         msg = f"Expected {file} to hold an object, got a {type(found).__name__}. Copy it again."
         raise InputError(msg)
@@ -330,16 +335,48 @@ def files_digest(files: Sequence[Path]) -> str:
     return (digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest())[:12]
 
 
+def source_of(name: str, files: Sequence[Path], settings: Sequence[Path]) -> str:
+    """A line for the record: what a folder is called, and the start of the SHA-256 of all that was read from it.
+
+    Args:
+        name: of the folder.
+        files: with the weights.
+        settings: JSON files that decide what is computed with them.
+    """
+    every = [f"{file.name} sha256:{files_digest([file])}" for file in settings]
+    return " ".join([f"{name} sha256:{files_digest(files)}", *every])
+
+
 RESAMPLING = {2: "bilinear", 3: "bicubic"}
 """Of Pillow's numbers, what torch does with antialiasing too."""
 
 
-def _prepared(folder: Path, tower: Tower) -> Tower:
-    """``tower`` with the scale and size of images that ``preprocessor_config.json`` gives, if there is one."""
-    name = "preprocessor_config.json"
-    if not (folder / name).is_file():
-        return tower
-    given = folder_json(folder, name)
+PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
+"""Where a folder says how images are prepared; in the second, transformers 5's, under ``image_processor``."""
+
+
+def _prepared(folder: Path, tower: Tower) -> tuple[Tower, list[Path]]:
+    """``tower`` with the scale and size of images that the folder gives, and the files that say it, if there are any.
+
+    Versions of transformers look into the two files in another order, so they must not contradict each other.
+    """
+    found = {name: folder_json(folder, name) for name in PREPROCESSORS if (folder / name).is_file()}
+    if "image_processor" in found.get(PREPROCESSORS[1], {}):
+        found[PREPROCESSORS[1]] = _object(folder / PREPROCESSORS[1], found[PREPROCESSORS[1]]["image_processor"])
+    else:
+        found.pop(PREPROCESSORS[1], None)  # earlier versions keep other things there
+    every = [_prepared_as(folder / name, given, tower) for name, given in found.items()]
+    if len(every) > 1 and every[0] != every[1]:
+        msg = (
+            f"Expected {' and '.join(PREPROCESSORS)} of {folder} to prepare images in the same way, got two. Delete "
+            "the one that the weights were not published with."
+        )
+        raise InputError(msg)
+    return (every[0] if every else tower), [folder / name for name in found]
+
+
+def _prepared_as(file: Path, given: Mapping[str, Any], tower: Tower) -> Tower:
+    """``tower`` with the scale and size of images that ``given``, which ``file`` holds, asks for."""
     mean, std = (given.get(key, own) for key, own in (("image_mean", tower.mean), ("image_std", tower.std)))
     factor, resample = given.get("rescale_factor", 1 / 255), given.get("resample", 3)
     if given.get("do_normalize") is False:
@@ -351,23 +388,25 @@ def _prepared(folder: Path, tower: Tower) -> Tower:
     ]
     if given.get("do_rescale") is False or not isinstance(factor, float) or abs(factor * 255 - 1) > 1e-3:
         wrong.append(f"rescale_factor to be 1/255, got {factor!r} with do_rescale {given.get('do_rescale', True)!r}")
-    if resample not in RESAMPLING:
+    if resample not in tuple(RESAMPLING):
         wrong.append(f"resample to be 2 (bilinear) or 3 (bicubic), got {resample!r}")
     side, resized = _sizes(given, tower)
     if side < 1 or 0 < resized < side:
         wrong.append(f"size and crop_size to be square, got {given.get('size')!r} and {given.get('crop_size')!r}")
+    if resized and given.get("do_resize") is False:
+        wrong.append("do_resize to be true with do_center_crop, got false")
     if wrong:
-        expected = f"Expected {folder / name} to prepare images in a way that is known here"
+        expected = f"Expected {file} to prepare images in a way that is known here"
         raise listing(expected, wrong)
-    return replace(tower, mean=mean, std=std, mode=RESAMPLING[resample], side=side, resized=resized)
+    return replace(tower, mean=tuple(mean), std=tuple(std), mode=RESAMPLING[resample], side=side, resized=resized)
 
 
 def _sizes(given: Mapping[str, Any], tower: Tower) -> tuple[int, int]:
     """Pixels a side, and of the shorter side before a cut (0: no cut); (0, 0) for what is known nowhere here."""
     size, crop = given.get("size", tower.side), given.get("crop_size", given.get("size", tower.side))
     cut = bool(given.get("do_center_crop", tower.resized > 0))
-    if given.get("do_resize") is False:
-        return tower.side, 0
+    if given.get("do_resize") is False and not cut:
+        return tower.side, 0  # nothing else could go through the tower
     short = size.get("shortest_edge") if isinstance(size, dict) else size if cut else None
     final = _square(crop if cut else size)
     if cut:

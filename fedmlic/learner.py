@@ -18,9 +18,11 @@ from fedmlic import spec
 from fedmlic.arrays import Resident
 from fedmlic.errors import InputError
 from fedmlic.features import BACKBONE, FeatureMaps, Passed
+from fedmlic.image_size import check_image_size
 from fedmlic.inference import ONCE, Inference
 from fedmlic.method import Method, Task
 from fedmlic.mod import Mod
+from fedmlic.model import Backbone
 from fedmlic.seeds import torch_global_stream
 from fedmlic.training import to_float
 
@@ -117,10 +119,17 @@ def label_space(experiment: Experiment, corpus: Corpus) -> tuple[str, ...]:
 
 
 def build_network(experiment: Experiment, task: Task) -> tuple[Method, nn.Module]:
-    """The experiment's method and its network with initial weights, on the CPU."""
+    """The experiment's method and its network with initial weights, on the CPU.
+
+    Raises:
+        InputError: settings that do not fit each other, or images that are too small for the backbone.
+    """
     method: Method = spec.build("method", experiment.method)
     with torch_global_stream(experiment.seed, "init"):
         network = method.build(task)
+    backbone = getattr(network, BACKBONE.removesuffix("."), None)
+    if isinstance(backbone, Backbone):
+        check_image_size(experiment.model, backbone, task.image_shape)
     return method, network
 
 

@@ -84,7 +84,7 @@ def read_lora(text: str) -> Lora | None:
 def _literal(value: str) -> object:
     try:
         found: object = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return value
     return found
 
@@ -92,7 +92,7 @@ def _literal(value: str) -> object:
 def _checked(given: Mapping[str, object], text: str) -> Lora:
     rank, layers, freeze_a = given.get("rank"), given.get("layers", "linear"), given.get("freeze_a", False)
     alpha = given.get("alpha", rank)
-    if type(rank) is int and rank >= 1 and layers in {"linear", "attention"} and type(freeze_a) is bool:
+    if type(rank) is int and rank >= 1 and layers in ("linear", "attention") and type(freeze_a) is bool:
         usable = isinstance(alpha, int | float) and type(alpha) is not bool
         if usable and math.isfinite(number := float(str(alpha))) and number > 0:
             return Lora(rank, number, "attention" if layers == "attention" else "linear", freeze_a)
@@ -104,9 +104,11 @@ def _checked(given: Mapping[str, object], text: str) -> Lora:
 
 
 class Adapted(nn.Module):
-    """A linear layer, or a convolution of 1 x 1, with its adapter.
+    """A linear layer, or a convolution of 1 x 1, with its adapter: the layer's own output plus (alpha / rank) B A x.
 
-    Code that reads the layer's ``weight`` and ``bias`` instead of calling it gets W + (alpha / rank) B A and b.
+    Code that reads the layer's ``weight`` and ``bias`` instead of calling it gets W + (alpha / rank) B A and b. This
+    is not what the layer computes if it makes other weights of W before it uses them, as timm's weight-standardised
+    convolutions do (NFNet, ResNetV2): the adapter is added to their output, and ``weight`` cannot stand for both.
 
     Args:
         base: the layer; its own parameters are frozen in place.

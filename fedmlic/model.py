@@ -14,6 +14,7 @@ neither trained nor private. Every backbone states one of three policies:
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -212,14 +213,24 @@ class Model(NamedTuple):
     Attributes:
         build: a new backbone for images of so many channels. Initial weights that are not
             from a file come from torch's global generator; the caller sets it.
-        source: where the initial weights come from, for the record (``scratch``, or a file
-            name with the start of its SHA-256).
+        source: where the initial weights come from, for the record: ``scratch``, or the name of a file or
+            folder with ``sha256:`` and the start of the SHA-256 of all that was read from it, files of
+            settings included.
         bn_policy: what the built backbones state.
     """
 
     build: Callable[[int], Backbone]
     source: str = "scratch"
     bn_policy: BatchNormPolicy = "none"
+
+    @property
+    def content(self) -> str:
+        """``source`` without names, where it has digests: the same for equal files, wherever they lie.
+
+        >>> Model(lambda channels: None, "vit.pth sha256:53aa51170d05").content
+        'sha256:53aa51170d05'
+        """
+        return " ".join(re.findall(r"\bsha256:[0-9a-f]+", self.source, re.ASCII)) or self.source
 
     @property
     def pretrained(self) -> bool:

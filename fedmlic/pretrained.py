@@ -20,6 +20,7 @@ import argparse
 import hashlib
 import pickle
 import re
+import struct
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -44,6 +45,12 @@ NO_WEIGHTS = frozenset({"", "none"})
 """What ``weights`` is for a network from scratch."""
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+
+UNFIT = (
+    *(RuntimeError, OSError, ValueError, TypeError, LookupError, AttributeError, AssertionError, StopIteration),
+    *(pickle.UnpicklingError, EOFError, OverflowError, MemoryError, struct.error, SafetensorError),
+)
+"""What readers of weights raise for files that hold something else or are broken."""
 
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "module")
 """Under which name a training script's checkpoint holds the state dict; the first that is there is taken. Averaged
@@ -296,7 +303,7 @@ def read_weights(path: str) -> dict[str, Tensor]:
         # Training scripts keep their options beside the weights as a Namespace, which holds values and runs nothing.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except UNFIT as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         msg = f"Expected {path!r} to hold tensors only, got a file that cannot be read so: {reason}"
         raise InputError(msg) from error

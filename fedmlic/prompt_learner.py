@@ -33,7 +33,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fedmlic.clip_text import Tower
 from fedmlic.errors import InputError
-from fedmlic.image_tower import files_digest, folder_json, weight_files
+from fedmlic.image_tower import folder_json, source_of, weight_files
 from fedmlic.pretrained import load_weights, read_weights, renamed
 from fedmlic.seeds import torch_global_stream
 from fedmlic.vision_transformer import ACTIVATIONS, Attention, Block, Shape
@@ -371,7 +371,7 @@ def folder_reader(path: str) -> Reader:
     found = _joined(renamed(own, HUGGING_FACE))
     if "projection" in found:
         found["projection"] = found["projection"].T.contiguous()
-    source = f"{folder.name} sha256:{files_digest(files)}"
+    source = source_of(folder.name, files, [folder / "config.json"])
     return _reader(found, heads, activation, float(eps), _splitter(), source)
 
 

@@ -189,13 +189,32 @@ def save_vectors(path: str, names: Sequence[str], vectors: NDArray[np.float32]) 
 def alike(names: Sequence[str], vectors: NDArray[np.floating[Any]]) -> list[str]:
     """Groups of names whose vectors are equal, which a network without parameters per label cannot tell apart.
 
-    >>> alike(["cat", "dog", "Cat"], np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]))
+    Vectors that differ by less than ``SMALL`` of their length count as equal: a change of width gives equal vectors
+    other last digits.
+
+    >>> alike(["cat", "dog", "Cat"], np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1e-8]]))
     ['cat = Cat']
     """
-    same: dict[tuple[float, ...], list[str]] = {}
-    for name, vector in zip(names, vectors.tolist(), strict=True):
-        same.setdefault(tuple(vector), []).append(name)
-    return [" = ".join(group) for group in same.values() if len(group) > 1]
+    rows = np.asarray(vectors, dtype=np.float64)
+    limits = SMALL * np.linalg.norm(rows, axis=1)
+    # Equal vectors have equal shares in any one direction, so only neighbours in that order are compared.
+    direction = stream(0, "text/alike").standard_normal(rows.shape[1])
+    shares = rows @ (direction / np.linalg.norm(direction))
+    order = np.argsort(shares, kind="stable")
+    first = list(range(len(rows)))
+    for place, one in enumerate(order):
+        for other in order[place + 1 :]:
+            limit = max(limits[one], limits[other])
+            if shares[other] - shares[one] > limit:
+                break
+            if np.linalg.norm(rows[other] - rows[one]) <= limit:
+                joined = {first[one], first[other]}
+                first = [min(joined) if each in joined else each for each in first]
+                break  # the next equal one is compared with that
+    groups: dict[int, list[str]] = {}
+    for name, number in zip(names, first, strict=True):
+        groups.setdefault(number, []).append(name)
+    return [" = ".join(group) for group in groups.values() if len(group) > 1]
 
 
 def learned() -> VectorKind:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from fedmlic.diffusion import NUM_TIMESTEPS, DiffusionBackbone, alphas, noise_of
 from fedmlic.errors import InputError
-from fedmlic.image_tower import files_digest
+from fedmlic.image_tower import source_of
 from fedmlic.model import Backbone, Model
 from fedmlic.pretrained import (
     Resize,
@@ -78,7 +78,7 @@ class _Part(NamedTuple):
 
     Attributes:
         config: its ``config.json``.
-        weights: its file; None: from scratch.
+        weights: its file, beside it; None: from scratch.
     """
 
     config: dict[str, Any]
@@ -283,4 +283,5 @@ def _network(parts: dict[str, _Part], name: str, kept: int) -> nn.Module:
 
 def _source(parts: dict[str, _Part]) -> str:
     files = [part.weights for part in parts.values() if part.weights is not None]
-    return f"{files[0].parent.name} sha256:{files_digest(files)}" if files else "scratch"
+    settings = [file.with_name("config.json") for file in files]
+    return source_of(files[0].parent.name, files, settings) if files else "scratch"

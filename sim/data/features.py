@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from clients.opening import images_of
@@ -17,11 +18,17 @@ from fedmlic.process import prepare
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from torch import nn
+
     from fedmlic.corpus import Corpus
     from fedmlic.experiment import Experiment, Runtime
     from fedmlic.method import Method
+    from fedmlic.model import Model
 
     Watch = Callable[[int, int], None]
+
+STAND_INS = ("label", "other")
+"""Labels of images that have none; words that all kinds of label vectors know."""
 
 
 def compute(
@@ -54,13 +61,33 @@ def compute(
         "features": str(found.folder.absolute()),
         "key": found.key,
         "corpus": str(corpus.path),
-        "model": found.manifest["identity"]["model"],
+        "model": str(spec.parse(experiment.model, "model")),
         "shape": list(found.shape),
         "bytes": found.manifest["files"][MAPS]["bytes"],
         "computed": report["computed"],
         "seconds": report["seconds"],
         "images_per_s": round(report["computed"] / max(report["seconds"], 1e-3), 1),
     }
+
+
+def _network(experiment: Experiment, corpus: Corpus) -> nn.Module:
+    """The run's network, but for its labels: what initial weights a backbone gets does not depend on them.
+
+    A device may have one label or none, where some label vectors need two (``etf``, ``shuffled``).
+    """
+    given = tuple(name.strip() for name in experiment.label_names.split(",") if name.strip())
+    names = given or tuple(corpus.label_names)
+    model: Model = spec.build("model", experiment.model)
+    task = Task(names or STAND_INS, corpus.image_shape, model, experiment.seed)
+    try:
+        return build_network(experiment, task)[1]
+    except InputError as error:
+        if len(names) != 1:
+            raise
+        try:
+            return build_network(experiment, replace(task, label_names=STAND_INS))[1]
+        except InputError:
+            raise error from None  # it was not about the number of labels
 
 
 def _opened(
@@ -70,11 +97,7 @@ def _opened(
     method: Method,
     watching: Callable[[str], AbstractContextManager[Watch]],
 ) -> FeatureMaps:
-    # A device may have none of the labels, or some; what initial weights a backbone gets does not depend on them.
-    given = tuple(name.strip() for name in experiment.label_names.split(",") if name.strip())
-    names = given or corpus.label_names or ("label",)
-    task = Task(names, corpus.image_shape, spec.build("model", experiment.model), experiment.seed)
-    network = build_network(experiment, task)[1]
+    network = _network(experiment, corpus)
     with watching("computing features") as watch:
         maps = features_of(experiment, corpus, choose_device(runtime.device), home_of(runtime), watch)(method, network)
     assert maps is not None  # noqa: S101  (they were asked for: otherwise the reason was raised)

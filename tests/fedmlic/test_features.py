@@ -161,6 +161,17 @@ def test_what_a_method_makes_of_the_backbone_counts_even_where_its_tensors_are_t
     assert features_key(_identity(experiment, corpus, plain, "cpu")) != before
 
 
+def test_versions_of_packages_that_a_model_is_made_of_count(corpus):
+    torchvision = pytest.importorskip("torchvision")
+    network = opened(corpus, None, model="resnet(depth=18, trainable='head')", features="computed")[1]
+    experiment = Experiment(model="resnet(depth=18, trainable='head')", method="bce()")
+
+    found = _identity(experiment, corpus, network.backbone, "cpu")["versions"]
+
+    assert found["torchvision"].partition("+")[0] == torchvision.__version__.partition("+")[0]
+    assert all(found.values())
+
+
 def test_every_tensor_counts_saved_or_not():
     module = torch.nn.BatchNorm2d(3)
     module.register_buffer("scale", torch.ones(3), persistent=False)

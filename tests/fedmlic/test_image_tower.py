@@ -4,6 +4,9 @@ import functools
 import importlib.util
 import json
 import math
+import re
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from fedmlic import spec
 from fedmlic.errors import InputError
+from fedmlic.experiment import Experiment
+from fedmlic.features import _identity, features_key
 from fedmlic.model import TokenBackbone
 
 VISION = {
@@ -266,8 +271,7 @@ def test_the_other_files_of_weights(folders, tmp_path, kind):
     else:
         assert torch.equal(found, expected)
     source = spec.build("model", f"clip_image(path={path!r})").source
-    assert source.startswith("other sha256:")
-    assert len(source) == len("other sha256:") + 12
+    assert re.fullmatch(r"other sha256:[0-9a-f]{12} config\.json sha256:[0-9a-f]{12}", source)
 
 
 PREPROCESSOR = {
@@ -314,6 +318,81 @@ def test_images_are_prepared_as_the_folder_says(tmp_path, changes, cut):
     # Pillow rounds to whole bytes, after each of its two passes.
     assert found.shape == (32, 32, 3)
     assert (found - expected).abs().max() <= 1.01 / 255 / 0.5
+
+
+def prepared_by(folder, files):
+    """What a folder with these further files makes of two images of 40 pixels."""
+    path = written(folder, "clip")
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+    images = ours(pictures(40))
+    return spec.build("model", f"clip_image(path={path!r})").build(3).pixels(images)
+
+
+def test_settings_that_transformers_5_saves_are_those_of_earlier_versions(tmp_path):
+    inside = {"image_processor": PREPROCESSOR, "processor_class": "CLIPProcessor"}
+    earlier = {"processor_class": "CLIPProcessor"}
+    expected = prepared_by(tmp_path / "a", {"preprocessor_config.json": PREPROCESSOR})
+
+    found = prepared_by(tmp_path / "b", {"processor_config.json": inside})
+    both = prepared_by(tmp_path / "c", {"processor_config.json": inside, "preprocessor_config.json": PREPROCESSOR})
+    old = prepared_by(tmp_path / "d", {"processor_config.json": earlier, "preprocessor_config.json": PREPROCESSOR})
+
+    assert not torch.equal(expected, prepared_by(tmp_path / "e", {"processor_config.json": earlier}))
+    assert all(torch.equal(expected, each) for each in (found, both, old))
+
+
+def test_settings_in_two_files_must_not_contradict_each_other(tmp_path):
+    other = {"image_processor": {**PREPROCESSOR, "resample": 2}}
+    with pytest.raises(InputError, match="to prepare images in the same way, got two"):
+        prepared_by(tmp_path / "a", {"processor_config.json": other, "preprocessor_config.json": PREPROCESSOR})
+    with pytest.raises(InputError, match=r"processor_config\.json to hold an object, got a list"):
+        prepared_by(tmp_path / "b", {"processor_config.json": {"image_processor": []}})
+
+
+def test_images_that_are_not_to_be_resized_or_cut_are_used_as_they_are(tmp_path):
+    path = written(tmp_path / "clip", "clip")
+    settings = {**PREPROCESSOR, "do_resize": False, "do_center_crop": False}
+    (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps(settings))
+
+    found = spec.build("model", f"clip_image(path={path!r})").build(3).pixels(ours(pictures()))
+
+    mean, std = (torch.tensor(PREPROCESSOR[key]).reshape(3, 1, 1) for key in ("image_mean", "image_std"))
+    torch.testing.assert_close(found, (pictures().permute(0, 3, 1, 2) / 255 - mean) / std)
+
+
+def key_of_maps(path):
+    """The key of the feature maps of a folder's tower for one corpus."""
+    experiment = Experiment(model=f"clip_image(path={str(path)!r}, trainable='head')", method="bce()")
+    pixels = {"images.u8.npy": {"sha256": "1"}}
+    corpus = SimpleNamespace(key="corpus", images=SimpleNamespace(storage="raw"), files=SimpleNamespace(files=pixels))
+    backbone = spec.build("model", experiment.model).build(3)
+    return features_key(_identity(experiment, corpus, backbone, "cpu"))
+
+
+def test_maps_belong_to_what_a_folder_says_and_not_to_where_it_lies(tmp_path):
+    folder = tmp_path / "clip"
+    written(folder, "clip")
+    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
+    first = key_of_maps(folder)
+    keys = {first}
+    for file, part, changes in (
+        ("config.json", "vision_config", {"hidden_act": "gelu"}),
+        ("config.json", "vision_config", {"num_attention_heads": 2}),
+        ("config.json", "vision_config", {"layer_norm_eps": 1e-3}),
+        ("preprocessor_config.json", None, {"resample": 2}),
+        ("preprocessor_config.json", None, {"size": {"shortest_edge": 40}}),
+    ):
+        before = (folder / file).read_text()
+        content = json.loads(before)
+        (content if part is None else content[part]).update(changes)
+        (folder / file).write_text(json.dumps(content))
+        keys.add(key_of_maps(folder))
+        (folder / file).write_text(before)
+
+    assert len(keys) == 6
+    shutil.copytree(folder, tmp_path / "elsewhere" / "renamed")
+    assert key_of_maps(tmp_path / "elsewhere" / "renamed") == first == key_of_maps(folder)
 
 
 def test_pixels_that_no_patch_holds_are_cut_off_as_there(tmp_path):
@@ -388,6 +467,7 @@ def test_configurations_that_do_not_fit_are_refused(tmp_path, changes, match):
         ({"resample": 0}, "resample to be 2"),
         ({"crop_size": {"height": 32, "width": 16}}, "crop_size to be square"),
         ({"size": {"shortest_edge": 16}}, "crop_size to be square"),
+        ({"do_resize": False}, "do_resize to be true with do_center_crop"),
     ],
 )
 def test_preparations_that_are_unknown_are_refused(tmp_path, changes, match):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fedmlic import label_transformer
+from fedmlic import label_transformer, spec
 from fedmlic.errors import InputError
 from fedmlic.label_transformer import (
     EncoderLayer,
@@ -503,3 +503,15 @@ def test_vectors_that_changed_since_the_training_are_an_error(tmp_path):
         ask(ours, task, ["kite"], text)
     with pytest.raises(InputError, match="unheard"):
         ask(ours, task, ["unheard"], text)
+
+
+def test_a_shared_readout_refuses_equal_vectors_that_are_wider_than_the_network(tmp_path):
+    names = ("cat", "dog", "caf\u00e9", "Cafe", "tree", "kite", "sea animal", "bus")
+    rows = np.random.default_rng(0).standard_normal((8, 384))
+    rows[3] = rows[2]
+    (tmp_path / "vectors.json").write_text(json.dumps(dict(zip(names, rows.tolist(), strict=True))))
+    text = f"file(path='{tmp_path / 'vectors.json'}')"
+    task = Task(names, (32, 32, 3), spec.build("model", "small_cnn()"), 0)
+
+    with pytest.raises(InputError, match="got equal ones for caf\u00e9 = Cafe"):
+        spec.build("method", f"fedlgt(text={text!r}, readout='shared', width=128, layers=1)").build(task)

@@ -70,6 +70,7 @@ def test_the_forms_of_the_text(text, expected):
             "lora(4, rank=8)",
         ),
         *("lora(4, alpha=0)", "lora(4, alpha=nan)", "lora(4, alpha=True)", "lora(4, alpha=1e999)", "lora(4, alpha=)"),
+        *("lora(4, layers=['attention'])", "lora(4, layers={})", "lora(4, alpha={[]: 1})", "lora([])"),
         *("lora(4, layers=all)", "lora(4, freeze_a=1)", "lora(4, dropout=0.1)", "lora(rank=4, rank=4)"),
     ],
 )

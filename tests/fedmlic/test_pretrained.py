@@ -227,6 +227,44 @@ def test_unreadable_files_are_input_errors(tmp_path, capsys):
     assert "run" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"a", b"error", b"Repository not found", b"hello world", b"<html>404</html>", b"PK\x03\x04"),
+        *(b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 12\n", b"\x80\x02}q\x00."),
+    ],
+)
+def test_what_a_failed_download_leaves_is_an_input_error(tmp_path, suffix, content):
+    (tmp_path / f"weights{suffix}").write_bytes(content)
+
+    with pytest.raises(InputError, match=f"weights{suffix}"):
+        read_weights(str(tmp_path / f"weights{suffix}"))
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("new", [True, False])
+def test_files_that_were_cut_off_or_have_a_wrong_byte_are_input_errors_or_tensors(tmp_path, new):
+    path, rng = tmp_path / "weights.pth", np.random.default_rng(0)
+    torch.save({"a": torch.ones(3)}, path, _use_new_zipfile_serialization=new)
+    whole = path.read_bytes()
+    outcomes = set()
+    for _ in range(100):
+        changed = bytearray(whole)
+        changed[rng.integers(len(whole))] = rng.integers(256)
+        for content in (bytes(changed), whole[: rng.integers(len(whole))]):
+            path.write_bytes(content)
+            try:
+                found = read_weights(str(path))
+            except InputError:
+                outcomes.add("refused")
+            else:
+                outcomes.add("read")
+                assert all(isinstance(tensor, torch.Tensor) for tensor in found.values())
+
+    assert outcomes == {"refused", "read"}
+
+
 WRAPPED = {
     "as it is": lambda state: state,
     "of a training script": lambda state: {"model": state, "epoch": 3, "args": argparse.Namespace(lr=0.1)},

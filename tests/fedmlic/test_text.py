@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from fedmlic import text as kinds
 from fedmlic.errors import InputError
 from fedmlic.seeds import stream
-from fedmlic.text import KINDS, LabelVectors, further_vectors, label_vectors, save_vectors, state_vectors
+from fedmlic.text import KINDS, LabelVectors, alike, further_vectors, label_vectors, save_vectors, state_vectors
 
 NAMES = ["cat", "dog", "traffic light", "tv"]
 GEOMETRIC = ["learned()", "one_hot()", "random_orthogonal()", "simplex_etf()"]
@@ -601,3 +601,37 @@ def test_names_that_cannot_be_mapped_are_errors(tmp_path):
 def test_vectors_that_do_not_come_from_a_name_have_none_for_further_names(spec):
     with pytest.raises(InputError, match=r"made from a name alone .*minilm, glove, clip"):
         further_vectors(spec, ["kite"], ["cat", "dog"], 4, seed=0)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 5))
+@settings(max_examples=60, deadline=None)
+def test_equal_vectors_are_found_whatever_their_order(seed, count, different):
+    rng = np.random.default_rng(seed)
+    which = rng.integers(0, different, count)
+    rows = (rng.standard_normal((different, 6)) * rng.choice([0.0, 1e-3, 1.0, 50.0], (different, 1)))[which]
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    shaken = rows + 3e-8 * lengths * rng.uniform(-1, 1, rows.shape)
+
+    expected: dict[tuple[float, ...], list[str]] = {}
+    for name, row in zip(names(count), rows.tolist(), strict=True):
+        expected.setdefault(tuple(each + 0.0 for each in row), []).append(name)
+
+    assert alike(names(count), shaken) == [" = ".join(group) for group in expected.values() if len(group) > 1]
+
+
+def test_vectors_that_are_close_but_not_equal_are_not_taken_for_equal():
+    row = np.ones(8)
+
+    assert alike(["a", "b"], np.stack([row, row * (1 + 1e-5)])) == []
+    assert alike(["a", "b"], np.stack([row, row * (1 + 1e-7)])) == ["a = b"]
+
+
+@pytest.mark.parametrize(("count", "features"), [(8, 64), (8, 20), (8, 12), (8, 5)])
+def test_a_change_of_width_does_not_hide_that_labels_have_equal_vectors(tmp_path, count, features):
+    rows = np.random.default_rng(0).standard_normal((count, 20))
+    rows[5] = rows[2]
+    (tmp_path / "vectors.json").write_text(json.dumps(dict(zip(names(count), rows.tolist(), strict=True))))
+
+    table = label_vectors(f"file(path={str(tmp_path / 'vectors.json')!r})", names(count), features, seed=0)
+
+    assert alike(names(count), table.vectors) == ["label 2 = label 5"]

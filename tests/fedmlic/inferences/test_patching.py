@@ -95,11 +95,11 @@ def test_it_is_used_by_the_learner_and_leaves_out_nothing_of_the_method():
 def test_what_cannot_work_is_refused_when_the_network_is_built():
     with pytest.raises(InputError, match="grid to be at most the shorter side of images, 8 pixels, got 9"):
         learner(inference="patching(grid=9)")
-    with pytest.raises(InputError, match=r"patches of 3 x 2 pixels \(patch_upsample=False\)"):
+    with pytest.raises(InputError, match=r"patches of 6 x 4 pixels \(patch_upsample=False\)"):
         build_learner(
             Experiment(inference="patching(grid=8, patch_upsample=False)", method="bce()", model="lenet()"),
             NAMES,
-            (24, 16, 3),
+            (48, 32, 3),
         )
     learner(inference="patching(grid=2, patch_upsample=False)")
     with pytest.raises(ValueError, match=r"inference to name an entry of its catalogue, got 'patchin'"):

@@ -1,6 +1,8 @@
 """The diffusion transformer's features against diffusers' own forward pass, from folders as it saves them."""
 
 import importlib.util
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -73,6 +75,23 @@ def test_features_are_those_of_diffusers_own_forward_pass(folder):
     assert pooled.shape == (3, 32, 1, 1)
     assert places.shape == (3, 32, 4, 4)
     torch.testing.assert_close(alphas().float(), scheduler.alphas_cumprod)
+
+
+@needs_diffusers
+@pytest.mark.parametrize(
+    ("part", "changes"), [("transformer", {"attention_bias": False}), ("vae", {"scaling_factor": 0.5})]
+)
+def test_the_source_tells_of_both_networks_settings(folder, tmp_path, part, changes):
+    copied = tmp_path / "copied"
+    shutil.copytree(folder, copied)
+    before = spec.build("model", f"dit(path={str(copied)!r})")
+    file = copied / part / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+    after = spec.build("model", f"dit(path={str(copied)!r})")
+
+    assert before.content == spec.build("model", f"dit(path={str(folder)!r})").content != after.content
+    assert after.content.count("sha256:") == 3
 
 
 @needs_diffusers

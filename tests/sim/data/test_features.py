@@ -32,6 +32,25 @@ def test_maps_are_computed_ahead_and_found_again(tiny, tmp_path):
     assert verify(tmp_path / "features" / first["key"])["ok"]
 
 
+@pytest.mark.parametrize("text", ["etf()", "shuffled(of='random_orthogonal()')"])
+def test_images_with_one_label_have_the_maps_of_a_run_with_many(tiny, tmp_path, text):
+    common = {"model": FROZEN, "dataset": SMALL, "home": str(tmp_path)}
+    method = f"fedlgt(layers=1, width=32, text={text!r})"
+
+    found = compute(*tiny(method=method, label_names="cat", **common), watching([]))
+
+    assert found == compute(*tiny(method=method, **common), watching([]))
+
+
+def test_another_reason_is_told_as_it_is_for_the_label_that_is_there(tiny, tmp_path):
+    (tmp_path / "vectors.json").write_text('{"dog": [1.0, 2.0]}')
+    text = f"file(path='{tmp_path}/vectors.json')"
+    method = f"fedlgt(layers=1, width=32, text={text!r})"
+
+    with pytest.raises(InputError, match=r"each of 1 names, got none for 1 \(cat\)"):
+        compute(*tiny(method=method, label_names="cat", model=FROZEN, dataset=SMALL, home=str(tmp_path)), watching([]))
+
+
 def test_a_model_that_trains_is_refused_before_images_are_read(tiny, tmp_path):
     with pytest.raises(InputError, match=r"tensors of model small_cnn.*trainable='head'"):
         compute(*tiny(dataset=SMALL, home=str(tmp_path)), watching([]))
