@@ -18,6 +18,7 @@ from fedmlic.errors import InputError, nearest
 from fedmlic.record import is_run, open_run, read_json
 from fedmlic.resolved import resolved
 from sim.comparison.read import MODELS, PERSONAL, Model, is_complete, is_personal, metric_of, metrics_of
+from sim.comparison.same_data import check_same_data
 from sim.comparison.statistics import (
     LEVEL,
     RESAMPLES,
@@ -43,6 +44,7 @@ class Entry:
         path: its folder.
         written: settings as they were written, by dashed name.
         settings: the same, resolved.
+        data: what ``data.json`` says; empty where there is none.
         searched: settings that were chosen on validation data for its row of a study.
         axes: settings that its study varies; ``None`` for a single run.
         reference: which reference it is.
@@ -51,6 +53,7 @@ class Entry:
     path: Path
     written: Mapping[str, Any]
     settings: Mapping[str, Any]
+    data: Mapping[str, Any]
     searched: frozenset[str] = frozenset()
     axes: tuple[str, ...] | None = None
     reference: str = ""
@@ -198,9 +201,10 @@ def _keys(axis: str, values: Sequence[Any]) -> list[str]:
 def _entry(
     run: Path, searched: frozenset[str] = frozenset(), axes: tuple[str, ...] | None = None, reference: str = ""
 ) -> Entry:
-    experiment = open_run(run).settings()[0]
+    folder = open_run(run)
+    experiment = folder.settings()[0]
     written = {name.replace("_", "-"): value for name, value in experiment.model_dump().items()}
-    return Entry(run, written, resolved(experiment), searched, axes, reference)
+    return Entry(run, written, resolved(experiment), folder.data(), searched, axes, reference)
 
 
 def compared_keys(entries: Sequence[Entry], by: Sequence[str]) -> tuple[str, ...]:
@@ -256,9 +260,11 @@ def compare(
         baseline: label of the row that all others are compared with; all pairs by default.
 
     Raises:
-        InputError: nothing to compare, or runs that differ in more than is compared.
+        InputError: nothing to compare, runs that differ in more than is compared, or that were given other data
+            than their settings say.
     """
     entries, notes = collect(paths)
+    check_same_data(entries)
     keys = compared_keys(entries, by)
     personal = [entry for entry in entries if is_personal(entry.path)]
     metric = metric or ("client/mAP/mean" if len(personal) == len(entries) else "server/mAP")

@@ -13,6 +13,7 @@ import numpy as np
 from fedmlic.evaluation import SIDES
 from fedmlic.metrics import spread as metrics_spread
 from sim.comparison.read import MODELS, PERSONAL
+from sim.comparison.same_data import check_same_data
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -103,7 +104,12 @@ class Curve:
 
 
 def rows_of(runs: Sequence[Run]) -> list[Row]:
-    """Runs in rows, in the order in which they were found, references last."""
+    """Runs in rows, in the order in which they were found, references last.
+
+    Raises:
+        InputError: runs whose settings ask for the same data were given others.
+    """
+    check_same_data(runs)
     found: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
         left_out = {"seed", *run.searched, *({"single-client"} if run.reference == LOCAL else ())}

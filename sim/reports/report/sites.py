@@ -10,6 +10,7 @@ import numpy as np
 
 from fedmlic.errors import InputError
 from fedmlic.metrics import client_metrics
+from sim.comparison.same_data import FEDERATION
 from sim.reports.report.read import nameless
 from sim.reports.report.rows import LOCAL, Model, asked_in_words
 
@@ -24,9 +25,6 @@ MAX_SITES = 20
 
 BESIDE = {"strategy", "single-client", "num-rounds", "cohort-size", "statistics-min-clients", "statistics-min-images"}
 """Settings in which a client's local-only run differs from the run that it is a reference of."""
-
-DECIDE = ("dataset", "partition", "regime", "num-clients", "holdout-fraction", "seed", "bad-files", "max-bad-fraction")
-"""Settings that decide what clients hold."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +55,8 @@ class Holdings:
 
 
 def same_federation(one: Run, other: Run) -> bool:
-    """Whether two runs dealt out the same images and labels."""
-    return all(one.settings[name] == other.settings[name] for name in DECIDE)
+    """Whether two runs dealt out the same images and labels; ``rows_of`` has compared what they say of them."""
+    return all(one.settings[name] == other.settings[name] for name in FEDERATION)
 
 
 def federation_of(run: Run) -> Federation:

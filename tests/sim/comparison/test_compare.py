@@ -13,6 +13,7 @@ from fedmlic.experiment import split_settings
 from fedmlic.record import create, write_json
 from sim.comparison.compare import compare
 from sim.comparison.output import render, tables, to_json
+from sim.comparison.same_data import part_of
 
 
 @pytest.fixture
@@ -232,3 +233,86 @@ def test_the_last_model_stands_in_where_nothing_chose_one(made):
     assert compare(paths[3:], model="best-or-last").model == "after the last round"
     with pytest.raises(InputError, match="best on validation data, got none"):
         compare(paths, model="best")
+
+
+# Runs of the same settings and other data
+
+
+def noted(path, **values):
+    write_json(path / "data.json", values)
+    return path
+
+
+def test_runs_of_other_images_are_not_paired_and_both_are_named(made):
+    """The texts are equal; what lay in the folder was not."""
+    first = [noted(made(0.5, method="asl()", seed=seed), corpus="a", federation=f"f{seed}") for seed in range(2)]
+    second = [noted(made(0.6, method="bce()", seed=seed), corpus="b", federation=f"g{seed}") for seed in range(2)]
+
+    with pytest.raises(InputError, match=rf"{first[0]} and {second[0]}, whose settings name the same data set"):
+        compare(first + second)
+    assert len(compare(first).groups[0].values) == 2
+
+
+def test_seeds_of_one_row_are_of_the_same_images(made):
+    paths = [noted(made(0.5, seed=seed), corpus=corpus) for seed, corpus in enumerate("aab")]
+
+    with pytest.raises(InputError, match=rf"{paths[0]} and {paths[2]}"):
+        compare(paths)
+
+
+def test_the_same_seed_has_the_same_federation(made):
+    """A regime that reads a file, for example; another seed, partition or number of clients deals out others."""
+    first = [noted(made(0.5, method="asl()", seed=seed), corpus="a", federation=f"f{seed}") for seed in range(2)]
+    second = [noted(made(0.6, method="bce()", seed=seed), corpus="a", federation=f"f{2 * seed}") for seed in range(2)]
+
+    with pytest.raises(InputError, match=rf"{first[1]} and {second[1]}.*partition, regime and seed"):
+        compare(first + second)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"partition": "iid()"},
+        {"regime": "complete()"},
+        {"num_clients": 7},
+        {"holdout_fraction": 0.3},
+        {"single_client": "pooled"},
+        {"dataset": "multidigits(num_train=5000)"},
+    ],
+    ids=str,
+)
+def test_what_is_compared_may_give_other_data(made, changes):
+    key = next(iter(changes)).replace("_", "-")
+    single = "single-client" in key
+    corpora = ("a", "b") if key == "dataset" else ("a", "a")
+    federations = ("f", part_of("f", "pooled") if single else "g")
+    paths = [
+        noted(made(score, seed=seed, **settings), corpus=corpus, federation=federation)
+        for score, settings, corpus, federation in zip((0.5, 0.6), ({}, changes), corpora, federations, strict=True)
+        for seed in (0,)
+    ]
+
+    assert compare(paths).by == (key,)
+
+
+def test_a_part_is_of_the_federation_of_the_others(made):
+    own = noted(made(0.5), corpus="a", federation="f")
+    parts = [
+        noted(made(0.4, single_client=str(client)), corpus="a", federation=part_of("fg"[client], str(client)))
+        for client in range(2)
+    ]
+
+    compare([own, parts[0]])
+    with pytest.raises(InputError, match=rf"{own} and {parts[1]}"):
+        compare([parts[1], own], by=["single-client"])
+    assert compare(parts).by == ("single-client",)  # without the whole, nothing says that they are of two
+
+
+def test_runs_that_do_not_say_what_they_were_given_are_taken_at_their_settings(made):
+    paths = [
+        made(0.5, method="asl()"),
+        noted(made(0.6, method="bce()"), warnings=[]),
+        noted(made(0.7, method="fedlgt()"), corpus="a", federation=""),
+    ]
+
+    assert len(compare(paths).groups) == 3

@@ -491,3 +491,18 @@ def test_everything_of_a_personal_run_is_of_one_round(personal):
     page = page_of(report, [])
     assert f"each client&#x27;s own, round {best}" in page
     assert f"round {run.last_round})" not in clients_section(report)
+
+
+def test_runs_of_other_images_are_no_row_and_both_are_named(write_run, tmp_path):
+    """Two seeds with equal settings, between which the labels in the folder were changed."""
+    paths = [write_run(tmp_path / f"run-{seed}", ["one", "two"], seed=seed) for seed in range(2)]
+    assert gather(paths, scored=0).rows[0].seeds == [0, 1]
+    for path, corpus in zip(paths, "ab", strict=True):
+        about = json.loads((path / "data.json").read_text())
+        (path / "data.json").write_text(json.dumps({**about, "corpus": corpus, "federation": corpus}))
+
+    with pytest.raises(InputError, match=rf"{paths[0]} and {paths[1]}, whose settings name the same data set"):
+        gather(paths, scored=0)
+    refused = CliRunner().invoke(app, ["report", *map(str, paths), "--out", str(tmp_path / "page")])
+    assert refused.exit_code == 2
+    assert not (tmp_path / "page").exists()
