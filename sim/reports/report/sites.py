@@ -10,9 +10,10 @@ import numpy as np
 
 from fedmlic.errors import InputError
 from fedmlic.metrics import client_metrics
+from sim.comparison.read import LOCAL
 from sim.comparison.same_data import FEDERATION
 from sim.reports.report.read import nameless
-from sim.reports.report.rows import LOCAL, Model, asked_in_words
+from sim.reports.report.rows import Model, asked_in_words
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -169,9 +170,9 @@ def cross_site(run: Run, runs: Sequence[Run], federation: Federation, model: Mod
     held = [federation.holdout.of(client) for client in clients]
     locals_ = local_runs(run, runs)
     wanted: list[tuple[str, int, Run, int | None]] = []
-    if run.is_personal:
+    if run.keeps_private:
         wanted += [(f"client {client}'s own", client, run, client) for client in clients]
-    else:
+    elif run.reference != LOCAL:
         wanted.append((f"global, {asked_in_words(run, model)}", -1, run, None))
     wanted += [
         (f"local-only, client {client}", client, locals_[client], None) for client in clients if client in locals_
