@@ -52,12 +52,14 @@ def open_console(*, stderr: bool = False) -> Console:
 
 
 def visible(text: str) -> str:
-    r"""The text with control characters, which a terminal would obey, as escapes; line ends stay.
+    r"""The text with what nothing can show as escapes; line ends stay.
 
-    >>> visible("\x1b[31mred"), visible("dog [red]")
-    ('\\x1b[31mred', 'dog [red]')
+    That is control characters, which a terminal would obey, and bytes of file names that are no UTF-8.
+
+    >>> visible("\x1b[31mred"), visible("dog [red]"), visible("caf\udce9")
+    ('\\x1b[31mred', 'dog [red]', 'caf\\udce9')
     """
-    return "".join(c if c == "\n" or unicodedata.category(c) != "Cc" else ascii(c)[1:-1] for c in text)
+    return "".join(c if c == "\n" or unicodedata.category(c) not in {"Cc", "Cs"} else ascii(c)[1:-1] for c in text)
 
 
 def plain(text: object, style: str = "") -> Text:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from fedmlic.errors import InputError
 from fedmlic.record import jsonable
+from sim.schemas import tag
 
 if TYPE_CHECKING:
     from sim.predict import Entry, Prediction
@@ -30,7 +31,7 @@ def csv_file(path: Path, found: Prediction) -> Iterator[Sink]:
     r"""A CSV with one row per image: ``image``, ``present``, then one column of probabilities per label.
 
     ``present`` holds the predicted labels, the most probable first, separated by ``|`` (a bar in a name is written
-    as ``\\|``).
+    as ``\\|``). A byte of a file's name that is no UTF-8 is written as an escape, as in all outputs.
 
     Raises:
         InputError: the file cannot be written.
@@ -56,7 +57,8 @@ def json_file(path: Path, found: Prediction) -> Iterator[Sink]:
         InputError: the file cannot be written.
     """
     with _replaced(path) as file:
-        head = json.dumps(jsonable(found.about), ensure_ascii=False, allow_nan=False)
+        about = {"schema": tag("predict"), **found.about}
+        head = json.dumps(jsonable(about), ensure_ascii=False, allow_nan=False)
         file.write(f'{head[:-1]}, "images": [')
         before = "\n"
 
@@ -79,7 +81,8 @@ def bad_files(found: Prediction) -> list[dict[str, str]]:
 def _replaced(path: Path) -> Iterator[TextIO]:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        file = temporary.open("w", encoding="utf-8", newline="")
+        # File names may hold bytes that are no UTF-8.
+        file = temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="")
     except OSError as error:
         msg = f"Expected {path} to be a file that can be written, got {error}. Choose another."
         raise InputError(msg) from None

@@ -174,12 +174,13 @@ class UnreadImage(Part):
 
 
 class PredictOutput(Output):
-    """``fedmlic predict --json``: labels of images."""
+    """``fedmlic predict --json`` and ``--out``: labels of images."""
 
     run: str
     round: int
     model: str = Field(description="which of the run's models it is, in words")
     threshold: float
+    thresholds: dict[str, float] | None = Field(None, description="with --thresholds: by label of the training")
     inference: str
     asked: list[str] | None = Field(None, description="with --labels: names asked for")
     unjudged: list[str] | None = Field(None, description="those of them that are no labels of the run")

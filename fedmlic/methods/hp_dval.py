@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from fedmlic import spec
 from fedmlic.distribution_balanced import Balance, counted, known_counts
 from fedmlic.errors import InputError
-from fedmlic.method import Inputs, Local, Method, Objective, Phase, Task
+from fedmlic.method import Inputs, Local, Method, Objective, Phase, Task, none
 from fedmlic.model import Model, TwoViews
 from fedmlic.pretrained import freeze
 from fedmlic.prompt_learner import PromptLearner, Reader, open_reader
@@ -287,7 +287,8 @@ def hp_dval(
     if consistency and schedule != "alignment":
         _check_view(prompted, consistent_view)
     chosen = tuple(name for name in CONTEXTS if prompted in {"both", name.removeprefix("context_")})
-    own = CONTEXTS[1:] if local_context == "private" and schedule != "alignment" else ()
+    keeps = local_context == "private" and schedule != "alignment"
+    own = tuple(name for name in CONTEXTS[1:] if keeps and name in chosen)
     balance = Balance(rebalance, floor, steepness, middle, kappa, tolerance, focal, positive_share)
     read = partial(open_reader, weights, text_model, who="hp_dval")
     build = partial(
@@ -313,7 +314,7 @@ def hp_dval(
         build,
         trainer(whole),
         predict,
-        private=lambda _: [name for name in own if name in chosen],
+        private=(lambda _: own) if own else none,
         objective=whole,
         phases=phases if schedule == "two_stages" else (),
         statistics=counted if counts == "global" else None,

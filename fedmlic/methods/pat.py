@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from fedmlic.errors import InputError
 from fedmlic.losses import asymmetric, known_mean
-from fedmlic.method import Inputs, Local, Method, Objective, Task, no_inputs
+from fedmlic.method import Inputs, Local, Method, Objective, Task, no_inputs, none
 from fedmlic.patches import check_grid, check_small_patches, cut, pivot
 from fedmlic.training import trainer
 from fedmlic.views import Change, changed
@@ -165,9 +165,10 @@ def pat(
     objective = Objective(loss, inputs if views else no_inputs)
 
     def private(network: nn.Module) -> list[str]:
-        return [name for name in label_rows(network) if attention == "private" and name.startswith("attention.")]
+        return [name for name in label_rows(network) if name.startswith("attention.")]
 
-    return Method(build, trainer(objective), predict, label_rows, private, objective, needs_pixels=True)
+    kept = private if attention == "private" else none
+    return Method(build, trainer(objective), predict, label_rows, kept, objective, needs_pixels=True)
 
 
 def predict(network: nn.Module, images: Tensor) -> Tensor:

@@ -48,9 +48,13 @@ def predict(
         str, typer.Option(metavar="FILE|fit", help="A thresholds.json, or fit on the run's validation images.")
     ] = "",
     rule: Annotated[
-        Literal["best-f1", "precision", "fixed"], typer.Option(help="Which of the fitted thresholds.")
-    ] = "best-f1",
-    precision: Annotated[float, typer.Option(help="Target of the rule 'precision' where thresholds are fitted.")] = 0.9,
+        Optional[Literal["best-f1", "precision", "fixed"]],  # noqa: UP045
+        typer.Option(help="Which of these thresholds (default: best-f1)."),
+    ] = None,
+    precision: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Target of the rule 'precision' where thresholds are fitted (default: 0.9)."),
+    ] = None,
     csv: Annotated[File, typer.Option(metavar="FILE", help="Write one row per image.")] = None,
     out: Annotated[File, typer.Option(metavar="FILE", help="Write what --json prints.")] = None,
     sheet: Annotated[File, typer.Option(metavar="FILE.png", help="Draw the first images with their labels.")] = None,
@@ -69,6 +73,7 @@ def predict(
         from sim.data.prepare import Countings
         from sim.predict import AT_ONCE, image_files, start_prediction
 
+        _check_rule(thresholds, rule, precision)
         with working(json_output=json_output), Countings(open_console(stderr=True)) as countings:
             many = len(image_files(images)) > AT_ONCE
             bars: list[Counting] = []
@@ -109,30 +114,61 @@ def predict(
         _notes(found)
 
 
+def _check_rule(thresholds: str, rule: Rule | None, precision: float | None) -> None:
+    """Refuse options of thresholds that would change nothing.
+
+    Raises:
+        InputError: there are such.
+    """
+    from fedmlic.errors import InputError
+
+    if not thresholds and (rule is not None or precision is not None):
+        given = "--rule" if rule is not None else "--precision"
+        msg = (
+            f"Expected --thresholds with {given}, got none, so that the run's own threshold decides. Give --thresholds "
+            f"fit, or a thresholds.json, or leave {given} out."
+        )
+        raise InputError(msg)
+    if precision is not None and (thresholds != "fit" or rule != "precision"):
+        got = f"the thresholds of {thresholds}" if thresholds != "fit" else f"--rule {rule or 'best-f1'}"
+        msg = (
+            f"Expected --precision with --thresholds fit --rule precision, got {got}, which it does not change. Leave "
+            "it out, or export again with another --precision."
+        )
+        raise InputError(msg)
+
+
 def _chosen(
     path: Path,
     thresholds: str,
-    rule: Rule,
-    precision: float,
+    rule: Rule | None,
+    precision: float | None,
     asked: tuple[int | None, str | None],
     progress: Callable[[str], Callable[[int, int], None]],
 ) -> Callable[[Predictor], NDArray[np.float32]] | None:
     """What gives the thresholds of a model; None for the run's own."""
     if not thresholds:
         return None
+    chosen: Rule = rule or "best-f1"
 
     def of(predictor: Predictor) -> NDArray[np.float32]:
         from sim.outcome import about_of, corpus_of, thresholds_of
-        from sim.thresholds import read_thresholds
+        from sim.thresholds import DEFAULT_PRECISION, read_thresholds
 
         client, inference = asked
         if thresholds != "fit":
             about = about_of(path, predictor, client, inference)
-            return read_thresholds(Path(thresholds), rule, predictor.label_names, about)
+            return read_thresholds(Path(thresholds), chosen, predictor.label_names, about)
         found = thresholds_of(
-            path, predictor, corpus_of(path), precision=precision, client=client, inference=inference, progress=progress
+            path,
+            predictor,
+            corpus_of(path),
+            precision=DEFAULT_PRECISION if precision is None else precision,
+            client=client,
+            inference=inference,
+            progress=progress,
         )
-        return found.values(rule)
+        return found.values(chosen)
 
     return of
 

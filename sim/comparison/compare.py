@@ -17,7 +17,18 @@ from typing import Any
 from fedmlic.errors import InputError, nearest
 from fedmlic.record import is_run, open_run, read_json
 from fedmlic.resolved import resolved
-from sim.comparison.read import MODELS, PERSONAL, Model, is_complete, is_personal, metric_of, metrics_of
+from sim.comparison.read import (
+    LOCAL,
+    MODELS,
+    PERSONAL,
+    Model,
+    is_complete,
+    keeps_private,
+    metric_of,
+    metrics_of,
+    on_server,
+)
+from sim.comparison.same_data import check_same_data
 from sim.comparison.statistics import (
     LEVEL,
     RESAMPLES,
@@ -43,6 +54,7 @@ class Entry:
         path: its folder.
         written: settings as they were written, by dashed name.
         settings: the same, resolved.
+        data: what ``data.json`` says; empty where there is none.
         searched: settings that were chosen on validation data for its row of a study.
         axes: settings that its study varies; ``None`` for a single run.
         reference: which reference it is.
@@ -51,6 +63,7 @@ class Entry:
     path: Path
     written: Mapping[str, Any]
     settings: Mapping[str, Any]
+    data: Mapping[str, Any]
     searched: frozenset[str] = frozenset()
     axes: tuple[str, ...] | None = None
     reference: str = ""
@@ -198,9 +211,10 @@ def _keys(axis: str, values: Sequence[Any]) -> list[str]:
 def _entry(
     run: Path, searched: frozenset[str] = frozenset(), axes: tuple[str, ...] | None = None, reference: str = ""
 ) -> Entry:
-    experiment = open_run(run).settings()[0]
+    folder = open_run(run)
+    experiment = folder.settings()[0]
     written = {name.replace("_", "-"): value for name, value in experiment.model_dump().items()}
-    return Entry(run, written, resolved(experiment), searched, axes, reference)
+    return Entry(run, written, resolved(experiment), folder.data(), searched, axes, reference)
 
 
 def compared_keys(entries: Sequence[Entry], by: Sequence[str]) -> tuple[str, ...]:
@@ -250,18 +264,22 @@ def compare(
     Args:
         paths: folders of runs and studies.
         by: settings in which rows differ; see ``compared_keys``.
-        metric: a name of ``docs/record.md``; test mAP by default, and mean mAP of clients where each has its own model.
+        metric: a name of ``docs/record.md``; test mAP by default, and mean mAP of clients where the server of some run
+            evaluated no model.
         model: which model of a run; see ``metrics_of``.
         test: the paired test.
         baseline: label of the row that all others are compared with; all pairs by default.
 
     Raises:
-        InputError: nothing to compare, or runs that differ in more than is compared.
+        InputError: nothing to compare, runs that differ in more than is compared, or that were given other data
+            than their settings say.
     """
     entries, notes = collect(paths)
+    check_same_data(entries)
     keys = compared_keys(entries, by)
-    personal = [entry for entry in entries if is_personal(entry.path)]
-    metric = metric or ("client/mAP/mean" if len(personal) == len(entries) else "server/mAP")
+    own = [entry for entry in entries if not entry.reference] or entries
+    personal = [entry for entry in entries if _is_personal(entry)]
+    metric = metric or ("server/mAP" if all(on_server(entry.path) for entry in own) else "client/mAP/mean")
     entries = _each_once(entries, metric, model, notes)
     rows = _rows(entries, keys)
     groups = [group for found in rows.values() for group in _groups(found, keys, metric, model, notes)]
@@ -272,8 +290,14 @@ def compare(
     if searched:
         notes.append(f"chosen on validation data for each row: {', '.join(searched)}")
     notes += [*_constant(entries, metric), *_too_few(pairs, test)]
-    words = PERSONAL if len(personal) == len(entries) else _in_words(entries, model)
+    words = PERSONAL if all(entry in personal for entry in own) else _in_words(entries, model)
     return Comparison(metric, words, keys, test, groups, pairs, notes)
+
+
+def _is_personal(entry: Entry) -> bool:
+    """Whether each client has a model of its own."""
+    evaluated = on_server(entry.path)
+    return entry.reference == LOCAL or keeps_private(open_run(entry.path).settings()[0], evaluated=evaluated)
 
 
 def _in_words(entries: Sequence[Entry], model: Model) -> str:
@@ -354,7 +378,7 @@ def _group(entries: Sequence[Entry], keys: Sequence[str], metric: str, model: Mo
 def _groups(entries: Sequence[Entry], keys: Sequence[str], metric: str, model: Model, notes: list[str]) -> list[Group]:
     """The row of these runs; of local-only training one of the mean over clients and one of the worst client."""
     mean = _group(entries, keys, metric, model, notes)
-    if entries[0].reference != "local-only":
+    if entries[0].reference != LOCAL:
         return [mean]
     scores: dict[int, list[float]] = {seed: [] for seed in mean.values}
     for entry in entries:
@@ -420,6 +444,12 @@ def _too_few(pairs: Sequence[Pair], test: Test) -> list[str]:
     notes = []
     if any(pair.found.num_seeds == 0 for pair in pairs):
         notes.append("rows without a common seed cannot be paired")
+    equal = sum(pair.found.smallest_p > smallest_p(pair.found.num_seeds, test) for pair in pairs)
+    if equal:
+        notes.append(
+            f"in {equal} of {len(pairs)} comparisons both rows are equal at some seeds, which say nothing of which is "
+            "better: the test has fewer seeds there"
+        )
     smallest = smallest_p(seeds, test)
     if max(tests, 1) * smallest > 1 - LEVEL + 1e-12:
         after = f", {min(1.0, tests * smallest):.3g} after Holm's correction for {tests} comparisons" * (tests > 1)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from sim.comparison.compare import Comparison, Group, Pair
@@ -14,6 +16,9 @@ from sim.console import Grid
 Format = Literal["table", "csv", "markdown", "latex"]
 
 PAIR_HEADS = ("first - second", "seeds", "difference", "95 % interval", "p", "p (Holm)", "P(better)")
+
+MARKUP = re.compile(r"[\\`*\[\]|$~]|(?<![^\W_])_|_(?![^\W_])")
+"""Letters that Markdown may take for markup; an underscore between letters it does not."""
 
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
     c: f"\\{c}" for c in "&%$#_{}"
@@ -130,21 +135,41 @@ def _csv(found: Comparison) -> str:
 def _markdown(found: Comparison) -> str:
     heads, rows = _group_rows(found, "±")
     best = found.best()
-    rows = [
-        [f"**{cell}**" if row[0] == best and place == 1 else cell for place, cell in enumerate(row)] for row in rows
-    ]
-    parts = [f"{_title(found)}; mean ± standard deviation over seeds", "", *markdown_table(heads, rows)]
+    strong = {(place, 1) for place, row in enumerate(rows) if row[0] == best}
+    title = markdown_text(_title(found))
+    parts = [f"{title}; mean ± standard deviation over seeds", "", *markdown_table(heads, rows, strong)]
     if found.pairs:
         parts += ["", f"Paired differences, {found.test} test", ""]
         parts += markdown_table(PAIR_HEADS, [pair_row(pair) for pair in found.pairs])
-    parts += ["", *(f"- {note}" for note in found.notes)] if found.notes else []
+    parts += ["", *(f"- {markdown_text(note)}" for note in found.notes)] if found.notes else []
     return "\n".join(parts) + "\n"
 
 
-def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table in Markdown; a bar in a cell is escaped."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+def markdown_text(text: str) -> str:
+    r"""A text from data on one line of Markdown, where it is shown as it is: no markup, HTML or formula.
+
+    >>> print(markdown_text("<b>x</b> & *y*, snake_case, a|b, $z$"))
+    &lt;b&gt;x&lt;/b&gt; &amp; \*y\*, snake_case, a\|b, \$z\$
+    """
+    marked = MARKUP.sub(r"\\\g<0>", " ".join(text.splitlines()))
+    return html.escape(marked, quote=False)
+
+
+def markdown_table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], strong: Collection[tuple[int, int]] = ()
+) -> list[str]:
+    """The lines of a table in Markdown.
+
+    Args:
+        heads: of the columns.
+        rows: cells, as they are to be read.
+        strong: places (row, column) of cells in bold.
+    """
+    cells = [
+        [f"**{markdown_text(cell)}**" if (row, column) in strong else markdown_text(cell) for column, cell in each]
+        for row, each in enumerate(map(enumerate, rows))
+    ]
+    return ["| " + " | ".join(line) + " |" for line in (list(map(markdown_text, heads)), ["---"] * len(heads), *cells)]
 
 
 def _latex(found: Comparison) -> str:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from fedmlic import spec
 from fedmlic.errors import InputError, nearest
 from fedmlic.record import metrics_at, open_run, read_json
+
+if TYPE_CHECKING:
+    from fedmlic.experiment import Experiment
 
 Model = Literal["last", "best", "best-or-last"]
 
@@ -19,7 +23,10 @@ MODELS = {
 """Which model of a run a number is of."""
 
 PERSONAL = "each client's own"
-"""The model that a metric of clients is of, where clients keep tensors of their own."""
+"""The model of a run whose clients keep tensors of their own, and of runs of one client each."""
+
+LOCAL = "local-only"
+"""The reference whose runs are one client each: their mean over clients is a row."""
 
 
 def is_complete(run: Path) -> bool:
@@ -68,9 +75,32 @@ def metric_of(run: Path, metric: str, model: Model = "last") -> float:
     return found[metric]
 
 
-def is_personal(run: Path) -> bool:
-    """Whether clients of a complete run keep tensors of their own, so that no one model predicts for all."""
-    return not any(name.startswith("server/") for name in read_json(run / "result.json")["metrics"])
+def on_server(run: Path) -> bool:
+    """Whether the server of a complete run evaluated its model: it has images, and one model predicts for all."""
+    return any(name.startswith("server/") for name in read_json(run / "result.json")["metrics"])
+
+
+def keeps_private(experiment: Experiment, *, evaluated: bool) -> bool:
+    """Whether clients keep tensors of the network to themselves, so that no one model predicts for all.
+
+    They do where the method or a mod, the experiment's or its rule's, says so. A ``memory`` folder does not tell: there
+    clients keep other tensors too.
+
+    Args:
+        experiment: of the run.
+        evaluated: whether the server evaluated a model; where clients keep tensors it does not.
+    """
+    if evaluated:
+        return False
+    from fedmlic.method import none  # imports torch
+    from strategies.server.check import mods_of
+
+    try:
+        method = spec.build("method", experiment.method)
+        mods = mods_of(experiment, spec.build("strategy", experiment.strategy))
+    except (InputError, ImportError):  # a plug-in, or what it needs, is not on this machine
+        return True
+    return method.private is not none or any(mod.private is not None for mod in mods.values())
 
 
 def _floats(metrics: dict[str, Any]) -> dict[str, float]:

@@ -1,6 +1,8 @@
-"""The statistics of a comparison, each one call of SciPy on the values that are shown.
+"""The statistics of a comparison, from the values that are shown.
 
-Seeds are the units: two rows are compared by their difference at each seed that both have.
+Seeds are the units: two rows are compared by their difference at each seed that both have. All but one are a call of
+SciPy; its Wilcoxon test is exact only where no two differences are of one size and none is zero, so up to ``MAX_EXACT``
+seeds its distribution is counted here.
 """
 
 from __future__ import annotations
@@ -17,6 +19,9 @@ Test = Literal["permutation", "wilcoxon"]
 RESAMPLES = 9999
 """Bootstrap samples, and permutations where there are too many to try them all."""
 
+MAX_EXACT = 50
+"""Most differences other than zero whose signed ranks are tested exactly."""
+
 LEVEL = 0.95
 """Confidence level of intervals; 1 minus it is the level of tests."""
 
@@ -29,7 +34,8 @@ class Difference(NamedTuple):
         mean: of the paired differences.
         low, high: 95 % bootstrap interval (percentiles) of that mean; NaN with one seed.
         p: two-sided p-value of the paired test; NaN with one seed.
-        smallest_p: the smallest p-value that the test can give with so many seeds.
+        smallest_p: the smallest p-value that the test can give with so many differences other than zero: a seed with
+            equal values says nothing of which row is better.
         improvement: probability that a run of the first row scores above a run of the second, ties half (Agarwal et
             al., NeurIPS 2021), over all pairs of seeds. In a ``Pair``: that it is better, of a metric of which less is
             better that it scores below.
@@ -72,7 +78,8 @@ def difference(first: Sequence[float], second: Sequence[float], test: Test = "pe
         rng=np.random.default_rng(0),
     ).confidence_interval
     low, high = float(interval.low), float(interval.high)
-    return Difference(count, mean, low, high, _p_value(differences, test), smallest_p(count, test), better)
+    smallest = smallest_p(int(np.count_nonzero(differences)), test)
+    return Difference(count, mean, low, high, _p_value(differences, test), smallest, better)
 
 
 def _p_value(differences: np.ndarray[tuple[int], np.dtype[np.float64]], test: Test) -> float:
@@ -81,7 +88,8 @@ def _p_value(differences: np.ndarray[tuple[int], np.dtype[np.float64]], test: Te
     if not differences.any():
         return 1.0
     if test == "wilcoxon":
-        return float(stats.wilcoxon(differences).pvalue)
+        nonzero = differences[differences != 0]  # as SciPy and Wilcoxon do, whatever their number
+        return _signed_ranks(nonzero) if len(nonzero) <= MAX_EXACT else float(stats.wilcoxon(nonzero).pvalue)
     found = stats.permutation_test(
         (differences,),
         np.mean,
@@ -92,13 +100,33 @@ def _p_value(differences: np.ndarray[tuple[int], np.dtype[np.float64]], test: Te
     return float(found.pvalue)
 
 
+def _signed_ranks(differences: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
+    """Two-sided p-value of Wilcoxon's test over all flips of the differences' signs; equal sizes share their mean rank.
+
+    It is the share of flips whose sum of ranks is as far from the middle as the one found, or farther.
+    """
+    from scipy import stats
+
+    # Twice the ranks, so that shared ones are integers too.
+    doubled = np.rint(2 * stats.rankdata(np.abs(differences))).astype(np.int64)
+    total = int(doubled.sum())
+    ways = np.zeros(total + 1, dtype=np.int64)  # flips by their sum of positive ranks, at most 2^50 in all
+    ways[0] = 1
+    for rank in doubled.tolist():
+        ways[rank:] += ways[:-rank].copy()
+    apart = np.abs(2 * np.arange(total + 1) - total)
+    found = int(doubled[differences > 0].sum())
+    return float(int(ways[apart >= abs(2 * found - total)].sum()) / 2 ** len(differences))
+
+
 @cache
 def smallest_p(num_seeds: int, test: Test = "permutation") -> float:
-    """The smallest two-sided p-value that a test gives: all differences on one side, no two of the same size.
+    """The smallest two-sided p-value that a test gives: all differences on one side, and none is zero.
 
     It is 2 / 2^n where the test tries all flips of n signs. Of more than ``RESAMPLES`` flips the permutation test draws
-    some, always the same for n seeds, and cannot give less than 2 / (``RESAMPLES`` + 1). Wilcoxon's is exact up to 50
-    seeds and approximated by a normal distribution above (``scipy.stats.wilcoxon``).
+    some, always the same for n seeds, and cannot give less than 2 / (``RESAMPLES`` + 1). Wilcoxon's is exact up to
+    ``MAX_EXACT`` seeds, also where differences are of one size, and approximated by a normal distribution above
+    (``scipy.stats.wilcoxon``).
 
     >>> smallest_p(5), smallest_p(14, "wilcoxon") == 2 / 2**14
     (0.0625, True)

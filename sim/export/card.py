@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sim.comparison.output import markdown_table
+from sim.comparison.output import markdown_table, markdown_text
 from sim.console import number
 from sim.export.facts import CLOSEST, without_home
 from sim.thresholds import RULES
@@ -89,7 +89,7 @@ def _head(facts: Facts) -> list[str]:
     height, width, channels = facts.image_shape
     count = len(facts.label_names)
     return [
-        f"# Multi-label image classifier: {count} label{'s' * (count != 1)} of {facts.data['name']}",
+        f"# Multi-label image classifier: {count} label{'s' * (count != 1)} of {markdown_text(facts.data['name'])}",
         "",
         (
             f"A network that gives each of {count} labels a probability for an image of {height} x {width} pixels and "
@@ -99,29 +99,42 @@ def _head(facts: Facts) -> list[str]:
         "",
         f"- **Which model**: {facts.model}.",
         (
-            f"- **Licence of the data**: {facts.data['licence']}. This card states no licence of the weights; whoever "
-            "publishes them has to, and what the data's licence asks for has to be kept."
+            f"- **Licence of the data**: {markdown_text(facts.data['licence'])}. This card states no licence of the "
+            "weights; whoever publishes them has to, and what the data's licence asks for has to be kept."
         ),
     ]
 
 
 def _data(facts: Facts) -> list[str]:
     data = facts.data
-    images = ", ".join(f"{count:,} {split}" for split, count in data["images"].items())
+    images = ", ".join(f"{count:,} {split}" for split, count in data["images"].items() if count)
     lines = [
         "## Data",
         "",
         f"- Data set: `{facts.settings['dataset']}`",
+        f"- Images: {images}. Clients trained on `train` alone; {_val(facts)}; {_test(facts)}.",
         (
-            f"- Images: {images}. Clients trained on `train` alone; `val` chose the round and the thresholds; `test` "
-            "is what the results below are measured on."
+            f"- Licence, as the data set's entry states it: {markdown_text(data['licence'])}. `fedmlic list "
+            f"{data['name']}` says more."
         ),
-        f"- Licence, as the data set's entry states it: {data['licence']}. `fedmlic list {data['name']}` says more.",
         f"- Content: `{data['content']}` (hash of pixels and labels).",
     ]
     if data["own"]:
         lines.append("- Images and labels are the user's own, not a public benchmark.")
     return lines
+
+
+def _val(facts: Facts) -> str:
+    """What validation images chose."""
+    if not facts.thresholds.num_images:
+        return "there are no validation images, so nothing was chosen on any"
+    return f"`val` chose {'the round and ' * facts.val_chose_round}the thresholds"
+
+
+def _test(facts: Facts) -> str:
+    if facts.test is None:
+        return "there are no test images, so no result was measured"
+    return "`test` is what the results below are measured on"
 
 
 def _training(facts: Facts) -> list[str]:
@@ -143,7 +156,7 @@ def _training(facts: Facts) -> list[str]:
         + (f", with `{settings['mods']}`" if settings["mods"] else "")
         + f", asked by `{settings['inference']}`.",
     ]
-    return [*lines, *(f"- Warning of the run: {text}" for text in record["warnings"])]
+    return [*lines, *(f"- Warning of the run: {markdown_text(text)}" for text in record["warnings"])]
 
 
 def _results(facts: Facts) -> list[str]:
@@ -199,13 +212,16 @@ def _thresholds(facts: Facts) -> list[str]:
             "precision of "
             f"{found.precision:g} or more), with the counts that they rest on."
         ),
-        (
+    ]
+    if not found.num_images:
+        lines.append("There are no validation images to fit them on: every label keeps the fixed one under each rule.")
+    else:
+        lines.append(
             f"They were fitted on {found.num_images:,} validation images and on no other. A label with fewer than "
             f"{found.min_entries} known present or {found.min_entries} known absent validation images keeps the "
             "fixed one."
-        ),
-    ]
-    for rule in ("best-f1", "precision"):
+        )
+    for rule in ("best-f1", "precision") if found.num_images else ():
         kept = [n for n, each in zip(found.label_names, found.rules[rule], strict=True) if each.why_fixed]
         lines.append(f"Labels that keep the fixed threshold under `{rule}`: {_names(kept)}.")
     if not facts.test_at:
@@ -214,7 +230,7 @@ def _thresholds(facts: Facts) -> list[str]:
     return [
         *lines,
         "",
-        "On the test images, which they were not fitted on:",
+        "On the test images" + ", which they were not fitted on" * bool(found.num_images) + ":",
         "",
         *markdown_table(["rule", *CLOSEST], rows),
     ]
@@ -228,7 +244,7 @@ def _uses(facts: Facts) -> list[str]:
         (
             "Research on multi-label classification in federations whose clients annotate different labels, and "
             "comparison "
-            f"with other models on {facts.data['name']}."
+            f"with other models on {markdown_text(facts.data['name'])}."
         ),
         "",
         "## What it must not be used for",
@@ -313,4 +329,4 @@ def _code(text: str, language: str = "python") -> list[str]:
 def _names(names: Sequence[str]) -> str:
     if not names:
         return "none"
-    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    return ", ".join(map(markdown_text, names[:20])) + (f" and {len(names) - 20} more" if len(names) > 20 else "")

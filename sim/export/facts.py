@@ -13,7 +13,7 @@ from fedmlic.experiment import Experiment
 from fedmlic.metrics import Metrics, evaluate_apart, unannotated_columns
 from fedmlic.record import jsonable, open_run, read_json
 from fedmlic.resolved import resolved
-from sim.predict import Predictor, resize_of
+from sim.predict import Predictor, model_title, resize_of
 from sim.thresholds import RULES, Rule, Thresholds
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from fedmlic.corpus import Corpus
     from fedmlic.images import Resize
+    from fedmlic.record import RunFolder
     from sim.outcome import Scores
 
 CLOSEST = ("CP", "CR", "CF1", "OP", "OR", "OF1", "macro-F1")
@@ -36,7 +37,8 @@ class Facts:
         resolved: the same with every argument spelled out.
         command: how the run is started again.
         model: which of the run's models, in words.
-        about: the same for programs: identity of the experiment, round, client, inference.
+        val_chose_round: whether validation images chose its round.
+        about: which model it is for programs: identity of the experiment, round, client, inference.
         label_names: columns.
         image_shape: height, width, channels of stored images.
         resize: how a picture becomes a square.
@@ -53,6 +55,7 @@ class Facts:
     resolved: Mapping[str, Any]
     command: str
     model: str
+    val_chose_round: bool
     about: Mapping[str, Any]
     label_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
@@ -115,7 +118,8 @@ def gather(
         settings={name.replace("_", "-"): value for name, value in experiment.model_dump().items()},
         resolved=resolved(experiment),
         command=command_of(experiment),
-        model=model_in_words(path, thresholds.about["round"], which, thresholds.about.get("client")),
+        model=model_in_words(folder, predictor.round, thresholds.about.get("client")),
+        val_chose_round=_chose_round(folder, predictor, corpus, which),
         about=thresholds.about,
         label_names=predictor.label_names,
         image_shape=predictor.learner.task.image_shape,
@@ -142,20 +146,18 @@ def data_facts(corpus: Corpus) -> dict[str, Any]:
     }
 
 
-def model_in_words(path: Path, round_number: int, which: str, client: int | None) -> str:
-    """Which of a run's models: after which round, and why that one."""
-    folder = open_run(path)
-    numbers = folder.checkpoints()
-    best = folder.checkpoint_values(numbers[-1])["best_round"] if numbers else None
-    why = ""
-    if round_number == best:
-        why = ", the best on validation (server/val/mAP)"
-    elif which == "best":
-        why = ", the last kept (no round was chosen on validation)"
-    elif numbers and round_number == numbers[-1]:
-        why = ", the last kept"
+def model_in_words(folder: RunFolder, round_number: int, client: int | None) -> str:
+    """Which of a run's models: after which round, why that one, and whose."""
     whose = "" if client is None else f", with the tensors that client {client} keeps to itself"
-    return f"after round {round_number}{why}{whose}"
+    return model_title(folder, round_number) + whose
+
+
+def _chose_round(folder: RunFolder, predictor: Predictor, corpus: Corpus, which: str) -> bool:
+    """Whether validation images chose the round; where clients keep tensors, their own held-out images do."""
+    numbers = folder.checkpoints()
+    best = folder.checkpoint_values(numbers[-1])["best_round"] if numbers else 0
+    shared = not predictor.learner.resident.private_names
+    return which == "best" and predictor.round == best and shared and bool(corpus.splits.get("val"))
 
 
 def command_of(experiment: Experiment) -> str:

@@ -75,7 +75,7 @@ def _figure(shown: Sequence[Entry], names: Sequence[str], num_images: int, chann
     figure.text(
         GAP / width,
         1 - 0.2 / height,
-        f"{some}; {note}; ● predicted, red: threshold",
+        f"{some}; {visible(note)}; ● predicted, red: threshold",
         fontsize=9,
         va="top",
         color="0.25",

@@ -2,9 +2,11 @@
 
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
+from jsonschema import Draft202012Validator
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -16,6 +18,7 @@ from sim.outcome import corpus_of, predictor_of, scores_of, thresholds_of
 from sim.predict import Entry, predict, resize_of, start_prediction
 from sim.prediction_files import csv_file, json_file
 from sim.reports.sheet import write_sheet
+from sim.schemas import check_output, json_schemas
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +67,7 @@ def test_csv_and_json_say_the_same_as_the_command_prints(finished, folder, tmp_p
     written = fedmlic("predict", finished, folder, "--csv", tmp_path / "a.csv", "--out", tmp_path / "a.json", "--json")
 
     printed = json.loads(written.stdout)
-    assert printed.pop("schema") == "predict/1"
+    assert printed["schema"] == "predict/1"
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == printed
     with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -97,6 +100,22 @@ def test_without_an_image_the_json_is_still_one_object(tmp_path):
         pass
 
     assert json.loads((tmp_path / "a.json").read_text())["images"] == []
+
+
+def test_a_name_that_is_no_utf_8_is_written_with_an_escape(finished, folder, tmp_path):
+    r"""Byte E9, Latin-1's é, which Python reads as U+DCE9 and JSON may write as ``\udce9``."""
+    (tmp_path / "in").mkdir()
+    name = tmp_path / "in" / os.fsdecode(b"caf\xe9.png")
+    name.write_bytes((folder / "0.png").read_bytes())
+    to = {option: tmp_path / f"a{end}" for option, end in (("--csv", ".csv"), ("--out", ".json"), ("--sheet", ".png"))}
+
+    result = fedmlic("predict", finished, tmp_path / "in", *(word for pair in to.items() for word in pair))
+
+    assert result.exit_code == 0, result.output
+    assert json.loads(to["--out"].read_text(encoding="utf-8"))["images"][0]["image"] == str(name)
+    with to["--csv"].open(newline="", encoding="utf-8") as file:
+        assert next(csv.DictReader(file))["image"].endswith(r"caf\udce9.png")
+    assert to["--sheet"].stat().st_size > 0
 
 
 # Files that cannot be read
@@ -158,6 +177,7 @@ def test_fitted_thresholds_decide_what_is_present(finished, folder, tmp_path):
 
     names = predictor_of(finished).label_names
     assert fitted == read
+    check_output(fitted)
     assert fitted["thresholds"] == dict(zip(names, values.values("best-f1").tolist(), strict=True))
     for entry in fitted["images"]:
         assert entry["present"] == [
@@ -185,6 +205,34 @@ def test_thresholds_of_another_round_are_refused(finished, folder, tmp_path):
 
     assert result.exit_code == 2
     assert "round 99 where the model has" in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "got"),
+    [
+        (["--rule", "precision"], "Expected --thresholds with --rule, got none"),
+        (["--precision", "0.95"], "Expected --thresholds with --precision, got none"),
+        (["--precision", "0.95", "--rule", "precision", "--thresholds", "t.json"], "got the thresholds of t.json"),
+        (["--precision", "0.95", "--thresholds", "fit"], "got --rule best-f1, which it does not change"),
+    ],
+)
+def test_options_that_would_change_nothing_are_refused(finished, folder, options, got):
+    result = fedmlic("predict", finished, folder / "0.png", *options)
+
+    assert result.exit_code == 2
+    assert got in " ".join(result.stderr.split())
+
+
+def test_the_written_file_follows_the_schema_also_with_thresholds(finished, folder, tmp_path):
+    for words in ([], ["--thresholds", "fit", "--rule", "precision", "--precision", "0.6"]):
+        result = fedmlic("predict", finished, folder, "--out", tmp_path / "a.json", *words)
+
+        assert result.exit_code == 0, result.stderr
+        written = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
+        assert written["schema"] == "predict/1"
+        assert ("thresholds" in written) == bool(words)
+        check_output(written)
+        Draft202012Validator(json_schemas()["predict.json"]).validate(written)
 
 
 def test_every_predicted_label_is_printed_however_low_its_threshold(finished, folder, tmp_path, monkeypatch):

@@ -202,7 +202,7 @@ def _looked(place: int, rows: Sequence[Row], runs: Sequence[Run], model: Model, 
         notes.append(f"{run.name} has no checkpoint, so its model cannot be asked.")
     else:
         tell(f"asking the model{'s' * (len(asked) > 1)} of {', '.join(each.name for each in asked)}")
-        if run.is_personal:
+        if run.keeps_private:
             notes.append(
                 f"Clients of {run.name} keep tensors of their own: no one model predicts for all, so there are no "
                 "scores of test images."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +14,7 @@ import numpy as np
 from fedmlic.errors import InputError
 from fedmlic.record import is_run, open_run, read_json
 from fedmlic.resolved import resolved
-from sim.comparison.read import is_complete
+from sim.comparison.read import LOCAL, is_complete, keeps_private
 from sim.sweep.folder import FILE as STUDY
 from sim.sweep.folder import is_study
 
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from fedmlic.record import RunFolder
 
 Status = Literal["complete", "failed", "unfinished"]
-
-MEMORY_FOLDER = "memory"
-"""Where clients of a simulation keep tensors of their own (``docs/client_memory.md``)."""
 
 CLIENT_EVALUATIONS = "client-evaluations.parquet"
 """The table with a row per client and evaluation, in runs that keep one."""
@@ -154,16 +152,16 @@ class Run:
         """The round that is best on validation, 0 without one."""
         return int(self.rounds[-1].get("best-round") or 0) if self.rounds else 0
 
+    @cached_property
+    def keeps_private(self) -> bool:
+        """Whether clients keep tensors of the network to themselves, so that a model is asked for by its client."""
+        evaluated = any(name.startswith("server/") for event in self.rounds for name in event)
+        return keeps_private(self.experiment, evaluated=evaluated)
+
     @property
     def is_personal(self) -> bool:
-        """Whether clients keep tensors of their own, so that no one model predicts for all."""
-        if any(name.startswith("server/") for event in self.rounds for name in event):
-            return False
-        from fedmlic import spec
-
-        # Images on devices leave the server without a metric as well: what tells is where tensors may be kept.
-        mods = spec.build_all("mods", self.experiment.mods)
-        return any(mod.private is not None for mod in mods) or (self.path / MEMORY_FOLDER).is_dir()
+        """Whether each client has a model of its own, so that no one model predicts for all."""
+        return self.reference == LOCAL or self.keeps_private
 
     def round_of(self, model: Literal["best", "last"]) -> int:
         """After which round a model was taken; the last where there is no best."""

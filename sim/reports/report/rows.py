@@ -12,7 +12,8 @@ import numpy as np
 
 from fedmlic.evaluation import SIDES
 from fedmlic.metrics import spread as metrics_spread
-from sim.comparison.read import MODELS, PERSONAL
+from sim.comparison.read import LOCAL, MODELS, PERSONAL
+from sim.comparison.same_data import check_same_data
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 Model = Literal["best", "last"]
 
 MODELS_OF_A_RUN: tuple[Model, ...] = ("best", "last")
-
-LOCAL = "local-only"
-"""The reference whose runs are one client each: their mean over clients is a row."""
 
 MAX_POINTS = 160
 """Most points of a curve in the page; the tables hold all."""
@@ -103,7 +101,12 @@ class Curve:
 
 
 def rows_of(runs: Sequence[Run]) -> list[Row]:
-    """Runs in rows, in the order in which they were found, references last."""
+    """Runs in rows, in the order in which they were found, references last.
+
+    Raises:
+        InputError: runs whose settings ask for the same data were given others.
+    """
+    check_same_data(runs)
     found: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
         left_out = {"seed", *run.searched, *({"single-client"} if run.reference == LOCAL else ())}
@@ -153,6 +156,11 @@ def curve(row: Row, metric: str) -> Curve | None:
     for run in row.runs:
         for number, value in _series(run, metric):
             by_round.setdefault(number, {}).setdefault(run.seed, []).append(value)
+    return _mean_of_seeds(by_round)
+
+
+def _mean_of_seeds(by_round: Mapping[int, Mapping[int, Sequence[float]]]) -> Curve | None:
+    """A curve of values by round and seed; several of one seed, of a local-only row's clients, count by their mean."""
     return _over_seeds({number: [statistics.fmean(v) for v in seeds.values()] for number, seeds in by_round.items()})
 
 
@@ -251,7 +259,8 @@ class LabelTable:
     Attributes:
         names: of the labels.
         split: ``test`` or ``val``.
-        ap: float64 ``[seeds, labels]``; NaN also at a seed where nobody annotates a label that is annotated at another.
+        ap: float64 ``[seeds, labels]``, of a local-only row the mean over its clients; NaN also at a seed where nobody
+            annotates a label that is annotated at another.
         prevalence: float64 ``[labels]``, mean over seeds.
         num_present, num_known: int64 ``[labels]`` of the first seed.
         annotated: bool ``[labels]``, at any seed; the AP of other labels is over all seeds.
@@ -295,19 +304,22 @@ def nan_std(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def label_table(row: Row, model: Model, split: str = "test") -> LabelTable | None:
     """Per label of a row's chosen models; ``None`` where no run was evaluated there at that round."""
     found: list[tuple[LabelHistory, int]] = []
+    seeds: list[int] = []
     for run in row.runs:
         history = run.labels.get(split)
         place = None if history is None else history.at(run.round_of(model))
         if history is not None and place is not None and (not found or found[0][0].names == history.names):
             found.append((history, place))
+            seeds.append(run.seed)
     if not found:
         return None
     first = found[0][0]
     counted = _counted([history for history, _ in found])
+    ap = np.where(counted, np.stack([history.ap[place] for history, place in found]), np.nan)
     return LabelTable(
         first.names,
         split,
-        np.where(counted, np.stack([history.ap[place] for history, place in found]), np.nan),
+        np.stack([nan_mean(ap[np.array(seeds) == seed]) for seed in dict.fromkeys(seeds)]),
         nan_mean(np.stack([history.prevalence for history, _ in found])),
         first.num_present,
         first.num_known,
@@ -323,19 +335,20 @@ def _counted(histories: Sequence[LabelHistory]) -> NDArray[np.bool_]:
 
 def label_curves(row: Row, split: str, labels: Sequence[int]) -> dict[int, Curve]:
     """Average precision over rounds of some labels, over the seeds of a row."""
-    histories = [run.labels[split] for run in row.runs if split in run.labels]
-    histories = [history for history in histories if history.names == histories[0].names]
-    if not histories:
+    runs = [run for run in row.runs if split in run.labels]
+    runs = [run for run in runs if run.labels[split].names == runs[0].labels[split].names]
+    if not runs:
         return {}
-    counted = _counted(histories)
+    counted = _counted([run.labels[split] for run in runs])
     found = {}
     for label in labels:
-        by_round: dict[int, list[float]] = {}
-        for history in (each for each, counts in zip(histories, counted[:, label], strict=True) if counts):
+        by_round: dict[int, dict[int, list[float]]] = {}
+        for run in (each for each, counts in zip(runs, counted[:, label], strict=True) if counts):
+            history = run.labels[split]
             for number, value in zip(history.rounds.tolist(), history.ap[:, label].tolist(), strict=True):
                 if not math.isnan(value):
-                    by_round.setdefault(number, []).append(value)
-        made = _over_seeds(by_round)
+                    by_round.setdefault(number, {}).setdefault(run.seed, []).append(value)
+        made = _mean_of_seeds(by_round)
         if made is not None:
             found[label] = made
     return found

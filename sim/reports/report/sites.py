@@ -10,8 +10,10 @@ import numpy as np
 
 from fedmlic.errors import InputError
 from fedmlic.metrics import client_metrics
+from sim.comparison.read import LOCAL
+from sim.comparison.same_data import FEDERATION
 from sim.reports.report.read import nameless
-from sim.reports.report.rows import LOCAL, Model, asked_in_words
+from sim.reports.report.rows import Model, asked_in_words
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,12 +26,6 @@ MAX_SITES = 20
 
 BESIDE = {"strategy", "single-client", "num-rounds", "cohort-size", "statistics-min-clients", "statistics-min-images"}
 """Settings in which a client's local-only run differs from the run that it is a reference of."""
-
-DECIDE = (
-    *("dataset", "partition", "regime", "num-clients", "holdout-fraction", "holdout-by", "seed"),
-    *("bad-files", "max-bad-fraction"),
-)
-"""Settings that decide what clients hold."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +56,8 @@ class Holdings:
 
 
 def same_federation(one: Run, other: Run) -> bool:
-    """Whether two runs dealt out the same images and labels."""
-    return all(one.settings[name] == other.settings[name] for name in DECIDE)
+    """Whether two runs dealt out the same images and labels; ``rows_of`` has compared what they say of them."""
+    return all(one.settings[name] == other.settings[name] for name in FEDERATION)
 
 
 def federation_of(run: Run) -> Federation:
@@ -174,9 +170,9 @@ def cross_site(run: Run, runs: Sequence[Run], federation: Federation, model: Mod
     held = [federation.holdout.of(client) for client in clients]
     locals_ = local_runs(run, runs)
     wanted: list[tuple[str, int, Run, int | None]] = []
-    if run.is_personal:
+    if run.keeps_private:
         wanted += [(f"client {client}'s own", client, run, client) for client in clients]
-    else:
+    elif run.reference != LOCAL:
         wanted.append((f"global, {asked_in_words(run, model)}", -1, run, None))
     wanted += [
         (f"local-only, client {client}", client, locals_[client], None) for client in clients if client in locals_

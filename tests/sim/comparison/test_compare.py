@@ -13,6 +13,9 @@ from fedmlic.experiment import split_settings
 from fedmlic.record import create, write_json
 from sim.comparison.compare import compare
 from sim.comparison.output import render, tables, to_json
+from sim.comparison.read import keeps_private
+from sim.comparison.same_data import part_of
+from sim.reports.report.read import read_run
 
 
 @pytest.fixture
@@ -232,3 +235,158 @@ def test_the_last_model_stands_in_where_nothing_chose_one(made):
     assert compare(paths[3:], model="best-or-last").model == "after the last round"
     with pytest.raises(InputError, match="best on validation data, got none"):
         compare(paths, model="best")
+
+
+def test_seeds_at_which_rows_are_equal_are_noted(made):
+    paths = runs_of(made, FIRST, method="asl()") + runs_of(made, [*FIRST[:2], *SECOND[2:]], method="bce()")
+
+    found = compare(paths)
+
+    assert found.pairs[0].found.smallest_p == 2 / 2**3
+    assert any(note.startswith("in 1 of 1 comparisons both rows are equal at some seeds") for note in found.notes)
+    assert not [note for note in compare(runs_of(made, FIRST)).notes if "equal at some seeds" in note]
+
+
+# Whose model it is
+
+
+def on_clients_alone(path):
+    """A run whose server has no images: what is left are numbers of clients."""
+    result = json.loads((path / "result.json").read_text())
+    metrics = {"client/mAP": 0.4, "client/mAP/mean": 0.5, "client/mAP/std": 0.1}
+    (path / "result.json").write_text(json.dumps({**result, "metrics": metrics}))
+    (path / "events.jsonl").write_text(json.dumps({"event": "round", "round": 4, "loss": 0.1}) + "\n")
+    return path
+
+
+PAT = "pat(mode='cross', attention='{}')"
+
+
+@pytest.mark.parametrize(
+    ("settings", "personal"),
+    [
+        ({"method": "bce()"}, False),
+        ({"method": "bce()", "strategy": "scaffold()", "optimizer": "sgd"}, False),
+        ({"method": "bce()", "mods": "top_k(fraction=0.1)"}, False),
+        ({"method": PAT.format("shared")}, False),
+        ({"method": "hp_dval(weights='random')"}, False),
+        ({"method": PAT.format("private")}, True),
+        ({"method": "hp_dval(weights='random', local_context='private')"}, True),
+        ({"method": "bce()", "mods": "fedper()"}, True),
+    ],
+    ids=str,
+)
+def test_a_server_without_images_makes_no_model_a_client_s_own(made, settings, personal):
+    """Tensors that never leave a client do; memory of other kinds, which rules and mods keep too, does not."""
+    path = on_clients_alone(made(0.5, **settings))
+    (path / "memory").mkdir()
+
+    found = compare([path])
+
+    assert found.metric == "client/mAP/mean"
+    assert found.model == ("each client's own" if personal else "after the last round")
+    assert any("each client's own" in note for note in found.notes) == personal
+    assert read_run(path).is_personal == personal
+
+
+def test_clients_are_compared_where_some_server_evaluated_nothing(made):
+    """A mean over clients is what both have; of the first alone the server's number is."""
+    paths = [made(0.5, method="asl()"), on_clients_alone(made(0.5, method="bce()", mods="fedper()"))]
+    first = json.loads((paths[0] / "result.json").read_text())
+    first["metrics"]["client/mAP/mean"] = 0.3
+    (paths[0] / "result.json").write_text(json.dumps(first))
+
+    assert compare(paths[:1]).metric == "server/mAP"
+    found = compare(paths, by=["method", "mods"])
+    assert [group.mean for group in found.groups] == [0.3, 0.5]
+    assert "of 1 runs the model is each client's own" in " ".join(found.notes)
+
+
+def test_a_plug_in_that_is_not_there_is_taken_for_clients_own():
+    experiment = split_settings({"method": "gone.method()"})[0]
+
+    assert keeps_private(experiment, evaluated=False)
+    assert not keeps_private(experiment, evaluated=True)
+
+
+# Runs of the same settings and other data
+
+
+def noted(path, **values):
+    write_json(path / "data.json", values)
+    return path
+
+
+def test_runs_of_other_images_are_not_paired_and_both_are_named(made):
+    """The texts are equal; what lay in the folder was not."""
+    first = [noted(made(0.5, method="asl()", seed=seed), corpus="a", federation=f"f{seed}") for seed in range(2)]
+    second = [noted(made(0.6, method="bce()", seed=seed), corpus="b", federation=f"g{seed}") for seed in range(2)]
+
+    with pytest.raises(InputError, match=rf"{first[0]} and {second[0]}, whose settings name the same data set"):
+        compare(first + second)
+    assert len(compare(first).groups[0].values) == 2
+
+
+def test_seeds_of_one_row_are_of_the_same_images(made):
+    paths = [noted(made(0.5, seed=seed), corpus=corpus) for seed, corpus in enumerate("aab")]
+
+    with pytest.raises(InputError, match=rf"{paths[0]} and {paths[2]}"):
+        compare(paths)
+
+
+def test_the_same_seed_has_the_same_federation(made):
+    """A regime that reads a file, for example; another seed, partition or number of clients deals out others."""
+    first = [noted(made(0.5, method="asl()", seed=seed), corpus="a", federation=f"f{seed}") for seed in range(2)]
+    second = [noted(made(0.6, method="bce()", seed=seed), corpus="a", federation=f"f{2 * seed}") for seed in range(2)]
+
+    with pytest.raises(InputError, match=rf"{first[1]} and {second[1]}.*partition, regime and seed"):
+        compare(first + second)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"partition": "iid()"},
+        {"regime": "complete()"},
+        {"num_clients": 7},
+        {"holdout_fraction": 0.3},
+        {"single_client": "pooled"},
+        {"dataset": "multidigits(num_train=5000)"},
+    ],
+    ids=str,
+)
+def test_what_is_compared_may_give_other_data(made, changes):
+    key = next(iter(changes)).replace("_", "-")
+    single = "single-client" in key
+    corpora = ("a", "b") if key == "dataset" else ("a", "a")
+    federations = ("f", part_of("f", "pooled") if single else "g")
+    paths = [
+        noted(made(score, seed=seed, **settings), corpus=corpus, federation=federation)
+        for score, settings, corpus, federation in zip((0.5, 0.6), ({}, changes), corpora, federations, strict=True)
+        for seed in (0,)
+    ]
+
+    assert compare(paths).by == (key,)
+
+
+def test_a_part_is_of_the_federation_of_the_others(made):
+    own = noted(made(0.5), corpus="a", federation="f")
+    parts = [
+        noted(made(0.4, single_client=str(client)), corpus="a", federation=part_of("fg"[client], str(client)))
+        for client in range(2)
+    ]
+
+    compare([own, parts[0]])
+    with pytest.raises(InputError, match=rf"{own} and {parts[1]}"):
+        compare([parts[1], own], by=["single-client"])
+    assert compare(parts).by == ("single-client",)  # without the whole, nothing says that they are of two
+
+
+def test_runs_that_do_not_say_what_they_were_given_are_taken_at_their_settings(made):
+    paths = [
+        made(0.5, method="asl()"),
+        noted(made(0.6, method="bce()"), warnings=[]),
+        noted(made(0.7, method="fedlgt()"), corpus="a", federation=""),
+    ]
+
+    assert len(compare(paths).groups) == 3

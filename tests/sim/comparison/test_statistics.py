@@ -22,8 +22,43 @@ def test_the_permutation_test_is_that_of_all_sign_flips():
     assert difference(FIRST, SECOND).p == pytest.approx(expected)
 
 
-def test_wilcoxon_is_scipys():
-    assert difference(FIRST, SECOND, "wilcoxon").p == stats.wilcoxon(FIRST, SECOND).pvalue
+def test_wilcoxon_is_scipys_where_that_is_exact():
+    assert difference(FIRST, SECOND, "wilcoxon").p == pytest.approx(stats.wilcoxon(FIRST, SECOND).pvalue, rel=1e-12)
+    one, other = np.random.default_rng(3).normal(size=(2, 50))
+    assert difference(one, other, "wilcoxon").p == pytest.approx(stats.wilcoxon(one, other).pvalue, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "differences",
+    [
+        [1, 1, 1, 1, 1],
+        [1, 1, -1, 2, 2, 3],
+        [0, 1, 2, 3, 4, 5],
+        [0, 0, -1, 1, 2, 2, 2, -3],
+        [0, 0, 3],
+    ],
+    ids=str,
+)
+def test_wilcoxon_is_that_of_all_sign_flips_with_equal_and_zero_differences(differences):
+    """Ranks by counting how many are smaller and as large; SciPy falls back to a normal distribution here."""
+    left = [abs(each) for each in differences if each]
+    ranks = np.array([sum(o < each for o in left) + (sum(o == each for o in left) + 1) / 2 for each in left])
+    signs = np.sign([each for each in differences if each])
+    flips = np.array(list(itertools.product((1, -1), repeat=len(left))))
+    expected = np.mean(np.abs(flips @ ranks) >= abs(signs @ ranks))
+
+    found = difference(differences, [0] * len(differences), "wilcoxon")
+
+    assert found.p == pytest.approx(expected, rel=1e-12)
+    assert found.smallest_p == pytest.approx(2 / 2 ** len(left), rel=1e-12)
+
+
+@pytest.mark.parametrize("test", ["permutation", "wilcoxon"])
+def test_a_seed_with_equal_values_makes_the_smallest_p_larger(test):
+    """Four of six differ: all on one side they give 2/2^4, and no fewer flips exist."""
+    found = difference([0.5, 0.6, 0.72, 0.83, 0.9, 0.95], [0.5, 0.6, 0.7, 0.8, 0.86, 0.9], test)
+
+    assert found.p == pytest.approx(2 / 2**4) == pytest.approx(found.smallest_p)
 
 
 def test_the_interval_is_that_of_resampled_means():

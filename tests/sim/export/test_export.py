@@ -3,10 +3,13 @@
 import json
 import re
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from markdown_it import MarkdownIt
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -16,11 +19,14 @@ from fedmlic.images import decode
 from fedmlic.learner import build_learner
 from sim.command import app
 from sim.export import formats, network
+from sim.export.card import card
 from sim.export.export import Choice, export
+from sim.export.facts import gather, model_in_words
 from sim.export.formats import load_model, write_onnx, write_program
 from sim.export.network import Sample, exported_program
-from sim.outcome import corpus_of, predictor_of
+from sim.outcome import about_of, corpus_of, predictor_of, score_split, thresholds_of
 from sim.predict import Predictor
+from sim.thresholds import fit
 
 runtime = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
@@ -111,7 +117,8 @@ def test_the_card_says_what_the_model_is_and_what_it_is_not_for(exported):
     text = (exported[0] / "README.md").read_text()
 
     for part in (
-        "the best on validation",
+        "(best on validation",
+        "`val` chose the round and the thresholds; `test` is what the results below are measured on",
         "glyphs as bundled with scikit-learn",
         "label_subset(labels_per_client=4)",
         "## What it must not be used for",
@@ -121,6 +128,61 @@ def test_the_card_says_what_the_model_is_and_what_it_is_not_for(exported):
     ):
         assert part in text
     assert str(exported[0]) not in text
+
+
+@pytest.fixture(scope="module")
+def facts(finished):
+    """A function: what is known of a run's model, with validation images or as if there were none."""
+    predictor, corpus = predictor_of(finished), corpus_of(finished)
+    test = score_split(predictor, corpus, "test")
+    names, about = predictor.label_names, about_of(finished, predictor)
+    none = np.zeros((0, len(names)), np.float32), np.zeros((0, len(names)), np.int8)
+
+    def made(which="best", *, val=True):
+        fitted = thresholds_of(finished, predictor, corpus) if val else fit(*none, names, about=about)
+        return gather(finished, predictor, corpus, fitted, which, test)
+
+    return made
+
+
+def test_the_card_names_what_validation_and_test_images_did(facts):
+    """Nothing chose the round of the last model; without images nothing was chosen or measured."""
+    last, without = card(facts("last"), {}), card(facts(val=False), {})
+    unmeasured = card(replace(facts(), test=None, test_at={}), {})
+
+    assert "alone; `val` chose the thresholds; `test` is" in last
+    assert "the round and" not in last
+    assert "there are no validation images, so nothing was chosen on any; `test` is" in without
+    assert "`val`" not in without
+    assert "fitted on" not in without
+    assert "there are no test images, so no result was measured." in unmeasured
+    assert "`test` is" not in unmeasured
+
+
+def test_names_in_the_card_are_no_markup(facts):
+    found = facts()
+    names = ("<b>x</b>&<script>alert(1)</script>", "bar|x\\|y", *found.label_names[2:])
+    record = {**found.record, "unannotated_labels": names[:1], "untrained_labels": names[:2], "warnings": ["<i>w</i>"]}
+    data = {**found.data, "name": "<u>set</u>", "licence": "<s>none</s>"}
+    text = card(replace(found, label_names=names, record=record, data=data), {})
+    html = MarkdownIt("commonmark").enable("table").render(text)
+
+    assert not re.findall(r"<(?:b|script|i|u|s)>", html)
+    for name in ("&lt;b&gt;x&lt;/b&gt;&amp;&lt;script&gt;alert(1)&lt;/script&gt; **</td>", "<td>bar|x\\|y</td>"):
+        assert name in html
+    assert "&lt;s&gt;none&lt;/s&gt;" in html
+
+
+def test_a_best_round_that_is_not_kept_is_said():
+    """``fedmlic predict`` says the same; a round was chosen, but its checkpoint is gone."""
+    folder = SimpleNamespace(
+        checkpoints=lambda: [3, 4],
+        checkpoint_values=lambda _: {"best_round": 2},
+        settings=lambda: (SimpleNamespace(num_rounds=4), None),
+    )
+
+    assert model_in_words(folder, 4, None) == "after round 4 of 4 (the last round, the best, of round 2, is not kept)"
+    assert model_in_words(folder, 4, 1).endswith("is not kept), with the tensors that client 1 keeps to itself")
 
 
 def test_the_code_of_the_card_reads_files_as_training_did(exported, others, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from fedmlic.errors import InputError
 from fedmlic.record import open_run, read_json
 from sim.comparison.compare import compare
 from sim.comparison.output import render, to_json
+from sim.comparison.same_data import part_of
 from sim.references import reference_rows
 from sim.run import describe_federation
 from sim.sweep import folder as folders
@@ -161,6 +162,7 @@ def test_one_client_of_a_federation_holds_what_it_held(tiny):
     assert np.array_equal(pooled.sizes, [whole.sizes.sum()])
     assert np.array_equal(pooled.label_counts, whole.label_counts.sum(axis=0, keepdims=True))
     assert len({whole.content, pooled.content, third.content}) == 3
+    assert (pooled.content, third.content) == (part_of(whole.content, "pooled"), part_of(whole.content, "3"))
     again = pickle.loads(pickle.dumps(third))  # noqa: S301  (as between our own processes)
     assert again.content == third.content
     with pytest.raises(InputError, match="a client from 0 to 5"):

@@ -491,3 +491,47 @@ def test_everything_of_a_personal_run_is_of_one_round(personal):
     page = page_of(report, [])
     assert f"each client&#x27;s own, round {best}" in page
     assert f"round {run.last_round})" not in clients_section(report)
+
+
+def test_runs_of_other_images_are_no_row_and_both_are_named(write_run, tmp_path):
+    """Two seeds with equal settings, between which the labels in the folder were changed."""
+    paths = [write_run(tmp_path / f"run-{seed}", ["one", "two"], seed=seed) for seed in range(2)]
+    assert gather(paths, scored=0).rows[0].seeds == [0, 1]
+    for path, corpus in zip(paths, "ab", strict=True):
+        about = json.loads((path / "data.json").read_text())
+        (path / "data.json").write_text(json.dumps({**about, "corpus": corpus, "federation": corpus}))
+
+    with pytest.raises(InputError, match=rf"{paths[0]} and {paths[1]}, whose settings name the same data set"):
+        gather(paths, scored=0)
+    refused = CliRunner().invoke(app, ["report", *map(str, paths), "--out", str(tmp_path / "page")])
+    assert refused.exit_code == 2
+    assert not (tmp_path / "page").exists()
+
+
+def test_the_table_of_labels_counts_seeds_of_a_local_only_row_once(small_study, play, tmp_path):
+    """Two clients of seed 0: one seed with the mean of both."""
+    study = tmp_path / "study"
+    shutil.copytree(small_study, study)
+    about = json.loads((study / "study.json").read_text())
+    alone = {"strategy": "fedavg()", "single_client": "3", "cohort_size": 0, "num_rounds": 2}
+    alone |= {"statistics_min_clients": 1, "statistics_min_images": 1}
+    play(study / "runs" / "local-3", method="bce()", seed=0, **alone)
+    about["rows"][-1]["runs"][1] = {"seed": 0, "run": "runs/local-3"}
+    (study / "study.json").write_text(json.dumps(about))
+
+    lines = rows_in(tables_of(gather([study], scored=0))["labels.csv"])
+    runs = [read_run(study / "runs" / name) for name in ("local", "local-3")]
+    histories = [run.labels["test"] for run in runs]
+    rounds = [history.at(run.round_of("best")) for history, run in zip(histories, runs, strict=True)]
+
+    local = [line for line in lines if line["row-label"] == "local-only, bce" and line["split"] == "test"]
+    assert {line["seeds"] for line in local} <= {"0", "1"}
+    assert {line["ap-std"] for line in local} == {""}
+    for place, line in enumerate(local):
+        counts = [history.annotated[place] for history in histories]
+        values = [
+            history.ap[number, place]
+            for history, number, counted in zip(histories, rounds, counts, strict=True)
+            if counted or not any(counts)
+        ]
+        assert float(line["ap"]) == pytest.approx(np.mean(values))

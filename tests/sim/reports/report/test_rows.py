@@ -124,3 +124,22 @@ def test_a_seed_at_which_nobody_annotates_a_label_does_not_count_for_it(rows):
     assert found.annotated[:3].tolist() == [True, True, False]
     assert [curves[label].mean[-1] for label in range(3)] == pytest.approx(expected)
     assert [curves[label].num_seeds[-1] for label in range(3)] == [2, 1, 2]
+
+
+def test_clients_of_a_local_only_row_are_no_seeds(rows):
+    """Two clients at seed 0 and one at seed 1, of which the second annotates label 1 alone."""
+    runs = [replace(rows[0].runs[place], experiment=rows[0].runs[seed].experiment) for place, seed in ((0, 0), (1, 0))]
+    runs.append(rows[1].runs[1])
+    row = replace(rows[0], reference="local-only", runs=runs)
+    row = marked(row, [True, True] + [True] * 8, [False, True] + [True] * 8, [True, True] + [True] * 8)
+    ap = np.array([run.labels["test"].ap[-1, :2] for run in row.runs])
+
+    found, curves = label_table(row, "last"), label_curves(row, "test", [0, 1])
+
+    by_hand = np.array([[ap[0, 0], (ap[0, 1] + ap[1, 1]) / 2], ap[2]])
+    assert row.seeds == [0, 1]
+    assert found.ap[:, :2] == pytest.approx(by_hand)
+    assert found.mean[:2] == pytest.approx(by_hand.mean(axis=0))
+    assert found.std[:2] == pytest.approx(by_hand.std(axis=0, ddof=1))
+    assert [curves[label].mean[-1] for label in (0, 1)] == pytest.approx(by_hand.mean(axis=0))
+    assert [curves[label].num_seeds[-1] for label in (0, 1)] == [2, 2]
