@@ -84,7 +84,7 @@ def fedcorr(
         weights = [update.num_images * (update.metrics.get(TOOK_PART, 1.0) > 0) for update in received]
         flat = mean_by(weights, received, state.flat) if received else state.flat  # stages go on without answers
         shared = {**state.shared, STAGE: torch.tensor(stage(here.number + 1))}
-        if stage(here.number) > 1:
+        if stage(here.number) > 1 or (not received and here.number < preprocessing):
             return replace(state, flat=flat, shared=shared)
         memory = {**state.memory, **_reports(state.memory, received)}
         sign = 1.0 if noisy == "larger" else -1.0

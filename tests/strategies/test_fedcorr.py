@@ -70,7 +70,7 @@ def test_stages_go_on_in_a_round_that_nobody_answers():
     assert [int(state.shared[STAGE]) for state in found] == [1, 2, 3]
     assert all(state.shared[NOISY].tolist() == [2, 4, 7] for state in found)
     assert all(torch.equal(state.flat, found[0].flat) for state in found)
-    assert played("fedcorr()", [([],)])[0].shared[NOISY].tolist() == []
+    assert played("fedcorr(preprocessing=1)", [([],)])[0].shared[NOISY].tolist() == []
 
 
 def test_scores_are_averaged_over_a_client_s_turns():
