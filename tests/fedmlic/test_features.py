@@ -416,6 +416,7 @@ def test_a_device_computes_the_maps_of_its_own_images_and_keeps_them_in_its_home
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # of Ray
 @pytest.mark.parametrize("engine", ["processes", "ray"])
 def test_every_engine_gives_the_same_weights(play, tmp_path, engine):
     expected = play(tmp_path / "alone", model=MODEL, num_rounds=2)["weights_sha256"]
