@@ -268,7 +268,7 @@ class Host:
         asks = {
             "a count of its labels": request.kind == "count",
             "sums of every round": method.round_sums is not None,
-            "moments of its features": stretch_of(method, request.round).phase.solution is not None,
+            "numbers computed from its images and labels": stretch_of(method, request.round).phase.solution is not None,
             "what its method tells": method.refuses is not None and bool(method.refuses(self._experiment)),
             "what a mod tells": any(mod.refuses and mod.refuses(self._experiment) for mod in self._mods(request)),
         }

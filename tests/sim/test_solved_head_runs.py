@@ -190,7 +190,7 @@ def test_a_label_is_solved_for_in_the_round_in_which_enough_clients_stand_behind
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"allow_statistics": False}, "moments of the clients' features"),
+        ({"allow_statistics": False}, "compute from their images and labels"),
         ({"statistics_min_clients": 7}, r"at least 7 clients \(statistics-min-clients\)"),
         ({"vectorize": 2}, "allow vectorize"),
     ],

@@ -141,7 +141,7 @@ def test_both_heads_come_after_the_search_and_nothing_else_is_sent(play, tmp_pat
     ("changes", "message"),
     [
         ({"num_rounds": 8}, "its head comes after search_rounds=8"),
-        ({"allow_statistics": False}, "moments of the clients' features"),
+        ({"allow_statistics": False}, "compute from their images and labels"),
         ({"model": "small_cnn()"}, "block and timestep can be searched for, got SmallCnn"),
     ],
 )
