@@ -12,6 +12,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ import torch
 
 from fedmlic import spec
 from fedmlic.errors import InputError, listing
+from fedmlic.features import backbone_of, passing
 from fedmlic.histograms import ScoreHistograms
 from fedmlic.image_state import PREFIX as IMAGES
 from fedmlic.labels import known
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from clients.memory import ClientMemory
     from fedmlic.arrays import Layout
     from fedmlic.experiment import Experiment
+    from fedmlic.features import FeatureMaps
     from fedmlic.federation import Federation
     from fedmlic.learner import Learner
     from fedmlic.method import Stretch
@@ -107,6 +110,7 @@ class Host:
         self._mods_of: dict[tuple[str, ...], tuple[Mod, ...]] = {}
         self._layouts: dict[object, Layout] = {}
         self._trained_in: dict[int, tuple[str, ...]] = {}
+        self._begun_with_maps: dict[str, bool] = {}
         self._private_tensors = bool(learner.resident.private_names)
         self._start_of_private: dict[str, Tensor] = {}
         self._incoming: tuple[object, nn.Module] | None = None
@@ -190,11 +194,28 @@ class Host:
         resident.load(request.flat, private_of(local.memory))
         stretch = stretch_of(self._learner.method, request.round)
         resident.train_only(self._trained(stretch))
-        local = replace(local, hooks=self._hooks(request, shard, local))
-        trained = stretch.phase.train(resident, shard, local)
+        with ExitStack() as held:
+            maps = self._first_maps(request, stretch)
+            if maps is not None:
+                shard = replace(shard, images=OwnImages(maps, shard.rows, shard.holdout_rows))
+                held.enter_context(passing(resident.network))
+                incoming = local.incoming
+                local = replace(local, incoming=lambda: held.enter_context(passing(incoming())))
+            local = replace(local, hooks=self._hooks(request, shard, local))
+            trained = stretch.phase.train(resident, shard, local)
         resident.check()
         local.memory.update({PRIVATE + name: tensor for name, tensor in resident.private_tensors().items()})
         return self._add(request, shard, resident.flat, trained, local)
+
+    def _first_maps(self, request: Request, stretch: Stretch) -> FeatureMaps | None:
+        """The feature maps that stand for images in this stretch; ``request.flat`` is loaded."""
+        maps = self._learner.first_features
+        if maps is None or stretch.number > 0 or any(mod.needs_features for mod in self._mods(request)):
+            return None
+        if request.run not in self._begun_with_maps:
+            # A run that begins from other weights than those of the settings has other maps.
+            self._begun_with_maps[request.run] = maps.are_of(backbone_of(self._learner.resident.network))
+        return maps if self._begun_with_maps[request.run] else None
 
     def _trained(self, stretch: Stretch) -> Sequence[str] | None:
         """Names of the tensors that train in a stretch; None for all."""

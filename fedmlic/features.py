@@ -1,10 +1,12 @@
 """Feature maps of a backbone that does not train: computed once per image, kept on disk, memory-mapped.
 
 Where no parameter of a backbone trains, an image's feature map is the same in every step, round,
-client and run. ``open_features`` computes the maps of all images of a corpus into one folder of
-plain arrays, ``<home>/features/<key>``, and opens it; later calls, in this process or another,
-only open it. The network is then given maps in place of images: in place of its backbone it has
-``Passed``, which passes them on, so every method works as it is.
+client and run; where a backbone stands still in a method's first stretch of rounds, it is the same
+there. ``open_features`` computes the maps of all images of a corpus into one folder of plain
+arrays, ``<home>/features/<key>``, and opens it; later calls, in this process or another, only open
+it. The network is then given maps in place of images: in place of its backbone it has ``Passed``,
+which passes them on, so every method works as it is; in a first stretch of rounds the backbone
+itself passes them on (``passing``).
 
 The key is a hash of everything that decides the maps (``_identity``), the backbone's tensors and
 the corpus's pixels among it, so a folder is never used for anything else. The folder is written
@@ -23,7 +25,7 @@ import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -90,6 +92,9 @@ class FeatureMaps(Images):
     Args:
         folder: where they lie.
         manifest: what its ``manifest.json`` says.
+
+    Attributes:
+        first_only: whether they stand for images in the method's first stretch of rounds alone.
     """
 
     raw: ClassVar[str] = MAPS
@@ -99,6 +104,7 @@ class FeatureMaps(Images):
         count, channels, height, width = manifest["shape"]
         super().__init__(folder, (count, channels, height, width), "raw", WrittenFiles(folder, manifest["files"]))
         self.manifest = manifest
+        self.first_only = False
 
     @property
     def key(self) -> str:
@@ -107,7 +113,12 @@ class FeatureMaps(Images):
 
     def about(self) -> dict[str, Any]:
         """What a run keeps of it; JSON values."""
-        return {"key": self.key, "identity": self.manifest["identity"], "shape": list(self.shape)}
+        identity, shape = self.manifest["identity"], list(self.shape)
+        return {"key": self.key, "identity": identity, "shape": shape, "first_only": self.first_only}
+
+    def are_of(self, backbone: Backbone) -> bool:
+        """Whether a backbone has the tensors that the maps were computed with."""
+        return bool(self.manifest["identity"]["tensors"] == tensors_sha256(backbone))
 
 
 class Passed(Backbone):
@@ -137,6 +148,20 @@ class Passed(Backbone):
     def put_into(network: nn.Module) -> None:
         """Take the backbone out of ``network``, in place."""
         network.backbone = Passed(backbone_of(network).num_features)
+
+
+@contextmanager
+def passing(network: nn.Module) -> Iterator[nn.Module]:
+    """Inside the block the backbone of ``network`` passes feature maps on; its tensors stay where they are."""
+    backbone = backbone_of(network)
+    own = vars(backbone)
+    before = {"forward": own["forward"]} if "forward" in own else {}
+    own["forward"] = Passed(backbone.num_features).forward
+    try:
+        yield network
+    finally:
+        del own["forward"]
+        own.update(before)
 
 
 def backbone_of(network: nn.Module) -> Backbone:
@@ -188,11 +213,49 @@ def obstacle(experiment: Experiment, method: Method, network: nn.Module) -> str:
     return obstacle_in_backbone(experiment, backbone_of(network))
 
 
+def obstacle_in_first_stretch(experiment: Experiment, method: Method, network: nn.Module) -> str:
+    """Why feature maps cannot be used in the method's first stretch of rounds, without a trial; else empty."""
+    found = obstacle_in_settings(experiment, method)
+    if found:
+        return found
+    if not _begins_with_a_part(method):
+        return f"method {experiment.method} does not begin with a stretch of rounds in which only a part trains"
+    if not isinstance(getattr(network, BACKBONE.removesuffix("."), None), Backbone):
+        return f"the network of method {experiment.method} has no backbone"
+    trained = [name for name in _first_tensors(method, network) if name.startswith(BACKBONE)]
+    return f"{len(trained)} tensors of model {experiment.model} train ({trained[0]}, ...)" if trained else ""
+
+
+def _begins_with_a_part(method: Method) -> bool:
+    return bool(method.phases) and method.phases[0].tensors is not None
+
+
+def _first_tensors(method: Method, network: nn.Module) -> Sequence[str]:
+    """What trains in the first stretch of rounds."""
+    tensors = method.phases[0].tensors
+    return () if tensors is None else tensors(network)
+
+
+def still_norms(method: Method, network: nn.Module) -> list[nn.Module]:
+    """BatchNorms of the backbone that use their statistics as they are in the method's first stretch of rounds."""
+    trained = set(_first_tensors(method, network))
+    return [
+        module
+        for name, module in network.named_modules()
+        if name.startswith(BACKBONE)
+        and isinstance(module, nn.modules.batchnorm._BatchNorm)  # noqa: SLF001
+        and module.track_running_stats
+        and f"{name}.running_mean" not in trained
+    ]
+
+
 def obstacle_before_data(experiment: Experiment, method: Method) -> str:
     """Why feature maps cannot be used, as far as it can be seen without any data; empty where nothing is seen."""
     found = obstacle_in_settings(experiment, method)
     if found:
         return found
+    if _begins_with_a_part(method):
+        return ""  # what trains first is known of the network, which needs the labels
     model: Model = spec.build("model", experiment.model)
     try:
         with torch.random.fork_rng(devices=[]):
@@ -202,12 +265,13 @@ def obstacle_before_data(experiment: Experiment, method: Method) -> str:
     return obstacle_in_backbone(experiment, backbone)
 
 
-def obstacle_in_behaviour(backbone: Backbone, images: Tensor) -> str:
+def obstacle_in_behaviour(backbone: Backbone, images: Tensor, still: Iterable[nn.Module] = ()) -> str:
     """Why maps may differ from step to step, by trial: dropout, statistics of the batch and the like.
 
     Args:
         backbone: on the CPU; left as it was.
         images: float32 ``[1 or 2, channels, height, width]``.
+        still: its modules that are in evaluation mode in training, too.
     """
     was_training = backbone.training
     buffers = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
@@ -215,7 +279,10 @@ def obstacle_in_behaviour(backbone: Backbone, images: Tensor) -> str:
         expected = backbone.eval()(images)
         alone = backbone(images[:1])
         before = torch.get_rng_state()
-        training = backbone.train()(images)
+        backbone.train()
+        for module in still:
+            module.eval()
+        training = backbone(images)
         drew = not torch.equal(before, torch.get_rng_state())
         changed = any(not torch.equal(buffer, buffers[name]) for name, buffer in backbone.named_buffers())
         for name, buffer in backbone.named_buffers():
@@ -272,7 +339,8 @@ def open_features(
         progress: called with (images done, images in all) while they are computed.
 
     Returns:
-        None where the experiment does not want them, or (``features="auto"``) they cannot be used.
+        None where the experiment does not want them, or (``features="auto"``) they cannot be used. Maps that are
+        ``first_only`` where the backbone trains after the method's first stretch of rounds.
 
     Raises:
         InputError: ``features="cached"`` and they cannot be used; no room; a damaged folder.
@@ -280,11 +348,14 @@ def open_features(
     if experiment.features == "computed":
         return None
     found: FeatureMaps | str = obstacle(experiment, method, network)
-    if not found:
-        backbone = backbone_of(network)
-        job = _Job(corpus, backbone, torch.device(device), _identity(experiment, corpus, backbone, device), progress)
+    first_only = bool(found) and not obstacle_in_first_stretch(experiment, method, network)
+    if first_only or not found:
+        backbone, on = backbone_of(network), torch.device(device)
+        still = still_norms(method, network) if first_only else []
+        job = _Job(corpus, backbone, on, _identity(experiment, corpus, backbone, device), progress, still)
         found = _opened((home or corpora.home()) / "features", job)
     if isinstance(found, FeatureMaps):
+        found.first_only = first_only
         return found
     if experiment.features == "cached":
         raise InputError(refusal(found))
@@ -364,6 +435,7 @@ class _Job:
     device: torch.device
     identity: Mapping[str, Any]
     progress: Progress | None
+    still: Sequence[nn.Module]
 
     def images(self, start: int, stop: int) -> Tensor:
         """float32 ``[images, channels, height, width]`` of the corpus's rows, on the CPU."""
@@ -375,7 +447,7 @@ def _opened(base: Path, job: _Job) -> FeatureMaps | str:
     key = features_key(job.identity)
     if (base / key).exists():
         return load_features(base / key)  # that it is there says that the backbone was tried
-    reason = obstacle_in_behaviour(job.backbone, job.images(0, 2))
+    reason = obstacle_in_behaviour(job.backbone, job.images(0, 2), job.still)
     if reason:
         return f"{job.identity['model']} does not give every image one feature map: {reason}"
     with ExitStack() as held:

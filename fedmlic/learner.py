@@ -47,6 +47,8 @@ class Learner:
         mods: the experiment's own (the server's rule may bring more).
         features: the feature maps that the network is given in place of the corpus's images, if
             its backbone does not train; the network has none then.
+        first_features: the maps that it is given in the method's first stretch of rounds, if its backbone stands
+            still there and trains later; the network has its backbone then (``fedmlic.features.passing``).
         inference: how the network is asked when it is evaluated.
     """
 
@@ -57,6 +59,7 @@ class Learner:
     mods: tuple[Mod, ...] = ()
     features: FeatureMaps | None = None
     inference: Inference = ONCE
+    first_features: FeatureMaps | None = None
 
     def stored(self, corpus: Corpus) -> Images:
         """What the network is given of a corpus: its images, or the feature maps in their place."""
@@ -158,20 +161,25 @@ def build_learner(
     mods: tuple[Mod, ...] = tuple(spec.build_all("mods", experiment.mods))
     own = [name for mod in mods if mod.private is not None for name in mod.private(network, method)]
     inference = checked_inference(experiment, task, method, network)
-    maps = None if features is None else features(method, network)
+    found = None if features is None else features(method, network)
+    first = found if found is not None and found.first_only else None
+    maps = found if first is None else None
     if maps is not None:
         Passed.put_into(network)
         own = [name for name in own if not name.startswith(BACKBONE)]  # what never changes need not be kept
+    private = sorted({*method.private(network), *own})
+    if any(name.startswith(BACKBONE) for name in private):
+        first = None  # what clients keep of a backbone is another one at each of them
     resident = Resident(
         network,
         num_labels=task.num_labels,
         label_rows=method.label_rows(network),
-        private=sorted({*method.private(network), *own}),
+        private=private,
         moments=pooled_moments(network),
         device=device,
         channels_last=channels_last,
     )
-    return Learner(method, resident, task, torch.device(device), mods, maps, inference)
+    return Learner(method, resident, task, torch.device(device), mods, maps, inference, first)
 
 
 def checked_inference(experiment: Experiment, task: Task, method: Method, network: nn.Module) -> Inference:

@@ -125,7 +125,8 @@ def _counts_unasked(experiment: Experiment, method: Method, mods: Mapping[str, M
     if any(phase.solution is not None for phase in method.phases) and not experiment.allow_statistics:
         yield (
             f"Expected allow-statistics=true, since {experiment.method} adds up numbers that clients compute "
-            "from their images and labels, which tells the server something of them, got false. Set it if the clients agree."
+            "from their images and labels, which tells the server something of them, got false. Set it if the clients "
+            "agree."
         )
     if method.round_sums is not None and not experiment.allow_statistics:
         yield (

@@ -347,7 +347,8 @@ def note_code(folder: RunFolder, experiment: Experiment, *, resumed: bool) -> li
 
 def note_features(folder: RunFolder, server: Server, *, resumed: bool) -> list[str]:
     """Keep which feature maps a new run uses as ``features.json``; for one that goes on, a line if it uses others."""
-    path, maps = folder.path / "features.json", server.learner.features
+    learner, path = server.learner, folder.path / "features.json"
+    maps = learner.first_features if learner.features is None else learner.features
     before = read_json(path)["key"] if path.exists() else ""
     now = "" if maps is None else maps.key
     if resumed and before != now:
