@@ -53,7 +53,8 @@ def test_every_catalogue_has_a_template_and_every_template_is_tested():
 
 def test_no_file_that_the_page_names_is_one_that_is_shipped():
     """Whoever writes it to the folder of its catalogue would overwrite that."""
-    names = set(TEMPLATES) | set(re.findall(r"\b([a-z]\w*)\.\1\b", TEXT)) | set(re.findall(r"writefile (\w+)\.py", TEXT))
+    dotted, written = re.findall(r"\b([a-z]\w*)\.\1\b", TEXT), re.findall(r"writefile (\w+)\.py", TEXT)
+    names = {*TEMPLATES, *dotted, *written}
 
     assert names == set(TEMPLATES)
     assert names.isdisjoint(name for key in CATALOGUES for name in entries(key))
