@@ -10,14 +10,18 @@ A method that does not run with its defaults on the backbone is measured as its 
 it, beside ``bce()`` on the recipe's model. What cannot be measured is a row that says why.
 
     uv run python benchmarks/method_costs.py --out docs/methods/README.md
+    uv run python benchmarks/method_costs.py --only fedlgt --out docs/methods/README.md
     uv run python benchmarks/method_costs.py --labels 80 --only bce fedlgt --repeats 3
 
-``--out`` replaces what lies between the page's two marks, or writes a file of its own where there is none.
+``--out`` replaces what lies between the page's two marks, or writes a file of its own where there is none. With
+``--only`` the lines of all other methods stay as they are, and a line below the caption says when and where the new
+ones were measured; a table of other work (labels, images, repeats, ...) is refused.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
 import sys
 import time
@@ -33,7 +37,7 @@ from measure import ROOT, machine
 
 from clients.host import counts_of, round_sums_of
 from fedmlic import spec
-from fedmlic.errors import InputError
+from fedmlic.errors import InputError, nearest
 from fedmlic.experiment import Experiment
 from fedmlic.labels import ABSENT, PRESENT, UNKNOWN
 from fedmlic.learner import Learner, build_learner, choose_device
@@ -301,15 +305,98 @@ def line(row: Row) -> str:
     return f"| {' | '.join([f'[{name}]({name}.md)' + (',' + rounds) * bool(rounds), *ratios, *numbers, row.note])} |"
 
 
-def caption(work: Work) -> str:
-    """What the numbers were measured with."""
-    here = machine()
-    where = torch.cuda.get_device_name() if work.device.type == "cuda" else here["processor"]
+def described(work: Work) -> str:
+    """What is measured, in words."""
     return (
         f"`{work.model}`, {work.labels} labels, images of {work.side} x {work.side} in colour, batches of "
-        f"{work.batch}, turns of {work.steps * work.batch} images, medians of {work.repeats}; {where}, one thread, "
-        f"PyTorch {torch.__version__}, load before {here['load_before']}."
+        f"{work.batch}, turns of {work.steps * work.batch} images, medians of {work.repeats}"
     )
+
+
+def surroundings(work: Work) -> str:
+    """Where it is measured, in words."""
+    here = machine()
+    where = torch.cuda.get_device_name() if work.device.type == "cuda" else here["processor"]
+    return f"{where}, one thread, PyTorch {torch.__version__}, load before {here['load_before']}."
+
+
+class Measured(NamedTuple):
+    """A table as it stands on a page.
+
+    Attributes:
+        work: ``described``.
+        where: ``surroundings`` of the lines that were measured together.
+        later: of a method that was measured by itself, its ``surroundings``.
+        lines: of each method, in Markdown.
+    """
+
+    work: str
+    where: str
+    later: dict[str, str]
+    lines: dict[str, list[str]]
+
+    def table(self) -> str:
+        """In Markdown, methods in the order of the catalogue, others behind them."""
+        places = {name: place for place, name in enumerate(spec.entries("method"))}
+        names = sorted(self.lines, key=lambda name: (places.get(name, len(places)), name))
+        later = [f"- `{name}` by itself: {self.later[name]}" for name in names if name in self.later]
+        head = [f"{self.work}; {self.where}", "", *later, *([""] if later else []), *HEAD]
+        return "\n".join([*head, *(each for name in names for each in self.lines[name])])
+
+
+def standing(page: str) -> Measured | None:
+    """The table between a page's marks; None where there is none.
+
+    Raises:
+        InputError: it is not one of this program's, or has other columns.
+    """
+    inside = page.partition(BEGIN)[2].partition(END)[0].strip()
+    if not inside:
+        return None
+    before, head, rows = inside.partition("\n".join(HEAD))
+    work, _, where = before.partition("\n")[0].partition("; ")
+    later = dict(re.findall(r"^- `([^`]+)` by itself: (.+)$", before, re.MULTILINE))
+    lines: dict[str, list[str]] = {}
+    for each in rows.strip().splitlines():
+        name = re.match(r"\| \[([^\]]+)\]", each)
+        lines.setdefault(name[1] if name else "", []).append(each)
+    if not head or not where or "" in lines:
+        msg = "Expected the table between the marks to be one of this program, got another. Measure all methods once."
+        raise InputError(msg)
+    return Measured(work, where, later, lines)
+
+
+def merged(page: str, new: Measured) -> Measured:
+    """The page's table with the lines of some methods measured anew.
+
+    Raises:
+        InputError: the table is of other work, whose numbers do not stand beside these.
+    """
+    old = standing(page)
+    if old is None:
+        return new
+    if old.work != new.work:
+        msg = (
+            f"Expected the work of the page's table, {old.work}, got {new.work}. Leave out the options that change it, "
+            "or write to another file."
+        )
+        raise InputError(msg)
+    later = old.later | dict.fromkeys(new.lines, new.where)
+    return Measured(old.work, old.where, later, old.lines | new.lines)
+
+
+def chosen(only: list[str]) -> list[str]:
+    """The methods to measure.
+
+    Raises:
+        InputError: one is neither in the catalogue nor a dotted name.
+    """
+    known = list(spec.entries("method"))
+    for name in only:
+        if name not in known and "." not in name:
+            msg = f"Expected --only to name methods, got {name!r}. {nearest(name, known)}"
+            raise InputError(msg)
+    return only or known
 
 
 def written(text: str, table: str) -> str:
@@ -352,17 +439,19 @@ def main() -> None:
             asked.model, asked.labels, asked.side, asked.steps, asked.batch, asked.repeats, choose_device(asked.device)
         )
         page = asked.out.read_text(encoding="utf-8") if asked.out and asked.out.exists() else f"{BEGIN}\n{END}\n"
-        written(page, "")  # a page without marks is refused before anything is measured
-        lines = [caption(work), "", *HEAD]
-        for name in asked.only or spec.entries("method"):
+        written(page, "")  # a page that will not take the table is refused before anything is measured
+        found = Measured(described(work), surroundings(work), {}, {})
+        if asked.only:
+            merged(page, found)
+        for name in chosen(asked.only):
             print(f"{name} ...", file=sys.stderr)
-            lines += [line(row) for row in rows_of(name, work)]
+            found.lines[name] = [line(row) for row in rows_of(name, work)]
     except InputError as error:
         sys.exit(str(error))
-    table = "\n".join(lines)
-    print(table)
+    print(found.table())
     if asked.out:
-        asked.out.write_text(written(page, table), encoding="utf-8")
+        whole = merged(page, found) if asked.only else found
+        asked.out.write_text(written(page, whole.table()), encoding="utf-8")
 
 
 if __name__ == "__main__":

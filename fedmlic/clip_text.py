@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fedmlic.errors import InputError, nearest
+from fedmlic.errors import InputError, installing, nearest
 from fedmlic.pretrained import UNFIT, check_weights_file
 from fedmlic.prompts import check_lengths
 from fedmlic.seeds import torch_global_stream
@@ -40,7 +40,7 @@ class Tower:
         try:
             import open_clip  # optional, and slow to import
         except ImportError as error:
-            msg = "Expected open_clip to be installed for clip vectors. Run: pip install 'fedmlic[clip]'"
+            msg = f"Expected open_clip to be installed for clip vectors, got none. Run: {installing('clip')}."
             raise InputError(msg) from error
         self._check_name(open_clip, name)
         self.source, quick_gelu = self._origin(open_clip, name, weights, tag)

@@ -52,6 +52,18 @@ def shown(text: object, most: int = 300, *, lines: bool = False) -> str:
     return f"{escaped[: 2 * most]}... ({len(whole):,} characters)"
 
 
+def installing(extra: str) -> str:
+    """How packages that FedMLIC does not bring are installed, for the end of a message.
+
+    Args:
+        extra: its name in ``pyproject.toml``.
+
+    >>> installing("clip")
+    "pip install 'fedmlic[clip]' (in a checkout with uv: uv sync)"
+    """
+    return f"pip install 'fedmlic[{extra}]' (in a checkout with uv: uv sync)"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint that names the closest known name, or all of them.
 

@@ -26,7 +26,7 @@ DEFAULT_DATASET = (
     "glyph_size=[0.45, 0.55], contrast=0.8, rotation=5)"
 )
 DEFAULT_METHOD = "fedlgt(layers=1, dropout=0.0, known_fraction_max=0.25)"
-"""Sized so that the default run teaches something in a minute (``docs/default_experiment.md``)."""
+"""Where neither a recipe nor a setting says otherwise (``docs/default_experiment.md``)."""
 
 LATER_FIELDS = (
     "mods",

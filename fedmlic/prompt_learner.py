@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fedmlic.clip_text import Tower
-from fedmlic.errors import InputError
+from fedmlic.errors import InputError, installing
 from fedmlic.image_tower import folder_json, source_of, weight_files
 from fedmlic.pretrained import load_weights, read_weights, renamed
 from fedmlic.seeds import torch_global_stream
@@ -387,7 +387,7 @@ def _splitter() -> Callable[[str], list[int]]:
     try:
         import open_clip  # optional, and slow to import
     except ImportError as error:
-        msg = "Expected open_clip to be installed for CLIP's tokenizer. Run: pip install 'fedmlic[clip]'"
+        msg = f"Expected open_clip to be installed for CLIP's tokenizer, got none. Run: {installing('clip')}."
         raise InputError(msg) from error
     tokenizer = open_clip.SimpleTokenizer()
     return lambda text: list(tokenizer.encode(text))

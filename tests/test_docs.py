@@ -1,13 +1,14 @@
 """The index of the documentation: docs/README.md."""
 
 import re
+import tomllib
 from pathlib import Path
 
 DOCS = Path(__file__).parents[1] / "docs"
 
 
 def test_the_index_links_every_page_once_and_every_folder():
-    """Pages of catalogue entries are found in their folder, so that a new entry edits nothing else."""
+    """Pages of catalogue entries are found in their folder: a new entry needs no line in this index."""
     text = (DOCS / "README.md").read_text(encoding="utf-8")
     linked = re.findall(r"^\| \[\w+\]\((\w+\.md)\) \| \S", text, re.MULTILINE)
     pages = [path.name for path in DOCS.glob("*.md") if path.name != "README.md"]
@@ -47,3 +48,17 @@ def test_the_page_of_benchmarks_has_a_line_for_each_program_and_for_nothing_else
 
     assert len(programs) > 10
     assert sorted(re.findall(r"^\| `benchmarks/(\w+\.py)` \| \S", page, re.MULTILINE)) == sorted(programs)
+
+
+def test_extras_are_there_with_uv_run_and_the_index_names_all_of_them():
+    """The group dev, or what FedMLIC always brings, holds the packages of every extra."""
+    project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = project["project"]["optional-dependencies"]
+    always = set(project["project"]["dependencies"])
+    there = always | set(project["dependency-groups"]["dev"])
+    text = (DOCS / "README.md").read_text(encoding="utf-8").partition("## Extras")[2].partition("\n- ")[0]
+    absent, bundled = (set(re.findall(r"`(\w+)`", part)) for part in text.partition("(`emoji`")[::2])
+
+    assert {name: set(packages) - there for name, packages in extras.items() if set(packages) - there} == {}
+    assert absent | bundled | {"emoji"} == set(extras)
+    assert {name for name, packages in extras.items() if set(packages) <= always} == bundled | {"emoji"}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmlic.spec import CATALOGUES
+from fedmlic.spec import CATALOGUES, entries
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -49,6 +49,15 @@ def plain_weights(play, tmp_path_factory):
 def test_every_catalogue_has_a_template_and_every_template_is_tested():
     assert set(EXAMPLES) == set(TEMPLATES)
     assert set(TEMPLATES.values()) == set(CATALOGUES)
+
+
+def test_no_file_that_the_page_names_is_one_that_is_shipped():
+    """Whoever writes it to the folder of its catalogue would overwrite that."""
+    dotted, written = re.findall(r"\b([a-z]\w*)\.\1\b", TEXT), re.findall(r"writefile (\w+)\.py", TEXT)
+    names = {*TEMPLATES, *dotted, *written}
+
+    assert names == set(TEMPLATES)
+    assert names.isdisjoint(name for key in CATALOGUES for name in entries(key))
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

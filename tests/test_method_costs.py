@@ -51,6 +51,39 @@ def test_lines_of_plain_solved_and_phased_methods(costs, name, rounds, steps):
         assert costs.line(row).count("|") == costs.HEAD[0].count("|")
 
 
+def test_some_methods_measured_anew_leave_the_lines_of_the_others_alone(costs):
+    page = (ROOT / "docs" / "methods" / "README.md").read_text(encoding="utf-8")
+    old = costs.standing(page)
+    unknown = {name: lines for name, lines in old.lines.items() if name != "csl"}
+    without = costs.written(page, old._replace(lines=unknown).table())
+    new = costs.Measured(
+        old.work, "another machine.", {}, {"csl": ["| [csl](csl.md), anew |"], "bce": ["| [bce](bce.md), anew |"]}
+    )
+
+    whole = costs.merged(without, new)
+    again = costs.standing(costs.written(without, whole.table()))
+
+    assert costs.written(page, old.table()) == page
+    assert again == whole
+    assert list(again.lines) == list(old.lines)
+    assert {name for name in old.lines if again.lines[name] != old.lines[name]} == {"csl", "bce"}
+    assert (again.where, again.later) == (old.where, {"bce": "another machine.", "csl": "another machine."})
+
+
+def test_a_table_of_other_work_and_a_name_that_is_no_method_are_refused(costs):
+    page = (ROOT / "docs" / "methods" / "README.md").read_text(encoding="utf-8")
+    old = costs.standing(page)
+
+    with pytest.raises(InputError, match="Leave out the options that change it"):
+        costs.merged(page, old._replace(work=old.work.replace("20 labels", "80 labels")))
+    with pytest.raises(InputError, match="Measure all methods once"):
+        costs.standing(costs.written(page, "| another | table |"))
+    with pytest.raises(InputError, match=r"got 'bcee'\. Did you mean 'bce'"):
+        costs.chosen(["bcee"])
+    assert costs.chosen(["mine.mine"]) == ["mine.mine"]
+    assert costs.standing(f"{costs.BEGIN}\n{costs.END}") is None
+
+
 def test_what_cannot_be_measured_says_why(costs):
     work = costs.Work("small_cnn(width=4, num_blocks=0)", 200, 16, 2, 4, 1, torch.device("cpu"))
 

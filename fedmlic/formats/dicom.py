@@ -1,6 +1,6 @@
 """Computed tomography slices in DICOM files: Hounsfield units, windows, patients.
 
-Needs pydicom (``pip install 'fedmlic[dicom]'``), which is imported only when a file is read.
+Needs pydicom (the extra ``dicom``), which is imported only when a file is read.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fedmlic.errors import InputError
+from fedmlic.errors import InputError, installing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,7 +39,7 @@ def _pydicom() -> Any:  # noqa: ANN401  (pydicom is optional and has no types he
     try:
         import pydicom
     except ImportError as error:
-        msg = "Expected pydicom to be installed to read DICOM files, got none. Install fedmlic[dicom]."
+        msg = f"Expected pydicom to be installed to read DICOM files, got none. Run: {installing('dicom')}."
         raise InputError(msg) from error
     return pydicom
 

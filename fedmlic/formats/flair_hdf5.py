@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fedmlic.errors import InputError
+from fedmlic.errors import InputError, installing
 from fedmlic.files import list_files, stamps_sha256
 from fedmlic.formats.flair_records import FIELDS, Entries, EntryList, Layout, Records, is_numbering
 from fedmlic.images import from_pixels
@@ -87,7 +87,7 @@ class _Store:
         try:
             h5py = importlib.import_module("h5py")
         except ImportError as error:
-            msg = f"Expected h5py to be installed to read {path}, got: {error}. Run: pip install 'fedmlic[hdf5]'."
+            msg = f"Expected h5py to be installed to read {path}, got: {error}. Run: {installing('hdf5')}."
             raise InputError(msg) from error
         self.path = path
         try:

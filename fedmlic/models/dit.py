@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedmlic.diffusion import NUM_TIMESTEPS, DiffusionBackbone, alphas, noise_of
-from fedmlic.errors import InputError
+from fedmlic.errors import InputError, installing
 from fedmlic.image_tower import source_of
 from fedmlic.model import Backbone, Model
 from fedmlic.pretrained import (
@@ -194,7 +194,7 @@ def dit(
             such block or ``trainable``.
     """
     if importlib.util.find_spec("diffusers") is None:
-        msg = "Expected the package diffusers to be installed for model dit, got none. Install fedmlic[diffusion]."
+        msg = f"Expected the package diffusers to be installed for model dit, got none. Run: {installing('diffusion')}."
         raise InputError(msg)
     parts = _read(path, vae)
     count = int(parts["transformer"].config.get("num_layers", 1))

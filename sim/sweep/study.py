@@ -89,7 +89,7 @@ class Study(BaseModel):
             return found
         for key, value in found.items():
             if isinstance(value, dict):
-                msg = f"Expected axis {key!r} to be a list of values, got {value}. Ranges belong into [search]."
+                msg = f"Expected axis {key!r} to be a list of values, got {value}. Ranges belong in [search]."
                 raise InputError(msg)
         return {dashed(k): values_of(k, v) for k, v in found.items()}
 
@@ -194,7 +194,7 @@ def read_study(path: Path, recipe: Callable[[str], Settings]) -> dict[str, Any]:
     unknown = [key for key in found if key not in Study.model_fields]
     if unknown:
         hint = nearest(unknown[0], Study.model_fields)
-        msg = f"Expected {path} to hold the tables of a study, got {unknown[0]!r}. {hint} Settings belong into [base]."
+        msg = f"Expected {path} to hold the tables of a study, got {unknown[0]!r}. {hint} Settings belong in [base]."
         raise InputError(msg)
     base = dict(found.get("base", {}))
     if "recipe" in base:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedmlic.errors import InputError
+from fedmlic.errors import InputError, installing
 from fedmlic.seeds import stream
 from sim.sweep.search import Range, Search, Settings
 
@@ -37,8 +37,8 @@ def check_optuna() -> None:
         import optuna  # noqa: F401
     except ImportError:
         msg = (
-            "Expected the package optuna to be installed for a search of ranges, got none. Install fedmlic[search], "
-            "or give lists of values."
+            "Expected the package optuna to be installed for a search of ranges, got none. "
+            f"Run: {installing('search')}. Or give lists of values."
         )
         raise InputError(msg) from None
 

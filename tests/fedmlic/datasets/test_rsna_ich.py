@@ -452,7 +452,7 @@ def test_pydicom_is_needed_for_dicom_alone(root, tmp_path_factory, monkeypatch):
     exported(png)
 
     assert len(made(png, images="png", metadata="metadata.csv").table().image_ids) == 10
-    with pytest.raises(InputError, match=r"Install fedmlic\[dicom\]"):
+    with pytest.raises(InputError, match=r"Run: pip install 'fedmlic\[dicom\]' \(in a checkout with uv: uv sync\)"):
         made(root).image(0)
 
 

@@ -308,7 +308,7 @@ def test_arguments_are_checked_at_once(text, match):
 def test_timm_missing_is_an_input_error(monkeypatch):
     monkeypatch.setattr("fedmlic.models.timm.importlib.util.find_spec", lambda _: None)
 
-    with pytest.raises(InputError, match=r"Install fedmlic\[pretrained\]"):
+    with pytest.raises(InputError, match=r"Run: pip install 'fedmlic\[pretrained\]'"):
         factory(name="test_resnet", out_index=-2)
 
 

@@ -80,7 +80,7 @@ def test_what_is_wrong_with_a_range_is_said(found, words):
         ({"search": {"learning-rate": [0.1, 0.2], "trials": 4}}, "trials beside a range"),
         ({"search": {"learning-rate": [0.1], "sampler-seed": 4}}, "sampler-seed beside a range"),
         ({"search": {"learning-rate": RATES, "trials": 0}}, "trials"),
-        ({"axes": {"learning-rate": RATES}}, r"Ranges belong into \[search\]"),
+        ({"axes": {"learning-rate": RATES}}, r"Ranges belong in \[search\]"),
         ({"base": {}, "search": {"local-epochs": {"low": 0, "high": 4}}}, "local-epochs"),
     ],
 )
@@ -227,7 +227,7 @@ def test_another_file_in_place_of_the_journal_is_refused(tmp_path):
 def test_without_optuna_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
 
-    with pytest.raises(InputError, match=r"Install fedmlic\[search\]"):
+    with pytest.raises(InputError, match=r"Run: pip install 'fedmlic\[search\]'"):
         Trials(Search(settings=MIXED), None)
 
 

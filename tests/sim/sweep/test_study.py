@@ -1,5 +1,8 @@
 """The study file and its words in a command."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from fedmlic.errors import InputError
@@ -243,3 +246,17 @@ def test_every_row_of_a_shipped_study_is_a_run_that_would_start(name):
         check_experiment(*split_settings(row.settings))
     assert len({row.label for row in rows}) == len(rows) > 1
     assert study.search is None or study.search.ends()
+
+
+def test_every_row_of_the_study_that_the_page_shows_is_a_run_that_would_start(tmp_path):
+    page = (Path(__file__).parents[3] / "docs" / "studies" / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"<!-- example: voc.toml -->\n```toml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "voc.toml").write_text(found[1], encoding="utf-8")
+
+    study, _ = asked(str(tmp_path / "voc.toml"))
+
+    rows = rows_of(study)
+    for row in rows:
+        check_experiment(*split_settings(row.settings))
+    assert len(rows) == 4
+    assert study.search.settings
