@@ -17,6 +17,7 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from flwr.common.config import parse_config_args
 
 from clients import approval
 from clients.source import NODE_KEYS
@@ -343,9 +344,11 @@ def test_the_first_run_has_the_settings_of_another_one(tmp_path):
     (folder / "experiment.json").write_text(json.dumps(about))
     text = SMALL.replace("[server]", "run-of = 'runs/winner'\n[run]\nlearning_rate = 0.01\n[server]", 1)
     make_kit(write(tmp_path, text), tmp_path / "kit")
-    settings = tomllib.loads((tmp_path / "kit/server/run.toml").read_text())
+    written = (tmp_path / "kit/server/run.toml").read_text()
+    settings = tomllib.loads(written)
     experiment, runtime = split_settings(settings)
 
+    assert parse_config_args([re.sub(" = ", "=", written)]) == settings  # as fedmlic-admin hands them to Flower
     same = {"dataset", "partition", "regime", "num_clients", "cohort_size", "label_names", "learning_rate"}
     assert experiment.model_dump(exclude=same) == simulated.model_dump(exclude=same)
     assert simulated.num_rounds == 12  # a default of an experiment, where that of a kit is another

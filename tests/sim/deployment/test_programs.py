@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from flwr.common.config import parse_config_args
 
 from sim.deployment.kit import make_kit
 
@@ -220,8 +221,6 @@ def test_nodes_are_shown_with_their_names_and_what_a_run_saw(operator, tmp_path)
 
 
 def test_a_run_binds_clients_to_the_nodes_that_were_registered_last(operator, tmp_path):
-    from flwr.common.config import parse_config_args
-
     def settings(*arguments):
         done = operator("run", *arguments)
         assert done.returncode == 0, done.stderr
