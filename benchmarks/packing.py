@@ -26,7 +26,9 @@ def main() -> None:
     parser.add_argument("--numbers", type=int, default=11_200_000)
     parser.add_argument("--tensors", type=int, default=60)
     options = parser.parse_args()
-    change = torch.randn(options.numbers, generator=torch.Generator().manual_seed(0)) / 1000
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(options.numbers, generator=generator) / 30
+    change = torch.randn(options.numbers, generator=generator) / 1000
     least = change.abs().kthvalue(int(0.9 * options.numbers)).values
     sparse = change.where(change.abs() >= least, 0.0)
     changes = {
@@ -36,7 +38,7 @@ def main() -> None:
         "both": coarse(sparse, options.tensors),
     }
     for name, values in changes.items():
-        sums = (values.double() * 37).numpy()
+        sums = ((start + values).double() * 37).numpy()  # a client sends its tensors, not their change
         began = time.process_time()
         form, data = pack(sums)
         packed = time.process_time()

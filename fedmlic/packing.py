@@ -1,10 +1,10 @@
 """Numbers in fewer bytes, without loss, for the links of real devices.
 
-A client's sums are float64, so that adding them is exact, but they hold less than that: a change in float32 times a
-count, 255 values per tensor after ``int8()``, mostly zeros after ``top_k(...)``. DEFLATE (RFC 1951, zlib's fastest
-level) finds zeros as they are. Before it, bytes of equal place are put beside each other (the shuffle of HDF5 and
-Blosc), which leaves empty low bytes in one piece; or numbers are replaced by their places in a table of all values
-that occur. Which form to use a sample decides.
+A client's sums are float64, so that adding them is exact, but they hold less than that: tensors in float32 times a
+count (after ``int8()`` and ``top_k(...)`` too, since a rounded change is added to what the turn started from). DEFLATE
+(RFC 1951, zlib's fastest level) finds zeros as they are. Before it, bytes of equal place are put beside each other (the
+shuffle of HDF5 and Blosc), which leaves empty low bytes in one piece; or numbers are replaced by their places in a
+table of all values that occur. Which form to use a sample decides.
 
 Unpacking is bounded: the reader knows how many bytes there must be, and not one more is ever made.
 """

@@ -25,7 +25,9 @@ def doctor(
     root_certificates: Annotated[Optional[Path], typer.Option(help="The authority's ca.crt.")] = None,  # noqa: UP045
     certificate: Annotated[Optional[list[Path]], typer.Option(help="A server's own certificate.")] = None,  # noqa: UP045
     key: Annotated[Optional[Path], typer.Option(help="A node's private key.")] = None,  # noqa: UP045
-    experiment: Annotated[str, typer.Option(metavar="RECIPE|RUN", help="What will be run.")] = "",
+    experiment: Annotated[
+        str, typer.Option(metavar="RECIPE|RUN", help="What will be run (default: a device's run.toml).")
+    ] = "",
     settings: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option("--set", metavar="KEY=VALUE", help="A setting of it; may be repeated."),
@@ -53,7 +55,7 @@ def doctor(
             "key": key,
         }
         place = replace(place, **{name: value for name, value in given.items() if value})
-        asked, runtime = _settings(experiment, settings or [])
+        asked, runtime = _settings(experiment or looking.run_of(folder), settings or [])
         findings = []
         with working(json_output=json_output):
             for finding in looking.examine(place, asked, runtime, link_mbit):

@@ -61,6 +61,12 @@ def place_of(folder: Path | None) -> Place:
     )
 
 
+def run_of(folder: Path | None) -> str:
+    """The file with the settings of the first run in the folder of a device; empty where there is none."""
+    path = folder / "run.toml" if folder is not None and (folder / "node.toml").is_file() else None
+    return str(path) if path is not None and path.is_file() else ""
+
+
 def read_node(path: Path) -> dict[str, Any]:
     """A node config, with the keys that a node may have.
 

@@ -5,7 +5,7 @@
     DIR/README.md, kit.json, federation.toml
     DIR/authority/      ca.key, ca.crt: sign certificates; leave this folder never
     DIR/server/         certificates and keys of proxy and SuperLink, services, firewall, app, devices' public keys
-    DIR/devices/NAME/   the device's key pair (or only its public key), ca.crt, node config, service
+    DIR/devices/NAME/   the device's key pair (or only its public key), ca.crt, node config, first run, service
 
 A folder holds secrets of its receiver only. A kit that is there is never overwritten: ``update`` keeps every key and
 certificate that is still right.
@@ -43,7 +43,7 @@ SECRET: Final = frozenset({"ca.key", "proxy.key", "superlink.key", "device.key"}
 PENDING: Final = "pending"
 """Key of the manifest of a kit that is being written: the hashes that its files may have besides those before."""
 
-PROGRAMS: Final = frozenset({"install.sh", "fedmlic-admin"})
+PROGRAMS: Final = frozenset({"install.sh", "fedmlic-admin", "fedmlic-device"})
 SOON: Final = dt.timedelta(days=30)
 """A certificate that is kept and ends within this time gets a note."""
 

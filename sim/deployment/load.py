@@ -182,8 +182,8 @@ class Measured(NamedTuple):
 
     Attributes:
         step_s: seconds of a step.
-        bytes_down: of the model as it comes.
-        bytes_up: of the answer.
+        bytes_down: of the request as a device gets it, with the model.
+        bytes_up: of the answer as a device sends it: packed, with whatever the mods left of the change.
         memory: most bytes that the process held.
     """
 
@@ -209,6 +209,7 @@ def measure(experiment: Experiment, runtime: Runtime, names: tuple[str, ...], sh
     from clients.host import Host
     from clients.memory import FolderMemory
     from clients.opening import learner_for
+    from fedmlic import wire
     from fedmlic.corpus import open_corpus
     from fedmlic.federation import local_federation
     from fedmlic.process import prepare
@@ -231,8 +232,11 @@ def measure(experiment: Experiment, runtime: Runtime, names: tuple[str, ...], sh
             if reply.turns[0].error:
                 msg = reply.turns[0].error.strip().splitlines()[-1]
                 raise RuntimeError(msg)
-    turn = reply.turns[0]
-    return Measured(turn.seconds / max(1, turn.num_steps), turn.bytes_down, turn.bytes_up, _peak())
+    layout, turn = learner.resident.layout, reply.turns[0]
+    model = wire.pack_model(request, layout)
+    down = wire.described(wire.pack_request(request, [0], layout, model))["bytes"]
+    up = wire.described(wire.pack_reply(reply, request.layout(layout)))["bytes"]
+    return Measured(turn.seconds / max(1, turn.num_steps), down, up, _peak())
 
 
 def _peak() -> int:

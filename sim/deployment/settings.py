@@ -24,22 +24,37 @@ from __future__ import annotations
 import ipaddress
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fedmlic import spec
 from fedmlic.errors import InputError
 from fedmlic.experiment import explain, split_settings
+from fedmlic.record import open_run
 
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
 _HOST: Final = re.compile(
     r"(?=.{1,253}$)(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 )
 
-OWN_SETTINGS: Final = ("dataset", "label-names", "cohort-size", "min-hosts", "node-ids", "engine", "out")
-"""Settings of a run that follow from the rest of the file."""
+_FOLLOWS: Final = "follows from the rest of the file"
+OWN_SETTINGS: Final = {
+    "dataset": _FOLLOWS,
+    "label-names": _FOLLOWS,
+    "cohort-size": _FOLLOWS,
+    "node-ids": "is known once keys are registered ('fedmlic-admin run --bind' sets it)",
+    "engine": "is flower here",
+    "out": "is said with each run ('fedmlic-admin run')",
+}
+"""Settings of a run that [run] cannot have, and why."""
+
+OF_SIMULATIONS: Final = frozenset(
+    {"dataset", "partition", "regime", "num_clients", "cohort_size", "cohort", "label_names", "single_client"}
+)
+"""Settings of an experiment that say who has which images and labels, which devices decide by themselves."""
 
 
 def _is_name(text: str) -> str:
@@ -163,6 +178,7 @@ class Deployment(_Table):
         authority_days: validity of the certificate authority.
         server: the server.
         devices: at least one.
+        run_of: folder of a run whose settings the first run has too; those of ``run`` win.
         run: settings of the first run, as run-config has them.
     """
 
@@ -175,7 +191,13 @@ class Deployment(_Table):
     authority_days: Annotated[int, Field(ge=1, le=7300)] = 3650
     server: Server
     devices: Annotated[tuple[Device, ...], Field(min_length=1)]
+    run_of: str = ""
     run: dict[str, bool | int | float | str] = Field(default_factory=dict)
+
+    @field_validator("run")
+    @classmethod
+    def _dashes(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return _dashed(values)
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
@@ -191,10 +213,15 @@ class Deployment(_Table):
             problems.append(f"Expected days to be at most authority-days ({self.authority_days}), got {self.days}.")
         problems += [problem for device in self.devices for problem in self._image_problems(device)]
         problems += [
-            f"Expected [run] without {key}, which follows from the rest of the file, got {self.run[key]!r}. Delete it."
-            for key in OWN_SETTINGS
+            f"Expected [run] without {key}, which {why}, got {self.run[key]!r}. Delete it."
+            for key, why in OWN_SETTINGS.items()
             if key in self.run
         ]
+        needed = self.run.get("min-hosts", 1)
+        if isinstance(needed, int) and needed > len(self.devices):
+            problems.append(
+                f"Expected run.min-hosts to be at most the number of devices ({len(self.devices)}), got {needed}."
+            )
         problems += [
             f"Expected run.{key} without double quotes, backslashes and line breaks, got {value!r}. Use single quotes."
             for key, value in self.run.items()
@@ -243,11 +270,11 @@ class Deployment(_Table):
             "num-rounds": 3,
             "node-timeout": 600.0,
             "round-timeout": 900.0,
+            "min-hosts": len(self.devices),
             **self.run,
             "dataset": f"on_devices(image_size={self.image_size}{channels})",
             "label-names": ",".join(self.label_names),
             "cohort-size": 0,
-            "min-hosts": len(self.devices),
         }
 
 
@@ -255,6 +282,20 @@ def _arguments_of(data: str) -> dict[str, Any]:
     """All arguments of a data set; of one from outside the catalogue, which may not be here, those that are written."""
     written = spec.parse(data, "data")
     return written.arguments if "." in written.name else spec.parse(spec.resolve("dataset", data)).arguments
+
+
+def _dashed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the keys that run-config has."""
+    return {key.replace("_", "-"): value for key, value in values.items()}
+
+
+def _settings_of(run: Path) -> dict[str, Any]:
+    """What a run's experiment says of training, merging and evaluating.
+
+    Raises:
+        InputError: the folder holds no run.
+    """
+    return _dashed(open_run(run).settings()[0].model_dump(exclude=set(OF_SIMULATIONS)))
 
 
 def read_deployment(path: Path) -> Deployment:
@@ -274,6 +315,8 @@ def read_deployment(path: Path) -> Deployment:
         msg = f"Expected {path} to be TOML, got an error: {error}."
         raise InputError(msg) from None
     try:
+        if isinstance(values.get("run-of"), str) and isinstance(values.get("run", {}), dict):
+            values["run"] = {**_settings_of(path.parent / values["run-of"]), **_dashed(values.get("run", {}))}
         found = Deployment.model_validate(values)
         split_settings(found.run_settings())
     except ValidationError as error:

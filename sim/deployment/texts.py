@@ -6,7 +6,7 @@ import ipaddress
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from clients.approval import KEY
@@ -46,8 +46,7 @@ def server_texts(deployment: Deployment, code: Code) -> dict[str, str]:
         "FLWR_CONFIG": _flower_config(deployment),
     }
     files = {path.name: _fill(f"server/{path.name}", values) for path in sorted((TEMPLATES / "server").iterdir())}
-    run = "".join(f"{key} = {toml_value(value)}\n" for key, value in deployment.run_settings().items())
-    return {**files, "run.toml": run, "kit.json": _public(deployment, code)}
+    return {**files, "run.toml": _run(deployment), "kit.json": _public(deployment, code)}
 
 
 def device_texts(deployment: Deployment, name: str, code: Code, *, own_key: bool) -> dict[str, str]:
@@ -68,7 +67,8 @@ def device_texts(deployment: Deployment, name: str, code: Code, *, own_key: bool
         "THREADS": str(device.threads),
         "NODE_PORT": str(device.port),
         "MEMORY": f"MemoryMax={device.memory}\n" if device.memory else "",
-        "ROOT": str(spec.parse(device.data).arguments.get("root", "/data")),
+        "ROOT": _root(device),
+        "HOMES": "ProtectHome=read-only\n" if _is_below_homes(_root(device)) else "",
         "GROUPS": "video render" if device.device != "cpu" else "",
         "GPU": _GPU if device.device.startswith("cuda") else "",
         "SERVER_IPS": " ".join(each for each in deployment.server.names if _is_ip(each)),
@@ -78,11 +78,13 @@ def device_texts(deployment: Deployment, name: str, code: Code, *, own_key: bool
         "KEY_NOTE": "" if own_key else _OWN_KEY,
         "SECRET_NOTE": _PRIVATE if own_key else "",
         "CODE_NOTE": _code_note(deployment, code),
+        "LEAVES": (TEMPLATES / "leaves.md").read_text(encoding="utf-8").rstrip("\n"),
     }
     files = {path.name: _fill(f"device/{path.name}", values) for path in sorted((TEMPLATES / "device").iterdir())}
     return {
         **files,
         "node.toml": _node_config(deployment, device, client, code),
+        "run.toml": _run(deployment),
         "kit.json": _public(deployment, code, name),
     }
 
@@ -111,6 +113,21 @@ def _named(deployment: Deployment) -> list[tuple[str, Device]]:
 
 def _how(device: Device) -> str:
     return "its owner has the private key" if device.public_key else "it holds the device's private key"
+
+
+def _root(device: Device) -> str:
+    """Where a device's images are, as far as its data say."""
+    return str(spec.parse(device.data).arguments.get("root", "/data"))
+
+
+def _is_below_homes(folder: str) -> bool:
+    """Whether a folder is among those that systemd's ``ProtectHome=yes`` hides from a service."""
+    return any(PurePosixPath(folder).is_relative_to(each) for each in ("/home", "/root", "/run/user"))
+
+
+def _run(deployment: Deployment) -> str:
+    """The settings of the first run, which are no secret: every device is told them when it starts."""
+    return "".join(f"{key} = {toml_value(value)}\n" for key, value in deployment.run_settings().items())
 
 
 def _flower_config(deployment: Deployment) -> str:
@@ -160,7 +177,8 @@ def _public(deployment: Deployment, code: Code, device: str = "") -> str:
     if device:
         about |= {"device": device, "client": deployment.client_of(device)}
     else:
-        about |= {"control-port": deployment.server.control_port, "devices": deployment.names}
+        clients = {name: deployment.client_of(name) for name in deployment.names}
+        about |= {"control-port": deployment.server.control_port, "devices": deployment.names, "clients": clients}
     return json.dumps(about, indent=1, ensure_ascii=False) + "\n"
 
 

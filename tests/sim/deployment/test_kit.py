@@ -17,6 +17,7 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from flwr.common.config import parse_config_args
 
 from clients import approval
 from clients.source import NODE_KEYS
@@ -25,7 +26,7 @@ from fedmlic.experiment import split_settings
 from sim.deployment import certificates
 from sim.deployment import kit as kits
 from sim.deployment.kit import make_kit, read_manifest
-from sim.deployment.settings import read_deployment
+from sim.deployment.settings import Deployment, Device, Server, read_deployment
 
 EXAMPLE = Path(__file__).parents[3] / "docs" / "examples" / "federation.toml"
 PEM, OPENSSH = serialization.Encoding.PEM, serialization.Encoding.OpenSSH
@@ -251,7 +252,7 @@ def test_templates_are_filled_and_programs_parse(kit):
     for name, text in contents(kit[2]).items():
         if not name.endswith(".whl") and "/app/" not in name:
             assert not re.search(rb"@[A-Z_]+@", text), name
-    for name in ("server/install.sh", "server/fedmlic-admin", "devices/one/install.sh"):
+    for name in ("server/install.sh", "server/fedmlic-admin", "devices/one/install.sh", "devices/one/fedmlic-device"):
         subprocess.run(["sh", "-n", kit[2] / name], check=True)
         assert stat.S_IMODE((kit[2] / name).stat().st_mode) == 0o700
 
@@ -323,6 +324,83 @@ def test_the_first_run_is_a_run(kit):
     assert experiment.label_names == "cat,dog"
     assert runtime.min_hosts == 2
     assert experiment.cohort_size == 0
+
+
+def test_a_run_may_start_without_all_devices(tmp_path):
+    text = SMALL.replace("[server]", "[run]\nmin_hosts = 1\n[server]", 1)
+    make_kit(write(tmp_path, text), tmp_path / "kit")
+    settings = tomllib.loads((tmp_path / "kit/server/run.toml").read_text())
+
+    assert split_settings(settings)[1].min_hosts == 1
+
+
+def test_the_first_run_has_the_settings_of_another_one(tmp_path):
+    simulated, _ = split_settings(
+        {"method": "bce()", "model": "small_cnn(width=4)", "learning-rate": 0.02, "partition": "iid()", "seed": 5}
+    )
+    folder = tmp_path / "runs" / "winner"
+    folder.mkdir(parents=True)
+    about = {"experiment": simulated.model_dump(), "runtime": {"workers": 7}, "identity": simulated.identity()}
+    (folder / "experiment.json").write_text(json.dumps(about))
+    text = SMALL.replace("[server]", "run-of = 'runs/winner'\n[run]\nlearning_rate = 0.01\n[server]", 1)
+    make_kit(write(tmp_path, text), tmp_path / "kit")
+    written = (tmp_path / "kit/server/run.toml").read_text()
+    settings = tomllib.loads(written)
+    experiment, runtime = split_settings(settings)
+
+    assert parse_config_args([re.sub(" = ", "=", written)]) == settings  # as fedmlic-admin hands them to Flower
+    same = {"dataset", "partition", "regime", "num_clients", "cohort_size", "label_names", "learning_rate"}
+    assert experiment.model_dump(exclude=same) == simulated.model_dump(exclude=same)
+    assert simulated.num_rounds == 12  # a default of an experiment, where that of a kit is another
+    assert experiment.learning_rate == 0.01
+    assert (experiment.label_names, experiment.cohort_size, runtime.min_hosts) == ("cat,dog", 0, 2)
+    assert runtime.workers == 0
+    assert "partition" not in settings
+
+
+def test_devices_get_the_settings_of_the_first_run(kit):
+    for name in ("one", "two"):
+        assert (kit[2] / f"devices/{name}/run.toml").read_text() == (kit[2] / "server/run.toml").read_text()
+
+
+def test_an_owner_needs_no_page_of_this_projects_documentation(kit):
+    for path in (kit[2] / "devices/one").iterdir():
+        assert path.suffix == ".whl" or not re.search(rb"(?<![\w./])docs/", path.read_bytes()), path.name
+
+
+def test_what_leaves_a_device_is_told_to_its_owner_as_on_the_page(kit):
+    page = (EXAMPLE.parents[1] / "deployment.md").read_text(encoding="utf-8")
+    told = page.split("\n## What leaves a device\n")[1].split("\n## ")[0]
+
+    assert re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", told).strip() in (kit[2] / "devices/one/README.md").read_text()
+
+
+@pytest.mark.parametrize(("root", "shown"), [("/home/eyes", True), ("/root", True), ("/homes/eyes", False)])
+def test_images_below_home_are_shown_to_the_service(tmp_path, root, shown):
+    make_kit(write(tmp_path, SMALL.replace("/data/a", root)), tmp_path / "kit")
+    lines = (tmp_path / "kit/devices/one/fedmlic-device.service").read_text().splitlines()
+
+    assert [line for line in lines if line.startswith("ProtectHome=")] == [
+        "ProtectHome=yes",
+        *(["ProtectHome=read-only"] if shown else []),
+    ]
+
+
+def test_a_container_with_a_torch_of_its_own_is_not_given_another(kit, tmp_path):
+    lines = (kit[2] / "devices/one/Containerfile").read_text().splitlines()
+    (command,) = (line.removeprefix("RUN ").removesuffix("\\") for line in lines if line.startswith("RUN if"))
+    pinned = (kit[2] / "devices/one/constraints.txt").read_text()
+    path = tmp_path / "constraints.txt"
+    kept = {}
+    for system in ("", "--system-site-packages"):
+        path.write_text(pinned)
+        shell = re.sub(r"\S+/constraints\.txt", str(path), command)
+        subprocess.run(["sh", "-c", shell], check=True, env={"SYSTEM": system, "PATH": "/usr/bin:/bin"})
+        kept[system] = path.read_text().splitlines()
+
+    assert kept[""] == pinned.splitlines()
+    left_out = set(kept[""]) - set(kept["--system-site-packages"])
+    assert {line.partition("==")[0] for line in left_out} == {"torch", "torchvision"}
 
 
 @pytest.mark.skipif(not shutil.which("nginx", path="/usr/sbin:/usr/bin"), reason="nginx is not installed")
@@ -652,6 +730,16 @@ def test_a_device_that_allows_files_says_so_in_its_node_config(tmp_path):
 # --- federation.toml -----------------------------------------------------------------------
 
 
+def test_the_example_names_every_key():
+    text = EXAMPLE.read_text(encoding="utf-8")
+    tables = {"": Deployment, "[server]": Server, "[[devices]]": Device}
+    for heading, table in tables.items():
+        part = text[text.index(heading) :] if heading else text
+        for name in set(table.model_fields) - {"server", "devices", "run"}:
+            key = re.escape(name.replace("_", "-"))
+            assert re.search(rf"^(# )?{key} += ", part, re.MULTILINE), key
+
+
 def test_the_example_is_right():
     found = read_deployment(EXAMPLE)
 
@@ -682,7 +770,13 @@ WRONG = {
     "days": ("image-size = 24", "image-size = 24\ndays = 400\nauthority-days = 300", "at most authority-days"),
     "run": ("[server]", "[run]\nnum-rounds = 0\n[server]", "num-rounds"),
     "run key": ("[server]", "[run]\nnum-runds = 1\n[server]", "num-rounds"),
-    "own run": ("[server]", "[run]\nmin-hosts = 1\n[server]", "without min-hosts"),
+    "own run": ("[server]", "[run]\nlabel-names = 'cat'\n[server]", "label-names, which follows from the rest"),
+    "own run, underscore": ("[server]", "[run]\nlabel_names = 'cat'\n[server]", "[run] without label-names"),
+    "nodes": ("[server]", "[run]\nnode-ids = '0=1'\n[server]", "node-ids, which is known once keys are registered"),
+    "hosts": ("[server]", "[run]\nmin-hosts = 3\n[server]", "min-hosts to be at most the number of devices (2), got 3"),
+    "no hosts": ("[server]", "[run]\nmin-hosts = 0\n[server]", "min-hosts"),
+    "run of nothing": ("[server]", "run-of = 'nowhere'\n[server]", "nowhere to be the folder of a run"),
+    "run of a number": ("[server]", "run-of = 3\n[server]", "run-of"),
     "quotes": ("[server]", "[run]\nmethod = 'x(a=\"b\")'\n[server]", "run.method without double quotes"),
     "memory": ('name = "two"', 'name = "two"\nmemory = "lots"', "memory"),
     "key": ('name = "two"', 'name = "two"\npublic-key = "nowhere.pub"', "public key of two"),

@@ -1,12 +1,15 @@
 """The kit's programs for root, with stand-ins for what changes a system, below a folder."""
 
+import itertools
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from flwr.common.config import parse_config_args
 
 from sim.deployment.kit import make_kit
 
@@ -18,6 +21,7 @@ image-size = 24
 names = ["fed.example.org"]
 [[devices]]
 name = "one"
+client = 3
 data = "folder(root='/data/a', image_size=24)"
 allow-files = "/srv/weights"
 """
@@ -52,7 +56,7 @@ def kit(tmp_path_factory):
 def played(tmp_path, kit):
     """A function: runs a program of the kit as if ``tmp_path / "root"`` were the system's."""
     root, programs = tmp_path / "root", tmp_path / "programs"
-    for folder in ("etc", "opt/fedmlic/bin", "var/lib/fedmlic-server"):
+    for folder in ("etc", "opt/fedmlic/bin", "usr/local/bin", "var/lib/fedmlic-server"):
         (root / folder).mkdir(parents=True)
     (root / "opt/fedmlic/bin/python").symlink_to(sys.executable)
     (root / "opt/fedmlic/bin/fedmlic").write_text("#!/bin/sh\n")
@@ -64,7 +68,7 @@ def played(tmp_path, kit):
 
     def play(path, *arguments, cwd, **environment):
         text = (kit / path).read_text()
-        for place in ("/etc/", "/opt/", "/var/lib/"):
+        for place in ("/etc/", "/opt/", "/var/lib/", "/usr/local/"):
             text = text.replace(place, f"{root}{place}")
         program = Path(cwd) / Path(path).name
         program.write_text(text)
@@ -157,3 +161,89 @@ def test_a_backup_without_a_database_or_a_place_makes_none(played, tmp_path):
         assert told in done.stderr
     assert not (tmp_path / "copy.db").exists()
     assert not (tmp_path / "root/var/lib/fedmlic-server/superlink.db").exists()
+
+
+def test_a_devices_program_runs_as_the_service_does(played, device, tmp_path):
+    root = tmp_path / "root"
+    assert played("devices/one/install.sh", cwd=device).returncode == 0
+    assert (root / "usr/local/bin/fedmlic-device").exists()
+    assert (root / "etc/fedmlic-device/run.toml").read_text() == (device / "run.toml").read_text()
+    told = '#!/bin/sh\necho "$@"; echo "$HOME $FEDMLIC_HOME $OMP_NUM_THREADS"; pwd\n'
+    (root / "opt/fedmlic/bin/fedmlic").write_text(told)
+    state = f"{root}/var/lib/fedmlic-device"
+    around = [f"{state} {state}/fedmlic 1", f"{state}/empty"]
+
+    looked = played("devices/one/fedmlic-device", "doctor", "--link-mbit", "10", cwd=device)
+    other = played("devices/one/fedmlic-device", "data", "check", cwd=device)
+    nothing = played("devices/one/fedmlic-device", cwd=device)
+
+    assert looked.stdout.splitlines() == [f"doctor {root}/etc/fedmlic-device --link-mbit 10", *around], looked.stderr
+    assert other.stdout.splitlines() == ["data check", *around]
+    assert (root / "as-server").read_text().count("env PATH=") == 2
+    assert nothing.returncode == 2
+    assert "fedmlic-device doctor" in nothing.stdout
+
+
+@pytest.mark.parametrize(
+    ("there", "asked"),
+    [("video render", "--groups=video,render"), ("render", "--groups=render"), ("", "--clear-groups")],
+)
+def test_a_devices_program_has_the_groups_of_the_service(played, device, tmp_path, there, asked):
+    assert played("devices/one/install.sh", cwd=device).returncode == 0
+    programs = tmp_path / "programs"
+    (programs / "getent").write_text(f'#!/bin/sh\ncase " {there} " in *" $2 "*) ;; *) exit 2 ;; esac\n')
+    (programs / "setpriv").write_text('#!/bin/sh\necho "$5"\n')
+
+    assert played("devices/one/fedmlic-device", "doctor", cwd=device).stdout == f"{asked}\n"
+
+
+@pytest.fixture
+def operator(played, kit, tmp_path):
+    """A function: plays fedmlic-admin on an installed server, with Flower's and our command as stand-ins."""
+    root, folder = tmp_path / "root", tmp_path / "server"
+    shutil.copytree(kit / "server", folder)
+    done = played("server/install.sh", cwd=folder, NGINX="/bin/sh")
+    assert done.returncode == 0, done.stderr
+    for name in ("flwr", "fedmlic"):
+        program = root / "opt/fedmlic/bin" / name
+        program.write_text(f'#!/bin/sh\nprintf "%s\\n" {name} "$@"\n')
+        program.chmod(0o700)
+    return lambda *arguments: played("server/fedmlic-admin", *arguments, cwd=folder)
+
+
+def test_nodes_are_shown_with_their_names_and_what_a_run_saw(operator, tmp_path):
+    state = tmp_path / "root/var/lib/fedmlic-server"
+    assert operator("nodes").stdout.splitlines() == ["fedmlic", "nodes", "study"]
+
+    (state / "nodes.txt").write_text("17 one\n")
+    found = operator("nodes", "--run", "/runs/first").stdout.splitlines()
+    assert found == ["fedmlic", "nodes", "study", "--names", f"{state}/nodes.txt", "--run", "/runs/first"]
+
+
+def test_a_run_binds_clients_to_the_nodes_that_were_registered_last(operator, tmp_path):
+    def settings(*arguments):
+        done = operator("run", *arguments)
+        assert done.returncode == 0, done.stderr
+        words = done.stdout.splitlines()
+        return parse_config_args([text for option, text in itertools.pairwise(words) if option == "--run-config"])
+
+    nodes = tmp_path / "root/var/lib/fedmlic-server/nodes.txt"
+    refused = operator("run", "--bind")
+    assert refused.returncode != 0
+    assert refused.stdout == ""
+    assert "got none for one" in refused.stderr
+
+    nodes.write_text("17 one\n18 gone\n19 one\n")
+    assert settings("--bind", "num-rounds=9 out='/x'")["node-ids"] == "3=19"
+    assert settings("--bind", "num-rounds=9 out='/x'")["num-rounds"] == 9
+    assert settings("--bind")["out"].endswith("/runs/first")
+    assert "node-ids" not in settings("num-rounds=9 out='/x'")
+
+
+@pytest.mark.usefixtures("operator")
+def test_the_key_of_a_device_that_left_leaves_the_server(played, tmp_path):
+    keys = tmp_path / "root/etc/fedmlic-server/devices"
+    (keys / "gone.pub").write_text("ecdsa-sha2-nistp384 AAAA\n")
+
+    assert played("server/install.sh", cwd=tmp_path / "server", NGINX="/bin/sh").returncode == 0
+    assert [path.name for path in keys.iterdir()] == ["one.pub"]

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Sets up the device @DEVICE@ of @NAME@ on this machine. Run it as root, in this folder; running it again updates everything.
 # Nothing is started. Variables: PYTHON (python3), ENVIRONMENT (/opt/fedmlic), KEEP_ENVIRONMENT=1 (install no packages),
-# PIP_ARGUMENTS (such as --system-site-packages wheels of a Jetson; see docs/devices.md), REPLACE_NODE=1 (take this folder's
-# node.toml as it is).
+# PIP_ARGUMENTS (further arguments of pip install, such as --find-links and a folder of wheels), REPLACE_NODE=1 (take this
+# folder's node.toml as it is).
 set -eu
 cd "$(dirname "$0")"
 [ "$(id -u)" = 0 ] || { echo "Run it as root: it makes a user and installs a service." >&2; exit 2; }
@@ -32,8 +32,10 @@ fi
 [ "$ENVIRONMENT" = /opt/fedmlic ] || ln -sfn "$ENVIRONMENT" /opt/fedmlic
 
 install -d -m 0755 /etc/fedmlic-device
-install -m 0644 ca.crt node.toml device.pub kit.json /etc/fedmlic-device/
+install -m 0644 ca.crt node.toml device.pub kit.json run.toml /etc/fedmlic-device/
 install -m 0600 -o fedmlic-device -g fedmlic-device device.key /etc/fedmlic-device/
+install -d -m 0700 -o fedmlic-device -g fedmlic-device /var/lib/fedmlic-device /var/lib/fedmlic-device/empty
+install -m 0755 fedmlic-device /usr/local/bin/fedmlic-device
 if [ -d /etc/systemd/system ]; then
     install -m 0644 fedmlic-device.service /etc/systemd/system/
     for group in video render; do  # a unit with a group that is not there does not start
@@ -41,4 +43,4 @@ if [ -d /etc/systemd/system ]; then
     done
 fi
 if command -v systemctl >/dev/null; then systemctl daemon-reload || true; fi
-echo "Installed. Start it with: systemctl enable --now fedmlic-device"
+echo "Installed. Look whether it is ready: fedmlic-device doctor. Start it with: systemctl enable --now fedmlic-device"

@@ -20,6 +20,9 @@ install -d -m 0755 /etc/fedmlic-server /etc/fedmlic-server/devices
 install -m 0644 ca.crt proxy.crt superlink.crt nginx.conf devices.map nftables.conf run.toml kit.json /etc/fedmlic-server/
 install -m 0600 -o fedmlic-proxy -g fedmlic-proxy proxy.key /etc/fedmlic-server/
 install -m 0600 -o fedmlic-server -g fedmlic-server superlink.key /etc/fedmlic-server/
+for key in /etc/fedmlic-server/devices/*.pub; do  # of devices that left the federation
+    [ -f "devices/$(basename "$key")" ] || rm -f "$key"
+done
 install -m 0644 devices/*.pub /etc/fedmlic-server/devices/
 install -m 0755 fedmlic-admin /usr/local/bin/fedmlic-admin
 rm -rf /etc/fedmlic-server/app
