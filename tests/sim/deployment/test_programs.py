@@ -125,6 +125,23 @@ def test_another_digest_alone_is_an_update(played, device, tmp_path):
     assert 'code-digest = "0123"' in (tmp_path / "root/etc/fedmlic-device/node.toml").read_text()
 
 
+@pytest.mark.parametrize("sign", ["-", "+"])
+def test_a_digest_that_goes_or_comes_is_no_update(played, device, tmp_path, sign):
+    """Without it, the device runs whatever code is sent."""
+    assert played("devices/one/install.sh", cwd=device).returncode == 0
+    installed = tmp_path / "root/etc/fedmlic-device/node.toml"
+    without = (device / "node.toml") if sign == "-" else installed
+    lines = without.read_text().splitlines(keepends=True)
+    (pin,) = (line for line in lines if line.startswith("code-digest"))
+    without.write_text("".join(line for line in lines if line != pin))
+    before = installed.read_bytes()
+    done = played("devices/one/install.sh", cwd=device)
+
+    assert done.returncode == 2
+    assert f"\n{sign} {pin}" in done.stderr
+    assert installed.read_bytes() == before
+
+
 @pytest.mark.parametrize("where", ["relative", "absolute"])
 def test_the_backup_lies_where_the_caller_says_and_the_servers_user_writes_below_its_own_folder(
     played, tmp_path, where

@@ -12,7 +12,9 @@ ENVIRONMENT="${ENVIRONMENT:-/opt/fedmlic}"
 # What its owner refuses or wants, such as allow-statistics = false, must not end with an update, nor may one allow more.
 node=/etc/fedmlic-device/node.toml
 if [ -f "$node" ] && [ -z "${REPLACE_NODE:-}" ]; then
-    other() { grep -vxF -f "$1" "$2" | grep -v '^code-digest = ' | grep '[^[:space:]]' | sed "s/^/$3 /"; }
+    pin='^code-digest = '  # what it says may change, not whether it is there: without it, any code runs
+    { grep -q "$pin" node.toml && grep -q "$pin" "$node"; } || pin='^$'
+    other() { grep -vxF -f "$1" "$2" | grep -v "$pin" | grep '[^[:space:]]' | sed "s/^/$3 /"; }
     changes="$(other node.toml "$node" - || true; other "$node" node.toml + || true)"
     if [ -n "$changes" ]; then
         echo "Expected node.toml here to have the lines of the installed $node, got others (- there, + here):" >&2
