@@ -293,7 +293,11 @@ def _device_key(
     elif private.is_file() and stays:
         public = _public_of(private, name, before.get(PENDING, {}).get(f"{folder}/device.pub", []))
         contents.files[f"{folder}/device.key"] = private.read_bytes()
-        contents.kept.append(f"{folder}/device.key")
+        if _sha256(public) == before["files"].get(f"{folder}/device.pub"):
+            contents.kept.append(f"{folder}/device.key")
+        else:
+            contents.made.append(f"{folder}/device.key")
+            contents.notes.append(f"{folder}/device.key is another one than at the last finished update. {send}")
     else:
         pair = certificates.make_device_key(name)
         contents.files[f"{folder}/device.key"], public = pair.private, pair.public

@@ -499,25 +499,32 @@ def test_a_renewal_that_is_killed_is_finished_by_the_next_update(copied, monkeyp
         make_kit(*copied, update=True)
 
 
-def test_an_update_that_is_killed_between_the_halves_of_a_device_key_is_finished(copied, monkeypatch):
+@pytest.mark.parametrize("half", ["device.key", "device.pub"])
+def test_an_update_that_is_killed_with_a_new_device_key_is_finished_and_says_so(copied, monkeypatch, half):
     (copied[1] / "devices/one/device.key").unlink()
     write_file = kits._write_file
     with monkeypatch.context() as patched:
 
         def killed(path, text):
             write_file(path, text)
-            if path == copied[1] / "devices/one/device.key":
+            if path == copied[1] / "devices/one" / half:
                 raise KeyboardInterrupt
 
         patched.setattr(kits, "_write_file", killed)
         with pytest.raises(KeyboardInterrupt):
             make_kit(*copied, update=True)
     private = (copied[1] / "devices/one/device.key").read_bytes()
-    make_kit(*copied, update=True)
+    found = make_kit(*copied, update=True)
+    once_more = make_kit(*copied, update=True)
     after = contents(copied[1])
 
     assert after["devices/one/device.key"] == private
     assert after["devices/one/device.pub"] == after["server/devices/one.pub"] == certificates.public_of(private, "one")
+    assert found["made"] == ["devices/one/device.key"]
+    (note,) = found["notes"]
+    assert "is another one than at the last finished update. Send devices/one to its owner again" in note
+    assert "devices/one/device.key" in once_more["kept"]
+    assert once_more["notes"] == []
 
 
 def test_a_new_version_leaves_one_wheel(copied, monkeypatch):
