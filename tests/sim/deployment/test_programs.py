@@ -142,6 +142,39 @@ def test_a_digest_that_goes_or_comes_is_no_update(played, device, tmp_path, sign
     assert installed.read_bytes() == before
 
 
+def test_an_update_keeps_the_limits_that_the_owner_wrote_into_the_unit(played, device, tmp_path):
+    system = tmp_path / "root/etc/systemd/system"
+    system.mkdir(parents=True)
+    assert played("devices/one/install.sh", cwd=device).returncode == 0
+    unit, kits = system / "fedmlic-device.service", (device / "fedmlic-device.service").read_text()
+    assert unit.read_text() == kits
+    mine = kits.replace("# IPAddressDeny=any", "IPAddressDeny=any").replace("UMask=0077", "UMask=0077\nMemoryMax=2G")
+    unit.write_text(mine.replace("ProtectHome=yes", "ProtectHome=tmpfs"))
+    before = {path: path.read_bytes() for path in (tmp_path / "root/etc").rglob("*") if path.is_file()}
+    (device / "device.pub").write_text("of another key")
+    refused = played("devices/one/install.sh", cwd=device)
+
+    assert refused.returncode == 2
+    assert "without:\n- MemoryMax=2G\n- ProtectHome=tmpfs\n- IPAddressDeny=any\nNothing" in refused.stderr
+    assert {path: path.read_bytes() for path in (tmp_path / "root/etc").rglob("*") if path.is_file()} == before
+
+    assert played("devices/one/install.sh", cwd=device, REPLACE_UNIT="1").returncode == 0
+    assert unit.read_text() == kits
+
+
+def test_another_address_of_the_server_is_an_update_of_the_unit(played, device, tmp_path):
+    system = tmp_path / "root/etc/systemd/system"
+    system.mkdir(parents=True)
+    assert played("devices/one/install.sh", cwd=device).returncode == 0
+    text = (device / "fedmlic-device.service").read_text()
+    moved = text.replace("fed.example.org", "moved.example.org").replace("OMP_NUM_THREADS=1", "OMP_NUM_THREADS=2")
+    (device / "fedmlic-device.service").write_text(moved.replace("video render", "video"))
+    done = played("devices/one/install.sh", cwd=device)
+
+    assert done.returncode == 0, done.stderr
+    assert "moved.example.org" in (system / "fedmlic-device.service").read_text()
+
+
 @pytest.mark.parametrize("where", ["relative", "absolute"])
 def test_the_backup_lies_where_the_caller_says_and_the_servers_user_writes_below_its_own_folder(
     played, tmp_path, where

@@ -25,6 +25,21 @@ if [ -f "$node" ] && [ -z "${REPLACE_NODE:-}" ]; then
     fi
 fi
 
+# Earlier units told their owners to write limits, such as IPAddressDeny=any, into the file itself: these must not end with
+# an update either. Lines that a kit fills in are not compared. REPLACE_UNIT=1 takes this folder's unit as it is.
+unit=/etc/systemd/system/fedmlic-device.service
+if [ -f "$unit" ] && [ -z "${REPLACE_UNIT:-}" ]; then
+    filled='^(Description=|Environment=OMP_NUM_THREADS=|ExecStart=|ReadOnlyPaths=-|SupplementaryGroups=( *(video|render))*$)'
+    lost="$(grep -vxF -f fedmlic-device.service "$unit" | grep -vE "$filled" | grep '^[[:space:]]*[^#;[:space:]]' | sed 's/^/- /')"
+    if [ -n "$lost" ]; then
+        echo "Expected fedmlic-device.service here to have all settings of the installed $unit, got one without:" >&2
+        echo "$lost" >&2
+        echo "Nothing was changed. Write what must stay into 'systemctl edit fedmlic-device', which no update changes, and" >&2
+        echo "run this again with REPLACE_UNIT=1: fedmlic-device.service is then taken as it is." >&2
+        exit 2
+    fi
+fi
+
 getent passwd fedmlic-device >/dev/null || useradd --system --user-group --home-dir /nonexistent --no-create-home --shell /usr/sbin/nologin fedmlic-device
 if [ ! -x "$ENVIRONMENT/bin/fedmlic" ] || [ -z "${KEEP_ENVIRONMENT:-}" ]; then
     [ -x "$ENVIRONMENT/bin/python" ] || "${PYTHON:-python3}" -m venv "$ENVIRONMENT"
