@@ -43,6 +43,9 @@ SECRET: Final = frozenset({"ca.key", "proxy.key", "superlink.key", "device.key"}
 PENDING: Final = "pending"
 """Key of the manifest of a kit that is being written: the hashes that its files may have besides those before."""
 
+RENEW: Final = "renew"
+"""Key of the manifest of a kit that is being written: whether the server gets new keys and certificates."""
+
 PROGRAMS: Final = frozenset({"install.sh", "fedmlic-admin"})
 SOON: Final = dt.timedelta(days=30)
 """A certificate that is kept and ends within this time gets a note."""
@@ -86,8 +89,9 @@ def make_kit(description: Path, out: Path, *, update: bool = False, renew: bool 
     """
     deployment = read_deployment(description)
     before = _before(out, deployment, update=update or renew)
+    renew = renew or before.get(RENEW, False)  # one that was interrupted: some of its keys may be the old ones
     contents = _contents(deployment, description, out, before, renew=renew)
-    removed = _write(out, contents, before)
+    removed = _write(out, contents, before, renew=renew)
     gone = [name for name in before.get("devices", []) if name not in deployment.names]
     contents.notes += [
         f"{name} is not in {description.name} any more. devices/{name} stays; its key is out of the proxy's list. "
@@ -372,7 +376,7 @@ def _app(deployment: Deployment) -> dict[str, bytes]:
 # --- writing it -------------------------------------------------------------------------
 
 
-def _write(out: Path, contents: Contents, before: Mapping[str, Any]) -> list[str]:
+def _write(out: Path, contents: Contents, before: Mapping[str, Any], *, renew: bool) -> list[str]:
     """Write every file; return those of the kit before that belong to it no more and were deleted.
 
     An update that is interrupted leaves files of two kits. The manifest says so from before the first of them, and the
@@ -390,7 +394,7 @@ def _write(out: Path, contents: Contents, before: Mapping[str, Any]) -> list[str
         left = {name for name in earlier if name.startswith("devices/") and name.split("/")[1] not in devices}
         if before:
             may = {name: sorted({*pending.get(name, []), text}) for name, text in listed.items()}
-            _write_manifest(out, {**before, PENDING: {**pending, **may}})
+            _write_manifest(out, {**before, PENDING: {**pending, **may}, RENEW: renew})
         for name, text in contents.files.items():
             _write_file(out / name, text)
         gone = sorted(earlier - left)

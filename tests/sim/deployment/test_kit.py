@@ -477,6 +477,7 @@ def test_damaged_keys_of_the_server_and_the_authority(copied):
 
 @pytest.mark.parametrize("after", ["server/proxy.key", "server/proxy.crt", "server/README.md"])
 def test_a_renewal_that_is_killed_is_finished_by_the_next_update(copied, monkeypatch, after):
+    before = contents(copied[1])
     write_file = kits._write_file
     with monkeypatch.context() as patched:
 
@@ -489,11 +490,15 @@ def test_a_renewal_that_is_killed_is_finished_by_the_next_update(copied, monkeyp
         for _ in range(2):  # and killed again, with still other keys
             with pytest.raises(KeyboardInterrupt):
                 make_kit(*copied, renew=True)
-    make_kit(*copied, update=True)
+    found = make_kit(*copied, update=True)
+    renewed = {f"server/{name}.{end}" for name in ("proxy", "superlink") for end in ("key", "crt")}
     pair = certificates.Pair(*((copied[1] / f"server/proxy.{end}").read_bytes() for end in ("key", "crt")))
 
     assert certificates.belongs(pair)
-    assert "pending" not in read_manifest(copied[1])
+    assert found["made"] == ["server/proxy.key", "server/superlink.key"]
+    assert renewed <= {name for name, text in contents(copied[1]).items() if text != before[name]}
+    assert not {"pending", "renew"} & read_manifest(copied[1]).keys()
+    assert make_kit(*copied, update=True)["made"] == []
     (copied[1] / "server/proxy.crt").write_bytes(pair.public + b"\n")
     with pytest.raises(InputError, match=r"proxy\.crt: edited"):
         make_kit(*copied, update=True)
