@@ -280,6 +280,7 @@ def _device_key(
     """
     device, folder = deployment.devices[deployment.names.index(name)], f"devices/{name}"
     private, stays = out / folder / "device.key", name in before.get("devices", [])
+    had = before.get("files", {}).get(f"{folder}/device.pub")  # at the last finished update
     send = f"Send devices/{name} to its owner again, and register it on the server; until then it is shut out."
     if device.public_key is not None:
         public = certificates.read_public_key(description.parent / device.public_key, name)
@@ -289,7 +290,7 @@ def _device_key(
                 "Delete it if its owner has another key now."
             )
             raise InputError(msg)
-        if before and not stays and public == _bytes(out / folder / "device.pub"):
+        if not stays and _sha256(public) == had:
             contents.notes.append(
                 f"{name} takes part again with the key that it had. If that was unregistered on the server, its owner "
                 "makes a new one: Flower never takes a key again that was unregistered."
@@ -297,7 +298,7 @@ def _device_key(
     elif private.is_file() and stays:
         public = _public_of(private, name, before.get(PENDING, {}).get(f"{folder}/device.pub", []))
         contents.files[f"{folder}/device.key"] = private.read_bytes()
-        if _sha256(public) == before["files"].get(f"{folder}/device.pub"):
+        if _sha256(public) == had:
             contents.kept.append(f"{folder}/device.key")
         else:
             contents.made.append(f"{folder}/device.key")
@@ -308,7 +309,7 @@ def _device_key(
         contents.made.append(f"{folder}/device.key")
         if stays:
             contents.notes.append(f"{folder}/device.key was not there, and a new key was made. {send}")
-        elif private.is_file():
+        elif private.is_file() and had:
             contents.notes.append(
                 f"{name} takes part again and gets a new key in place of that in {folder}: Flower never takes a key "
                 f"again that was unregistered. {send}"

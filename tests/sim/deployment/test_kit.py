@@ -532,6 +532,28 @@ def test_an_update_that_is_killed_with_a_new_device_key_is_finished_and_says_so(
     assert once_more["notes"] == []
 
 
+@pytest.mark.parametrize("whose", ["kit's", "owner's"])
+def test_a_new_device_whose_first_update_was_killed_is_told_as_a_new_one(copied, monkeypatch, whose):
+    (copied[0].parent / "three.pub").write_bytes(certificates.make_device_key("three").public)
+    key = "public-key = 'three.pub'\n" if whose == "owner's" else ""
+    copied[0].write_text(SMALL + f"[[devices]]\nname = 'three'\n{key}data = \"folder(root='/c', image_size=24)\"\n")
+    write_file = kits._write_file
+    with monkeypatch.context() as patched:
+
+        def killed(path, text):
+            write_file(path, text)
+            if path == copied[1] / "devices/three/device.pub":
+                raise KeyboardInterrupt
+
+        patched.setattr(kits, "_write_file", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make_kit(*copied, update=True)
+    found = make_kit(*copied, update=True)
+
+    assert found["made"] == ([] if whose == "owner's" else ["devices/three/device.key"])
+    assert found["notes"] == []
+
+
 def test_a_new_version_leaves_one_wheel(copied, monkeypatch):
     """Also in the folder of a device that was away when the version changed; not in that of one that left."""
     (old,) = (path.name for path in (copied[1] / "server").glob("*.whl"))
