@@ -707,6 +707,11 @@ WRONG = {
     "label twice": ('"dog"]', '"cat"]', "every label once"),
     "image size": ("'/data/b', image_size=24", "'/data/b', image_size=32", "two to have image-size 24"),
     "image size by default": ("'/data/b', image_size=24", "'/data/b'", "image-size 24, got image_size=128 by default"),
+    "image size as a list": (
+        "folder(root='/data/b', image_size=24)",
+        "my.mod.data(image_size=[24, 24])",
+        "two to have image-size 24, got image_size=[24, 24]. Write image_size=24",
+    ),
     "channels": ("'/data/b', image_size=24", "'/data/b', image_size=24, channels=1", "to have channels 3"),
     "name of a data set": ("folder(root='/data/b'", "foldr(root='/data/b'", "data of two: Expected dataset to name"),
     "data": ("folder(root='/data/b', image_size=24)", "rm -rf", "data of two"),
