@@ -140,8 +140,9 @@ def _before(out: Path, deployment: Deployment, *, update: bool) -> dict[str, Any
         return {}
     found = read_manifest(out)
     if not update:
+        how = ", the making of which was interrupted" if PENDING in found else ""
         msg = (
-            f"Expected {out} to be a new folder, got a kit. Add --update: it follows the file; keys and "
+            f"Expected {out} to be a new folder, got a kit{how}. Add --update: it follows the file; keys and "
             "certificates that are still right are kept. --renew also makes new certificates of the server."
         )
         raise InputError(msg)
@@ -175,9 +176,10 @@ def _contents(
 ) -> Contents:
     contents = Contents()
     make_authority = partial(certificates.make_authority, deployment.name, deployment.authority_days)
-    if before:
+    is_first = not before.get("files")  # also where a first kit was interrupted, of which nobody has a file
+    if not is_first:
         _check_authority(out)
-    authority = _pair(contents, out, "authority/ca", make_authority)
+    authority = _pair(contents, out, "authority/ca", make_authority, _never if is_first else certificates.belongs)
     names = list(dict.fromkeys([*deployment.server.names, *LOOPBACK]))
     for what, valid in (("proxy", names), ("superlink", list(LOOPBACK))):
         make = partial(certificates.make_certificate, authority, valid, deployment.days)
@@ -217,9 +219,7 @@ def _add(contents: Contents, folder: str, files: Mapping[str, bytes | str]) -> N
         contents.files[f"{folder}{name}"] = text.encode("utf-8") if isinstance(text, str) else text
 
 
-def _pair(
-    contents: Contents, out: Path, place: str, make: Callable[[], Pair], right: Callable[[Pair], bool] = lambda _: True
-) -> Pair:
+def _pair(contents: Contents, out: Path, place: str, make: Callable[[], Pair], right: Callable[[Pair], bool]) -> Pair:
     """A key and certificate of the kit: those that are there if they are right, else new ones."""
     key, certificate = out / f"{place}.key", out / f"{place}.crt"
     pair = Pair(key.read_bytes(), certificate.read_bytes()) if key.is_file() and certificate.is_file() else None
@@ -380,7 +380,7 @@ def _app(deployment: Deployment) -> dict[str, bytes]:
 def _write(out: Path, contents: Contents, before: Mapping[str, Any], *, renew: bool) -> list[str]:
     """Write every file; return those of the kit before that belong to it no more and were deleted.
 
-    An update that is interrupted leaves files of two kits. The manifest says so from before the first of them, and the
+    What is interrupted leaves half a kit, or files of two. The manifest says so from before the first of them, and the
     next update goes on.
     """
     old_umask = os.umask(0o077)
@@ -393,9 +393,10 @@ def _write(out: Path, contents: Contents, before: Mapping[str, Any], *, renew: b
         earlier = {*before.get("files", {}), *pending} - set(listed)
         # The folder of a device that left stays, and stays known: it may come back.
         left = {name for name in earlier if name.startswith("devices/") and name.split("/")[1] not in devices}
-        if before:
-            may = {name: sorted({*pending.get(name, []), text}) for name, text in listed.items()}
-            _write_manifest(out, {**before, PENDING: {**pending, **may}, RENEW: renew})
+        about = {"format": 1, "name": json.loads(contents.files["server/kit.json"])["name"], "devices": devices}
+        may = {name: sorted({*pending.get(name, []), text}) for name, text in listed.items()}
+        finished = before or {**about, "devices": [], "files": {}}
+        _write_manifest(out, {**finished, PENDING: {**pending, **may}, RENEW: renew})
         for name, text in contents.files.items():
             _write_file(out / name, text)
         gone = sorted(earlier - left)
@@ -404,7 +405,6 @@ def _write(out: Path, contents: Contents, before: Mapping[str, Any], *, renew: b
         for folder in {(out / name).parent for name in contents.files}:
             sync(folder)
         kept = {name: _sha256((out / name).read_bytes()) for name in left if (out / name).is_file()}
-        about = {"format": 1, "name": json.loads(contents.files["server/kit.json"])["name"], "devices": devices}
         _write_manifest(out, {**about, "files": dict(sorted({**listed, **kept}.items()))})
     finally:
         os.umask(old_umask)

@@ -504,6 +504,38 @@ def test_a_renewal_that_is_killed_is_finished_by_the_next_update(copied, monkeyp
         make_kit(*copied, update=True)
 
 
+@pytest.mark.parametrize("after", ["authority/ca.key", "server/proxy.key", "devices/one/device.key", "server/ca.crt"])
+def test_a_first_kit_that_is_killed_is_made_by_an_update(kit, tmp_path, monkeypatch, after):
+    description, out = write(tmp_path, SMALL), tmp_path / "kit"
+    write_file = kits._write_file
+    with monkeypatch.context() as patched:
+
+        def killed(path, text):
+            write_file(path, text)
+            if path == out / after:
+                raise KeyboardInterrupt
+
+        patched.setattr(kits, "_write_file", killed)
+        for update in (False, True):
+            with pytest.raises(KeyboardInterrupt):
+                make_kit(description, out, update=update)
+    left = {name: text for name, text in contents(out).items() if name.endswith(".key")}
+    with pytest.raises(InputError, match="got a kit, the making of which was interrupted"):
+        make_kit(description, out)
+    found = make_kit(description, out, update=True)
+    after_all = contents(out)
+
+    assert left
+    assert {**kit[0], "kit": str(out)} == found
+    assert after_all.keys() == contents(kit[2]).keys()
+    assert not {name for name, text in left.items() if after_all[name] == text}
+    assert read_manifest(out).keys() == read_manifest(kit[2]).keys()
+    authority, proxy = (
+        x509.load_pem_x509_certificate(after_all[f"{name}.crt"]) for name in ("authority/ca", "server/proxy")
+    )
+    proxy.verify_directly_issued_by(authority)
+
+
 @pytest.mark.parametrize("half", ["device.key", "device.pub"])
 def test_an_update_that_is_killed_with_a_new_device_key_is_finished_and_says_so(copied, monkeypatch, half):
     (copied[1] / "devices/one/device.key").unlink()
