@@ -207,3 +207,29 @@ def test_a_backup_without_a_database_or_a_place_makes_none(played, tmp_path):
         assert told in done.stderr
     assert not (tmp_path / "copy.db").exists()
     assert not (tmp_path / "root/var/lib/fedmlic-server/superlink.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "mv", "told"),
+    [
+        ("folder", "", "got the folder folder. Name a file in it"),
+        ("folder/", "", "got the folder folder/. Name a file in it"),
+        ("nowhere/copy.db", "", "nowhere/copy.db.part"),
+        ("copy.db", "echo no space left >&2; exit 1", "no space left"),
+    ],
+)
+def test_a_backup_that_fails_leaves_no_copy_of_the_database(played, tmp_path, target, mv, told):
+    state, caller = tmp_path / "root/var/lib/fedmlic-server", tmp_path / "caller"
+    (caller / "folder").mkdir(parents=True)
+    with sqlite3.connect(state / "superlink.db") as database:
+        database.execute("create table node (name text)")
+    database.close()
+    if mv:
+        (tmp_path / "programs/mv").write_text(f"#!/bin/sh\n{mv}\n")
+        (tmp_path / "programs/mv").chmod(0o700)
+    done = played("server/fedmlic-admin", "backup", target, cwd=caller)
+
+    assert done.returncode != 0
+    assert told in done.stderr
+    assert {path.name for path in caller.rglob("*")} == {"folder", "fedmlic-admin"}
+    assert not (state / "backup.db").exists()
