@@ -40,11 +40,11 @@ MANIFEST: Final = "kit.json"
 SECRET: Final = frozenset({"ca.key", "proxy.key", "superlink.key", "device.key"})
 """Names of files that nobody but their receiver may read."""
 
-PENDING: Final = "pending"
-"""Key of the manifest of a kit that is being written: the hashes that its files may have besides those before."""
-
 RENEW: Final = "renew"
 """Key of the manifest of a kit that is being written: whether the server gets new keys and certificates."""
+
+PENDING: Final = "pending"
+"""Key of the manifest of a kit that is being written: the hashes that its files may have besides those before."""
 
 PROGRAMS: Final = frozenset({"install.sh", "fedmlic-admin"})
 SOON: Final = dt.timedelta(days=30)

@@ -199,16 +199,6 @@ def test_the_backup_lies_where_the_caller_says_and_the_servers_user_writes_below
     assert not (state / "backup.db").exists()
 
 
-def test_a_backup_without_a_database_or_a_place_makes_none(played, tmp_path):
-    for arguments, told in (((), "Say where to"), (("copy.db",), "no SuperLink has run here")):
-        done = played("server/fedmlic-admin", "backup", *arguments, cwd=tmp_path)
-
-        assert done.returncode == 2
-        assert told in done.stderr
-    assert not (tmp_path / "copy.db").exists()
-    assert not (tmp_path / "root/var/lib/fedmlic-server/superlink.db").exists()
-
-
 @pytest.mark.parametrize(
     ("target", "mv", "told"),
     [
@@ -233,3 +223,13 @@ def test_a_backup_that_fails_leaves_no_copy_of_the_database(played, tmp_path, ta
     assert told in done.stderr
     assert {path.name for path in caller.rglob("*")} == {"folder", "fedmlic-admin"}
     assert not (state / "backup.db").exists()
+
+
+def test_a_backup_without_a_database_or_a_place_makes_none(played, tmp_path):
+    for arguments, told in (((), "Say where to"), (("copy.db",), "no SuperLink has run here")):
+        done = played("server/fedmlic-admin", "backup", *arguments, cwd=tmp_path)
+
+        assert done.returncode == 2
+        assert told in done.stderr
+    assert not (tmp_path / "copy.db").exists()
+    assert not (tmp_path / "root/var/lib/fedmlic-server/superlink.db").exists()
