@@ -2,7 +2,7 @@
 # Sets up the device @DEVICE@ of @NAME@ on this machine. Run it as root, in this folder; running it again updates everything.
 # Nothing is started. Variables: PYTHON (python3), ENVIRONMENT (/opt/fedmlic), KEEP_ENVIRONMENT=1 (install no packages),
 # PIP_ARGUMENTS (further arguments of pip install, such as --find-links and a folder of wheels), REPLACE_NODE=1 (take this
-# folder's node.toml as it is).
+# folder's node.toml as it is), REPLACE_UNIT=1 (take this folder's fedmlic-device.service as it is).
 set -eu
 cd "$(dirname "$0")"
 [ "$(id -u)" = 0 ] || { echo "Run it as root: it makes a user and installs a service." >&2; exit 2; }
