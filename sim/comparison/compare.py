@@ -57,6 +57,7 @@ class Entry:
         searched: settings that were chosen on validation data for its row of a study.
         axes: settings that its study varies; ``None`` for a single run.
         reference: which reference it is.
+        unknown: entries that cannot be looked up here, and are compared as they were written.
     """
 
     path: Path
@@ -66,6 +67,7 @@ class Entry:
     searched: frozenset[str] = frozenset()
     axes: tuple[str, ...] | None = None
     reference: str = ""
+    unknown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,9 @@ def _entry(
     folder = open_run(run)
     experiment = folder.settings()[0]
     written = {name.replace("_", "-"): value for name, value in experiment.model_dump().items()}
-    return Entry(run, written, resolved(experiment), folder.data(), searched, axes, reference)
+    unknown: list[str] = []
+    settings = resolved(experiment, unknown)
+    return Entry(run, written, settings, folder.data(), searched, axes, reference, tuple(unknown))
 
 
 def compared_keys(entries: Sequence[Entry], by: Sequence[str]) -> tuple[str, ...]:
@@ -288,6 +292,11 @@ def compare(
     searched = sorted(frozenset[str]().union(*(entry.searched for entry in entries)))
     if searched:
         notes.append(f"chosen on validation data for each row: {', '.join(searched)}")
+    notes += [
+        f"{text} cannot be looked up on this machine and is compared as it was written: another text for the same "
+        "counts as another setting"
+        for text in dict.fromkeys(text for entry in entries for text in entry.unknown)
+    ]
     notes += [*_constant(entries, metric), *_too_few(groups, pairs, test)]
     words = PERSONAL if all(entry in personal for entry in own) else _in_words(entries, model)
     return Comparison(metric, words, keys, test, groups, pairs, notes)

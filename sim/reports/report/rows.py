@@ -129,7 +129,7 @@ def of_other_data(runs: Sequence[Run]) -> list[str]:
     pairs = [pair[:2] for pair in unlike(sorted(runs, key=lambda run: not run.rounds))]
     found = dict.fromkeys((other if one.rounds else one).name for one, other in pairs)
     return [
-        f"{name} has completed no round, and was given other images or labels than runs of the same data settings."
+        f"{name} has completed no round, and was given other images or labels than runs that ask for the same."
         for name in found
     ]
 

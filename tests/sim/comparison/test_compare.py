@@ -334,6 +334,21 @@ def test_a_plug_in_that_is_not_there_is_taken_for_clients_own():
     assert not keeps_private(experiment, evaluated=True)
 
 
+def test_runs_of_a_plug_in_that_is_not_there_are_compared_as_they_were_written(made):
+    """Their numbers are in their folders, and what they differ in is in their texts."""
+    paths = runs_of(made, FIRST, method="gone.method(rate=1)") + runs_of(made, SECOND, method="bce")
+    paths += runs_of(made, FIRST, method="bce(pool='max')", mods="int8(), gone.mod()")
+
+    found = compare(paths[:10])
+
+    assert [group.label for group in found.groups] == ["gone.method(rate=1)", "bce"]
+    assert found.pairs[0].found.num_seeds == 5
+    (note,) = (note for note in found.notes if "as it was written" in note)
+    assert note.startswith("method gone.method(rate=1) cannot be looked up on this machine and is compared as it was")
+    with pytest.raises(InputError, match="differences in method, mods"):
+        compare(paths)
+
+
 # Runs of the same settings and other data
 
 
