@@ -275,7 +275,7 @@ def start_prediction(
     about = {
         "run": str(path.absolute()),
         "round": predictor.round,
-        "model": model_title(open_run(path), predictor.round),
+        "model": model_title(folder, predictor.round, private=bool(predictor.learner.resident.private_names)),
         "threshold": predictor.threshold,
         **own,
         "inference": inference or experiment.inference,
@@ -373,16 +373,23 @@ def resize_of(experiment: Experiment) -> Resize:
     return choices[wanted]
 
 
-def model_title(folder: RunFolder, number: int) -> str:
-    """Which of a run's models the one after round ``number`` is, in words."""
+def model_title(folder: RunFolder, number: int, *, private: bool) -> str:
+    """Which of a run's models the one after round ``number`` is, in words.
+
+    Args:
+        folder: of the run.
+        number: the round.
+        private: whether clients keep tensors to themselves; then their held-out images choose the best round.
+    """
+    images = "clients' held-out images" if private else "validation"
     newest = folder.checkpoints()[-1]
     best = int(folder.checkpoint_values(newest)["best_round"])
     last = folder.settings()[0].num_rounds
-    which = ["best on validation"] * (number == best) + ["the last round"] * (number == last)
+    which = [f"best on {images}"] * (number == best) + ["the last round"] * (number == last)
     if number == newest != last:
         which.append("the last so far")
     if not best:
-        which.append("none was chosen on validation")
+        which.append(f"none was chosen on {images}")
     elif number != best and best not in folder.checkpoints():
         which.append(f"the best, of round {best}, is not kept")
     return f"after round {number} of {last}" + (f" ({', '.join(which)})" if which else "")
