@@ -365,6 +365,21 @@ def steps(num_images: int, local: Local, *, join_last: bool = False) -> Iterator
     return _steps(num_images, local.experiment, _Plan(local.rng("order"), join_last=join_last))
 
 
+def most_steps(settings: Experiment, num_images: int, passes: int = 1) -> int:
+    """The most optimiser steps of a turn without stages.
+
+    Args:
+        settings: epochs or steps, and the batch size.
+        num_images: the client's.
+        passes: the method's (``Method.passes``).
+
+    >>> from fedmlic.experiment import Experiment
+    >>> most_steps(Experiment(local_epochs=3, batch_size=16), 33), most_steps(Experiment(local_steps=5), 33)
+    (9, 5)
+    """
+    return settings.local_steps or passes * settings.local_epochs * math.ceil(num_images / settings.batch_size)
+
+
 def _steps(num_images: int, settings: Experiment, plan: _Plan) -> Iterator[NDArray[np.int64]]:
     """Image numbers of every step."""
     if plan.epochs:
