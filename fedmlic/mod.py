@@ -27,11 +27,12 @@ class Step(NamedTuple):
 
     Attributes:
         network: in training mode.
-        images: float32 ``[batch, channels, height, width]``.
+        images: float32 ``[batch, channels, height, width]``, as the method gave them to its backbone: a
+            changed view where it changes them, the first where it looks at several things.
         labels: int8 ``[batch, labels]``, observed.
-        features: floating ``[batch, features]``: the backbone's feature map of these images,
+        features: floating ``[batch, features]``: the backbone's feature map of these very images,
             averaged over places, as the method's own forward pass made it, with gradient; None
-            unless the mod asks for features.
+            where the network has no ``backbone``.
     """
 
     network: nn.Module
@@ -180,7 +181,8 @@ class Mod(NamedTuple):
         counts_steps: whether it takes ``Trained.num_steps`` for the steps that changed the exchanged tensors; then no
             mod may have stages, in which some of these tensors stand still.
         remembers: whether it uses ``local.memory``.
-        needs_features: whether its term looks at ``Step.features``.
+        holds_back: whether it keeps a part of the change on the client and adds it to a later one.
+        needs_features: whether its term looks at ``Step.features``; a network without a ``backbone`` is then refused.
         refuses: why it does not work with an experiment; empty where it does.
         rule: the strategy without which it cannot work or does nothing, which brings it; empty where it is complete
             alone. An experiment that names such a mod itself is refused; another strategy may bring it.
@@ -195,6 +197,7 @@ class Mod(NamedTuple):
     has_stages: bool = False
     counts_steps: bool = False
     remembers: bool = False
+    holds_back: bool = False
     needs_features: bool = False
     refuses: Callable[[Experiment], str] | None = None
     rule: str = ""
