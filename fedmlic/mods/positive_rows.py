@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from fedmlic import spec
 from fedmlic.image_state import COMPLETED, PREFIX
 from fedmlic.labels import PRESENT
 from fedmlic.mod import Bound, Hooks, Mod, Said
@@ -63,7 +64,7 @@ def positive_rows() -> Mod:
 
         return Hooks(extras=extras)
 
-    return Mod(begin, sums=sums, bounds=bounds, refuses=_without_leave, rule="flag")
+    return Mod(begin, sums=sums, bounds=bounds, refuses=_refuses, rule="flag")
 
 
 def sums(layout: Layout) -> Mapping[str, Tensor]:
@@ -82,7 +83,17 @@ def bounds(said: Said) -> Mapping[str, tuple[Bound, Bound]]:
     return {POSITIVES: (0, sum(said.sizes)), ROWS: (-largest, largest)}
 
 
-def _without_leave(experiment: Experiment) -> str:
-    if experiment.allow_statistics:
-        return ""
-    return "with the rule flag it tells the server how often labels occur; set allow-statistics=true if clients agree"
+def _refuses(experiment: Experiment) -> str:
+    """Rows travel whole beside the model: what a mod of the experiment holds back of them would come a second time."""
+    if not experiment.allow_statistics:
+        return (
+            "with the rule flag it tells the server how often labels occur; set allow-statistics=true if clients agree"
+        )
+    texts = [str(each) for each in spec.parse_all(experiment.mods, "mods")]
+    holding = [text for text in texts if spec.build("mods", text).holds_back]
+    if holding:
+        return (
+            f"label rows are sent whole beside the model, so that {holding[0]} would add what it holds back of them a "
+            "second time; use top_k with error_feedback=false, or leave it out"
+        )
+    return ""
