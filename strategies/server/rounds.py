@@ -458,7 +458,10 @@ class Rounds:
         groups: dict[object, list[Update]] = {}
         for update in updates:
             groups.setdefault(shapes_of(update), []).append(update)
-        ranked = sorted(groups.values(), key=lambda group: (-sum(len(u.clients) for u in group), min(group[0].clients)))
+        ranked = sorted(
+            groups.values(),
+            key=lambda group: (-sum(len(u.clients) for u in group), min(client for u in group for client in u.clients)),
+        )
         for client in (client for group in ranked[1:] for update in group for client in update.clients):
             reason = f"{REFUSED}: Expected the same sums as others sent, got other names, types or shapes."
             turns[client] = replace(turns.get(client, Turn(client, "")), error=reason)

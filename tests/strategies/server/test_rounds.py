@@ -1,5 +1,6 @@
 """The round loop: who carries the clients does not show, failures are counted, too many stop the run."""
 
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -11,6 +12,7 @@ import torch
 from clients.host import Host
 from clients.memory import FolderMemory
 from clients.opening import open_federation
+from fedmlic.arrays import Layout
 from fedmlic.counting import (
     ABSENT_COUNTS,
     IMAGES,
@@ -28,6 +30,7 @@ from fedmlic.histograms import ScoreHistograms
 from fedmlic.learner import build_learner
 from fedmlic.protocol import CLIENTS_BEHIND, IMAGES_BEHIND, HostInfo, Reply, Turn
 from fedmlic.record import create, open_run, write_json
+from fedmlic.update import Units, Update
 from strategies.server.replies import Expected
 from strategies.server.rounds import Rounds, RunFailedError, enough_behind, pooled_metrics, unannotated_of
 from strategies.server.server import build_server, serve
@@ -373,6 +376,20 @@ def test_one_bad_reply_is_one_failed_turn_and_nothing_else(tiny, tmp_path, name)
         assert len(turns) == 6
 
     assert hashes[0] == hashes[1]
+
+
+def test_of_two_halves_that_disagree_the_one_with_the_first_client_counts_whoever_came_first():
+    layout = Layout(("w",), ((3,),), 1, 0)
+
+    def update(client):
+        sums = {"a" if client in {0, 3} else "b": torch.zeros(1, dtype=torch.float64)}
+        return replace(Update.zero(layout, Units(1.0, 1.0)), clients=[client], extras=sums)
+
+    for order in itertools.permutations(range(4)):
+        turns = {}
+        kept = [each.clients[0] for each in Rounds._agreeing(map(update, order), turns)]
+        assert sorted(kept) == [0, 3]
+        assert sorted(turns) == [1, 2]
 
 
 LOUD = """
