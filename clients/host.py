@@ -45,6 +45,7 @@ from fedmlic.protocol import (
 )
 from fedmlic.shard import OwnImages
 from fedmlic.stores import DamagedError
+from fedmlic.sums import Declared
 from fedmlic.training import checked
 from fedmlic.update import Update, turn_metrics, units_for
 
@@ -359,11 +360,15 @@ class Host:
         if local.hooks:
             start = everything.gather(request.flat, layout)
             sent, num_bytes, extras = passed_on(local.hooks, layout, start, sent, trained)
+            declared = Declared(self._experiment, self._mods(request), self._learner.method.passes)
+            problem = declared.problem(layout, [shard.num_images], torch.from_numpy(shard.annotations), extras)
+            if problem:
+                raise ValueError(problem)
         extras |= round_sums_of(shard, self._learner, local.round_sums)
         if local.solution_sums:
             solution = stretch_of(self._learner.method, request.round).phase.solution
-            declared = {} if solution is None else solution.sums(self._learner.resident.network, request.shared)
-            extras |= solution_sums_of(shard, declared, local.solution_sums)
+            zeros = {} if solution is None else solution.sums(self._learner.resident.network, request.shared)
+            extras |= solution_sums_of(shard, zeros, local.solution_sums)
         # Kept before it is added: what is kept counts only once the server says that the turn did.
         self._keep(request, shard.client, local.memory)
         turn = self._sum_up(request, shard, sent, trained, extras)

@@ -1,5 +1,6 @@
 """The round loop: who carries the clients does not show, failures are counted, too many stop the run."""
 
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -9,7 +10,9 @@ import pytest
 import torch
 
 from clients.host import Host
+from clients.memory import FolderMemory
 from clients.opening import open_federation
+from fedmlic.arrays import Layout
 from fedmlic.counting import (
     ABSENT_COUNTS,
     IMAGES,
@@ -27,6 +30,7 @@ from fedmlic.histograms import ScoreHistograms
 from fedmlic.learner import build_learner
 from fedmlic.protocol import CLIENTS_BEHIND, IMAGES_BEHIND, HostInfo, Reply, Turn
 from fedmlic.record import create, open_run, write_json
+from fedmlic.update import Units, Update
 from strategies.server.replies import Expected
 from strategies.server.rounds import Rounds, RunFailedError, enough_behind, pooled_metrics, unannotated_of
 from strategies.server.server import build_server, serve
@@ -304,6 +308,111 @@ def test_a_count_that_lacks_a_client_ends_the_run_whatever_min_replies(tiny, tmp
     assert not events_of(folder.path, "statistics")
     assert not events_of(folder.path, "round")
     assert {event["client"] for event in events_of(folder.path, "client") if event.get("error")} <= {2}
+
+
+class OneLies:
+    """A transport whose clients answer one by one; of the round's first the update is another one, or none."""
+
+    def __init__(self, host, change):
+        self._host, self._change = host, change
+
+    def hosts(self):
+        return [self._host.info()]
+
+    def play(self, request, clients, costs=None):  # noqa: ARG002
+        for client in clients:
+            reply = self._host.play(request, [client])
+            if request.kind != "train" or client != min(clients):
+                yield reply
+            elif self._change is None:
+                yield Reply((Turn(client, "h", error="Refused: gone"),))
+            else:
+                yield replace(reply, updates=(self._change(reply.updates[0]),))
+
+    def close(self):
+        pass
+
+
+def adding(name, change):
+    return lambda update: replace(update, extras={**update.extras, name: change(update.extras[name].clone())})
+
+
+LIES = {
+    "steps without end": ("fednova()", "bce()", adding("fednova/steps", lambda steps: steps + 2**39)),
+    "no steps at all": ("fednova()", "bce()", lambda update: replace(update, extras={})),
+    "rows of no positive": ("flag()", "bce()", adding("positive_rows/positives", torch.zeros_like)),
+    "variates of another model": ("scaffold()", "bce()", adding("scaffold/change", lambda change: change[:5])),
+    "no score": (
+        "fedcorr()",
+        "fedcorr()",
+        lambda update: replace(update, metrics={n: v for n, v in update.metrics.items() if n != "score"}),
+    ),
+    "no distance": (
+        "fedharmony()",
+        "fedharmony()",
+        lambda update: replace(update, metrics={n: v for n, v in update.metrics.items() if n != "disagreement"}),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_one_bad_reply_is_one_failed_turn_and_nothing_else(tiny, tmp_path, name):
+    """The run is that of clients of whom one was away, to the last bit."""
+    strategy, method, change = LIES[name]
+    sgd = {"optimizer": "sgd", "learning_rate": 0.05, "allow_statistics": True, "statistics_min_clients": 1}
+    experiment, runtime = tiny(strategy=strategy, method=method, num_rounds=2, cohort_size=3, **sgd)
+    hashes = []
+    for number, lie in enumerate((None, change)):
+        server = build_server(experiment, runtime)
+        federation = open_federation(experiment, runtime, server.corpus)
+        place = FolderMemory(tmp_path / f"memory-{number}")
+        host = Host("h", experiment, federation, server.learner, memory=lambda _, place=place: place)
+        folder = create(tmp_path / f"run-{number}", experiment, runtime)
+        write_json(folder.path / "data.json", {"present_counts": None})
+        hashes.append(serve(server, OneLies(host, lie), folder).weights_sha256)
+        turns = events_of(folder.path, "client")
+        failed = [turn["client"] for turn in turns if turn.get("error", "").startswith("Refused: ")]
+        assert failed == [min(t["client"] for t in turns if t["round"] == number) for number in (1, 2)]
+        assert len(turns) == 6
+
+    assert hashes[0] == hashes[1]
+
+
+def test_of_two_halves_that_disagree_the_one_with_the_first_client_counts_whoever_came_first():
+    layout = Layout(("w",), ((3,),), 1, 0)
+
+    def update(client):
+        sums = {"a" if client in {0, 3} else "b": torch.zeros(1, dtype=torch.float64)}
+        return replace(Update.zero(layout, Units(1.0, 1.0)), clients=[client], extras=sums)
+
+    for order in itertools.permutations(range(4)):
+        turns = {}
+        kept = [each.clients[0] for each in Rounds._agreeing(map(update, order), turns)]
+        assert sorted(kept) == [0, 3]
+        assert sorted(turns) == [1, 2]
+
+
+LOUD = """
+from dataclasses import replace
+from strategies.strategy import Strategy, weighted_mean
+
+
+def loud(*, times: float = 1.0):
+    def aggregate(state, updates, here):
+        after = weighted_mean(state, updates, here)
+        return replace(after, flat=after.flat * (times if here.number == 2 else 1.0))
+
+    return Strategy(aggregate)
+"""
+
+
+def test_a_model_that_no_client_may_send_any_more_is_not_kept(play, plug, tmp_path):
+    plug("loud", LOUD)
+
+    with pytest.raises(RunFailedError, match="numbers within 32768, got NaN, infinity or larger ones in"):
+        play(tmp_path / "run", strategy="loud.loud(times=1e8)", num_rounds=3)
+
+    assert open_run(tmp_path / "run").checkpoints() == [1]
 
 
 def test_seven_hundredths_of_a_hundred_are_seven():
