@@ -44,7 +44,7 @@ class Tower:
             raise InputError(msg) from error
         self._check_name(open_clip, name)
         self.source, quick_gelu = self._origin(open_clip, name, weights, tag)
-        origin = str(Path(weights).resolve()) if weights else tag
+        origin = str(Path(weights).expanduser().resolve()) if weights else tag
         try:
             # Weights are drawn before they are loaded; that must not move anybody's stream.
             with torch_global_stream(0, "text/clip"):
