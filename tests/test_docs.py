@@ -1,7 +1,10 @@
-"""The index of the documentation: docs/README.md."""
+"""The index of the documentation, docs/README.md, and what no file of the project may hold."""
 
 import re
+import subprocess
 from pathlib import Path
+
+import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -47,3 +50,17 @@ def test_the_page_of_benchmarks_has_a_line_for_each_program_and_for_nothing_else
 
     assert len(programs) > 10
     assert sorted(re.findall(r"^\| `benchmarks/(\w+\.py)` \| \S", page, re.MULTILINE)) == sorted(programs)
+
+
+def test_no_file_holds_the_marks_of_an_unfinished_merge():
+    """A page with them is still good Markdown, so nothing else would tell."""
+    root = DOCS.parent
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=False).stdout
+    if not names:
+        pytest.skip("this copy of the project is no git checkout")
+    marks = re.compile(rb"^(<{7}|\|{7}|>{7}) .*$|^={7}$", re.MULTILINE)
+
+    files = [root / name for name in names.split("\0") if (root / name).is_file()]
+
+    assert DOCS / "README.md" in files
+    assert [str(file.relative_to(root)) for file in files if marks.search(file.read_bytes())] == []
