@@ -25,6 +25,8 @@ from fedmlic.counting import (
 from fedmlic.errors import InputError
 from fedmlic.histograms import ScoreHistograms
 from fedmlic.learner import build_learner
+from fedmlic.methods.db import db
+from fedmlic.mods.label_report import label_report
 from fedmlic.protocol import CLIENTS_BEHIND, IMAGES_BEHIND, HostInfo, Reply, Turn
 from fedmlic.record import create, open_run, write_json
 from strategies.server.replies import Expected
@@ -554,6 +556,20 @@ def test_what_two_questions_count_of_a_label_stands_or_falls_together_too(tiny):
     assert told[KNOWN_COUNTS].tolist() == [0, 100]
     assert told[PRESENT_COUNTS].tolist() == [0, 40]
     assert told[IMAGES].tolist() == [100]
+
+
+def test_a_report_of_labels_withholds_what_the_method_alone_would_be_told(tiny):
+    """db counts presences; with absences of two clients beside them, its own sum is withheld (label_report's page)."""
+    experiment = tiny(statistics_min_clients=5, statistics_min_images=10)[0]
+    sums = behind({PRESENT_COUNTS: [50], IMAGES: [70]}, {PRESENT_COUNTS: [6], IMAGES: [6]})
+    reported = {**sums, **behind({ABSENT_COUNTS: [20]}, {ABSENT_COUNTS: [2]})}
+
+    alone, _ = enough_behind(sums, experiment, together_of([db(counts="global").statistics]))
+    both = [db(counts="global").statistics, label_report().statistics]
+    told, _ = enough_behind(reported, experiment, together_of(both))
+
+    assert alone[PRESENT_COUNTS].tolist() == [50]
+    assert told[PRESENT_COUNTS].tolist() == [0]
 
 
 def test_groups_that_share_a_name_are_one():
