@@ -168,9 +168,13 @@ class DualViewNetwork(PromptedNetwork):
         """``[3, labels, features]``, of any length: for the whole image, for places, hand-written."""
         del given
         trained = self.learner(torch.stack([self.get_parameter(name) for name in self.prompted])).float()
-        written = self.learner.handwritten_raw
+        written = self.handwritten()
         rows = dict(zip(self.prompted, trained, strict=True))
         return torch.stack([*(rows.get(name, written) for name in CONTEXTS), written])
+
+    def handwritten(self) -> Tensor:
+        """``[labels, features]``, hand-written texts; of length 1 where their length does not matter."""
+        return self.learner.handwritten if self.how.scores == "cosine" else self.learner.handwritten_raw()
 
     def views(self, images: Tensor) -> Tensor:
         """``[batch, 1 + places, features]``: the whole image, then its places."""
@@ -193,7 +197,7 @@ class DualViewNetwork(PromptedNetwork):
             views: ``[batch, 1 + places, features]``.
             texts: ``[2 or more, labels, features]``, of any length: for the whole image, for places.
         """
-        handwritten = self.learner.handwritten_raw
+        handwritten = self.handwritten()
         whole, places = (handwritten, handwritten) if texts is None else (texts[0], texts[1])
         return fused(views, whole, places, self.how, self.log_scale.exp())
 
