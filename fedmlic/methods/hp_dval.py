@@ -286,13 +286,15 @@ def hp_dval(
         focal: whether easy entries fade, exponent 2.
 
     Raises:
-        InputError: ``consistent_view`` is a view whose texts do not train.
+        InputError: ``consistent_view`` is a view whose texts do not train, or a context that does not train is to
+            be private.
     """
+    if local_context == "private":
+        _check_private(prompted, schedule)
     if consistency and schedule != "alignment":
         _check_view(prompted, consistent_view)
     chosen = tuple(name for name in CONTEXTS if prompted in {"both", name.removeprefix("context_")})
-    keeps = local_context == "private" and schedule != "alignment"
-    own = tuple(name for name in CONTEXTS[1:] if keeps and name in chosen)
+    own = CONTEXTS[1:] if local_context == "private" else ()
     balance = Balance(rebalance, floor, steepness, middle, kappa, tolerance, focal, positive_share)
     read = partial(open_reader, weights, text_model, who="hp_dval")
     build = partial(
@@ -333,6 +335,16 @@ def _check_view(prompted: str, view: str | None) -> None:
             f"Expected consistent_view to be {prompted!r}, the prompted view, got {view!r}, whose texts are the "
             "hand-written ones: the term would be 0. Leave consistent_view out, or use prompted='both' or "
             "consistency=0.0."
+        )
+        raise InputError(msg)
+
+
+def _check_private(prompted: str, schedule: str) -> None:
+    if prompted == "whole" or schedule == "alignment":
+        got = "prompted='whole'" if prompted == "whole" else "schedule='alignment'"
+        msg = (
+            f"Expected local_context='private' with a context of places that trains, got {got}: nothing would be "
+            "private. Leave local_context out, or use prompted='both' and another schedule."
         )
         raise InputError(msg)
 

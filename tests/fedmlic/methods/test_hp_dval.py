@@ -515,6 +515,13 @@ def test_texts_that_do_not_train_cannot_be_held_anywhere(prompted, view):
     assert learner(method=f"{pair}, schedule='alignment'")
 
 
+@pytest.mark.parametrize("other", ["prompted='whole'", "schedule='alignment'"])
+def test_a_context_that_does_not_train_cannot_be_private(other):
+    with pytest.raises(InputError, match=f"a context of places that trains, got {other}"):
+        learner(method=f"local_context='private', {other}")
+    assert learner(method=other)
+
+
 def test_without_weights_the_file_to_get_is_named():
     with pytest.raises(InputError, match=r"clip-vit-base-patch16.*weights='random'"):
         build_learner(Experiment(method="hp_dval()", model=VIT), NAMES, (32, 32, 3))
