@@ -29,6 +29,7 @@ from fedmlic.methods.db import db
 from fedmlic.mods.label_report import label_report
 from fedmlic.protocol import CLIENTS_BEHIND, IMAGES_BEHIND, HostInfo, Reply, Turn
 from fedmlic.record import create, open_run, write_json
+from fedmlic.shard import Shard
 from strategies.server.replies import Expected
 from strategies.server.rounds import Rounds, RunFailedError, enough_behind, pooled_metrics, unannotated_of
 from strategies.server.server import build_server, serve
@@ -580,8 +581,20 @@ def test_groups_that_share_a_name_are_one():
 
 
 def test_only_sums_with_labels_along_every_axis_stand_or_fall_together(tiny):
-    with pytest.raises(InputError, match=r"labels along every axis, got sizes \[2, 3\]"):
+    with pytest.raises(InputError, match=r"labels along every axis, got a \[2, 3\]\. Leave out of together"):
         enough_behind(behind({"a": [[1, 2, 3], [4, 5, 6]]}, {"a": [[9, 9, 9]] * 2}), tiny()[0], [frozenset("a")])
+
+
+def test_a_client_names_the_sums_that_are_not_of_labels():
+    """Before the others have counted."""
+    labels = np.zeros((4, 3), np.int8)
+    shard = Shard(0, ("a", "b", "c"), None, np.arange(4), labels, np.zeros(0, np.int64), labels[:0])
+    shapes = {"mine/used": (3, 3), "mine/all": (1,), "mine/one": (), "other": (1,)}
+    sums = {name: torch.zeros(shape) for name, shape in shapes.items()}
+
+    with pytest.raises(InputError, match=r"the 3 labels along every axis, got mine/all \[1\], mine/one \[\]\. Leave"):
+        Counted(lambda _: sums, (frozenset({"mine/used", "mine/all"}), frozenset({"mine/one", "none"})))(shard)
+    assert Counted(lambda _: sums, (frozenset({"mine/used"}),))(shard) == sums
 
 
 def test_held_out_images_are_pooled_over_annotated_labels():
