@@ -83,7 +83,7 @@ def home() -> Path:
     """Where corpora and federations are kept: ``$FEDMLIC_HOME``, or the user's cache folder.
 
     Raises:
-        InputError: the user has no home folder, as an id without a name in a container.
+        InputError: the user has no home folder, as an id without a name in a container, or ``~NAME`` names nobody.
     """
     chosen = os.environ.get("FEDMLIC_HOME")
     cache = os.environ.get("XDG_CACHE_HOME")
@@ -93,6 +93,8 @@ def home() -> Path:
         return (Path(cache) if cache else Path.home() / ".cache") / "fedmlic"
     except RuntimeError as error:
         msg = f"Expected a folder for prepared images, got none: {error} Set FEDMLIC_HOME to one."
+        if chosen:
+            msg = f"Expected FEDMLIC_HOME to be a folder for prepared images, got {chosen!r}: {error} Give a full path."
         raise InputError(msg) from None
 
 

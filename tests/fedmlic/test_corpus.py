@@ -633,3 +633,10 @@ def test_a_user_without_a_home_folder_is_told_what_to_set(monkeypatch):
     monkeypatch.setattr(corpus_module.Path, "home", nowhere)
     with pytest.raises(InputError, match="Set FEDMLIC_HOME"):
         home()
+
+
+def test_the_folder_of_a_user_who_is_not_there_is_named(monkeypatch):
+    monkeypatch.setenv("FEDMLIC_HOME", "~nobody-of-this-name/images")
+
+    with pytest.raises(InputError, match=r"got '~nobody-of-this-name/images': .* Give a full path\.$"):
+        home()
