@@ -123,7 +123,8 @@ def _read(node: ast.expr, problem: str) -> Spec:
 
 def _remedy(value: ast.expr) -> str:
     """What to write in place of a value that is none: TOML and JSON spell three words in another way."""
-    open_nodes, found = [value], []
+    open_nodes: list[ast.expr] = [value]
+    found: list[str] = []
     while open_nodes:
         node = open_nodes.pop(0)
         if isinstance(node, ast.List | ast.Tuple | ast.Set):

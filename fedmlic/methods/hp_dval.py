@@ -294,7 +294,7 @@ def hp_dval(
     if consistency and schedule != "alignment":
         _check_view(prompted, consistent_view)
     chosen = tuple(name for name in CONTEXTS if prompted in {"both", name.removeprefix("context_")})
-    own = CONTEXTS[1:] if local_context == "private" else ()
+    own: tuple[str, ...] = CONTEXTS[1:] if local_context == "private" else ()
     balance = Balance(rebalance, floor, steepness, middle, kappa, tolerance, focal, positive_share)
     read = partial(open_reader, weights, text_model, who="hp_dval")
     build = partial(
