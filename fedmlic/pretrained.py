@@ -287,6 +287,14 @@ def check_weights_file(path: str) -> str:
     return f"{file.name} sha256:{digest[:12]}"
 
 
+def too_large(path: str) -> InputError:
+    """The error for weights that the memory does not hold; a broken file may say that it is larger than it is."""
+    return InputError(
+        f"Expected enough memory for what {path!r} says that it holds, got too little. Use a machine with more memory, "
+        "or copy the file again if it should be smaller."
+    )
+
+
 def read_weights(path: str) -> dict[str, Tensor]:
     """A state dict from a safetensors file, or from a torch file with ``weights_only=True``.
 
@@ -294,7 +302,7 @@ def read_weights(path: str) -> dict[str, Tensor]:
     taken off.
 
     Raises:
-        InputError: missing, unreadable, or something else than names with tensors.
+        InputError: missing, unreadable, larger than the memory, or something else than names with tensors.
     """
     check_weights_file(path)
     file = Path(path).expanduser()
@@ -305,6 +313,8 @@ def read_weights(path: str) -> dict[str, Tensor]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(file, map_location="cpu", weights_only=True)
     except UNFIT as error:
+        if isinstance(error, MemoryError):
+            raise too_large(path) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         msg = f"Expected {path!r} to hold tensors only, got a file that cannot be read so: {reason}"
         raise InputError(msg) from error

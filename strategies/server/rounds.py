@@ -776,7 +776,11 @@ def _labels_with_few(names: Sequence[str], somebody: Mapping[str, Tensor], told:
     """Which labels' own number in one of these sums has somebody behind it, but too few: bool ``[labels]``."""
     sizes = {size for name in names for size in told[name].shape}
     if len(sizes) > 1:
-        msg = f"Expected sums that stand or fall together to have labels along every axis, got sizes {sorted(sizes)}."
+        shapes = ", ".join(f"{name} {list(told[name].shape)}" for name in names)
+        msg = (
+            f"Expected sums that stand or fall together to have labels along every axis, got {shapes}. Leave out of "
+            "together (fedmlic.counting.Counted) what has something else there."
+        )
         raise InputError(msg)
     labels = torch.arange(max(sizes, default=0))
     hidden = torch.zeros(len(labels), dtype=torch.bool)

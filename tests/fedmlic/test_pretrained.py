@@ -239,6 +239,19 @@ def test_unreadable_files_are_input_errors(tmp_path, capsys):
     assert "run" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_file_that_is_larger_than_the_memory_is_not_called_broken(tmp_path, monkeypatch, suffix):
+    def load(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("torch.load", load)
+    monkeypatch.setattr("fedmlic.pretrained.load_file", load)
+    (tmp_path / f"weights.{suffix}").write_bytes(b"much")
+
+    with pytest.raises(InputError, match=rf"enough memory for what .*weights\.{suffix}.*Use a machine with more"):
+        read_weights(str(tmp_path / f"weights.{suffix}"))
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize(
     "content",

@@ -136,7 +136,7 @@ def test_the_simplex_is_not_sent_and_learned_rows_are():
 def test_ramps_and_width():
     assert [ramp(number, 101, 0.6, 0.9) for number in (1, 61, 76, 91, 101)] == pytest.approx([0, 0, 0.5, 1, 1])
     assert [ramp(number, 3, 0.2, 0.6) for number in (1, 2, 3)] == pytest.approx([0, 0.75, 1])  # shares 0, 1/2, 1
-    assert ramp(1, 1, 0.2, 0.6) == 0
+    assert [ramp(1, 1, *bounds) for bounds in ((0.6, 0.9), (0.2, 0.6))] == [1, 1], "no term is off for a whole run"
     network = learner("fednca(width=12)").resident.network
     assert network.corners.shape == (4, 12)
     with pytest.raises(InputError, match="heads"):

@@ -28,8 +28,11 @@ from fedmlic.counting import (
 from fedmlic.errors import InputError
 from fedmlic.histograms import ScoreHistograms
 from fedmlic.learner import build_learner
+from fedmlic.methods.db import db
+from fedmlic.mods.label_report import label_report
 from fedmlic.protocol import CLIENTS_BEHIND, IMAGES_BEHIND, HostInfo, Reply, Turn
 from fedmlic.record import create, open_run, write_json
+from fedmlic.shard import Shard
 from fedmlic.update import Units, Update
 from strategies.server.replies import Expected
 from strategies.server.rounds import Rounds, RunFailedError, enough_behind, pooled_metrics, unannotated_of
@@ -665,6 +668,20 @@ def test_what_two_questions_count_of_a_label_stands_or_falls_together_too(tiny):
     assert told[IMAGES].tolist() == [100]
 
 
+def test_a_report_of_labels_withholds_what_the_method_alone_would_be_told(tiny):
+    """db counts presences; with absences of two clients beside them, its own sum is withheld (label_report's page)."""
+    experiment = tiny(statistics_min_clients=5, statistics_min_images=10)[0]
+    sums = behind({PRESENT_COUNTS: [50], IMAGES: [70]}, {PRESENT_COUNTS: [6], IMAGES: [6]})
+    reported = {**sums, **behind({ABSENT_COUNTS: [20]}, {ABSENT_COUNTS: [2]})}
+
+    alone, _ = enough_behind(sums, experiment, together_of([db(counts="global").statistics]))
+    both = [db(counts="global").statistics, label_report().statistics]
+    told, _ = enough_behind(reported, experiment, together_of(both))
+
+    assert alone[PRESENT_COUNTS].tolist() == [50]
+    assert told[PRESENT_COUNTS].tolist() == [0]
+
+
 def test_groups_that_share_a_name_are_one():
     groups = [frozenset("ab"), frozenset("cd"), frozenset("ef"), frozenset("bc")]
     questions = [Counted(label_counts.of, tuple(groups[:3])), label_counts.of, Counted(label_counts.of, (groups[3],))]
@@ -673,8 +690,20 @@ def test_groups_that_share_a_name_are_one():
 
 
 def test_only_sums_with_labels_along_every_axis_stand_or_fall_together(tiny):
-    with pytest.raises(InputError, match=r"labels along every axis, got sizes \[2, 3\]"):
+    with pytest.raises(InputError, match=r"labels along every axis, got a \[2, 3\]\. Leave out of together"):
         enough_behind(behind({"a": [[1, 2, 3], [4, 5, 6]]}, {"a": [[9, 9, 9]] * 2}), tiny()[0], [frozenset("a")])
+
+
+def test_a_client_names_the_sums_that_are_not_of_labels():
+    """Before the others have counted."""
+    labels = np.zeros((4, 3), np.int8)
+    shard = Shard(0, ("a", "b", "c"), None, np.arange(4), labels, np.zeros(0, np.int64), labels[:0])
+    shapes = {"mine/used": (3, 3), "mine/all": (1,), "mine/one": (), "other": (1,)}
+    sums = {name: torch.zeros(shape) for name, shape in shapes.items()}
+
+    with pytest.raises(InputError, match=r"the 3 labels along every axis, got mine/all \[1\], mine/one \[\]\. Leave"):
+        Counted(lambda _: sums, (frozenset({"mine/used", "mine/all"}), frozenset({"mine/one", "none"})))(shard)
+    assert Counted(lambda _: sums, (frozenset({"mine/used"}),))(shard) == sums
 
 
 def test_held_out_images_are_pooled_over_annotated_labels():
