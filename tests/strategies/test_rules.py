@@ -7,6 +7,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from flwr import app as flwr
+from flwr.clientapp.mod import fixedclipping_mod
+from flwr.serverapp.strategy import FedAvg
+from flwr.supercore.task_identity import TaskIdentity
 from torch import nn
 
 from clients.host import Host, passed_on, private_of
@@ -491,6 +495,76 @@ def test_clip_bounds_what_one_client_does(tmp_path):
     change = descend(weights, shards[0], 2) - weights
     assert float(change.norm()) > limit
     close(played.models[0], weights + change * limit / change.norm())
+
+
+def drawn(count=1):
+    """The layout of two tensors, and vectors of it with random numbers."""
+    layout = Resident(linear(), num_labels=2, label_rows=HEAD).layout
+    rng = torch.Generator().manual_seed(0)
+    flats = []
+    for _ in range(count):
+        tensors = {
+            name: torch.randn(shape, generator=rng) for name, shape in zip(layout.names, layout.shapes, strict=True)
+        }
+        flats.append(layout.pack(tensors))
+    return layout, flats
+
+
+@pytest.fixture
+def in_flower(monkeypatch):
+    """Inside a task of Flower, without which it makes no messages."""
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
+
+def record(layout, flat):
+    """The tensors as Flower sends them."""
+    return flwr.ArrayRecord({name: flwr.Array(view.numpy()) for name, view in layout.views(flat)})
+
+
+def trained_by_flower(sent, trained, num_images=1):
+    """A client's answer to the server's message."""
+    content = {"arrays": trained, "metrics": flwr.MetricRecord({"num-examples": num_images})}
+    return flwr.Message(flwr.RecordDict(content), reply_to=sent)
+
+
+@pytest.mark.usefixtures("in_flower")
+@pytest.mark.parametrize("limit", [0.5, 100.0])
+def test_clip_is_flowers_fixedclipping_mod_on_the_same_numbers(limit):
+    layout, (start, trained) = drawn(2)
+    assert 0.5 < float((trained - start).norm()) < 100
+    hooks = spec.build("mods", f"clip(norm={limit})").begin(None, None, None)
+    content = {"arrays": record(layout, start), "config": flwr.ConfigRecord({"clipping_norm": limit})}
+    sent = flwr.Message(flwr.RecordDict(content), dst_node_id=1, message_type="train")
+
+    ours, _, _ = passed_on([hooks], layout, start, trained, Trained(0.0, 1, {}))
+    theirs = fixedclipping_mod(sent, None, lambda message, _: trained_by_flower(message, record(layout, trained)))
+
+    found = theirs.content.array_records["arrays"]
+    for name, view in layout.views(ours):
+        np.testing.assert_allclose(view.numpy(), found[name].numpy(), rtol=2e-6, atol=1e-7)
+
+
+@pytest.mark.usefixtures("in_flower")
+def test_fedavg_is_flowers_on_the_same_numbers():
+    """Three clients of 3, 5 and 1000 images."""
+    sizes, (layout, flats) = (3, 5, 1000), drawn(3)
+    rule = spec.build("strategy", "fedavg()")
+    total = Update.zero(layout, units_for(rule.weighting, sizes, 2))
+    replies = []
+    for client, (flat, size) in enumerate(zip(flats, sizes, strict=True)):
+        total.add_client(
+            client, flat, weighting=rule.weighting, num_images=size, annotations=torch.tensor([size, size]), metrics={}
+        )
+        sent = flwr.Message(flwr.RecordDict(), dst_node_id=client + 1, message_type="train")
+        replies.append(trained_by_flower(sent, record(layout, flat), size))
+    start = rule.init(torch.zeros(layout.size), layout)
+
+    ours = rule.aggregate(start, iter([total]), Round(1, 3, 3, layout))
+    theirs, _ = FedAvg().aggregate_train(1, replies)
+
+    for name, view in layout.views(ours.flat):
+        np.testing.assert_allclose(view.numpy(), theirs[name].numpy(), rtol=2e-6, atol=1e-7)
 
 
 def test_top_k_sends_the_largest_and_remembers_the_rest(tmp_path):
