@@ -96,8 +96,9 @@ def _asks_leave(method: Method, name: str) -> bool:
         return True
     if method.refuses is None:
         return False
-    rule = {"strategy": f"{name}()"} if name in spec.entries("strategy") else {}  # without which some refuse anyway
-    refused, allowed = (Experiment(method=name, allow_statistics=leave, **rule) for leave in (False, True))
+    own_rule = name in spec.entries("strategy")  # without which it refuses anyway
+    rule = f"{name}()" if own_rule else Experiment.model_fields["strategy"].default
+    refused, allowed = (Experiment(method=name, strategy=rule, allow_statistics=leave) for leave in (False, True))
     return bool(method.refuses(refused)) and not method.refuses(allowed)
 
 
