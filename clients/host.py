@@ -542,11 +542,18 @@ def solution_sums_of(shard: Shard, declared: Mapping[str, Tensor], filled: Mappi
 
     Raises:
         InputError: the turn filled in a sum that is not declared, or one of another shape or type.
+        ValueError: a number is NaN or infinite.
     """
     wrong = [name for name, tensor in filled.items() if name not in declared or like(tensor) != like(declared[name])]
     if wrong:
         expected = "Expected sums for a solution to have the names, shapes and types that Solution.sums declares"
         raise listing(expected, wrong)
+    wrong = [name for name, tensor in filled.items() if not bool(torch.isfinite(tensor).all())]
+    if wrong:  # as integers they would no longer look like it
+        msg = (
+            f"Expected sums for a solution to be finite, got NaN or infinity in {wrong[:5]}. Check the client's images."
+        )
+        raise ValueError(msg)
     found: dict[str, Tensor] = {}
     for name, tensor in filled.items():
         sums = tensor.detach().cpu()

@@ -5,8 +5,8 @@ whose keyword-only parameters are its hyper-parameters. What all methods share
 (epochs, batch size, optimiser, backbone) is the experiment's, so that methods
 are compared on equal terms.
 
-A file of ``methods/`` whose defaults need weights defines ``TRIAL``, the text by which tests
-build its method without any.
+A file of ``methods/`` whose defaults need weights, or a certain kind of model, defines ``TRIAL``, the text by which
+tests build its method without. One that gives ``weights`` there needs them otherwise (``fedmlic list method``).
 """
 
 from __future__ import annotations

@@ -58,7 +58,13 @@ def simplex(num_labels: int, width: int) -> Tensor:
     >>> simplex(2, 3).round(decimals=3).tolist()
     [[0.7070000171661377, -0.7070000171661377, 0.0], [-0.7070000171661377, 0.7070000171661377, 0.0]]
     """
-    if not 2 <= num_labels <= width:
+    if num_labels < 2:
+        msg = (
+            f"Expected 2 labels or more, since a simplex has a corner for each, got {num_labels}. "
+            "Choose another method, such as bce()."
+        )
+        raise InputError(msg)
+    if num_labels > width:
         msg = (
             f"Expected 2 to {width} labels (the width of features), since each has its corner of a simplex, got "
             f"{num_labels}. Set width to {num_labels} or more, or take a wider model."

@@ -489,13 +489,20 @@ def test_methods_are_listed_with_what_they_say_of_themselves(fedmlic):
     assert found["assume_negative"]["guesses"] == "absent"
     assert found["role"]["memory"] is True
     assert found["bce"]["memory"] is False
-    assert [found[name]["text"] for name in ("fedlgt", "hp_dval", "fedalign", "bce")] == [True, True, True, False]
-    assert [found[name]["pretrained"] for name in ("hp_dval", "diff_feat", "bce")] == [True, True, False]
-    assert [found[name]["counts"] for name in ("fedharmony", "fedmlp", "bce")] == [True, True, False]
+    reading = {name for name, traits in found.items() if traits["text"]}
+    able = {name for name, traits in found.items() if traits["text-option"]}
+    assert reading == {"dualcoop", "fedtpg", "hp_dval", "promptfl"}
+    assert able == reading | {"fedalign", "fedlgt", "hsvlt"}
+    assert {name for name, traits in found.items() if traits["pretrained"]} == reading  # whose text half is a CLIP's
+    asking = [found[name]["counts"] for name in ("fedharmony", "fedmlp", "fedcorr", "ridge", "bce", "fedalign")]
+    assert asking == [True, True, True, True, False, False]
     assert all(set(traits) == set(found["bce"]) for traits in found.values())
     assert "dropout" in found["fedlgt"]["one-by-one"]
     assert found["role"]["one-by-one"] == ""
     assert "keeps state on the client" in " ".join(fedmlic("list", "role").stdout.split())
+    assert "can read label names as text (text=...)" in " ".join(fedmlic("list", "hsvlt").stdout.split())
+    assert "; reads label names as text" in " ".join(fedmlic("list", "promptfl").stdout.split())
+    assert "(allow-statistics)" in " ".join(fedmlic("list", "fedcorr").stdout.split())
     assert json.loads(fedmlic("list", "seed", "--json").stdout)
     assert json.loads(fedmlic("list", "--json").stdout)["method"][0]["traits"] == {}
 

@@ -29,10 +29,16 @@ def test_corners_have_length_one_and_equal_angles(num_labels, width):
     torch.testing.assert_close(gram, expected.fill_diagonal_(1.0), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("num_labels", "width"), [(1, 4), (5, 4)])
-def test_labels_that_do_not_fit_are_refused(num_labels, width):
-    with pytest.raises(InputError, match="Expected 2 to 4 labels"):
-        simplex(num_labels, width)
+@pytest.mark.parametrize(
+    ("num_labels", "told"),
+    [
+        (1, r"^Expected 2 labels or more, .* got 1\. Choose another method, such as bce\(\)\.$"),
+        (5, r"^Expected 2 to 4 labels .* got 5\. Set width to 5 or more, or take a wider model\.$"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(num_labels, told):
+    with pytest.raises(InputError, match=told):
+        simplex(num_labels, 4)
 
 
 def drawn():
