@@ -28,7 +28,7 @@ from fedmlic.labels import known
 from fedmlic.learner import check_at_once
 from fedmlic.method import Local, Trained, stretch_of
 from fedmlic.metrics import client_metrics, unannotated_columns
-from fedmlic.mod import Payload
+from fedmlic.mod import Hooks, Payload
 from fedmlic.process import restored
 from fedmlic.protocol import (
     CLIENTS_BEHIND,
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from fedmlic.federation import Federation
     from fedmlic.learner import Learner
     from fedmlic.method import Stretch
-    from fedmlic.mod import Hooks, Mod
+    from fedmlic.mod import Mod
     from fedmlic.shard import Shard
     from fedmlic.vectorized import Together
 
@@ -82,6 +82,8 @@ class Host:
         sums: float64 ``[layout.size]`` to keep a round's sum in, on the CPU.
         memory: where the clients of a run keep tensors, given the run's name; needed only where
             the method, a mod or the server's rule has them keep any.
+        on_link: whether answers leave the machine: an update of one client then keeps the change that its mods made,
+            to be sent in place of the sum.
 
     Raises:
         InputError: the method or a mod cannot train several clients at once.
@@ -98,8 +100,10 @@ class Host:
         vectorize: int = 1,
         sums: Tensor | None = None,
         memory: Callable[[str], ClientMemory] | None = None,
+        on_link: bool = False,
     ) -> None:
         self.name = name
+        self._on_link = on_link
         self._experiment = experiment
         self._federation = federation
         self._learner = learner
@@ -350,14 +354,16 @@ class Host:
         """Let the mods change what is sent, let the client keep its tensors, add the rest to the round's sum."""
         everything = self._learner.resident.layout
         layout = self._layout(request)
-        sent = everything.gather(flat, layout)
+        sent = as_trained = everything.gather(flat, layout)
         num_bytes = 4 * layout.num_values
+        passed: list[Tensor] = []
         extras: dict[str, Tensor] = {}
         if local.hooks or self._private_tensors:
             # Before a mod rounds or bounds it, and before it can get into what the client keeps.
             check_trained([*layout.views(sent), *private_of(local.memory).items()])
         if local.hooks:
             start = everything.gather(request.flat, layout)
+            local = replace(local, hooks=(*local.hooks, Hooks(sent=passed.append)))
             sent, num_bytes, extras = passed_on(local.hooks, layout, start, sent, trained)
         extras |= round_sums_of(shard, self._learner, local.round_sums)
         if local.solution_sums:
@@ -366,7 +372,8 @@ class Host:
             extras |= solution_sums_of(shard, declared, local.solution_sums)
         # Kept before it is added: what is kept counts only once the server says that the turn did.
         self._keep(request, shard.client, local.memory)
-        turn = self._sum_up(request, shard, sent, trained, extras)
+        change = passed[0] if self._on_link and sent is not as_trained else None
+        turn = self._sum_up(request, shard, sent, trained, extras, change)
         turn["bytes_up"] = num_bytes + num_bytes_of(extras)
         turn["bytes_down"] = 4 * layout.num_values + num_bytes_of(request.shared)
         return turn
@@ -378,7 +385,13 @@ class Host:
         return self._layouts[key]
 
     def _sum_up(
-        self, request: Request, shard: Shard, flat: Tensor, trained: Trained, extras: Mapping[str, Tensor]
+        self,
+        request: Request,
+        shard: Shard,
+        flat: Tensor,
+        trained: Trained,
+        extras: Mapping[str, Tensor],
+        change: Tensor | None = None,
     ) -> dict[str, object]:
         """Add what a client sends to the round's sum, or keep it as an update of its own."""
         annotations = torch.from_numpy(shard.annotations)
@@ -396,6 +409,7 @@ class Host:
             annotations=annotations,
             metrics=turn_metrics(trained.loss, trained.num_steps, trained.metrics),
             extras=extras,
+            change=change,
         )
         if alone:
             self._updates.append(update)  # only now: if the first client is refused there is no sum, not an empty one

@@ -200,6 +200,7 @@ class FlowerTransport:
             and not any(name.startswith(ROUND_SUMS) for name in request.shared)
             and not request.solved,
             solved=request.solved,
+            everything=self.layout,
         )
 
     @property

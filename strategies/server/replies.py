@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -77,6 +78,8 @@ class Expected:
         holdout_share: the largest of a client's images that it may keep for evaluation, in [0, 1).
         lacks_sums: whether neither a mod nor the method adds any, so that there are no sums beside the model.
         solved: zeros of the sums that the server solves with in this round, by name.
+        everything: layout of ``request.flat``, from which updates that came as changes get their sums; None where
+            none come.
     """
 
     request: Request
@@ -85,6 +88,7 @@ class Expected:
     holdout_share: float = 0.0
     lacks_sums: bool = False
     solved: Mapping[str, Tensor] = field(default_factory=dict)
+    everything: Layout | None = None
     counted: set[int] = field(default_factory=set)
     refused: dict[int, str] = field(default_factory=dict)
 
@@ -185,7 +189,7 @@ class Expected:
         """A sum, or a single client's update, by itself.
 
         Args:
-            update: it.
+            update: it; one that came as a change gets its sums here.
             exact: check also that every term is rounded as all are, without which a sum would
                 depend on the order of arrival.
 
@@ -201,6 +205,8 @@ class Expected:
         if annotations.shape != (self.layout.num_labels,) or _outside(annotations, 0, images):
             _refuse(f"annotations of each label on 0 to {images} images", "others")
         self._weights(update)
+        if update.change is not None and not update.sums.numel():
+            self._add_up(update)
         self._numbers(update, exact=exact)
         count = len(update.clients)
         for name in TURN_METRICS:
@@ -209,6 +215,20 @@ class Expected:
         for name, value in update.metrics.items():
             _in_range(f"the metric {shown(name, 40)!r}", value, -METRIC_LIMIT * count, METRIC_LIMIT * count)
         self._extras(update, images)
+
+    def _add_up(self, update: Update) -> None:
+        if self.request.kind != "train" or self.everything is None:
+            _refuse("sums", "a change")
+        try:
+            update.add_up(self._start, self.request.weighting)
+        except ValueError as error:
+            raise RefusedError(shown(error)) from None
+
+    @cached_property
+    def _start(self) -> Tensor:
+        """What every turn started from, of the tensors that clients send."""
+        flat = self.request.flat
+        return (flat if self.everything is None else self.everything.gather(flat, self.layout)).detach().cpu()
 
     def _clients(self, update: Update) -> None:
         """Names clients that were asked, each once and in no sum before."""
