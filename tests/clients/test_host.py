@@ -181,11 +181,11 @@ SHORTENED = ["int8()", "top_k(fraction=0.1)", "top_k(fraction=0.1), int8()", "cl
 
 @pytest.mark.parametrize("mods", SHORTENED)
 def test_what_mods_shorten_is_sent_as_a_change_of_which_the_server_makes_the_same_sum(device, mods):
-    """Statistics of BatchNorm among it, and of a part of the tensors in the second turn."""
+    """Statistics of BatchNorm among it, and of a part of the tensors in the last turn."""
     made = device(mods=mods, model="small_cnn(width=4, norm='pooled')")
     first = request_for(made, seed=1)
     part = tuple(name for name in made.layout.names if "head" not in name)
-    for request in (first, replace(first, round=2, tensors=part, last={7: 1})):
+    for request in (first, replace(first, round=2, last={7: 1}), replace(first, round=3, tensors=part)):
         layout = request.layout(made.layout)
         reply = made.play(request, [7])
         content, _ = sent(reply, layout)
@@ -211,7 +211,7 @@ def test_what_no_mod_changes_and_what_stays_on_the_machine_is_a_sum(device, host
 def test_a_link_carries_less_where_mods_shorten_the_change(device):
     sizes = {}
     for mods in ("", "int8()", "top_k(fraction=0.01)"):
-        made = device(mods=mods, model="small_cnn(width=48)")
+        made = device(mods=mods, model="small_cnn(width=64)")
         reply = made.play(request_for(made), [7])
         assert reply.turns[0].error == ""
         sizes[mods] = sent(reply, made.layout)[1]

@@ -82,8 +82,8 @@ def test_lists_that_are_not_what_they_say_are_nothing(wrong):
 def test_every_piece_has_a_list_of_its_own():
     """As a network's rounded change has: 255 values of every tensor, far more of all, and statistics that are whole."""
     rng = np.random.default_rng(0)
-    scales = np.repeat(rng.random(400), 1000)
-    numbers = np.concatenate([rng.standard_normal(PIECE), rng.integers(-127, 128, 400_000) * scales]).astype("<f4")
+    scales = np.repeat(rng.random(200), 4000)
+    numbers = np.concatenate([rng.standard_normal(PIECE), rng.integers(-127, 128, 800_000) * scales]).astype("<f4")
     tail = len(numbers) - PIECE
 
     form, data = pack(numbers)

@@ -264,7 +264,7 @@ CHANGE_LIES = {
     "all the weight": (several(change_with(20, 1.0), update_with(weight=1.0)), "sizes imply"),
     "more images": (several(change_with(20, 1.0), update_with(num_images=31)), "30 images"),
     "another client's name": (several(change_with(20, 1.0), update_with(clients=[5])), "a sum of clients"),
-    "two clients": (several(change_with(20, 1.0), update_with(clients=[3, 5])), "of one client"),
+    "two clients": (several(change_with(20, 1.0), update_with(clients=[3, 5])), "clients of an update"),
     "a number too few": (update_with(change=torch.zeros(LAYOUT.size - 1)), "'change'"),
 }
 
