@@ -14,7 +14,7 @@ present label; the loss is cross-entropy over the labels, the accuracy that of t
 
 Needs the files of Fashion-MNIST (``docs/datasets/fashion_mnist.md``). A run that was killed goes on in ``--out``, and a
 finished one adds its line to ``--results`` (``benchmarks/results/known_answers.csv``); a line that is there is not
-played again, so that the table can be played in pieces. One round takes 16 to 33 s on two idle cores, a run 13 to 28
+played again, so that the table can be played in pieces. One round takes 16 to 43 s on two cores, a run 13 to 36
 minutes. A client whose loss or sums are no finite numbers fails and is left out of the round; the original goes on
 with NaN.
 """

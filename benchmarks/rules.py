@@ -4,7 +4,8 @@
 
 A linear model, full-batch steps, two of three clients a round, all weighted alike (as pfl weighs them); both sides
 start from the same numbers and the models after every round are compared. ``docs/benchmarks.md`` says how to make an
-environment with pfl. Flower has FedAvg and FedProx only, whose server sides are one weighted mean.
+environment with pfl. Of FedMLIC's rules and mods Flower has FedAvg, FedProx, whose server side is FedAvg's, and the
+clipping of changes: ``tests/strategies/test_rules.py`` runs Flower's mean and clipping on the same numbers.
 """
 
 from __future__ import annotations

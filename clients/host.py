@@ -45,6 +45,7 @@ from fedmlic.protocol import (
 )
 from fedmlic.shard import OwnImages
 from fedmlic.stores import DamagedError
+from fedmlic.sums import Declared
 from fedmlic.training import checked
 from fedmlic.update import Update, turn_metrics, units_for
 
@@ -365,11 +366,15 @@ class Host:
             start = everything.gather(request.flat, layout)
             local = replace(local, hooks=(*local.hooks, Hooks(sent=passed.append)))
             sent, num_bytes, extras = passed_on(local.hooks, layout, start, sent, trained)
+            declared = Declared(self._experiment, self._mods(request), self._learner.method.passes)
+            problem = declared.problem(layout, [shard.num_images], torch.from_numpy(shard.annotations), extras)
+            if problem:
+                raise ValueError(problem)
         extras |= round_sums_of(shard, self._learner, local.round_sums)
         if local.solution_sums:
             solution = stretch_of(self._learner.method, request.round).phase.solution
-            declared = {} if solution is None else solution.sums(self._learner.resident.network, request.shared)
-            extras |= solution_sums_of(shard, declared, local.solution_sums)
+            zeros = {} if solution is None else solution.sums(self._learner.resident.network, request.shared)
+            extras |= solution_sums_of(shard, zeros, local.solution_sums)
         # Kept before it is added: what is kept counts only once the server says that the turn did.
         self._keep(request, shard.client, local.memory)
         change = passed[0] if self._on_link and sent is not as_trained else None
@@ -551,11 +556,18 @@ def solution_sums_of(shard: Shard, declared: Mapping[str, Tensor], filled: Mappi
 
     Raises:
         InputError: the turn filled in a sum that is not declared, or one of another shape or type.
+        ValueError: a number is NaN or infinite.
     """
     wrong = [name for name, tensor in filled.items() if name not in declared or like(tensor) != like(declared[name])]
     if wrong:
         expected = "Expected sums for a solution to have the names, shapes and types that Solution.sums declares"
         raise listing(expected, wrong)
+    wrong = [name for name, tensor in filled.items() if not bool(torch.isfinite(tensor).all())]
+    if wrong:  # as integers they would no longer look like it
+        msg = (
+            f"Expected sums for a solution to be finite, got NaN or infinity in {wrong[:5]}. Check the client's images."
+        )
+        raise ValueError(msg)
     found: dict[str, Tensor] = {}
     for name, tensor in filled.items():
         sums = tensor.detach().cpu()

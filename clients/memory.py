@@ -21,7 +21,7 @@ import hashlib
 import os
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 ROUND = "round-"
 SUFFIX = ".safetensors"
+LAST = "last"
+"""Name, in a file, of the client's last version that counted before it."""
 LEFT_S = 3600.0
 """Age of a temporary file that nobody writes any more."""
 
@@ -116,7 +118,7 @@ class FolderMemory:
         }
         temporary = file.with_name(f".{uuid.uuid4().hex}.tmp")
         try:
-            save_file(plain, temporary, metadata={"sha256": digest(plain)})
+            save_file(plain, temporary, metadata={"sha256": digest(plain), LAST: str(last)})
             sync(temporary)
             temporary.replace(file)
         finally:
@@ -132,14 +134,39 @@ class FolderMemory:
         return sorted(int(file.stem.removeprefix(ROUND)) for file in found)
 
     def _prune(self, client: int, version: int, last: int, needed: Iterable[int]) -> None:
-        """Keep, for this round, the last and each needed one, the newest version that counted until then."""
+        """Keep, for this round, the last and each needed one, the newest version that counted until then.
+
+        Newer ones stay: this turn may be one that the server has long given up, which ends beside or after a later one
+        that counted. Those of rounds that a resumed run left behind go when it comes past them.
+        """
         there = self.versions(client)
-        counted = [v for v in there if v <= last or v == version]
+        counted = {version, *self._counted(client, last, there)}
         kept = {max((v for v in counted if v <= number), default=0) for number in (version, last, *needed)}
         for old in there:
-            if old not in kept:
+            if old < version and old not in kept:
                 self._file(client, old).unlink(missing_ok=True)
         _remove_left(self._file(client, version).parent)
+
+    def _counted(self, client: int, last: int, there: Sequence[int]) -> Iterator[int]:
+        """Versions up to ``last`` of turns that counted, the newest first: each names the one before it."""
+        while last:
+            yield last
+            before = self._before(client, last)
+            if before is None:  # of an earlier format, or damaged: any may have counted
+                yield from (v for v in there if v < last)
+                return
+            last = before
+
+    def _before(self, client: int, version: int) -> int | None:
+        """The last version that counted when this one was kept; None if it does not say."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self._file(client, version), "pt") as content:
+                stated = (content.metadata() or {}).get(LAST, "")
+        except (SafetensorError, OSError):
+            return None
+        return int(stated) if stated.isdecimal() and int(stated) < version else None
 
     def _file(self, client: int, version: int) -> Path:
         return self.folder / f"{client // 1000:03d}" / f"{client:06d}" / f"{ROUND}{version:05d}{SUFFIX}"

@@ -234,6 +234,7 @@ class Resident:
         self.layout = layout([*buffers, *shared, *rows], len(rows))
         self.trainable = everything = layout([*buffers, *shared, *rows, *own])
         self.private_names = tuple(own)
+        self.private_rows = tuple(name for name in own if name in set(label_rows))
         vector = torch.zeros(everything.size, device=device)
         self._bound: list[tuple[str, Tensor, Tensor]] = []
         for name, view in everything.views(vector):

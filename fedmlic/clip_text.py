@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from fedmlic.errors import InputError, installing, nearest
-from fedmlic.pretrained import UNFIT, check_weights_file
+from fedmlic.pretrained import UNFIT, check_weights_file, too_large
 from fedmlic.prompts import check_lengths
 from fedmlic.seeds import torch_global_stream
 
@@ -44,12 +44,14 @@ class Tower:
             raise InputError(msg) from error
         self._check_name(open_clip, name)
         self.source, quick_gelu = self._origin(open_clip, name, weights, tag)
-        origin = str(Path(weights).resolve()) if weights else tag
+        origin = str(Path(weights).expanduser().resolve()) if weights else tag
         try:
             # Weights are drawn before they are loaded; that must not move anybody's stream.
             with torch_global_stream(0, "text/clip"):
                 self._model = open_clip.create_model(name, pretrained=origin, force_quick_gelu=quick_gelu)
         except UNFIT as error:
+            if isinstance(error, MemoryError):
+                raise too_large(origin) from error
             reason = " ".join(str(error).split())[:300]
             msg = f"Expected {origin!r} to hold weights of {name}, got: {reason}. Use the file of this very model."
             raise InputError(msg) from error

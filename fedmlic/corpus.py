@@ -45,9 +45,11 @@ from fedmlic.stores import (
     WrittenFiles,
     check_seal,
     check_states,
+    check_unreadable,
     content_hash,
     open_array,
     open_labels,
+    readable,
     seal,
     write_labels,
 )
@@ -81,7 +83,7 @@ def home() -> Path:
     """Where corpora and federations are kept: ``$FEDMLIC_HOME``, or the user's cache folder.
 
     Raises:
-        InputError: the user has no home folder, as an id without a name in a container.
+        InputError: the user has no home folder, as an id without a name in a container, or ``~NAME`` names nobody.
     """
     chosen = os.environ.get("FEDMLIC_HOME")
     cache = os.environ.get("XDG_CACHE_HOME")
@@ -91,6 +93,8 @@ def home() -> Path:
         return (Path(cache) if cache else Path.home() / ".cache") / "fedmlic"
     except RuntimeError as error:
         msg = f"Expected a folder for prepared images, got none: {error} Set FEDMLIC_HOME to one."
+        if chosen:
+            msg = f"Expected FEDMLIC_HOME to be a folder for prepared images, got {chosen!r}: {error} Give a full path."
         raise InputError(msg) from None
 
 
@@ -159,7 +163,8 @@ class Corpus:
     def owners(self) -> NDArray[np.int64]:
         """int64 ``[images]``, or ``NO_OWNER``."""
         self.files.check("owners.npy")
-        return cast("NDArray[np.int64]", np.load(self.path / "owners.npy"))
+        with readable(self.path / "owners.npy"):
+            return cast("NDArray[np.int64]", np.load(self.path / "owners.npy"))
 
     @cached_property
     def owner_names(self) -> list[str]:
@@ -194,7 +199,7 @@ class Corpus:
         if not (self.path / "flags.npz").exists():
             return None
         self.files.check("flags.npz")
-        with np.load(self.path / "flags.npz") as arrays:
+        with readable(self.path / "flags.npz"), np.load(self.path / "flags.npz") as arrays:
             return Flags(arrays["row"], arrays["label"], arrays["bits"])
 
     @cached_property
@@ -203,7 +208,7 @@ class Corpus:
         if not (self.path / "objects.npz").exists():
             return None
         self.files.check("objects.npz")
-        with np.load(self.path / "objects.npz") as arrays:
+        with readable(self.path / "objects.npz"), np.load(self.path / "objects.npz") as arrays:
             return Objects(arrays["row"], arrays["label"], arrays["box"], arrays["area"])
 
 
@@ -662,6 +667,7 @@ def load_corpus(path: Path) -> Corpus:
     except DamagedError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        check_unreadable(path, error)
         raise _damaged(path, str(error) or type(error).__name__) from error
     return corpus
 

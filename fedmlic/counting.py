@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from fedmlic.errors import InputError
 from fedmlic.labels import ABSENT, PRESENT
 
 if TYPE_CHECKING:
@@ -42,8 +43,22 @@ class Counted:
     together: tuple[frozenset[str], ...] = ()
 
     def __call__(self, shard: Shard) -> Mapping[str, Tensor]:
-        """The sums of one client's shard."""
-        return self.of(shard)
+        """The sums of one client's shard.
+
+        Raises:
+            InputError: one that is named in ``together`` has something else than the labels along an axis.
+        """
+        counted = self.of(shard)
+        named = frozenset[str]().union(*self.together)
+        shapes = {name: list(sums.shape) for name, sums in counted.items() if name in named}
+        wrong = [f"{name} {shape}" for name, shape in shapes.items() if set(shape) != {shard.num_labels}]
+        if wrong:
+            msg = (
+                f"Expected sums that stand or fall together to have the {shard.num_labels} labels along every axis, "
+                f"got {', '.join(wrong)}. Leave these out of together."
+            )
+            raise InputError(msg)
+        return counted
 
 
 def together_of(questions: Iterable[object]) -> tuple[frozenset[str], ...]:

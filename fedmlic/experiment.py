@@ -37,6 +37,7 @@ LATER_FIELDS = (
     "features",
     "inference",
     "holdout_by",
+    "start",
 )
 """Settings that older runs do not have: their defaults do not count, so that old identities hold."""
 
@@ -118,6 +119,11 @@ class Experiment(BaseModel):
     single_client: Annotated[str, Field(pattern=r"^(pooled|[0-9]+)?$")] = Field(
         "", description="train one client instead of all: pooled (all images together) or a client's number"
     )
+    start: str = Field(
+        "",
+        description="a complete run whose model begins this one, rows of labels by name: RUN (its best), RUN@last or "
+        "RUN@ROUND (empty: initial weights)",
+    )
     seed: Count = Field(0, description="of every random stream")
 
     @field_validator("dataset", "partition", "regime", "model", "method", "strategy", "inference")
@@ -147,6 +153,16 @@ class Experiment(BaseModel):
                 msg = f"Expected mods to name entries of their catalogue, got {name!r}. {nearest(name, known)}"
                 raise InputError(msg)
         return text
+
+    @field_validator("start")
+    @classmethod
+    def _absolute(cls, text: str) -> str:
+        """From anywhere the same folder: runs are resumed and servers started elsewhere."""
+        try:
+            return str(Path(text).expanduser().absolute()) if text else ""
+        except RuntimeError as error:  # ~somebody
+            msg = f"Expected start to be the folder of a run, got {text!r}: {error}. Write the whole path."
+            raise InputError(msg) from None
 
     @field_validator("label_names")
     @classmethod

@@ -42,7 +42,17 @@ from fedmlic import corpus as corpora
 from fedmlic.errors import InputError
 from fedmlic.files import file_sha256, locked, sync
 from fedmlic.model import Backbone
-from fedmlic.stores import IMAGE_HASHES, PIXELS, DamagedError, Images, WrittenFiles, check_seal, content_hash, seal
+from fedmlic.stores import (
+    IMAGE_HASHES,
+    PIXELS,
+    DamagedError,
+    Images,
+    WrittenFiles,
+    check_seal,
+    check_unreadable,
+    content_hash,
+    seal,
+)
 from fedmlic.training import PIXEL_MEAN, PIXEL_STD, to_float
 
 if TYPE_CHECKING:
@@ -477,6 +487,7 @@ def load_features(folder: Path) -> FeatureMaps:
         _check_manifest(folder, manifest)
         return FeatureMaps(folder, manifest)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        check_unreadable(folder, error)
         msg = (
             f"Expected {folder} to hold complete feature maps, got: {error or type(error).__name__}. "
             "Delete that folder to have them computed again."

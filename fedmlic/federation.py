@@ -41,7 +41,7 @@ from fedmlic.seeds import stream, text_keys
 from fedmlic.shard import OwnImages, Shard
 from fedmlic.spec import Spec, build, factory, parse
 from fedmlic.statistics import Tallies, tally
-from fedmlic.stores import DamagedError, WrittenFiles, check_seal, seal
+from fedmlic.stores import DamagedError, WrittenFiles, check_seal, check_unreadable, readable, seal
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -648,6 +648,7 @@ def open_federation(path: Path, corpus: Corpus) -> Federation:
     except DamagedError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        check_unreadable(path, error)
         msg = (
             f"Expected {path} to be a complete federation, got: {error or type(error).__name__}. "
             "Delete that folder to have it built again."
@@ -692,7 +693,8 @@ def _open_holdings(files: WrittenFiles, name: str, num_clients: int) -> Holdings
 
 def _load(files: WrittenFiles, name: str) -> NDArray[Any]:
     files.check(f"{name}.npy")
-    mapped: NDArray[Any] = np.load(files.folder / f"{name}.npy", mmap_mode="r")
+    with readable(files.folder / f"{name}.npy"):
+        mapped: NDArray[Any] = np.load(files.folder / f"{name}.npy", mmap_mode="r")
     # Plain arrays over the map: slices of the subclass are slow to make by the thousand.
     return np.asarray(mapped)
 

@@ -110,6 +110,7 @@ class GroupReadout(nn.Module):
     def __init__(self, num_queries: int, num_labels: int, width: int) -> None:
         super().__init__()
         self.num_queries, self.size = num_queries, -(-num_labels // num_queries)
+        self.labels_by_order = self.size > 1  # a label more would put others behind another query
         self.weight = nn.Parameter(torch.empty(num_labels, width))
         self.bias = nn.Parameter(torch.zeros(num_labels))
         # Xavier's deviation of the tensor [queries, width, labels of a query], in which ML-Decoder keeps it.

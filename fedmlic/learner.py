@@ -160,6 +160,12 @@ def build_learner(
     method, network = build_network(experiment, task)
     mods: tuple[Mod, ...] = tuple(spec.build_all("mods", experiment.mods))
     own = [name for mod in mods if mod.private is not None for name in mod.private(network, method)]
+    if any(mod.needs_features for mod in mods) and not hasattr(network, "backbone"):
+        msg = (
+            f"Expected a network with a backbone, whose features mods={experiment.mods!r} look at, got one of "
+            f"{experiment.method} without. Leave the mod out, or choose another method."
+        )
+        raise InputError(msg)
     inference = checked_inference(experiment, task, method, network)
     found = None if features is None else features(method, network)
     first = found if found is not None and found.first_only else None

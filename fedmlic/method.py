@@ -5,8 +5,8 @@ whose keyword-only parameters are its hyper-parameters. What all methods share
 (epochs, batch size, optimiser, backbone) is the experiment's, so that methods
 are compared on equal terms.
 
-A file of ``methods/`` whose defaults need weights defines ``TRIAL``, the text by which tests
-build its method without any.
+A file of ``methods/`` whose defaults need weights, or a certain kind of model, defines ``TRIAL``, the text by which
+tests build its method without. One that gives ``weights`` there needs them otherwise (``fedmlic list method``).
 """
 
 from __future__ import annotations
@@ -277,6 +277,8 @@ class Method(NamedTuple):
             images [batch, channels, height, width]) -> numbers by name, floating [batch] each``. ``fedmlic
             predict`` shows them. None where the method says nothing of the kind.
         refuses: why it does not work with an experiment; empty where it does.
+        passes: how often a turn takes the steps of the experiment's local epochs; 1 by ``training.fit`` once. The most
+            steps that a client can report under a rule that counts them follow from it.
 
     Everything trainable is exchanged unless it is private. Frozen tensors are never sent:
     every host builds them itself from the experiment.
@@ -297,6 +299,7 @@ class Method(NamedTuple):
     needs_pixels: bool = False
     uncertainty: Callable[[nn.Module, Tensor], Mapping[str, Tensor]] | None = None
     refuses: Callable[[Experiment], str] | None = None
+    passes: int = 1
 
 
 def why_one_by_one(method: Method) -> str:

@@ -27,11 +27,12 @@ class Step(NamedTuple):
 
     Attributes:
         network: in training mode.
-        images: float32 ``[batch, channels, height, width]``.
+        images: float32 ``[batch, channels, height, width]``, as the method gave them to its backbone: a
+            changed view where it changes them, the first where it looks at several things.
         labels: int8 ``[batch, labels]``, observed.
-        features: floating ``[batch, features]``: the backbone's feature map of these images,
+        features: floating ``[batch, features]``: the backbone's feature map of these very images,
             averaged over places, as the method's own forward pass made it, with gradient; None
-            unless the mod asks for features.
+            where the network has no ``backbone``.
     """
 
     network: nn.Module
@@ -92,6 +93,30 @@ class Stage(NamedTuple):
     tensors: frozenset[str]
 
 
+Bound = float | Tensor
+"""A number, or numbers that broadcast to a sum's shape."""
+
+
+class Said(NamedTuple):
+    """What an update says, of one client or of several together, against which its sums beside the model are held.
+
+    Attributes:
+        experiment: the whole configuration.
+        layout: of the exchanged tensors.
+        sizes: training images of each client, as announced.
+        annotations: int64 ``[labels]``, known entries of all of them together.
+        most_steps: the most optimiser steps that each client can have taken.
+        sums: the mod's own sums, by name, of the shapes and kinds that it declares; float64 or int64, on the CPU.
+    """
+
+    experiment: Experiment
+    layout: Layout
+    sizes: tuple[int, ...]
+    annotations: Tensor
+    most_steps: tuple[int, ...]
+    sums: Mapping[str, Tensor]
+
+
 class Hooks(NamedTuple):
     """What one mod does in one client's turn.
 
@@ -102,7 +127,8 @@ class Hooks(NamedTuple):
         stages: parts of the turn, one after another, in place of the experiment's epochs.
         extras: called once with the client's change, float32 ``[layout.size]`` of the exchanged
             tensors, before ``send`` changes it; named tensors (floating or int64) to be summed
-            over clients. It is also the place to fill ``local.memory`` with what is the client's own.
+            over clients, all that ``Mod.sums`` declares and no others. It is also the place to fill
+            ``local.memory`` with what is the client's own.
         send: turns what is to be sent into something else; a mod that changes nothing must
             return the very tensor that it was given. Called in the order of the mods.
         scale: what the change is multiplied by when every ``send`` is through (statistics of norms are not). A rule
@@ -142,13 +168,21 @@ class Mod(NamedTuple):
         private: names of tensors of the network that are not exchanged; every client keeps its own. An experiment
             must name such a mod: a strategy cannot bring it, since hosts lay out the network by the experiment alone.
         statistics: as a method's.
+        sums: what its hooks' ``extras`` add beside the model: ``(layout of the exchanged tensors) -> zeros`` by
+            name, of the shapes and kinds (int64 or floating) of every client's tensors. A turn adds all of them,
+            zeros where it has nothing to add. What is not declared is refused, on the device and by the server.
+        bounds: least and largest numbers of its sums, by name, given what an update says; for the sum of all its
+            clients. Asked when names, shapes and kinds are right. A sum without bounds here has those of every sum:
+            2^15 or, of integers, 2^40 a client. Whatever a rule divides by, multiplies by or counts with needs
+            bounds of its own: it is what one client can move the model by.
         changes_steps: whether it has a ``term``, a ``gradient``, an ``after_step`` or ``stages``; then clients cannot
             be trained at once (``vectorize``), and the method must train by ``training.fit``.
         has_stages: whether its hooks have ``stages``.
         counts_steps: whether it takes ``Trained.num_steps`` for the steps that changed the exchanged tensors; then no
             mod may have stages, in which some of these tensors stand still.
         remembers: whether it uses ``local.memory``.
-        needs_features: whether its term looks at ``Step.features``.
+        holds_back: whether it keeps a part of the change on the client and adds it to a later one.
+        needs_features: whether its term looks at ``Step.features``; a network without a ``backbone`` is then refused.
         refuses: why it does not work with an experiment; empty where it does.
         rule: the strategy without which it cannot work or does nothing, which brings it; empty where it is complete
             alone. An experiment that names such a mod itself is refused; another strategy may bring it.
@@ -157,10 +191,13 @@ class Mod(NamedTuple):
     begin: Callable[[Resident, Shard, Local], Hooks] = nothing
     private: Callable[[nn.Module, Method], Sequence[str]] | None = None
     statistics: Callable[[Shard], Mapping[str, Tensor]] | None = None
+    sums: Callable[[Layout], Mapping[str, Tensor]] | None = None
+    bounds: Callable[[Said], Mapping[str, tuple[Bound, Bound]]] | None = None
     changes_steps: bool = False
     has_stages: bool = False
     counts_steps: bool = False
     remembers: bool = False
+    holds_back: bool = False
     needs_features: bool = False
     refuses: Callable[[Experiment], str] | None = None
     rule: str = ""

@@ -275,7 +275,7 @@ def check_weights_file(path: str) -> str:
     Raises:
         InputError: no such file, or not a format that is read without running code.
     """
-    file = Path(path)
+    file = Path(path).expanduser()
     if file.suffix not in WEIGHT_SUFFIXES:
         msg = f"Expected weights to be a file ending in {', '.join(WEIGHT_SUFFIXES)}, got {path!r}."
         raise InputError(msg)
@@ -287,6 +287,14 @@ def check_weights_file(path: str) -> str:
     return f"{file.name} sha256:{digest[:12]}"
 
 
+def too_large(path: str) -> InputError:
+    """The error for weights that the memory does not hold; a broken file may say that it is larger than it is."""
+    return InputError(
+        f"Expected enough memory for what {path!r} says that it holds, got too little. Use a machine with more memory, "
+        "or copy the file again if it should be smaller."
+    )
+
+
 def read_weights(path: str) -> dict[str, Tensor]:
     """A state dict from a safetensors file, or from a torch file with ``weights_only=True``.
 
@@ -294,16 +302,19 @@ def read_weights(path: str) -> dict[str, Tensor]:
     taken off.
 
     Raises:
-        InputError: missing, unreadable, or something else than names with tensors.
+        InputError: missing, unreadable, larger than the memory, or something else than names with tensors.
     """
     check_weights_file(path)
+    file = Path(path).expanduser()
     try:
-        if path.endswith(".safetensors"):
-            return _without_prefixes(load_file(path))
+        if file.suffix == ".safetensors":
+            return _without_prefixes(load_file(file))
         # Training scripts keep their options beside the weights as a Namespace, which holds values and runs nothing.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except UNFIT as error:
+        if isinstance(error, MemoryError):
+            raise too_large(path) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         msg = f"Expected {path!r} to hold tensors only, got a file that cannot be read so: {reason}"
         raise InputError(msg) from error

@@ -173,7 +173,6 @@ class PromptLearner(nn.Module):
     Attributes:
         template_context: ``[words, width]``, the word vectors of the template's beginning.
         handwritten: ``[labels, features]``, of length 1: of the hand-written prompts.
-        handwritten_raw: the same, as the text half gives them; computed anew where the network is built.
 
     Raises:
         InputError: a prompt of more tokens than the text half reads; a template without a place for names.
@@ -181,7 +180,8 @@ class PromptLearner(nn.Module):
 
     template_context: Tensor
     handwritten: Tensor
-    handwritten_raw: Tensor
+    _raw: Tensor
+    _raw_of: Tensor
     first: Tensor
     names: Tensor
     ends: Tensor
@@ -205,9 +205,21 @@ class PromptLearner(nn.Module):
         self.register_buffer("template_context", own)
         with torch.no_grad():
             raw = self(own[None])[0]
-        # Not part of the state: folders of runs that are older than it can be opened.
-        self.register_buffer("handwritten_raw", raw, persistent=False)
         self.register_buffer("handwritten", F.normalize(raw, dim=1))
+        # Not part of the state: folders of runs that are older than these can be opened.
+        self.register_buffer("_raw", raw, persistent=False)
+        self.register_buffer("_raw_of", self.handwritten.clone(), persistent=False)
+
+    @torch.no_grad()
+    def handwritten_raw(self) -> Tensor:
+        """``[labels, features]``: ``handwritten`` before it is scaled to length 1, as the text half gives it.
+
+        A run's state brings its own text half; what the one it was built with gave is then of no use.
+        """
+        if not torch.equal(self._raw_of, self.handwritten):
+            self._raw.copy_(self(self.template_context[None])[0])
+            self._raw_of.copy_(self.handwritten)
+        return self._raw
 
     def forward(self, contexts: Tensor) -> Tensor:
         """Features ``[sets, labels, features]``, not scaled, of every label behind every context.

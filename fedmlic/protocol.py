@@ -37,7 +37,8 @@ class HostInfo:
             the server's are used.
         unannotated: labels that no client of the federation annotates, where the host knows: in a
             simulation. A device knows its own annotations only, which it does not announce: None.
-        image_shape: height, width and channels of its images; zeros where it does not say.
+        image_shape: height, width and channels of its images. A device must say it: zeros are refused as any other
+            shape than the run's.
     """
 
     host: str

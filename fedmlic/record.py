@@ -9,6 +9,7 @@
         events.jsonl        append-only; the source of every table
         checkpoints/        round-00012.safetensors, then round-00012.json, which makes it count
         frozen.safetensors  what the network needs besides the exchanged tensors
+        start.json          whose model it began with, where it was another run's
         rounds.parquet clients.parquet hosts.parquet labels.parquet evaluations.parquet client-evaluations.parquet
                             tables made from the events; written now and then, and at any end
         tensorboard/        event files
@@ -50,6 +51,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger("fedmlic")
 
 SCHEMA = 1
+
+MODEL = "model/"
+"""Begins the names of the model's tensors in a checkpoint."""
 
 MANIFEST_HASH = "manifest_sha256"
 """Key of a checkpoint's manifest under which its hash of itself stands."""
@@ -532,6 +536,26 @@ def read_json(path: Path) -> dict[str, Any]:
         msg = f"Expected {path} to hold a JSON object, got {type(found).__name__}."
         raise InputError(msg)
     return found
+
+
+def read_frozen(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...], tuple[int, int, int]]:
+    """What the run in ``path`` keeps besides its checkpoints: frozen tensors, label names, image shape.
+
+    Raises:
+        InputError: the file is missing or not as the run wrote it.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    file = path / "frozen.safetensors"
+    try:
+        with safe_open(file, framework="pt") as frozen:
+            about = frozen.metadata()
+            tensors = {name: frozen.get_tensor(name) for name in frozen.keys()}  # noqa: SIM118  (not a mapping)
+        height, width, channels = json.loads(about["image_shape"])
+        return tensors, tuple(json.loads(about["label_names"])), (height, width, channels)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        msg = f"Expected {file} to be as the run wrote it, got {error}. Restore it from a copy."
+        raise InputError(msg) from None
 
 
 def write_json(path: Path, value: Mapping[str, object]) -> None:

@@ -15,14 +15,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedmlic import spec
+from fedmlic.errors import InputError
 from fedmlic.experiment import Experiment
 
 DIGITS = 12
 """Hexadecimal digits of an identity."""
 
 
-def resolved(experiment: Experiment) -> dict[str, Any]:
+def resolved(experiment: Experiment, unknown: list[str] | None = None) -> dict[str, Any]:
     """All settings of an experiment by dashed name, entries with every argument spelled out.
+
+    Args:
+        experiment: as it was written.
+        unknown: gets the texts of entries that cannot be looked up here, such as those of a plug-in of another machine;
+            they stay as they are written. ``None`` to refuse them.
 
     Raises:
         InputError: an entry's name or arguments are wrong.
@@ -33,7 +39,7 @@ def resolved(experiment: Experiment) -> dict[str, Any]:
     found = {}
     for name, value in experiment.model_dump().items():
         if name in spec.CATALOGUES:
-            value = ", ".join(_entry(name, str(each)) for each in spec.parse_all(value, name))  # noqa: PLW2901
+            value = ", ".join(_spelled(name, str(each), unknown) for each in spec.parse_all(value, name))  # noqa: PLW2901
         elif name == "label_names":
             value = ",".join(part.strip() for part in value.split(","))  # noqa: PLW2901
         found[name.replace("_", "-")] = value
@@ -58,6 +64,16 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 @functools.cache
 def _default() -> dict[str, Any]:
     return resolved(Experiment())
+
+
+def _spelled(key: str, text: str, unknown: list[str] | None) -> str:
+    try:
+        return _entry(key, text)
+    except (InputError, ImportError):
+        if unknown is None:
+            raise
+        unknown.append(f"{key} {text}")
+        return text
 
 
 @functools.cache

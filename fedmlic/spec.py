@@ -123,8 +123,19 @@ def _read(node: ast.expr, problem: str) -> Spec:
 
 def _remedy(value: ast.expr) -> str:
     """What to write in place of a value that is none: TOML and JSON spell three words in another way."""
-    names = (node.id.lower() for node in ast.walk(value) if isinstance(node, ast.Name))
-    return next((f"write {SPELLED[name]}" for name in names if name in SPELLED), "quote text")
+    open_nodes: list[ast.expr] = [value]
+    found: list[str] = []
+    while open_nodes:
+        node = open_nodes.pop(0)
+        if isinstance(node, ast.List | ast.Tuple | ast.Set):
+            open_nodes += node.elts
+        elif isinstance(node, ast.Dict):
+            open_nodes += [each for each in (*node.keys, *node.values) if each is not None]
+        elif isinstance(node, ast.Name) and node.id.lower() in SPELLED:
+            found.append(f"write {SPELLED[node.id.lower()]}")
+        elif not isinstance(node, ast.Constant | ast.UnaryOp):
+            found.append("quote text")
+    return " and ".join(dict.fromkeys(found)) or "quote text"
 
 
 def _dotted(node: ast.expr, problem: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tokenize
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -42,7 +43,10 @@ IMAGE_HASHES = "images.hashes.npy"
 
 
 class DamagedError(InputError):
-    """Stored data are not what was written; a run that goes on with them would come to another result."""
+    """Stored data are not what was written, or cannot be read.
+
+    A run that goes on with them, or without the client that has them, would come to another result.
+    """
 
 
 def content_hash(data: bytes | memoryview) -> int:
@@ -71,15 +75,13 @@ class WrittenFiles:
         """Compare files with their hashes.
 
         Raises:
-            DamagedError: one is not what was written.
+            DamagedError: one is not what was written, or cannot be read.
         """
         for name in names:
             if name in self._good or name not in self.files:
                 continue
-            try:
+            with readable(self.folder / name):
                 found = file_sha256(self.folder / name)
-            except OSError as error:
-                raise damaged(self.folder, f"{name} cannot be read: {error}") from error
             if found != self.files[name]["sha256"]:
                 raise damaged(self.folder, f"{name} was changed after it was written")
             self._good.add(name)
@@ -92,6 +94,37 @@ def damaged(folder: Path, reason: str) -> DamagedError:
     )
 
 
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Inside the block a file is read that was written.
+
+    Raises:
+        DamagedError: it is gone, or the system does not read it.
+    """
+    try:
+        yield
+    except OSError as error:
+        check_unreadable(path, error)
+        raise damaged(path.parent, f"{path.name} cannot be read: {error}") from error
+
+
+def check_unreadable(path: Path, error: Exception) -> None:
+    """Raise ``DamagedError`` if an error says nothing of what was written: no permission, no handle left, a bad disk.
+
+    Nobody is told then to delete what may be sound.
+
+    Args:
+        path: what was to be read.
+        error: what reading it raised.
+    """
+    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+        msg = (
+            f"Expected {path} to be readable, got: {error}. Check the disk, the permissions and the limit of open "
+            "files; what is stored there may be sound."
+        )
+        raise DamagedError(msg) from error
+
+
 def open_array(path: Path) -> NDArray[Any]:
     """Map the array of an ``.npy`` file.
 
@@ -99,9 +132,10 @@ def open_array(path: Path) -> NDArray[Any]:
         DamagedError: it is gone, or its header cannot be read, for which NumPy has errors of several unrelated kinds.
     """
     try:
-        return cast("NDArray[Any]", np.load(path, mmap_mode="r", allow_pickle=False))
-    except OSError as error:
-        raise damaged(path.parent, f"{path.name} cannot be read: {error}") from error
+        with readable(path):
+            return cast("NDArray[Any]", np.load(path, mmap_mode="r", allow_pickle=False))
+    except DamagedError:
+        raise
     except (ValueError, SyntaxError, tokenize.TokenError) as error:
         raise damaged(path.parent, f"{path.name} was changed after it was written") from error
 
@@ -185,7 +219,9 @@ class Images:
             return
         if self._hashes is None or self._compared is None:
             self.files.check(IMAGE_HASHES)
-            self._hashes, self._compared = np.load(self.folder / IMAGE_HASHES), np.zeros(len(self), dtype=np.bool_)
+            with readable(self.folder / IMAGE_HASHES):
+                self._hashes = np.load(self.folder / IMAGE_HASHES)
+            self._compared = np.zeros(len(self), dtype=np.bool_)
         new = np.flatnonzero(~self._compared[rows])
         for place, expected in zip(new.tolist(), self._hashes[rows[new]].tolist(), strict=True):
             if content_hash(content(place)) != expected:
@@ -194,10 +230,12 @@ class Images:
 
     def _take_jpeg(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         if self._pixels is None:
-            self._pixels = np.memmap(self.folder / PIXELS["jpeg"], dtype=np.uint8, mode="r")
+            with readable(self.folder / PIXELS["jpeg"]):
+                self._pixels = np.memmap(self.folder / PIXELS["jpeg"], dtype=np.uint8, mode="r")
         if self._offsets is None:
             self.files.check("images.offsets.npy")
-            self._offsets = np.load(self.folder / "images.offsets.npy")
+            with readable(self.folder / "images.offsets.npy"):
+                self._offsets = np.load(self.folder / "images.offsets.npy")
         out = np.empty((len(rows), *self.shape[1:]), dtype=np.uint8)
         for place, row in enumerate(rows.tolist()):
             data = self._pixels[self._offsets[row] : self._offsets[row + 1]].tobytes()
@@ -363,6 +401,7 @@ def open_labels(folder: Path, stem: str, files: WrittenFiles | None = None) -> L
     except DamagedError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
+        check_unreadable(folder / f"{stem}.json", error)
         msg = (
             f"Expected {folder} to hold the label matrix {stem!r}, got: {error}. Delete that folder to have it built "
             "again."

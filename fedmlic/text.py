@@ -179,6 +179,18 @@ def further_vectors(
     return asked.astype(np.float32), own.astype(np.float32)
 
 
+def reads_names(spec: str) -> bool:
+    """Whether vectors are made from what labels are called.
+
+    Args:
+        spec: the kind and its arguments.
+
+    >>> [reads_names(kind) for kind in ("random_orthogonal()", "learned()", "glove()")]
+    [False, False, True]
+    """
+    return _kind(spec).by_name
+
+
 def save_vectors(path: str, names: Sequence[str], vectors: NDArray[np.float32]) -> None:
     """Write vectors to a safetensors file that ``file(path=...)`` reads: name -> ``[features]``."""
     from safetensors.numpy import save_file

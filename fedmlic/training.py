@@ -113,7 +113,7 @@ def fit(resident: Resident, shard: Shard, local: Local, loss: Loss | Objective) 
     views = None if settings.augmentation == "none" else local.torch_rng("augmentation")
     with (
         torch_global_stream(settings.seed, "train/torch", local.client, local.round, device=device),
-        captured_features(resident.network, wanted=bool(terms)) as features,
+        captured_features(resident.network, wanted=bool(terms)) as captured,
     ):
         for epochs in stages(resident, local):
             network = resident.training_network()
@@ -124,9 +124,11 @@ def fit(resident: Resident, shard: Shard, local: Local, loss: Loss | Objective) 
                 with precision_of(settings, device), _batch_norm_explained(local, len(images), shard.num_images):
                     given = inputs.of(images, labels, numbers)
                     observed = labels.to(device, non_blocking=True)
+                    captured.begin(images)
                     value, rest = scalar_and_rest(objective.loss(network, images, observed, *given))
+                    seen = captured.step(network, images, observed)
                     for term in terms:
-                        value = value + term(Step(network, images, observed, features(len(images))))
+                        value = value + term(seen)
                 value.backward()  # type: ignore[no-untyped-call]
                 for change_gradients in before:
                     change_gradients()
@@ -223,35 +225,80 @@ def stages(resident: Resident, local: Local) -> Iterator[int]:
     resident.train_only(trained)
 
 
-@contextmanager
-def captured_features(network: nn.Module, *, wanted: bool) -> Iterator[Callable[[int], Tensor | None]]:
-    """Inside the block: what gives the first maps of the backbone's last batch, averaged over places.
+class Pass(NamedTuple):
+    """One pass of a network's backbone.
 
-    They are ``[count, features]``. A method that gives its backbone more than a batch's
-    images (patches of them) puts these first.
+    Attributes:
+        given: what the backbone got; None where a method goes through its stages by itself.
+        map: what it gave, ``[batch, features, height', width']``.
     """
+
+    given: Tensor | None
+    map: Tensor
+
+
+class Captured:
+    """What the backbone got and gave in a step: in the first pass over images of the step's size, else in the last.
+
+    A method may look at several things in a step, such as mixtures of images or patches of them. One that gives its
+    backbone more than a batch's images at once puts these first.
+    """
+
+    def __init__(self) -> None:
+        self._size: torch.Size | None = None
+        self._given: Tensor | None = None
+        self._first: Pass | None = None
+        self._last: Pass | None = None
+
+    def begin(self, images: Tensor) -> None:
+        """Forget the step before; this one is over ``images``."""
+        self._size, self._given, self._first, self._last = images.shape[1:], None, None, None
+
+    def enter(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """Before the backbone's forward pass."""
+        self._given = inputs[0]
+
+    def note(self, _module: nn.Module, _inputs: object, output: Tensor) -> None:
+        """When the map is there."""
+        self._last = Pass(self._given, output)
+        if self._first is None and (self._given is None or self._given.shape[1:] == self._size):
+            self._first = self._last
+
+    def leave(self, _module: nn.Module, _inputs: object, _output: Tensor) -> None:
+        """After the backbone's forward pass."""
+        self._given = None
+
+    def step(self, network: nn.Module, images: Tensor, labels: Tensor) -> Step:
+        """The step as a term of the loss sees it."""
+        found = self._first or self._last
+        if found is None:
+            return Step(network, images, labels, None)
+        given = images if found.given is None else found.given[: len(images)]
+        return Step(network, given, labels, found.map[: len(images)].mean(dim=(2, 3)))
+
+
+@contextmanager
+def captured_features(network: nn.Module, *, wanted: bool) -> Iterator[Captured]:
+    """Inside the block: notes what the network's backbone gets and gives."""
     backbone = getattr(network, "backbone", None)
+    captured = Captured()
     if not wanted or backbone is None:
-        yield lambda _: None
+        yield captured
         return
-    seen: dict[str, Tensor] = {}
     # A method may go through a network in stages by itself: its last block makes the map in either case.
     maker: nn.Module = backbone
     if isinstance(backbone, StageBackbone):
         maker = cast("Stage", backbone.stages[-1]).blocks[-1]
-
-    def note(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-        seen["map"] = output
-
-    handle = maker.register_forward_hook(note)
-
-    def last(count: int) -> Tensor | None:
-        return seen["map"][:count].mean(dim=(2, 3)) if seen else None
-
+    handles = [
+        backbone.register_forward_pre_hook(captured.enter),
+        maker.register_forward_hook(captured.note),
+        backbone.register_forward_hook(captured.leave),
+    ]
     try:
-        yield last
+        yield captured
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
@@ -363,6 +410,21 @@ def steps(num_images: int, local: Local, *, join_last: bool = False) -> Iterator
             and ``batch-size`` is larger than 1.
     """
     return _steps(num_images, local.experiment, _Plan(local.rng("order"), join_last=join_last))
+
+
+def most_steps(settings: Experiment, num_images: int, passes: int = 1) -> int:
+    """The most optimiser steps of a turn without stages.
+
+    Args:
+        settings: epochs or steps, and the batch size.
+        num_images: the client's.
+        passes: the method's (``Method.passes``).
+
+    >>> from fedmlic.experiment import Experiment
+    >>> most_steps(Experiment(local_epochs=3, batch_size=16), 33), most_steps(Experiment(local_steps=5), 33)
+    (9, 5)
+    """
+    return settings.local_steps or passes * settings.local_epochs * math.ceil(num_images / settings.batch_size)
 
 
 def _steps(num_images: int, settings: Experiment, plan: _Plan) -> Iterator[NDArray[np.int64]]:

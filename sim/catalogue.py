@@ -13,11 +13,14 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from fedmlic import spec
+from fedmlic import spec, text
 from fedmlic.errors import InputError
 from fedmlic.experiment import Experiment, Runtime
+
+if TYPE_CHECKING:
+    from fedmlic.method import Method
 
 
 class Entry(NamedTuple):
@@ -63,24 +66,48 @@ def with_traits(entry: Entry) -> Entry:
 
     This imports the entry, which listing alone does not.
     """
-    from fedmlic.method import Method, none, why_one_by_one
-
     try:
-        method: Method = spec.build("method", entry.name)
+        return entry._replace(traits=_traits(entry))
     except Exception:  # noqa: BLE001  (a broken entry must not break the list)
         return entry
-    traits: dict[str, bool | str] = {
+
+
+def _traits(entry: Entry) -> dict[str, bool | str]:
+    from fedmlic.method import none, why_one_by_one
+
+    method: Method = spec.build("method", entry.name)
+    trial = getattr(importlib.import_module(method_module(entry.name)), "TRIAL", entry.name)
+    return {
         "guesses": method.guesses,
         "memory": method.remembers or method.private is not none,
-        "counts": method.statistics is not None
-        or method.round_sums is not None
-        or any(phase.solution is not None for phase in method.phases),
-        "text": bool(TEXT_ARGUMENTS & set(entry.arguments)),
-        "pretrained": hasattr(importlib.import_module(method_module(entry.name)), "TRIAL"),
+        "counts": _asks_leave(method, entry.name),
+        "text": _reads_names(entry.arguments),
+        "text-option": bool(TEXT_ARGUMENTS & set(entry.arguments)),
+        "pretrained": "weights" in spec.parse(trial, "method").arguments,  # which a trial replaces by random ones
         "phases": str(len(method.phases) or ""),
         "one-by-one": why_one_by_one(method),
     }
-    return entry._replace(traits=traits)
+
+
+def _asks_leave(method: Method, name: str) -> bool:
+    """Whether an experiment must allow statistics: for what the method declares, or since it refuses to do without."""
+    solved = any(phase.solution is not None for phase in method.phases)
+    if method.statistics is not None or method.round_sums is not None or solved:
+        return True
+    if method.refuses is None:
+        return False
+    own_rule = name in spec.entries("strategy")  # without which it refuses anyway
+    rule = f"{name}()" if own_rule else Experiment.model_fields["strategy"].default
+    refused, allowed = (Experiment(method=name, strategy=rule, allow_statistics=leave) for leave in (False, True))
+    return bool(method.refuses(refused)) and not method.refuses(allowed)
+
+
+def _reads_names(arguments: Mapping[str, str | None]) -> bool:
+    """Whether label names become vectors with a method's default arguments."""
+    if "text_model" in arguments:
+        return True
+    default = arguments.get("text")
+    return default is not None and text.reads_names(ast.literal_eval(default))
 
 
 TEXT_ARGUMENTS = frozenset({"text", "text_model"})

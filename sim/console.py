@@ -308,7 +308,10 @@ def client_title(client: int, names: Sequence[str]) -> str:
 
 
 def results_table(result: Mapping[str, Any]) -> Grid:
-    """The closing table of a run: its last model and, where that is another, the one that is best on validation."""
+    """The closing table of a run: its last model and, where that is another, the best one.
+
+    Validation images choose that; where clients keep tensors, which the server has no model of, their held-out images.
+    """
     last, best = result["rounds"], result["best_round"]
     models = _models(result)
     rows = [
@@ -318,15 +321,21 @@ def results_table(result: Mapping[str, Any]) -> Grid:
         if f"{side}/mAP" in metrics
     ]
     rounds = f"{last} round{'s' if last != 1 else ''}"
+    chosen_on = "validation" if any(map(is_of_server, result["metrics"])) else "clients' held-out images"
     title = f"after {rounds}, which took {duration(result['seconds'])}"
     notes = ["test and validation images are the server's, held-out ones the clients'"]
     if len(models) > 1:
-        notes.append(f"last: the model after round {last}; best: after round {best}, chosen on validation")
+        notes.append(f"last: the model after round {last}; best: after round {best}, chosen on {chosen_on}")
     elif best == last:
-        notes.append(f"the model after round {last}, which is also the best on validation")
+        notes.append(f"the model after round {last}, which is also the best on {chosen_on}")
     else:
         notes.append(f"the model after round {last}")
     return Grid(title, ("images", *SHOWN, "prevalence", "labels"), rows, "; ".join(notes))
+
+
+def is_of_server(metric: str) -> bool:
+    """Whether a metric is of the server's images; without any such, clients chose the best round."""
+    return metric.startswith("server/")
 
 
 def _result_row(title: str, metrics: Mapping[str, Any], side: str) -> list[str]:

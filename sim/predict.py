@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ import numpy as np
 from fedmlic import spec
 from fedmlic.errors import InputError
 from fedmlic.experiment import Experiment, split_settings
-from fedmlic.record import RunFolder, open_run
+from fedmlic.record import MODEL, RunFolder, open_run, read_frozen
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -115,12 +114,11 @@ def load_predictor(
             missing, not wanted, or has not had a turn, or no such inference.
     """
     from fedmlic.learner import build_learner
-    from strategies.server.server import MODEL
 
     folder = open_run(path)
     number = _checkpoint(folder, round_number)
     tensors, values = folder.load_checkpoint(number)
-    frozen_tensors, label_names, image_shape = _frozen(path)
+    frozen_tensors, label_names, image_shape = read_frozen(path)
     experiment, _ = folder.settings()
     if inference is not None:
         experiment, _ = split_settings({**experiment.model_dump(), "inference": inference})
@@ -275,7 +273,7 @@ def start_prediction(
     about = {
         "run": str(path.absolute()),
         "round": predictor.round,
-        "model": model_title(open_run(path), predictor.round),
+        "model": model_title(folder, predictor.round, private=bool(predictor.learner.resident.private_names)),
         "threshold": predictor.threshold,
         **own,
         "inference": inference or experiment.inference,
@@ -373,16 +371,23 @@ def resize_of(experiment: Experiment) -> Resize:
     return choices[wanted]
 
 
-def model_title(folder: RunFolder, number: int) -> str:
-    """Which of a run's models the one after round ``number`` is, in words."""
+def model_title(folder: RunFolder, number: int, *, private: bool) -> str:
+    """Which of a run's models the one after round ``number`` is, in words.
+
+    Args:
+        folder: of the run.
+        number: the round.
+        private: whether clients keep tensors to themselves; then their held-out images choose the best round.
+    """
+    images = "clients' held-out images" if private else "validation"
     newest = folder.checkpoints()[-1]
     best = int(folder.checkpoint_values(newest)["best_round"])
     last = folder.settings()[0].num_rounds
-    which = ["best on validation"] * (number == best) + ["the last round"] * (number == last)
+    which = [f"best on {images}"] * (number == best) + ["the last round"] * (number == last)
     if number == newest != last:
         which.append("the last so far")
     if not best:
-        which.append("none was chosen on validation")
+        which.append(f"none was chosen on {images}")
     elif number != best and best not in folder.checkpoints():
         which.append(f"the best, of round {best}, is not kept")
     return f"after round {number} of {last}" + (f" ({', '.join(which)})" if which else "")
@@ -446,20 +451,4 @@ def _some(names: Sequence[str]) -> str:
 def load_shape(path: Path) -> tuple[int, int, int]:
     """Height, width and channels of the images that a run's network wants."""
     _checkpoint(open_run(path), None)
-    return _frozen(path)[2]
-
-
-def _frozen(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...], tuple[int, int, int]]:
-    """What a run keeps besides its checkpoints: frozen tensors, label names, image shape."""
-    from safetensors import SafetensorError, safe_open
-
-    file = path / "frozen.safetensors"
-    try:
-        with safe_open(file, framework="pt") as frozen:
-            about = frozen.metadata()
-            tensors = {name: frozen.get_tensor(name) for name in frozen.keys()}  # noqa: SIM118  (not a mapping)
-        height, width, channels = json.loads(about["image_shape"])
-        return tensors, tuple(json.loads(about["label_names"])), (height, width, channels)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        msg = f"Expected {file} to be as the run wrote it, got {error}. Restore it from a copy."
-        raise InputError(msg) from None
+    return read_frozen(path)[2]

@@ -49,7 +49,14 @@ def run(experiment: Experiment, runtime: Runtime, out: Path | None, watch: Watch
     """
     if out is not None:
         check_new(out)  # before minutes are spent on data
-    return _play(experiment, runtime, lambda: create(out, experiment, runtime), watch or Watch())
+
+    def begin(server: Server) -> RunFolder:
+        from strategies.server.first_model import first_model
+
+        first_model(experiment, server.learner)  # refused while there is no folder yet
+        return create(out, experiment, runtime)
+
+    return _play(experiment, runtime, begin, watch or Watch())
 
 
 def resume(path: Path, watch: Watch | None = None, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -68,11 +75,11 @@ def resume(path: Path, watch: Watch | None = None, changes: Mapping[str, Any] | 
         return _result(folder)
     experiment, runtime = folder.settings()
     experiment, runtime = split_settings({**experiment.model_dump(), **runtime.model_dump(), **(changes or {})})
-    return _play(experiment, runtime, lambda: folder, watch or Watch())
+    return _play(experiment, runtime, lambda _: folder, watch or Watch())
 
 
 def _play(
-    experiment: Experiment, runtime: Runtime, open_folder: Callable[[], RunFolder], watch: Watch
+    experiment: Experiment, runtime: Runtime, open_folder: Callable[[Server], RunFolder], watch: Watch
 ) -> dict[str, Any]:
     engine = engine_of(runtime)
     workers = _start_workers(engine, experiment, runtime)
@@ -89,7 +96,7 @@ def _play(
         found = examine(federation.whole or federation, experiment.method)
         for text in found.warnings:
             watch.warning(text)
-        folder = open_folder()
+        folder = open_folder(server)
         if engine == "flower":
             with folder.alone():  # Flower's own process takes the folder after this
                 _note(folder, federation, found)

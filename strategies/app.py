@@ -27,6 +27,7 @@ from fedmlic.errors import InputError
 from fedmlic.experiment import Experiment, Runtime, home_of, split_settings
 from fedmlic.process import progress_lines
 from fedmlic.record import RunFolder, create, default_path, is_run, open_run, write_json
+from strategies.server.first_model import first_model
 from strategies.server.flower import FlowerTransport
 from strategies.server.introductions import simulated_by
 from strategies.server.server import build_server, serve
@@ -86,6 +87,8 @@ def play(grid: Grid, run_config: Mapping[str, bool | int | float | str], run_id:
     transport.layout = server.learner.resident.layout
     transport.label_names = server.learner.task.label_names
     transport.image_shape = server.learner.task.image_shape
+    if not is_run(path):
+        first_model(experiment, server.learner)  # refused while there is no folder yet
     folder = open_run(path) if is_run(path) else create(path, experiment, runtime)
     folder.listeners.append(_show)
     _say(f"run folder {folder.path}")

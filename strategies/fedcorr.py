@@ -37,7 +37,7 @@ from fedmlic.errors import InputError
 from fedmlic.methods.fedcorr import LIMIT, NOISY, SCORE, SCORED, STAGE, TOOK_PART
 from fedmlic.noisy_clients import client_of, mean_by
 from fedmlic.two_groups import chance_of_one, two_groups
-from fedmlic.update import Update, Weighting
+from fedmlic.update import METRIC_LIMIT, Update, Weighting
 from strategies.strategy import Round, State, Strategy, with_method
 
 REPORT = "fedcorr/against-round/"
@@ -94,7 +94,12 @@ def fedcorr(
         return replace(state, flat=flat, memory=memory, shared={**shared, NOISY: named}, metrics=metrics)
 
     return Strategy(
-        aggregate, init, weighting=Weighting(shared="uniform"), needs="each", refuses=with_method("fedcorr")
+        aggregate,
+        init,
+        weighting=Weighting(shared="uniform"),
+        needs="each",
+        refuses=with_method("fedcorr"),
+        metrics={SCORE: (0.0, METRIC_LIMIT), SCORED: (0.0, 1.0), TOOK_PART: (0.0, 1.0)},
     )
 
 

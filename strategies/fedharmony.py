@@ -24,7 +24,7 @@ import torch
 from pydantic import Field
 
 from fedmlic.errors import InputError
-from fedmlic.update import Update, Weighting
+from fedmlic.update import METRIC_LIMIT, Update, Weighting
 from strategies.strategy import Round, State, Strategy, with_method
 
 DISAGREEMENT = "disagreement"
@@ -53,8 +53,13 @@ def fedharmony(*, gamma: Annotated[float, Field(ge=0)] = 1.0, rounds: Annotated[
         total = replace(first, sums=sums, weight=1.0, row_weights=torch.ones_like(first.row_weights))
         return replace(state, flat=total.mean(state.flat), metrics={"alpha": alpha, "largest-share": max(shares)})
 
-    refuses = with_method("fedharmony")
-    return Strategy(aggregate, weighting=Weighting(shared="uniform"), needs="each", refuses=refuses)
+    return Strategy(
+        aggregate,
+        weighting=Weighting(shared="uniform"),
+        needs="each",
+        refuses=with_method("fedharmony"),
+        metrics={DISAGREEMENT: (0.0, METRIC_LIMIT)},
+    )
 
 
 def shares_of(received: list[Update], alpha: float, gamma: float) -> list[float]:

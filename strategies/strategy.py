@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,6 +67,9 @@ class Round:
         return torch.Generator().manual_seed(torch_seed(self.seed, f"server/{purpose}", self.number))
 
 
+NONE: Final[Mapping[str, tuple[float, float]]] = MappingProxyType({})
+
+
 def only_the_model(flat: Tensor, layout: Layout) -> State:
     """The state of a strategy that remembers nothing but the model."""
     del layout
@@ -84,6 +88,8 @@ class Strategy(NamedTuple):
             client's update is needed by itself.
         mods: what the rule adds to every client's turn, as texts of the mods' catalogue.
         refuses: why it does not work with an experiment; empty where it does.
+        metrics: of the metrics that clients' methods report (``Trained.metrics``), those that the rule reads, each with
+            the least and the largest that one client may report. An update without one of them, or beyond, is refused.
     """
 
     aggregate: Callable[[State, Iterable[Update], Round], State]
@@ -92,6 +98,7 @@ class Strategy(NamedTuple):
     needs: Literal["sum", "each"] = "sum"
     mods: tuple[str, ...] = ()
     refuses: Callable[[Experiment], str] | None = None
+    metrics: Mapping[str, tuple[float, float]] = NONE
 
 
 def with_method(name: str) -> Callable[[Experiment], str]:

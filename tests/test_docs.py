@@ -1,8 +1,11 @@
-"""The index of the documentation: docs/README.md."""
+"""The index of the documentation, docs/README.md, and what no file of the project may hold."""
 
 import re
+import subprocess
 import tomllib
 from pathlib import Path
+
+import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -62,3 +65,17 @@ def test_extras_are_there_with_uv_run_and_the_index_names_all_of_them():
     assert {name: set(packages) - there for name, packages in extras.items() if set(packages) - there} == {}
     assert absent | bundled | {"emoji"} == set(extras)
     assert {name for name, packages in extras.items() if set(packages) <= always} == bundled | {"emoji"}
+
+
+def test_no_file_holds_the_marks_of_an_unfinished_merge():
+    """A page with them is still good Markdown, so nothing else would tell."""
+    root = DOCS.parent
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=False).stdout
+    if not names:
+        pytest.skip("this copy of the project is no git checkout")
+    marks = re.compile(rb"^(<{7}|\|{7}|>{7}) .*$|^={7}$", re.MULTILINE)
+
+    files = [root / name for name in names.split("\0") if (root / name).is_file()]
+
+    assert DOCS / "README.md" in files
+    assert [str(file.relative_to(root)) for file in files if marks.search(file.read_bytes())] == []

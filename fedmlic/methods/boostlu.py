@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import torch
 from pydantic import Field
 
-from fedmlic.guesses import taken_as_absent
+from fedmlic.guesses import precise, taken_as_absent
 from fedmlic.large_losses import DELTAS, large_loss_inputs, large_loss_step
 from fedmlic.method import Method, Task
 from fedmlic.model import Backbone, Classifier
@@ -46,9 +46,9 @@ class BoostedClassifier(Classifier):
         self.factor, self.always = factor, always
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits float32 ``[batch, labels]`` of images ``[batch, channels, height, width]``."""
+        """Logits ``[batch, labels]``, float32 or double, of images ``[batch, channels, height, width]``."""
         features: Tensor = self.backbone(images)
-        places: Tensor = self.head(features.flatten(2).transpose(1, 2)).float()
+        places = precise(self.head(features.flatten(2).transpose(1, 2)))
         if self.always or not self.training:
             places = torch.where(places > 0, self.factor * places, places)
         return places.mean(dim=1)

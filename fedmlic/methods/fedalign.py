@@ -259,6 +259,7 @@ def fedalign(
         guesses="what is close to or far from label anchors" if pseudo else "",
         ask=None if trained else partial(ask, text=text),
         refuses=no_other_steps if in_turn else None,
+        passes=2 if in_turn else 1,
     )
 
 

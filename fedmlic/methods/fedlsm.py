@@ -16,8 +16,8 @@ is sure as above. Annotated entries keep their label in t; whether they count is
 released code. Completed labels of the turn are kept, so that ``strategy="flag()"`` weighs a label's rows by annotated
 and pseudo-positives together: the authors' adaptive classifier aggregation.
 
-``mixing=0`` leaves out mixed images, ``weak="none"`` both views; with ``present_from=1`` and ``absent_below=0`` as well
-it is ``bce``.
+A bound of 1 takes nothing as present, one of 0 nothing as absent, however large a logit. ``mixing=0`` leaves out mixed
+images, ``weak="none"`` both views; with ``present_from=1`` and ``absent_below=0`` as well it is ``bce``.
 
 Deviations from the released code (more on its page): its masks come after a cross-entropy that is already a mean, so
 that they scale it and leave no entry out; here they do. It weighs the loss of certain images by the global ratio of
@@ -60,8 +60,8 @@ class Bounds(NamedTuple):
     """Between which probabilities of the teacher nothing is said of an entry.
 
     Attributes:
-        upper: an entry from it on is present.
-        lower: an entry up to it is absent.
+        upper: an entry from it on is present; with 1 none is.
+        lower: an entry up to it is absent; with 0 none is.
     """
 
     upper: float
@@ -69,8 +69,9 @@ class Bounds(NamedTuple):
 
     def of(self, taught: Tensor) -> Tensor:
         """int8, the teacher's say where it is sure, UNKNOWN elsewhere, of its probabilities."""
-        said = torch.where(taught >= self.upper, PRESENT, torch.where(taught <= self.lower, ABSENT, UNKNOWN))
-        return said.to(torch.int8)
+        # A large logit's sigmoid is 0 or 1 by rounding, which must not pass for being sure at a bound of 0 or 1.
+        present, absent = (taught >= self.upper) & (self.upper < 1), (taught <= self.lower) & (self.lower > 0)
+        return torch.where(present, PRESENT, torch.where(absent, ABSENT, UNKNOWN)).to(torch.int8)
 
 
 def completed(labels: Tensor, taught: Tensor, bounds: Bounds) -> Tensor:
@@ -126,8 +127,8 @@ def fedlsm(
     """Pseudo-labels where the global model is sure, mixed images where it is not (FedLSM).
 
     Args:
-        present_from: probability from which an entry that is not annotated is taken as present.
-        absent_below: probability up to which it is taken as absent.
+        present_from: probability from which an entry that is not annotated is taken as present; 1: never.
+        absent_below: probability up to which it is taken as absent; 0: never.
         low: as ``absent_below``, for the first of two mixed images.
         high: as ``present_from``, for the first of two mixed images.
         mixing: weight of mixed images; 0 for none.

@@ -58,7 +58,13 @@ def simplex(num_labels: int, width: int) -> Tensor:
     >>> simplex(2, 3).round(decimals=3).tolist()
     [[0.7070000171661377, -0.7070000171661377, 0.0], [-0.7070000171661377, 0.7070000171661377, 0.0]]
     """
-    if not 2 <= num_labels <= width:
+    if num_labels < 2:
+        msg = (
+            f"Expected 2 labels or more, since a simplex has a corner for each, got {num_labels}. "
+            "Choose another method, such as bce()."
+        )
+        raise InputError(msg)
+    if num_labels > width:
         msg = (
             f"Expected 2 to {width} labels (the width of features), since each has its corner of a simplex, got "
             f"{num_labels}. Set width to {num_labels} or more, or take a wider model."
@@ -185,12 +191,13 @@ def alignment(cosines: Tensor, labels: Tensor, kind: str, temperature: float) ->
 def ramp(number: int, num_rounds: int, begin: float, end: float) -> float:
     """0 up to the share ``begin`` of the rounds, 1 from ``end`` on, in between on a line.
 
-    The first round is at share 0, the last at 1.
+    The first round is at share 0, the last at 1, which a single round is.
 
     >>> [round(ramp(number, 11, 0.2, 0.6), 6) for number in (3, 5, 7)]
     [0.0, 0.5, 1.0]
     """
-    return min(max(((number - 1) / max(num_rounds - 1, 1) - begin) / (end - begin), 0.0), 1.0)
+    share = (number - 1) / (num_rounds - 1) if num_rounds > 1 else 1.0
+    return min(max((share - begin) / (end - begin), 0.0), 1.0)
 
 
 def fednca(

@@ -168,9 +168,13 @@ class DualViewNetwork(PromptedNetwork):
         """``[3, labels, features]``, of any length: for the whole image, for places, hand-written."""
         del given
         trained = self.learner(torch.stack([self.get_parameter(name) for name in self.prompted])).float()
-        written = self.learner.handwritten_raw
+        written = self.handwritten()
         rows = dict(zip(self.prompted, trained, strict=True))
         return torch.stack([*(rows.get(name, written) for name in CONTEXTS), written])
+
+    def handwritten(self) -> Tensor:
+        """``[labels, features]``, hand-written texts; of length 1 where their length does not matter."""
+        return self.learner.handwritten if self.how.scores == "cosine" else self.learner.handwritten_raw()
 
     def views(self, images: Tensor) -> Tensor:
         """``[batch, 1 + places, features]``: the whole image, then its places."""
@@ -193,7 +197,7 @@ class DualViewNetwork(PromptedNetwork):
             views: ``[batch, 1 + places, features]``.
             texts: ``[2 or more, labels, features]``, of any length: for the whole image, for places.
         """
-        handwritten = self.learner.handwritten_raw
+        handwritten = self.handwritten()
         whole, places = (handwritten, handwritten) if texts is None else (texts[0], texts[1])
         return fused(views, whole, places, self.how, self.log_scale.exp())
 
@@ -282,13 +286,15 @@ def hp_dval(
         focal: whether easy entries fade, exponent 2.
 
     Raises:
-        InputError: ``consistent_view`` is a view whose texts do not train.
+        InputError: ``consistent_view`` is a view whose texts do not train, or a context that does not train is to
+            be private.
     """
+    if local_context == "private":
+        _check_private(prompted, schedule)
     if consistency and schedule != "alignment":
         _check_view(prompted, consistent_view)
     chosen = tuple(name for name in CONTEXTS if prompted in {"both", name.removeprefix("context_")})
-    keeps = local_context == "private" and schedule != "alignment"
-    own = tuple(name for name in CONTEXTS[1:] if keeps and name in chosen)
+    own: tuple[str, ...] = CONTEXTS[1:] if local_context == "private" else ()
     balance = Balance(rebalance, floor, steepness, middle, kappa, tolerance, focal, positive_share)
     read = partial(open_reader, weights, text_model, who="hp_dval")
     build = partial(
@@ -329,6 +335,16 @@ def _check_view(prompted: str, view: str | None) -> None:
             f"Expected consistent_view to be {prompted!r}, the prompted view, got {view!r}, whose texts are the "
             "hand-written ones: the term would be 0. Leave consistent_view out, or use prompted='both' or "
             "consistency=0.0."
+        )
+        raise InputError(msg)
+
+
+def _check_private(prompted: str, schedule: str) -> None:
+    if prompted == "whole" or schedule == "alignment":
+        got = "prompted='whole'" if prompted == "whole" else "schedule='alignment'"
+        msg = (
+            f"Expected local_context='private' with a context of places that trains, got {got}: nothing would be "
+            "private. Leave local_context out, or use prompted='both' and another schedule."
         )
         raise InputError(msg)
 

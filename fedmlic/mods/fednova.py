@@ -12,11 +12,12 @@ change is scaled after all other mods, which so see it in the client's own units
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
 
-from fedmlic.mod import Hooks, Mod
+from fedmlic.mod import Bound, Hooks, Mod, Said
 from fedmlic.optimiser import accumulated
 from fedmlic.update import SharedWeight, Weighting, weights_of
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from fedmlic.arrays import Resident
+    from fedmlic.arrays import Layout, Resident
     from fedmlic.experiment import Experiment
     from fedmlic.method import Local, Trained
     from fedmlic.shard import Shard
@@ -37,6 +38,8 @@ The first number counts ``HIGH`` units of ``FRACTION`` and the second what is le
 at most, which 20,000 images in small batches with momentum exceed. Two hold 2^60."""
 
 FRACTION, HIGH = 2.0**-10, 1 << 30
+ROUNDED = 1e-12
+"""More than the share by which sums of products of float64 numbers differ with their order."""
 
 
 def fednova(*, weights: SharedWeight = "images") -> Mod:
@@ -50,7 +53,7 @@ def fednova(*, weights: SharedWeight = "images") -> Mod:
         del resident
         weight, _ = weights_of(Weighting(shared=weights), shard.num_images, torch.from_numpy(shard.annotations))
         scale = float(local.shared[SCALE])
-        momentum = local.experiment.momentum if local.experiment.optimizer == "sgd" else 0.0
+        momentum = momentum_of(local.experiment)
 
         def extras(change: Tensor, trained: Trained) -> Mapping[str, Tensor]:
             del change
@@ -63,7 +66,28 @@ def fednova(*, weights: SharedWeight = "images") -> Mod:
 
         return Hooks(extras=extras, scale=per_step)
 
-    return Mod(begin, counts_steps=True, refuses=refuses, rule="fednova")
+    def bounds(said: Said) -> Mapping[str, tuple[Bound, Bound]]:
+        """Weight times the most steps: a larger number would make the whole model's step longer."""
+        count = len(said.sizes)
+        weight = {"images": sum(said.sizes), "annotations": int(said.annotations.sum()), "uniform": count}[weights]
+        steps = accumulated(max(said.most_steps), momentum_of(said.experiment))
+        most = math.ceil(weight * steps / FRACTION * (1 + ROUNDED)) + count  # every client rounds
+        high = int(said.sums[STEPS][0])
+        low = max(-1, min(most - high * HIGH, count * (HIGH - 1)))  # what the first number leaves to the second
+        return {STEPS: (0, torch.tensor([most // HIGH, low]))}
+
+    return Mod(begin, sums=sums, bounds=bounds, counts_steps=True, refuses=refuses, rule="fednova")
+
+
+def sums(layout: Layout) -> Mapping[str, Tensor]:
+    """Zeros of what is added up."""
+    del layout
+    return {STEPS: torch.zeros(2, dtype=torch.int64)}
+
+
+def momentum_of(experiment: Experiment) -> float:
+    """Of the local optimiser."""
+    return experiment.momentum if experiment.optimizer == "sgd" else 0.0
 
 
 def refuses(experiment: Experiment) -> str:

@@ -36,8 +36,9 @@ def fedrep(*, head_epochs: Epochs = 10, body_epochs: Epochs = 1) -> Mod:
 
     def begin(resident: Resident, shard: Shard, local: Local) -> Hooks:
         del shard, local
-        head = frozenset(resident.private_names)
-        body = frozenset(resident.layout.names)
+        head = frozenset(resident.private_rows)
+        # What another mod keeps private, such as norms, belongs to the body.
+        body = frozenset(resident.trainable.names) - head
         return Hooks(stages=[Stage(head_epochs, head), Stage(body_epochs, body)])
 
     return Mod(begin, private=head_of, changes_steps=True, has_stages=True)

@@ -12,21 +12,24 @@ Source: the head of FLAG (Chang et al., arXiv 2302.13571); with pseudo-positives
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from fedmlic import spec
 from fedmlic.image_state import COMPLETED, PREFIX
 from fedmlic.labels import PRESENT
-from fedmlic.mod import Hooks, Mod
+from fedmlic.mod import Bound, Hooks, Mod, Said
+from fedmlic.update import LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-    from fedmlic.arrays import Resident
+    from fedmlic.arrays import Layout, Resident
     from fedmlic.experiment import Experiment
     from fedmlic.method import Local, Trained
     from fedmlic.shard import Shard
@@ -61,10 +64,36 @@ def positive_rows() -> Mod:
 
         return Hooks(extras=extras)
 
-    return Mod(begin, refuses=_without_leave, rule="flag")
+    return Mod(begin, sums=sums, bounds=bounds, refuses=_refuses, rule="flag")
 
 
-def _without_leave(experiment: Experiment) -> str:
-    if experiment.allow_statistics:
-        return ""
-    return "with the rule flag it tells the server how often labels occur; set allow-statistics=true if clients agree"
+def sums(layout: Layout) -> Mapping[str, Tensor]:
+    """Zeros of what is added up."""
+    rows = layout.shapes[len(layout.names) - layout.num_row_tensors :]
+    width = sum(math.prod(shape[1:]) for shape in rows)
+    return {
+        ROWS: torch.zeros(layout.num_labels, width, dtype=torch.float64),
+        POSITIVES: torch.zeros(layout.num_labels, dtype=torch.int64),
+    }
+
+
+def bounds(said: Said) -> Mapping[str, tuple[Bound, Bound]]:
+    """A label has no more positives than images, guessed ones included, and its row counts as often as these say."""
+    largest = (said.sums[POSITIVES] * (LIMIT / SCALE))[:, None]
+    return {POSITIVES: (0, sum(said.sizes)), ROWS: (-largest, largest)}
+
+
+def _refuses(experiment: Experiment) -> str:
+    """Rows travel whole beside the model: what a mod of the experiment holds back of them would come a second time."""
+    if not experiment.allow_statistics:
+        return (
+            "with the rule flag it tells the server how often labels occur; set allow-statistics=true if clients agree"
+        )
+    texts = [str(each) for each in spec.parse_all(experiment.mods, "mods")]
+    holding = [text for text in texts if spec.build("mods", text).holds_back]
+    if holding:
+        return (
+            f"label rows are sent whole beside the model, so that {holding[0]} would add what it holds back of them a "
+            "second time; use top_k with error_feedback=false, or leave it out"
+        )
+    return ""

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from fedmlic.arrays import Resident
+    from fedmlic.arrays import Layout, Resident
     from fedmlic.experiment import Experiment
     from fedmlic.method import Local, Trained
     from fedmlic.shard import Shard
@@ -93,7 +93,14 @@ def scaffold(*, option: Literal[1, 2] = 2, correct: Literal["gradient", "step"] 
             return Hooks(after_step=after_step, extras=extras)
         return Hooks(gradient=gradient, extras=extras)
 
-    return Mod(begin, changes_steps=True, counts_steps=True, remembers=True, refuses=refuses, rule="scaffold")
+    return Mod(
+        begin, sums=sums, changes_steps=True, counts_steps=True, remembers=True, refuses=refuses, rule="scaffold"
+    )
+
+
+def sums(layout: Layout) -> Mapping[str, Tensor]:
+    """Zeros of what is added up. A gradient has no bounds of its own, so every number has those of every sum."""
+    return {CHANGE: torch.zeros(layout.size)}
 
 
 def whole_gradient(resident: Resident, shard: Shard, local: Local, like: Tensor) -> Tensor:

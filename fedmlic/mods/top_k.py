@@ -61,4 +61,4 @@ def top_k(*, fraction: Annotated[float, Field(gt=0, le=1)] = 0.1, error_feedback
 
         return Hooks(send=send)
 
-    return Mod(begin, remembers=error_feedback)
+    return Mod(begin, remembers=error_feedback, holds_back=error_feedback)

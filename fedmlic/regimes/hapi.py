@@ -201,6 +201,32 @@ def _check_names(rename: Mapping[str, str], label_names: tuple[str, ...], read: 
         raise listing(expected, wrong)
 
 
+def _check_rename(rename: Mapping[str, str], *, asks: bool) -> None:
+    """Refuse a ``rename`` that says two things of one name, or that nothing is renamed by.
+
+    Args:
+        rename: the data set's name for a name of the API.
+        asks: whether an API is among the annotators.
+    """
+    if rename and not asks:
+        msg = (
+            f"Expected rename of regime hapi to be left out where apis are [{TRUTH!r}], which has the data set's own "
+            f"names, got {dict(rename)}. Leave it out, or name an API."
+        )
+        raise InputError(msg)
+    written: dict[str, dict[str, str]] = {}
+    for own, name in rename.items():
+        written.setdefault(_normal(own), {})[own] = name
+    twice = [
+        ", ".join(f"{name!r} for {own!r}" for own, name in names.items())
+        for names in written.values()
+        if len(set(map(_normal, names.values()))) > 1
+    ]
+    if twice:
+        expected = "Expected rename of regime hapi to give one label for a name of the API, however it is spelt"
+        raise listing(expected, twice)
+
+
 def _runs_of(place: Path, benchmark: str, apis: list[str], date: str) -> dict[str, list[files.Run]]:
     """The runs to choose from, for each API.
 
@@ -299,12 +325,14 @@ def hapi(
             underscores never matter.
 
     Raises:
-        InputError: no such files, API or date; at the first client also: files that are not
-            as described, no label in common, a name in ``rename`` that the data set does not
-            have or no chosen API says, or an image that they do not cover.
+        InputError: no such files, API or date; a ``rename`` that gives two labels for one name,
+            or that no API is there for; at the first client also: files that are not as
+            described, no label in common, a name in ``rename`` that the data set does not have or
+            no chosen API says, or an image that they do not cover.
     """
     place = files.data_folder(root)
     runs = _runs_of(place, benchmark, apis or [], date)
+    _check_rename(rename or {}, asks=any(runs.values()))
     reading = _Reading(
         STATES[unsaid],
         None if empty == "as_unsaid" else STATES[empty],

@@ -42,6 +42,9 @@ def plot_curves(*things: Played | Iterable[Played], metric: str = "server/mAP") 
 
     Raises:
         InputError: no run has such a number.
+
+    Warns:
+        OtherDataWarning: runs whose settings ask for the same data were given others.
     """
     curves = {label: _curves(runs, metric) for label, runs in rows_of(things).items()}
     with drawing():
@@ -96,6 +99,9 @@ def plot_labels(*things: Played | Iterable[Played], which: Which = "last") -> Fi
 
     Raises:
         InputError: nothing was evaluated yet.
+
+    Warns:
+        OtherDataWarning: runs whose settings ask for the same data were given others.
     """
     rows = {label: _by_label(runs, which) for label, runs in rows_of(things).items()}
     rows = {label: table for label, table in rows.items() if len(table)}

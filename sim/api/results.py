@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -12,6 +13,7 @@ from fedmlic.errors import InputError, nearest
 from fedmlic.record import is_run, open_run, read_json
 from fedmlic.resolved import resolved
 from sim.comparison.read import is_complete, metrics_of
+from sim.comparison.same_data import check_same_data
 from sim.sweep.folder import FILE, is_study
 
 if TYPE_CHECKING:
@@ -22,6 +24,17 @@ if TYPE_CHECKING:
 
     from sim.outcome import Scores, Which
     from sim.predict import Predictor
+
+
+class OtherDataWarning(UserWarning):
+    """Runs that are drawn together were given other data, though their settings ask for the same."""
+
+
+class _Given(NamedTuple):
+    path: Path
+    settings: Mapping[str, Any]
+    data: Mapping[str, Any]
+
 
 Status = Literal["complete", "failed", "running", "interrupted"]
 
@@ -341,7 +354,11 @@ def opened(things: Iterable[Played | Iterable[Played]]) -> list[Run | Study]:
 
 
 def rows_of(things: Iterable[Played | Iterable[Played]]) -> dict[str, list[Run]]:
-    """Runs by row: those of a study as it names them, others by the settings in which they differ besides the seed."""
+    """Runs by row: those of a study as it names them, others by the settings in which they differ besides the seed.
+
+    Warns:
+        OtherDataWarning: runs whose settings ask for the same data were given others.
+    """
     rows: dict[str, list[Run]] = {}
     single: list[Run] = []
     for thing in opened(things):
@@ -360,4 +377,17 @@ def rows_of(things: Iterable[Played | Iterable[Played]]) -> dict[str, list[Run]]
         shown = {key: str(run.settings[key.replace("-", "_")]) for key in differing}
         label = ", ".join(text if "(" in text else f"{key} {text or 'none'}" for key, text in shown.items())
         rows.setdefault(label or "all runs", []).append(run)
+    _warn_of_data([run for found in rows.values() for run in found])
     return rows
+
+
+def _warn_of_data(runs: Iterable[Run]) -> None:
+    given = [
+        _Given(run.path, resolved(run._experiment, []), run._folder.data())  # noqa: SLF001
+        for run in runs
+        if len(run.rounds)
+    ]
+    try:
+        check_same_data(given)
+    except InputError as error:
+        warnings.warn(str(error), OtherDataWarning, stacklevel=4)

@@ -37,7 +37,6 @@ from sim.comparison.statistics import (
     difference,
     holm,
     seeds_needed,
-    smallest_p,
 )
 
 STUDY = "study.json"
@@ -58,6 +57,7 @@ class Entry:
         searched: settings that were chosen on validation data for its row of a study.
         axes: settings that its study varies; ``None`` for a single run.
         reference: which reference it is.
+        unknown: entries that cannot be looked up here, and are compared as they were written.
     """
 
     path: Path
@@ -67,6 +67,7 @@ class Entry:
     searched: frozenset[str] = frozenset()
     axes: tuple[str, ...] | None = None
     reference: str = ""
+    unknown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,9 @@ def _entry(
     folder = open_run(run)
     experiment = folder.settings()[0]
     written = {name.replace("_", "-"): value for name, value in experiment.model_dump().items()}
-    return Entry(run, written, resolved(experiment), folder.data(), searched, axes, reference)
+    unknown: list[str] = []
+    settings = resolved(experiment, unknown)
+    return Entry(run, written, settings, folder.data(), searched, axes, reference, tuple(unknown))
 
 
 def compared_keys(entries: Sequence[Entry], by: Sequence[str]) -> tuple[str, ...]:
@@ -289,7 +292,12 @@ def compare(
     searched = sorted(frozenset[str]().union(*(entry.searched for entry in entries)))
     if searched:
         notes.append(f"chosen on validation data for each row: {', '.join(searched)}")
-    notes += [*_constant(entries, metric), *_too_few(pairs, test)]
+    notes += [
+        f"{text} cannot be looked up on this machine and is compared as it was written: another text for the same "
+        "counts as another setting"
+        for text in dict.fromkeys(text for entry in entries for text in entry.unknown)
+    ]
+    notes += [*_constant(entries, metric), *_too_few(groups, pairs, test)]
     words = PERSONAL if all(entry in personal for entry in own) else _in_words(entries, model)
     return Comparison(metric, words, keys, test, groups, pairs, notes)
 
@@ -435,22 +443,24 @@ def _pairs(groups: Sequence[Group], metric: str, test: Test, baseline: str) -> l
     return [Pair(a.label, b.label, each, p) for (a, b), each, p in zip(wanted, found, corrected, strict=True)]
 
 
-def _too_few(pairs: Sequence[Pair], test: Test) -> list[str]:
-    """What the number of seeds cannot show."""
+def _too_few(groups: Sequence[Group], pairs: Sequence[Pair], test: Test) -> list[str]:
+    """What the number of seeds cannot show; a seed at which two rows are equal does not count."""
     if not pairs:
         return []
+    values = {group.label: group.values for group in groups}
+    different = [_num_different(values[pair.first], values[pair.second]) for pair in pairs]
     tests = sum(pair.found.num_seeds > 1 for pair in pairs)
     seeds = max(pair.found.num_seeds for pair in pairs)
     notes = []
     if any(pair.found.num_seeds == 0 for pair in pairs):
         notes.append("rows without a common seed cannot be paired")
-    equal = sum(pair.found.smallest_p > smallest_p(pair.found.num_seeds, test) for pair in pairs)
+    equal = sum(1 < pair.found.num_seeds > count for pair, count in zip(pairs, different, strict=True))
     if equal:
         notes.append(
             f"in {equal} of {len(pairs)} comparisons both rows are equal at some seeds, which say nothing of which is "
             "better: the test has fewer seeds there"
         )
-    smallest = smallest_p(seeds, test)
+    smallest = min(pair.found.smallest_p for pair in pairs)
     if max(tests, 1) * smallest > 1 - LEVEL + 1e-12:
         after = f", {min(1.0, tests * smallest):.3g} after Holm's correction for {tests} comparisons" * (tests > 1)
         needed = seeds_needed(tests, test)
@@ -460,7 +470,13 @@ def _too_few(pairs: Sequence[Pair], test: Test) -> list[str]:
             else f"p <= {1 - LEVEL:.2g} cannot be reached with any number of seeds, since {RESAMPLES:,} permutations "
             f"give no p below {2 / (RESAMPLES + 1):.2g}: compare with one row (--baseline), or use --test wilcoxon"
         )
+        counted = f"{max(different)} at which rows differ" if equal and max(different) < seeds else str(seeds)
         notes.append(
-            f"too few seeds to tell: with {seeds} the smallest attainable p is {smallest:.3g}{after}; {enough}"
+            f"too few seeds to tell: with {counted} the smallest attainable p is {smallest:.3g}{after}; {enough}"
         )
     return notes
+
+
+def _num_different(one: Mapping[int, float], other: Mapping[int, float]) -> int:
+    """Seeds that both rows have, with different values."""
+    return sum(other.get(seed, value) != value for seed, value in one.items())

@@ -7,9 +7,9 @@ of early versions) are taken at their settings.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from fedmlic import code
 from fedmlic.errors import InputError
@@ -19,6 +19,9 @@ CORPUS = ("dataset", "bad-files", "max-bad-fraction")
 
 FEDERATION = (*CORPUS, "partition", "regime", "num-clients", "holdout-fraction", "holdout-by", "seed")
 """Settings that decide what each client holds; of these clients ``single-client`` takes one, or all together."""
+
+What = Literal["corpus", "federation"]
+"""What of two runs differs, as ``data.json`` calls it."""
 
 
 class Noted(Protocol):
@@ -37,6 +40,9 @@ class Noted(Protocol):
         """What ``data.json`` says."""
 
 
+Given = TypeVar("Given", bound=Noted)
+
+
 def check_same_data(runs: Iterable[Noted]) -> None:
     """Make sure that runs whose settings ask for the same data were given the same.
 
@@ -46,14 +52,24 @@ def check_same_data(runs: Iterable[Noted]) -> None:
     Raises:
         InputError: two do not; both are named.
     """
+    for one, other, what in unlike(runs):
+        raise _differ(one, other, what)
+
+
+def unlike(runs: Iterable[Given]) -> Iterator[tuple[Given, Given, What]]:
+    """Runs whose settings ask for the same data as an earlier one of ``runs`` and that were given other.
+
+    Yields:
+        The earlier one, the run, and what differs.
+    """
+    runs = list(runs)
+    yield from _unlike(runs, "corpus", CORPUS)
     # Whole federations first: they say what a part of them must be.
-    ordered = sorted(runs, key=lambda run: bool(run.settings["single-client"]))
-    _check(ordered, "corpus", CORPUS)
-    _check(ordered, "federation", FEDERATION)
+    yield from _unlike(sorted(runs, key=lambda run: bool(run.settings["single-client"])), "federation", FEDERATION)
 
 
-def _check(runs: Iterable[Noted], what: Literal["corpus", "federation"], names: Iterable[str]) -> None:
-    first: dict[tuple[Any, ...], dict[str, tuple[Noted, str]]] = {}
+def _unlike(runs: Iterable[Given], what: What, names: Iterable[str]) -> Iterator[tuple[Given, Given, What]]:
+    first: dict[tuple[Any, ...], dict[str, tuple[Given, str]]] = {}
     for run in runs:
         found = run.data.get(what)
         if not found:
@@ -65,7 +81,7 @@ def _check(runs: Iterable[Noted], what: Literal["corpus", "federation"], names: 
             known[which] = (whole, part_of(its, which)) if its else (run, str(found))
         before, expected = known[which]
         if found != expected:
-            raise _differ(before, run, what)
+            yield before, run, what
 
 
 def part_of(federation: str, which: str) -> str:
@@ -78,7 +94,7 @@ def part_of(federation: str, which: str) -> str:
     return code.digest({"whole": federation, "single_client": which})
 
 
-def _differ(one: Noted, other: Noted, what: Literal["corpus", "federation"]) -> InputError:
+def _differ(one: Noted, other: Noted, what: What) -> InputError:
     same, changed = {
         "corpus": ("data set", "the data set, or code that reads it,"),
         "federation": (
@@ -89,5 +105,5 @@ def _differ(one: Noted, other: Noted, what: Literal["corpus", "federation"]) -> 
     return InputError(
         f"Expected {one.path} and {other.path}, whose settings name the same {same}, to have been given the same "
         f"images and labels, got others ({what!r} in data.json): {changed} was changed between them. Leave one of them "
-        "out, or play it again."
+        "out, or delete its folder and play it again."
     )

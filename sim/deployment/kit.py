@@ -40,6 +40,9 @@ MANIFEST: Final = "kit.json"
 SECRET: Final = frozenset({"ca.key", "proxy.key", "superlink.key", "device.key"})
 """Names of files that nobody but their receiver may read."""
 
+RENEW: Final = "renew"
+"""Key of the manifest of a kit that is being written: whether the server gets new keys and certificates."""
+
 PENDING: Final = "pending"
 """Key of the manifest of a kit that is being written: the hashes that its files may have besides those before."""
 
@@ -86,8 +89,9 @@ def make_kit(description: Path, out: Path, *, update: bool = False, renew: bool 
     """
     deployment = read_deployment(description)
     before = _before(out, deployment, update=update or renew)
+    renew = renew or before.get(RENEW, False)  # one that was interrupted: some of its keys may be the old ones
     contents = _contents(deployment, description, out, before, renew=renew)
-    removed = _write(out, contents, before)
+    removed = _write(out, contents, before, renew=renew)
     gone = [name for name in before.get("devices", []) if name not in deployment.names]
     contents.notes += [
         f"{name} is not in {description.name} any more. devices/{name} stays; its key is out of the proxy's list. "
@@ -136,8 +140,9 @@ def _before(out: Path, deployment: Deployment, *, update: bool) -> dict[str, Any
         return {}
     found = read_manifest(out)
     if not update:
+        how = ", the making of which was interrupted" if PENDING in found else ""
         msg = (
-            f"Expected {out} to be a new folder, got a kit. Add --update: it follows the file; keys and "
+            f"Expected {out} to be a new folder, got a kit{how}. Add --update: it follows the file; keys and "
             "certificates that are still right are kept. --renew also makes new certificates of the server."
         )
         raise InputError(msg)
@@ -171,9 +176,10 @@ def _contents(
 ) -> Contents:
     contents = Contents()
     make_authority = partial(certificates.make_authority, deployment.name, deployment.authority_days)
-    if before:
+    is_first = not before.get("files")  # also where a first kit was interrupted, of which nobody has a file
+    if not is_first:
         _check_authority(out)
-    authority = _pair(contents, out, "authority/ca", make_authority)
+    authority = _pair(contents, out, "authority/ca", make_authority, _never if is_first else certificates.belongs)
     names = list(dict.fromkeys([*deployment.server.names, *LOOPBACK]))
     for what, valid in (("proxy", names), ("superlink", list(LOOPBACK))):
         make = partial(certificates.make_certificate, authority, valid, deployment.days)
@@ -213,9 +219,7 @@ def _add(contents: Contents, folder: str, files: Mapping[str, bytes | str]) -> N
         contents.files[f"{folder}{name}"] = text.encode("utf-8") if isinstance(text, str) else text
 
 
-def _pair(
-    contents: Contents, out: Path, place: str, make: Callable[[], Pair], right: Callable[[Pair], bool] = lambda _: True
-) -> Pair:
+def _pair(contents: Contents, out: Path, place: str, make: Callable[[], Pair], right: Callable[[Pair], bool]) -> Pair:
     """A key and certificate of the kit: those that are there if they are right, else new ones."""
     key, certificate = out / f"{place}.key", out / f"{place}.crt"
     pair = Pair(key.read_bytes(), certificate.read_bytes()) if key.is_file() and certificate.is_file() else None
@@ -276,6 +280,7 @@ def _device_key(
     """
     device, folder = deployment.devices[deployment.names.index(name)], f"devices/{name}"
     private, stays = out / folder / "device.key", name in before.get("devices", [])
+    had = before.get("files", {}).get(f"{folder}/device.pub")  # at the last finished update
     send = f"Send devices/{name} to its owner again, and register it on the server; until then it is shut out."
     if device.public_key is not None:
         public = certificates.read_public_key(description.parent / device.public_key, name)
@@ -285,7 +290,7 @@ def _device_key(
                 "Delete it if its owner has another key now."
             )
             raise InputError(msg)
-        if before and not stays and public == _bytes(out / folder / "device.pub"):
+        if not stays and _sha256(public) == had:
             contents.notes.append(
                 f"{name} takes part again with the key that it had. If that was unregistered on the server, its owner "
                 "makes a new one: Flower never takes a key again that was unregistered."
@@ -293,14 +298,18 @@ def _device_key(
     elif private.is_file() and stays:
         public = _public_of(private, name, before.get(PENDING, {}).get(f"{folder}/device.pub", []))
         contents.files[f"{folder}/device.key"] = private.read_bytes()
-        contents.kept.append(f"{folder}/device.key")
+        if _sha256(public) == had:
+            contents.kept.append(f"{folder}/device.key")
+        else:
+            contents.made.append(f"{folder}/device.key")
+            contents.notes.append(f"{folder}/device.key is another one than at the last finished update. {send}")
     else:
         pair = certificates.make_device_key(name)
         contents.files[f"{folder}/device.key"], public = pair.private, pair.public
         contents.made.append(f"{folder}/device.key")
         if stays:
             contents.notes.append(f"{folder}/device.key was not there, and a new key was made. {send}")
-        elif private.is_file():
+        elif private.is_file() and had:
             contents.notes.append(
                 f"{name} takes part again and gets a new key in place of that in {folder}: Flower never takes a key "
                 f"again that was unregistered. {send}"
@@ -368,10 +377,10 @@ def _app(deployment: Deployment) -> dict[str, bytes]:
 # --- writing it -------------------------------------------------------------------------
 
 
-def _write(out: Path, contents: Contents, before: Mapping[str, Any]) -> list[str]:
+def _write(out: Path, contents: Contents, before: Mapping[str, Any], *, renew: bool) -> list[str]:
     """Write every file; return those of the kit before that belong to it no more and were deleted.
 
-    An update that is interrupted leaves files of two kits. The manifest says so from before the first of them, and the
+    What is interrupted leaves half a kit, or files of two. The manifest says so from before the first of them, and the
     next update goes on.
     """
     old_umask = os.umask(0o077)
@@ -384,9 +393,10 @@ def _write(out: Path, contents: Contents, before: Mapping[str, Any]) -> list[str
         earlier = {*before.get("files", {}), *pending} - set(listed)
         # The folder of a device that left stays, and stays known: it may come back.
         left = {name for name in earlier if name.startswith("devices/") and name.split("/")[1] not in devices}
-        if before:
-            may = {name: sorted({*pending.get(name, []), text}) for name, text in listed.items()}
-            _write_manifest(out, {**before, PENDING: {**pending, **may}})
+        about = {"format": 1, "name": json.loads(contents.files["server/kit.json"])["name"], "devices": devices}
+        may = {name: sorted({*pending.get(name, []), text}) for name, text in listed.items()}
+        finished = before or {**about, "devices": [], "files": {}}
+        _write_manifest(out, {**finished, PENDING: {**pending, **may}, RENEW: renew})
         for name, text in contents.files.items():
             _write_file(out / name, text)
         gone = sorted(earlier - left)
@@ -395,7 +405,6 @@ def _write(out: Path, contents: Contents, before: Mapping[str, Any]) -> list[str
         for folder in {(out / name).parent for name in contents.files}:
             sync(folder)
         kept = {name: _sha256((out / name).read_bytes()) for name in left if (out / name).is_file()}
-        about = {"format": 1, "name": json.loads(contents.files["server/kit.json"])["name"], "devices": devices}
         _write_manifest(out, {**about, "files": dict(sorted({**listed, **kept}.items()))})
     finally:
         os.umask(old_umask)

@@ -241,7 +241,7 @@ class Deployment(_Table):
         problems = []
         for key, value in wanted.items():
             found = arguments.get(key)
-            if found not in {None, value}:
+            if found not in (None, value):  # no set: a list can be written here
                 how = "" if key in spec.parse(device.data).arguments else " by default"
                 problems.append(
                     f"Expected the images of {device.name} to have {key.replace('_', '-')} {value}, got "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from clients.host import Host
 from fedmlic.protocol import HostInfo, Reply, Request
@@ -27,6 +28,9 @@ class InProcess:
     ) -> Iterator[Reply]:
         """Play one client after another; errors are turns, as with every transport."""
         del costs
+        # What a resumed run shares comes from its checkpoint, on the CPU.
+        shared = {name: tensor.to(self._host.device) for name, tensor in request.shared.items()}
+        request = replace(request, shared=shared)
         for start in range(0, len(clients), self._host.at_once):
             turns = tuple(self._host.turns(request, clients[start : start + self._host.at_once]))
             yield Reply(turns, self._host.collect().updates if request.each else ())

@@ -143,11 +143,14 @@ class _Store:
         return replace(request, flat=torch.from_numpy(flat.copy()), shared=copies)
 
     def pack(self, update: Update, *, single: bool) -> _Packed:
-        """The update in two parts."""
+        """The update in two parts, both off the GPU: the server may have none."""
         import torch
 
         del single
-        return _Packed(replace(update, sums=torch.zeros(0, dtype=torch.float64)), update.sums.cpu().numpy())
+        beside = {name: tensor.cpu() for name, tensor in update.extras.items()}
+        return _Packed(
+            replace(update, sums=torch.zeros(0, dtype=torch.float64), extras=beside), update.sums.cpu().numpy()
+        )
 
 
 class _Actor(Worker):

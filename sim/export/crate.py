@@ -53,6 +53,7 @@ ABOUT = {
     "data.json": "hashes of the images and labels, warnings",
     "events.jsonl": "everything that happened, in order; the source of every table",
     "frozen.safetensors": "tensors of the network that are never exchanged",
+    "start.json": "whose model the run began with, where it was another run's",
     "result.json": "the metrics of the last model",
     "rounds.parquet": "one row per round",
     "clients.parquet": "one row per turn of a client",

@@ -149,7 +149,7 @@ def data_facts(corpus: Corpus) -> dict[str, Any]:
 def model_in_words(folder: RunFolder, round_number: int, client: int | None) -> str:
     """Which of a run's models: after which round, why that one, and whose."""
     whose = "" if client is None else f", with the tensors that client {client} keeps to itself"
-    return model_title(folder, round_number) + whose
+    return model_title(folder, round_number, private=client is not None) + whose
 
 
 def _chose_round(folder: RunFolder, predictor: Predictor, corpus: Corpus, which: str) -> bool:

@@ -49,9 +49,10 @@ def in_words(traits: Mapping[str, bool | str]) -> str:
     guesses = traits["guesses"]
     words = [f"takes entries without annotation as {guesses}" if guesses else "learns from annotated entries alone"]
     words += ["keeps state on the client"] * bool(traits["memory"])
-    words += ["counts labels over all clients (allow-statistics)"] * bool(traits["counts"])
+    words += ["tells the server something of the labels (allow-statistics)"] * bool(traits["counts"])
     words += ["needs pretrained weights (see its page)"] * bool(traits["pretrained"])
-    words += ["label names as text"] * bool(traits["text"])
+    if traits["text-option"]:
+        words += ["reads label names as text" if traits["text"] else "can read label names as text (text=...)"]
     phases = traits["phases"]
     words += [f"{phases} phase{'s' * (phases != '1')}"] * bool(phases)
     alone = traits["one-by-one"]

@@ -18,6 +18,7 @@ from sim.console import (
     client_title,
     cut,
     groups_table,
+    is_of_server,
     number,
     plain,
     results_table,
@@ -93,7 +94,7 @@ def summary(path: Path) -> dict[str, Any]:
 
 def _models(folder: RunFolder, rounds: list[dict[str, Any]], best_round: int | None) -> dict[str, Any]:
     """The last evaluated model and the best on validation, each with its round and all its metrics; None without."""
-    judged = [event["round"] for event in rounds if any(name.startswith("server/") for name in event)]
+    judged = [event["round"] for event in rounds if any(map(is_of_server, event))]
     last = judged[-1] if judged else rounds[-1]["round"] if rounds else 0
     return {
         name: {"round": number, "metrics": metrics_at(folder, number)} if number else None
@@ -193,7 +194,8 @@ def _curve(rounds: list[dict[str, Any]], best: int | None) -> Grid:
         rows.append([f"{event['round']}{mark}", *cells, str(event["num-failed"]), number(event["seconds"], 1)])
     # Time is counted from the start of the run, as in the record.
     heads = ("round", *columns, "failed", "total seconds")
-    notes = ["* best on validation"] if best is not None else []
+    chosen_on = "validation" if any(any(map(is_of_server, event)) for event in rounds) else "clients' held-out images"
+    notes = [f"* best on {chosen_on}"] if best else []
     if APART in columns.values():
         notes.append("not annotated: test mAP of the labels that nobody annotates, which no other column counts")
     if own:

@@ -23,15 +23,16 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
 from fedmlic import code
 from fedmlic.errors import InputError
 from fedmlic.record import check_name, is_run, open_run, read_json, write_bytes, write_json
-from fedmlic.resolved import identity_of
+from fedmlic.resolved import identity_of, resolved
 from sim.comparison.read import is_complete, metrics_of
+from sim.comparison.same_data import unlike
 from sim.sweep.plan import Job, Outcome, Plan
 from sim.sweep.search import shown_value
 
@@ -43,6 +44,15 @@ FROZEN = "frozen.safetensors"
 def is_study(path: Path) -> bool:
     """Whether ``path`` is the folder of a study."""
     return (path / FILE).is_file()
+
+
+class _Given(NamedTuple):
+    """A complete run with what it was given, and when."""
+
+    path: Path
+    settings: Mapping[str, Any]
+    data: Mapping[str, Any]
+    time: int
 
 
 class StudyFolder:
@@ -59,6 +69,8 @@ class StudyFolder:
             msg = f"Expected {path} to be new, empty or a study's folder, got something else. Choose another --out."
             raise InputError(msg)
         self._runs: dict[str, Path] = {}
+        self._given: dict[str, _Given] = {}
+        self._outdated: dict[Path, None] = {}
 
     def _others(self) -> bool:
         return any(not entry.name.startswith(".") for entry in self.path.iterdir())
@@ -161,6 +173,27 @@ class StudyFolder:
             if code.compare(read_json(note)["files"], present[entries]):
                 found.append(note.parent)
         return found
+
+    def newly_outdated(self, plan: Plan) -> list[str]:
+        """Complete runs that were given other images or labels than later ones whose settings ask for the same.
+
+        Each is named once, by its folder in the study.
+        """
+        jobs = [job for job in plan.jobs() if job.identity in plan.outcomes and not plan.outcomes[job.identity].reason]
+        latest_first = sorted((self._given_to(job) for job in jobs), key=lambda run: run.time, reverse=True)
+        found = dict.fromkeys(min(pair[:2], key=lambda run: run.time).path for pair in unlike(latest_first))
+        new = [path for path in found if path not in self._outdated]
+        self._outdated |= found
+        return sorted(map(self._name, new))
+
+    def _given_to(self, job: Job) -> _Given:
+        if job.identity not in self._given:
+            place = self.run_of(job)
+            note = place / "data.json"
+            data = {name: value for name, value in open_run(place).data().items() if name in {"corpus", "federation"}}
+            time = note.stat().st_mtime_ns if note.is_file() else 0
+            self._given[job.identity] = _Given(place, resolved(job.experiment), data, time)
+        return self._given[job.identity]
 
     def num_unused(self, plan: Plan) -> int:
         """Runs in the folder that belong to no row as far as known."""

@@ -27,6 +27,7 @@ from sim.sweep.sweep import (
     crew_for,
     imports_of,
     runtime_of,
+    warn_of_data,
 )
 from sim.sweep.trials import FILE, Trials, check_optuna
 from sim.sweep.view import SweepView
@@ -267,6 +268,7 @@ def _look_through(view: SweepView, folder: StudyFolder, plan: Plan, twice: Seque
             view.line(f"{row.label} is the same experiment as {kept.label}: one row")
     for text in problems:
         view.warning(text)
+    warn_of_data(view, folder, plan)
 
 
 def _plan(study: Study, rows: Sequence[Row], folder: StudyFolder | None) -> Plan:

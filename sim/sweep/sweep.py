@@ -248,6 +248,7 @@ class Sweep:
             if choice is not None and row.label not in self._said:
                 self._said.add(row.label)
                 self._say_choice(row, choice)
+        warn_of_data(self.view, self.folder, self.plan)
         self.folder.write(self.plan, about(self.study))
 
     def _say_choice(self, row: Row, choice: Choice) -> None:
@@ -274,6 +275,18 @@ class Sweep:
         total = sum(1 for _ in self.plan.jobs()) + self.plan.num_unknown
         ended = sum(1 for job in self.plan.jobs() if job.identity in self.plan.outcomes)
         self.view.counted(total, ended, self._pace.left(self.plan, self.crew.players))
+
+
+def warn_of_data(view: SweepView, folder: StudyFolder, plan: Plan) -> None:
+    """Name complete runs that should not stand beside later ones, each once."""
+    names = folder.newly_outdated(plan)
+    if names:
+        what = "1 complete run was" if len(names) == 1 else f"{len(names)} complete runs were"
+        view.warning(
+            f"{what} given other images or labels than later runs whose settings ask for the same: the data set, the "
+            "code that reads it or deals it out, or a file that a regime reads was changed between them. Stop, delete "
+            f"these folders and give the same command again to have them played again: {', '.join(names)}"
+        )
 
 
 def _scores(run: Path) -> str:

@@ -21,16 +21,19 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 import torch
 from flwr.app import Message, MessageType, RecordDict
 
-from fedmlic import wire
+from fedmlic import spec, wire
 from fedmlic.errors import InputError, shown
 from fedmlic.holdout import largest_share
-from fedmlic.protocol import ROUND_SUMS, HostInfo, Reply, Request, Turn
+from fedmlic.protocol import HostInfo, Reply, Request, Turn
+from fedmlic.sums import Declared
 from fedmlic.update import Update
+from strategies.server.check import mods_of
 from strategies.server.cohort import deal
 from strategies.server.introductions import Admission, other_versions
 from strategies.server.replies import REFUSED, Expected, RefusedError, Shapes, shapes_of
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
     from fedmlic.arrays import Layout
     from fedmlic.audit import AuditLog
     from fedmlic.experiment import Experiment, Runtime
+    from fedmlic.method import Method
+    from strategies.strategy import Strategy
 
 FIRST_PAUSE_S: Final = 0.05
 LONGEST_PAUSE_S: Final = 1.0
@@ -194,14 +199,18 @@ class FlowerTransport:
             request.layout(self.layout),
             {client: sizes[client] for client in clients},
             largest_share(self._experiment.holdout_fraction, self._experiment.holdout_by),
-            lacks_sums=request.kind == "train"
-            and not request.mods
-            and not self._experiment.mods.strip()
-            and not any(name.startswith(ROUND_SUMS) for name in request.shared)
-            and not request.solved,
+            *self._promised,
             solved=request.solved,
             everything=self.layout,
         )
+
+    @cached_property
+    def _promised(self) -> tuple[Declared, Mapping[str, tuple[float, float]]]:
+        """What the mods and the method of the experiment add beside the model, and which metrics its rule reads."""
+        strategy: Strategy = spec.build("strategy", self._experiment.strategy)
+        method: Method = spec.build("method", self._experiment.method)
+        mods = tuple(mods_of(self._experiment, strategy).values())
+        return Declared(self._experiment, mods, method.passes), strategy.metrics
 
     @property
     def label_names(self) -> tuple[str, ...] | None:

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from fedmlic.errors import InputError, shown
+from fedmlic.experiment import Experiment
 from fedmlic.histograms import DEFAULT_BINS, ScoreHistograms
 from fedmlic.protocol import CLIENTS_BEHIND, HIGH, IMAGES_BEHIND, ROUND_SUMS, SOLUTION_SUMS, Turn
+from fedmlic.sums import Declared
 from fedmlic.update import (
     COUNT_LIMIT,
     LIMIT,
@@ -76,7 +78,8 @@ class Expected:
         layout: of the tensors that clients send.
         sizes: the training images that each client announced, for all clients that were asked.
         holdout_share: the largest of a client's images that it may keep for evaluation, in [0, 1).
-        lacks_sums: whether neither a mod nor the method adds any, so that there are no sums beside the model.
+        declared: what clients' mods may add beside the model.
+        rule_metrics: those that the rule reads, with the least and the largest of one client (``Strategy.metrics``).
         solved: zeros of the sums that the server solves with in this round, by name.
         everything: layout of ``request.flat``, from which updates that came as changes get their sums; None where
             none come.
@@ -86,7 +89,8 @@ class Expected:
     layout: Layout
     sizes: Mapping[int, int]
     holdout_share: float = 0.0
-    lacks_sums: bool = False
+    declared: Declared = field(default_factory=lambda: Declared(Experiment()))
+    rule_metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     solved: Mapping[str, Tensor] = field(default_factory=dict)
     everything: Layout | None = None
     counted: set[int] = field(default_factory=set)
@@ -214,6 +218,8 @@ class Expected:
                 _refuse(f"a metric {name!r}", "none")
         for name, value in update.metrics.items():
             _in_range(f"the metric {shown(name, 40)!r}", value, -METRIC_LIMIT * count, METRIC_LIMIT * count)
+        if self.request.kind == "train":
+            self._read_by_the_rule(update.metrics, count)
         self._extras(update, images)
 
     def _add_up(self, update: Update) -> None:
@@ -229,6 +235,14 @@ class Expected:
         """What every turn started from, of the tensors that clients send."""
         flat = self.request.flat
         return (flat if self.everything is None else self.everything.gather(flat, self.layout)).detach().cpu()
+
+    def _read_by_the_rule(self, metrics: Mapping[str, float], count: int) -> None:
+        """The metrics that the rule counts on are there, and are what so many clients can report."""
+        slack = count * 2.0**-METRIC_BITS
+        for name, (low, high) in self.rule_metrics.items():
+            if name not in metrics:
+                _refuse(f"the metric {name!r}, which the rule reads", "none")
+            _in_range(f"the metric {name!r}", metrics[name], low * count - slack, high * count + slack)
 
     def _clients(self, update: Update) -> None:
         """Names clients that were asked, each once and in no sum before."""
@@ -286,8 +300,6 @@ class Expected:
 
     def _extras(self, update: Update, images: int) -> None:
         count = len(update.clients)
-        if self.lacks_sums and update.extras:
-            _refuse("no sums beside the model", shown(sorted(update.extras)[:9]))
         self._round_sums(update)
         self._solution_sums(update)
         for name, sums in update.extras.items():
@@ -297,6 +309,12 @@ class Expected:
             counted = self.request.kind == "count" or name.startswith((ROUND_SUMS, SOLUTION_SUMS))
             if counted and not name.endswith((CLIENTS_BEHIND, IMAGES_BEHIND, HIGH)):
                 self._support(update, name, images)
+        if self.request.kind == "train":
+            own = {name: t for name, t in update.extras.items() if not name.startswith((ROUND_SUMS, SOLUTION_SUMS))}
+            sizes = [self.sizes[client] for client in update.clients]
+            problem = self.declared.problem(self.layout, sizes, update.annotations, own, update.units.clients)
+            if problem:
+                raise RefusedError(problem)
 
     def _round_sums(self, update: Update) -> None:
         """The method's sums of the round are those that the round before led to, all of them and no others."""

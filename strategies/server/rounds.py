@@ -36,7 +36,8 @@ from fedmlic.protocol import (
     Request,
     Turn,
 )
-from fedmlic.update import Update, method_metrics, units_for
+from fedmlic.sums import Declared
+from fedmlic.update import LIMIT, Update, method_metrics, units_for
 from strategies.server.balance import balance, hosts_of
 from strategies.server.check import too_few_behind_sums
 from strategies.server.cohort import Directory, sample_cohort
@@ -162,6 +163,7 @@ class Rounds:
         self._personal = bool(learner.resident.private_names)
         self._mods = tuple(spec.build("mods", text) for text in strategy.mods) + learner.mods
         self._label_names = learner.task.label_names
+        self._declared = Declared(experiment, self._mods, self._method.passes)
         self._strategy = strategy
         self._transport = transport
         self._evaluator = evaluator
@@ -326,8 +328,6 @@ class Rounds:
         sums: dict[str, float] = {}
         tensors: dict[str, Tensor] = {}
         updates = self._updates(self._expected(request, cohort, directory), replies, played)
-        if self._mods or self._no_round_sums():  # there may be sums beside the model
-            updates = self._agreeing(updates, played)
         state = self._merged(inner, _noted(updates, sums, tensors), here)
         state, few = self._with_round_sums(before.state, state, _named(tensors, ROUND_SUMS))
         state, hidden = self._solver.kept(before.state, state, request.solved, tensors)
@@ -404,7 +404,7 @@ class Rounds:
         sizes = dict(zip(clients, directory.sizes_of(clients).tolist(), strict=True))
         layout = request.layout(self._layout)
         share = largest_share(self._experiment.holdout_fraction, self._experiment.holdout_by)
-        return Expected(request, layout, sizes, share, solved=request.solved)
+        return Expected(request, layout, sizes, share, self._declared, self._strategy.metrics, request.solved)
 
     def _updates(self, expected: Expected, replies: Iterable[Reply], turns: dict[int, Turn]) -> Iterator[Update]:
         """Pass updates on as they come, and note the turns beside them.
@@ -458,21 +458,29 @@ class Rounds:
         groups: dict[object, list[Update]] = {}
         for update in updates:
             groups.setdefault(shapes_of(update), []).append(update)
-        ranked = sorted(groups.values(), key=lambda group: (-sum(len(u.clients) for u in group), min(group[0].clients)))
+        ranked = sorted(
+            groups.values(),
+            key=lambda group: (-sum(len(u.clients) for u in group), min(client for u in group for client in u.clients)),
+        )
         for client in (client for group in ranked[1:] for update in group for client in update.clients):
             reason = f"{REFUSED}: Expected the same sums as others sent, got other names, types or shapes."
             turns[client] = replace(turns.get(client, Turn(client, "")), error=reason)
         return iter(ranked[0] if ranked else ())
 
     def _require_finite(self, number: int, state: State, part: Layout, turns: Sequence[Turn]) -> None:
-        """A model with NaN in it can never recover: the round fails, and the checkpoint before it is the last."""
+        """A model with NaN in it can never recover, nor one that no client may send any more.
+
+        The round fails, and the checkpoint before it is the last.
+        """
         wrong = not_finite([*part.views(state.flat), *state.memory.items(), *state.shared.items()])
+        wrong = wrong or [name for name, view in part.views(state.flat) if bool((view.abs() > LIMIT).any())]
         if not wrong:
             return
         self._write_turns(number, list(turns))
         counted = sorted(turn.client for turn in turns if not turn.error)
         msg = (
-            f"Expected round {number} to lead to a finite model, got NaN or infinity in {shown(wrong[:5])} when "
+            f"Expected round {number} to lead to a model of numbers within {LIMIT:g}, got NaN, infinity or larger ones "
+            f"in {shown(wrong[:5])} when "
             f"{self._experiment.strategy} merged the updates of clients {shown(counted[:20])}, each of them within its "
             "bounds. The model of the round before is kept. Lower the rule's rate or the learning rate in a new run."
         )
@@ -551,7 +559,7 @@ class Rounds:
 
     def _judged(self, reply: Reply, asked: set[int]) -> tuple[list[Turn], ScoreHistograms | None]:
         """The turns and scores of an evaluation, without those that cannot be right."""
-        everything = Expected(Request("evaluate", 0, torch.zeros(0)), self._layout, {})
+        everything = Expected(Request("evaluate", 0, torch.zeros(0)), self._layout, {}, declared=self._declared)
         turns = []
         for turn in (turn for turn in reply.turns if turn.client in asked):
             try:
@@ -768,7 +776,11 @@ def _labels_with_few(names: Sequence[str], somebody: Mapping[str, Tensor], told:
     """Which labels' own number in one of these sums has somebody behind it, but too few: bool ``[labels]``."""
     sizes = {size for name in names for size in told[name].shape}
     if len(sizes) > 1:
-        msg = f"Expected sums that stand or fall together to have labels along every axis, got sizes {sorted(sizes)}."
+        shapes = ", ".join(f"{name} {list(told[name].shape)}" for name in names)
+        msg = (
+            f"Expected sums that stand or fall together to have labels along every axis, got {shapes}. Leave out of "
+            "together (fedmlic.counting.Counted) what has something else there."
+        )
         raise InputError(msg)
     labels = torch.arange(max(sizes, default=0))
     hidden = torch.zeros(len(labels), dtype=torch.bool)

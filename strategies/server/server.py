@@ -25,14 +25,15 @@ from fedmlic.corpus import Corpus, load_corpus, open_corpus
 from fedmlic.errors import InputError
 from fedmlic.evaluation import Evaluator
 from fedmlic.experiment import home_of
-from fedmlic.features import BACKBONE, features_of
+from fedmlic.features import features_of
 from fedmlic.federation import modules_behind
 from fedmlic.kept_scores import KeptScores, encode, keep_only, kept_rounds, write_scores
-from fedmlic.learner import Learner, build_learner, build_network, choose_device, label_space
+from fedmlic.learner import Learner, build_learner, choose_device, label_space
 from fedmlic.process import prepare
-from fedmlic.record import RunFolder, best_metrics, metrics_at, read_json, write_bytes, write_json
+from fedmlic.record import MODEL, RunFolder, best_metrics, metrics_at, read_json, write_bytes, write_json
 from fedmlic.tensorboard import curves
 from strategies.server.check import check_experiment, mods_of
+from strategies.server.first_model import first_model, frozen_state
 from strategies.server.rounds import Outcome, Progress, Rounds
 from strategies.strategy import State, Strategy
 
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from fedmlic.protocol import Turn
     from strategies.server.transport import Transport
 
-MODEL = "model/"
 MEMORY = "memory/"
 SHARED = "shared/"
 COUNTED = "statistics/"
@@ -256,15 +256,17 @@ def start_of(folder: RunFolder, server: Server) -> Progress:
 
     Raises:
         InputError: every checkpoint is damaged, or the newest sound one is of another experiment or
-            of other images.
+            of other images; the other run's model with which it begins does not fit.
     """
     layout = server.learner.resident.layout
     newest = folder.newest_checkpoint()
     if newest is None:
         folder.rewind(0)
         keep_only(folder.path, [])
-        flat = server.learner.resident.flat.clone()
+        flat, about = first_model(server.experiment, server.learner)
         _write_frozen(folder, server)
+        if about:
+            write_json(folder.path / "start.json", about)
         return Progress(0, State(flat))
     tensors, values = newest
     if values["corpus"] != server.corpus.key and not _same_content(values["corpus"], server.corpus):
@@ -305,11 +307,7 @@ def _write_frozen(folder: RunFolder, server: Server) -> None:
     """Keep what is frozen in the network, so that prediction needs no weight file of the past."""
     from safetensors.torch import save
 
-    learner = server.learner
-    others = learner.resident.other_state()
-    if learner.features is not None:  # the backbone that it stands for is frozen too
-        built = build_network(server.experiment, learner.task)[1].state_dict()
-        others |= {name: tensor for name, tensor in built.items() if name.startswith(BACKBONE)}
+    others = frozen_state(server.experiment, server.learner)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in others.items()}
     about = {
         "label_names": json.dumps(list(server.learner.task.label_names)),

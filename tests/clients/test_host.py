@@ -476,14 +476,23 @@ def keeps(*, every: int = 1, how: str = "none", client: int = -1):
             if shard.client == client and how == "raise":
                 raise KeyError("no sum")
             if shard.client == client and how == "nan":
-                return {"sum": torch.tensor(float("nan"))}
+                return {**usual(), "sum": torch.tensor(float("nan"))}
             if shard.client == client and how == "shape":
-                return {"sum": torch.zeros(2)}
+                return {**usual(), "sum": torch.zeros(2)}
+            if shard.client == client and how == "undeclared":
+                return {**usual(), "more": torch.tensor(1.0)}
+            if shard.client == client and how == "beyond":
+                return {**usual(), "sum": torch.tensor(1.5)}
+            return usual()
+
+        def usual():
             return {"sum": torch.tensor(1.0), "start": (resident.flat - local.start).abs().sum().view(1) * 0}
 
         return Hooks(extras=extras)
 
-    return Mod(begin, remembers=True)
+    zeros = {"sum": torch.tensor(0.0), "start": torch.zeros(1)}
+    bounds = lambda said: {"sum": (0.0, float(len(said.sizes)))}
+    return Mod(begin, sums=lambda _: zeros, bounds=bounds, remembers=True)
 """
 
 
@@ -525,7 +534,7 @@ def test_a_client_that_keeps_nothing_in_a_turn_can_play_the_next(keeping):
     assert place.recall(0, 4)["rounds"].tolist() == [4]
 
 
-@pytest.mark.parametrize("how", ["raise", "nan", "shape"])
+@pytest.mark.parametrize("how", ["raise", "nan", "shape", "undeclared", "beyond"])
 @pytest.mark.parametrize("vectorize", [1, 3])
 def test_a_mod_that_fails_is_one_failed_turn(keeping, how, vectorize):
     made, _ = keeping(f"keeps.keeps(how='{how}', client=1)", vectorize)

@@ -109,14 +109,42 @@ def test_what_a_refused_turn_kept_is_ignored_and_goes_with_the_next(place):
     assert place.versions(1) == [1, 3]
 
 
-def test_a_turn_after_a_resume_cuts_off_what_came_later(place):
+def test_what_a_resumed_run_left_behind_goes_when_it_comes_past(place):
     for number in (1, 2, 3, 4):
         place.keep(1, number, kept(number), last=number - 1, needed=(2,))
     assert same(place.recall(1, 2), kept(2))  # resumed from round 2
 
-    place.keep(1, 3, kept(3), last=2, needed=(2,))
+    place.keep(1, 3, kept(33), last=2, needed=(2,))
+    assert same(place.recall(1, 3), kept(33))
+    place.keep(1, 5, kept(5), last=3, needed=(2,))  # it rested in round 4
 
-    assert place.versions(1) == [2, 3]
+    assert place.versions(1) == [2, 3, 5]
+
+
+def test_a_turn_that_was_given_up_and_ends_late_takes_no_newer_version_along(place):
+    """The turn of round 4 outlives the wait for it; that of round 5 counts, and so does every one after it."""
+    place.keep(1, 3, kept(3))
+    place.keep(1, 5, kept(5), last=3, needed=(3, 4))
+
+    place.keep(1, 4, kept(4), last=3, needed=(2, 3))
+
+    assert same(place.recall(1, 5), kept(5))
+    place.keep(1, 7, kept(7), last=5, needed=(4, 6))
+    assert same(place.recall(1, 3), kept(3))  # of checkpoint 4, for which turn 4 did not count
+    assert same(place.recall(1, 5), kept(5))
+    assert place.versions(1) == [3, 5, 7]
+
+
+def test_versions_of_an_earlier_format_are_all_taken_for_counted(place):
+    from safetensors.torch import save_file
+
+    for number in (1, 2, 3):
+        place.keep(1, number, kept(number), last=number - 1, needed=(1, 2, 3))
+        save_file(kept(number), place._file(1, number), metadata={"sha256": digest(kept(number))})
+
+    place.keep(1, 4, kept(4), last=3, needed=(2, 3))
+
+    assert place.versions(1) == [2, 3, 4]
 
 
 def test_a_version_is_on_the_disk_before_an_older_one_goes(place, synced):

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from clients.host import Host
+from clients.host import PRIVATE, Host
 from clients.memory import FolderMemory
 from clients.opening import open_federation
 from fedmlic.errors import InputError
@@ -120,8 +121,14 @@ def test_in_process_and_on_two_processes_it_gives_one_hash_and_memory_only_where
     mod = build("mods", text_of(name))
     if not mod.remembers and mod.private is None:
         assert kept == [[], []]
-    elif mod.remembers:
+    else:
         assert kept[0]
+    if mod.private is not None:
+        names = {name for file in kept[0] for name in load_file(file)}
+        own = {name.removeprefix(PRIVATE) for name in names if name.startswith(PRIVATE)}
+        sent = {name.removeprefix("model/") for name in open_run(tmp_path / "in-process").load_checkpoint(2)[0]}
+        assert own
+        assert not own & sent
     first, second = (
         {file.relative_to(tmp_path / run): file.read_bytes() for file in files}
         for run, files in zip(("in-process", "processes"), kept, strict=True)

@@ -20,6 +20,7 @@ from fedmlic.experiment import Experiment
 from fedmlic.labels import PRESENT, UNKNOWN
 from fedmlic.method import Local, Trained
 from fedmlic.spec import build, entries, factory
+from fedmlic.sums import Declared
 from fedmlic.update import Update, Weighting, units_for
 from strategies.strategy import Round, State, Strategy
 
@@ -227,6 +228,31 @@ def test_the_mean_lies_between_the_models(name):
         sent = torch.stack([LAYOUT.view(model(client), tensor) for client in range(4)] + [LAYOUT.view(start(), tensor)])
         assert (view <= sent.amax(0) + 1e-6).all()
         assert (view >= sent.amin(0) - 1e-6).all()
+
+
+def declared(strategy, name):
+    """What the server expects of the rule's mods, of clients that take two steps."""
+    mods = [build("mods", text) for text in strategy.mods]
+    return Declared(Experiment(strategy=name, optimizer="sgd", local_steps=2), mods)
+
+
+@every_strategy
+def test_what_its_mods_add_is_what_they_declare(name):
+    strategy = build("strategy", name)
+    promised = declared(strategy, name)
+    for groups in ([[0], [1], [2], [3]], [[0, 2], [1, 3]], [[0, 1, 2, 3]]):
+        for update in updates(strategy, groups=groups):
+            sizes = [SIZES[client] for client in update.clients]
+            assert not promised.problem(LAYOUT, sizes, update.annotations, update.extras, update.units.clients)
+
+
+@every_strategy
+def test_a_sum_that_nobody_declares_is_refused(name):
+    strategy = build("strategy", name)
+    _, extras = sent_by(strategy, 0, model(0))
+
+    for wrong in ({**extras, "x": torch.zeros(1)}, dict(list(extras.items())[1:]) if extras else {"x": torch.zeros(1)}):
+        assert declared(strategy, name).problem(LAYOUT, [SIZES[0]], known(0), wrong)
 
 
 @every_strategy

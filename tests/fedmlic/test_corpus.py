@@ -1,5 +1,8 @@
+import builtins
+import errno
 import hashlib
 import importlib
+import io
 import json
 import os
 import pickle
@@ -584,6 +587,42 @@ def test_a_file_that_is_gone_is_damage(built, tmp_path, name):
         read()
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE, errno.EIO])
+@pytest.mark.parametrize("name", ["manifest.json", "images.u8.npy", "images.hashes.npy", "labels.i8.npy", "owners.npy"])
+def test_nobody_is_told_to_delete_what_the_system_does_not_read(built, monkeypatch, name, number):
+    """It still stops a run: one client less in every round would be another result."""
+    corpus = pickle.loads(pickle.dumps(load_corpus(built.path)))  # noqa: S301  (as a worker gets it)
+    original = io.open
+
+    def refusing(file, *arguments, **options):
+        if Path(file).name == name:
+            raise OSError(number, os.strerror(number), str(file))
+        return original(file, *arguments, **options)
+
+    for place in (io, builtins):  # pathlib's, and NumPy's
+        monkeypatch.setattr(place, "open", refusing)
+
+    def read():
+        for take in (corpus.images.take, corpus.labels.take, lambda _: corpus.owners):
+            take(np.array([0]))
+        load_corpus(built.path)
+
+    for reading in (read, lambda: load_corpus(built.path)):
+        with pytest.raises(DamagedError, match=r"to be readable, got: .*Check the disk, the permissions") as caught:
+            reading()
+        assert os.strerror(number) in str(caught.value)
+        assert "Delete" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["images.blob", "images.offsets.npy"])
+def test_pixels_of_a_jpeg_corpus_that_are_gone_are_damage(tmp_path, name):
+    corpus = load_corpus(open_corpus(toy(), home=tmp_path, max_raw_gb=0).path)
+    (corpus.path / name).unlink()
+
+    with pytest.raises(DamagedError, match=f"{name} cannot be read: .*No such file"):
+        corpus.images.take(np.array([0]))
+
+
 def test_a_user_without_a_home_folder_is_told_what_to_set(monkeypatch):
     for name in ("FEDMLIC_HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
@@ -593,4 +632,11 @@ def test_a_user_without_a_home_folder_is_told_what_to_set(monkeypatch):
 
     monkeypatch.setattr(corpus_module.Path, "home", nowhere)
     with pytest.raises(InputError, match="Set FEDMLIC_HOME"):
+        home()
+
+
+def test_the_folder_of_a_user_who_is_not_there_is_named(monkeypatch):
+    monkeypatch.setenv("FEDMLIC_HOME", "~nobody-of-this-name/images")
+
+    with pytest.raises(InputError, match=r"got '~nobody-of-this-name/images': .* Give a full path\.$"):
         home()

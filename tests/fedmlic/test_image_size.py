@@ -87,13 +87,16 @@ def test_the_shorter_side_counts():
 
 
 @pytest.mark.parametrize("model", ["convnext(image_size=64)", "vit(patch_size=32)", "clip_image()", "resnet()"])
-def test_networks_that_take_any_size_are_built(model):
-    built(model, (3, 5, 3))
+@pytest.mark.parametrize("side", [3, 128])
+def test_networks_that_take_any_size_are_built(model, side):
+    built(model, (side, side + 2, 3))
 
 
-def test_an_image_size_that_is_too_small_itself_is_refused_with_the_reason():
-    with pytest.raises(InputError, match=r"to take images of 48 x 64 pixels, got: .*Choose a larger image_size"):
-        built("convnext(image_size=16)", (48, 64, 3))
+@pytest.mark.parametrize("side", [48, 128, 300])
+def test_an_image_size_that_is_too_small_itself_is_refused_with_the_reason(side):
+    expected = rf"to take images of {side} x {side + 16} pixels, got: .*Choose a larger image_size"
+    with pytest.raises(InputError, match=expected):
+        built("convnext(image_size=16)", (side, side + 16, 3))
 
 
 def test_a_trial_leaves_the_network_as_it_was_and_draws_nothing(plug):
@@ -123,10 +126,22 @@ def test_a_layer_that_is_kept_in_evaluation_mode_stays_so(plug):
     assert [backbone.training, backbone.dropout.training] == [True, False]
 
 
-def test_large_images_are_not_tried(plug):
+def test_large_images_that_stay_large_are_not_tried(plug):
     plug("small_nets", PLUG)
 
     built("small_nets.net(never=True)", (128, 128, 3))
+
+
+def test_a_network_is_tried_once_in_a_process(plug, monkeypatch):
+    """Of the round's incoming model a second network is built in the same process."""
+    plug("small_nets", PLUG)
+    built("small_nets.net()", (12, 14, 3))
+    monkeypatch.setattr("fedmlic.image_size._reason", lambda *_: "tried again")
+
+    built("small_nets.net()", (12, 14, 3))
+    for model, shape in (("small_nets.net(never=False)", (12, 14, 3)), ("small_nets.net()", (14, 12, 3))):
+        with pytest.raises(InputError, match="tried again"):
+            built(model, shape)
 
 
 def test_a_run_with_images_that_are_too_small_stops_before_round_1(play, tmp_path):

@@ -180,6 +180,18 @@ def test_weights_survive_the_file(tmp_path, suffix):
     assert check_weights_file(path).startswith(f"weights{suffix} sha256:")
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_weights_below_the_users_home_are_found(tmp_path, monkeypatch, suffix):
+    """As folders of data sets are, and as recipes write them: '~/weights/NAME'."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tensors = {"weight": torch.arange(3.0)}
+    path = tmp_path / f"weights{suffix}"
+    save_file(tensors, path) if suffix == ".safetensors" else torch.save(tensors, path)
+
+    assert check_weights_file(f"~/weights{suffix}").startswith(f"weights{suffix} sha256:")
+    assert torch.equal(read_weights(f"~/weights{suffix}")["weight"], tensors["weight"])
+
+
 def test_misfits_are_listed_together_and_nothing_is_loaded():
     network = three_parts()
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -225,6 +237,19 @@ def test_unreadable_files_are_input_errors(tmp_path, capsys):
     with pytest.raises(InputError, match="cannot be read"):
         read_weights(str(tmp_path / "evil.pth"))
     assert "run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_file_that_is_larger_than_the_memory_is_not_called_broken(tmp_path, monkeypatch, suffix):
+    def load(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("torch.load", load)
+    monkeypatch.setattr("fedmlic.pretrained.load_file", load)
+    (tmp_path / f"weights.{suffix}").write_bytes(b"much")
+
+    with pytest.raises(InputError, match=rf"enough memory for what .*weights\.{suffix}.*Use a machine with more"):
+        read_weights(str(tmp_path / f"weights.{suffix}"))
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

@@ -62,3 +62,17 @@ def test_differences_are_named():
 def test_a_wrong_argument_is_refused():
     with pytest.raises(InputError, match="pol"):
         identity_of(Experiment(method="bce(pol='mean')"))
+
+
+def test_an_entry_that_cannot_be_looked_up_stays_as_it_is_written_where_that_is_asked_for():
+    experiment = Experiment(method="gone.method( b=2, a=1 )", mods="clip(norm=1), gone.mod", partition="iid")
+    unknown = []
+
+    found = resolved(experiment, unknown)
+
+    assert found["method"] == "gone.method(a=1, b=2)"
+    assert found["mods"] == "clip(norm=1.0), gone.mod()"
+    assert found["partition"] == resolved(Experiment(partition="iid()"))["partition"]
+    assert unknown == ["method gone.method(a=1, b=2)", "mods gone.mod()"]
+    with pytest.raises(InputError, match="no module 'gone'"):
+        resolved(experiment)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -165,16 +166,41 @@ def test_the_shipped_recipes_are_valid():
     assert read_settings(["methods/label_bias", "seed=3"])["regime"] == "single_positive(bias='size')"
 
 
+VALIDATION = {
+    # FLAIR's validation users are others, and HAPI has no splits.
+    **dict.fromkeys(("fedlgt_paper", "fedharmony_paper", "hapi_paper"), None),
+    # Shares of the training images that the sources validate on, too.
+    "label_bias_paper": "val_fraction=0.2)",
+    "fedlsm_paper": "val_fraction=0.125)",
+    "surgical_paper": "val_fraction=0.1)",
+}
+LIMITS = {"fedlgt_paper": 10, "add_gcn_paper": 10, "db_paper": 35}
+"""Limits of the gradient that the sources have."""
+
+
 def test_recipes_of_papers_train_on_all_training_images():
-    """But for the one whose source validates on a tenth of them, and FLAIR, whose validation users are others."""
+    """But for the ones whose source validates on some of them; and a limit of the gradient is the source's."""
     folder = Path(__file__).parents[2] / "sim" / "recipes" / "methods"
-    names = {file.stem for file in folder.glob("*_paper.toml")} - {"hapi_paper"}
-    assert len(names) > 9
-    for name in names:
+    names = {file.stem for file in folder.glob("*_paper.toml")}
+    assert len(names) > 22
+    assert names >= {*VALIDATION, *LIMITS}
+    for name in names - {"hapi_paper"}:
         found = read_settings([f"methods/{name}"])
         assert found["holdout-fraction"] == 0, name
-        assert "val_fraction=0)" in found["dataset"] or name == "fedlgt_paper", name
-        assert found["clip-norm"] == (10 if name == "fedlgt_paper" else 0), name
+        assert found["clip-norm"] == LIMITS.get(name, 0), name
+        share = VALIDATION.get(name, "val_fraction=0)")
+        assert ("val_fraction" not in found["dataset"]) if share is None else (share in found["dataset"]), name
+
+
+def test_every_recipe_of_a_paper_says_that_it_was_not_run_and_stands_on_its_page():
+    root = Path(__file__).parents[2]
+    pages = "".join(page.read_text(encoding="utf-8") for page in (root / "docs").rglob("*.md"))
+    for file in (root / "sim" / "recipes" / "methods").glob("*_paper.toml"):
+        head = re.match(r"(#.*\n)+", file.read_text(encoding="utf-8")).group().replace("\n# ", " ")
+        assert re.search(r"not\s+run\s+here", head, re.IGNORECASE), file.name
+        assert f"methods/{file.stem}" in pages, f"Name {file.stem} on its page in docs/."
+        for page in re.findall(r"docs/[\w/]+\.md", head):
+            assert (root / page).is_file(), (file.name, page)
 
 
 def test_a_recipe_in_a_folder_that_does_not_exist_names_the_nearest(fedmlic):
@@ -463,13 +489,20 @@ def test_methods_are_listed_with_what_they_say_of_themselves(fedmlic):
     assert found["assume_negative"]["guesses"] == "absent"
     assert found["role"]["memory"] is True
     assert found["bce"]["memory"] is False
-    assert [found[name]["text"] for name in ("fedlgt", "hp_dval", "fedalign", "bce")] == [True, True, True, False]
-    assert [found[name]["pretrained"] for name in ("hp_dval", "diff_feat", "bce")] == [True, True, False]
-    assert [found[name]["counts"] for name in ("fedharmony", "fedmlp", "bce")] == [True, True, False]
+    reading = {name for name, traits in found.items() if traits["text"]}
+    able = {name for name, traits in found.items() if traits["text-option"]}
+    assert reading == {"dualcoop", "fedtpg", "hp_dval", "promptfl"}
+    assert able == reading | {"fedalign", "fedlgt", "hsvlt"}
+    assert {name for name, traits in found.items() if traits["pretrained"]} == reading  # whose text half is a CLIP's
+    asking = [found[name]["counts"] for name in ("fedharmony", "fedmlp", "fedcorr", "ridge", "bce", "fedalign")]
+    assert asking == [True, True, True, True, False, False]
     assert all(set(traits) == set(found["bce"]) for traits in found.values())
     assert "dropout" in found["fedlgt"]["one-by-one"]
     assert found["role"]["one-by-one"] == ""
     assert "keeps state on the client" in " ".join(fedmlic("list", "role").stdout.split())
+    assert "can read label names as text (text=...)" in " ".join(fedmlic("list", "hsvlt").stdout.split())
+    assert "; reads label names as text" in " ".join(fedmlic("list", "promptfl").stdout.split())
+    assert "(allow-statistics)" in " ".join(fedmlic("list", "fedcorr").stdout.split())
     assert json.loads(fedmlic("list", "seed", "--json").stdout)
     assert json.loads(fedmlic("list", "--json").stdout)["method"][0]["traits"] == {}
 

@@ -90,3 +90,14 @@ def test_counts_need_leave(tiny):
     with pytest.raises(InputError, match="set allow-statistics=true"):
         check_experiment(*tiny(strategy="flag()"))
     check_experiment(*tiny(strategy="flag()", allow_statistics=True))
+
+
+def test_a_mod_that_holds_back_a_part_of_the_rows_is_refused(tiny):
+    """They came whole beside the model: added to a later change of the row they would come twice."""
+    settings = {"strategy": "flag(without='images')", "allow_statistics": True}
+    for mods in ("top_k()", "clip(norm=1.0), top_k(fraction=0.5)"):
+        with pytest.raises(InputError, match=r"top_k\(.*\) would add what it holds back of them a second time"):
+            check_experiment(*tiny(mods=mods, **settings))
+
+    check_experiment(*tiny(mods="top_k(error_feedback=False), int8()", **settings))
+    check_experiment(*tiny(mods="top_k()", strategy="fedavg()"))

@@ -6,15 +6,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from flwr import app as flwr
+from flwr.clientapp.mod import fixedclipping_mod
+from flwr.serverapp.strategy import FedAvg
+from flwr.supercore.task_identity import TaskIdentity
 from torch import nn
 
-from clients.host import Host, passed_on
+from clients.host import Host, passed_on, private_of
 from clients.memory import FolderMemory
 from fedmlic import spec
 from fedmlic.arrays import Resident
 from fedmlic.errors import InputError
 from fedmlic.experiment import Experiment
-from fedmlic.learner import Learner
+from fedmlic.learner import Learner, pooled_moments
 from fedmlic.losses import mean_binary_cross_entropy
 from fedmlic.method import Method, Objective, Task, Trained
 from fedmlic.mod import Hooks
@@ -40,21 +45,21 @@ class Pixels:
         return self.pixels[rows]
 
 
-def clients(sizes=(3, 5), seed=0):
+def clients(sizes=(3, 5), seed=0, held_out=0):
     rng = np.random.default_rng(seed)
     shards = []
     for client, count in enumerate(sizes):
-        pixels = rng.integers(0, 256, (count, 2, 2, 1), dtype=np.uint8)
-        labels = rng.integers(0, 2, (count, 2)).astype(np.int8)
-        nothing = np.zeros(0, np.int64)
-        shards.append(
-            Shard(client, NAMES, Pixels(pixels), np.arange(count), labels, nothing, np.zeros((0, 2), np.int8))
-        )
+        pixels = rng.integers(0, 256, (count + held_out, 2, 2, 1), dtype=np.uint8)
+        labels = rng.integers(0, 2, (count + held_out, 2)).astype(np.int8)
+        rows, held = np.split(np.arange(count + held_out), [count])
+        shards.append(Shard(client, NAMES, Pixels(pixels), rows, labels[rows], held, labels[held]))
     return shards
 
 
 class Federation:
     """What a host asks of a federation."""
+
+    unannotated_labels = ()
 
     def __init__(self, shards):
         self._shards = shards
@@ -74,24 +79,44 @@ def linear():
     return network
 
 
-def play(tmp_path, shards, strategy="fedavg()", mods="", rounds=3, participants=None, **settings):
+HEAD = ("1.weight", "1.bias")
+"""The tensors of ``linear`` with one row per label."""
+
+
+class Given(Learner):
+    """Builds its method's network again, which no text of an experiment names."""
+
+    def build_network(self, experiment):
+        del experiment
+        return self.method.build(self.task)
+
+
+def play(
+    tmp_path, shards, strategy="fedavg()", mods="", rounds=3, participants=None, make=linear, rows=HEAD, **settings
+):
     """Play rounds of full-batch steps; the models after each, and what the last round's turns said."""
     values = {"optimizer": "sgd", "learning_rate": RATE, "clip_norm": 0.0, "batch_size": 100, "local_epochs": 2}
     experiment = Experiment(mods=mods, num_clients=len(shards), cohort_size=0, **{**values, **settings})
     objective = Objective(lambda network, images, labels: mean_binary_cross_entropy(network(images), labels))
+    scores = []
+
+    def predict(network, images):
+        scores.append(torch.sigmoid(network(images)))
+        return scores[-1]
+
     method = Method(
-        lambda task: linear(),  # noqa: ARG005
+        lambda task: make(),  # noqa: ARG005
         trainer(objective),
-        lambda network, images: torch.sigmoid(network(images)),
-        label_rows=lambda network: ("1.weight", "1.bias"),  # noqa: ARG005
+        predict,
+        label_rows=lambda network: rows,  # noqa: ARG005
         objective=objective,
     )
     own = tuple(spec.build_all("mods", mods))
-    network = linear()
+    network = make()
     private = [name for mod in own if mod.private for name in mod.private(network, method)]
-    resident = Resident(network, num_labels=2, label_rows=("1.weight", "1.bias"), private=private)
+    resident = Resident(network, num_labels=2, label_rows=rows, private=private, moments=pooled_moments(network))
     task = Task(NAMES, (2, 2, 1), None, 0)
-    learner = Learner(method, resident, task, torch.device("cpu"), own)
+    learner = Given(method, resident, task, torch.device("cpu"), own)
     host = Host("h", experiment, Federation(shards), learner, memory=lambda run: FolderMemory(tmp_path / run))
     rule = spec.build("strategy", strategy)
     layout = resident.layout
@@ -115,7 +140,9 @@ def play(tmp_path, shards, strategy="fedavg()", mods="", rounds=3, participants=
         state = rule.aggregate(state, iter(reply.updates), Round(number, len(shards), len(cohort), layout))
         last.update(dict.fromkeys(cohort, number))
         models.append(layout.unpack(state.flat))
-    return SimpleNamespace(models=models, turns=reply.turns, state=state, layout=layout, host=host, last=last)
+    return SimpleNamespace(
+        models=models, turns=reply.turns, state=state, layout=layout, host=host, last=last, scores=scores
+    )
 
 
 # --- plain loops --------------------------------------------------------------------------
@@ -470,6 +497,76 @@ def test_clip_bounds_what_one_client_does(tmp_path):
     close(played.models[0], weights + change * limit / change.norm())
 
 
+def drawn(count=1):
+    """The layout of two tensors, and vectors of it with random numbers."""
+    layout = Resident(linear(), num_labels=2, label_rows=HEAD).layout
+    rng = torch.Generator().manual_seed(0)
+    flats = []
+    for _ in range(count):
+        tensors = {
+            name: torch.randn(shape, generator=rng) for name, shape in zip(layout.names, layout.shapes, strict=True)
+        }
+        flats.append(layout.pack(tensors))
+    return layout, flats
+
+
+@pytest.fixture
+def in_flower(monkeypatch):
+    """Inside a task of Flower, without which it makes no messages."""
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
+
+def record(layout, flat):
+    """The tensors as Flower sends them."""
+    return flwr.ArrayRecord({name: flwr.Array(view.numpy()) for name, view in layout.views(flat)})
+
+
+def trained_by_flower(sent, trained, num_images=1):
+    """A client's answer to the server's message."""
+    content = {"arrays": trained, "metrics": flwr.MetricRecord({"num-examples": num_images})}
+    return flwr.Message(flwr.RecordDict(content), reply_to=sent)
+
+
+@pytest.mark.usefixtures("in_flower")
+@pytest.mark.parametrize("limit", [0.5, 100.0])
+def test_clip_is_flowers_fixedclipping_mod_on_the_same_numbers(limit):
+    layout, (start, trained) = drawn(2)
+    assert 0.5 < float((trained - start).norm()) < 100
+    hooks = spec.build("mods", f"clip(norm={limit})").begin(None, None, None)
+    content = {"arrays": record(layout, start), "config": flwr.ConfigRecord({"clipping_norm": limit})}
+    sent = flwr.Message(flwr.RecordDict(content), dst_node_id=1, message_type="train")
+
+    ours, _, _ = passed_on([hooks], layout, start, trained, Trained(0.0, 1, {}))
+    theirs = fixedclipping_mod(sent, None, lambda message, _: trained_by_flower(message, record(layout, trained)))
+
+    found = theirs.content.array_records["arrays"]
+    for name, view in layout.views(ours):
+        np.testing.assert_allclose(view.numpy(), found[name].numpy(), rtol=2e-6, atol=1e-7)
+
+
+@pytest.mark.usefixtures("in_flower")
+def test_fedavg_is_flowers_on_the_same_numbers():
+    """Three clients of 3, 5 and 1000 images."""
+    sizes, (layout, flats) = (3, 5, 1000), drawn(3)
+    rule = spec.build("strategy", "fedavg()")
+    total = Update.zero(layout, units_for(rule.weighting, sizes, 2))
+    replies = []
+    for client, (flat, size) in enumerate(zip(flats, sizes, strict=True)):
+        total.add_client(
+            client, flat, weighting=rule.weighting, num_images=size, annotations=torch.tensor([size, size]), metrics={}
+        )
+        sent = flwr.Message(flwr.RecordDict(), dst_node_id=client + 1, message_type="train")
+        replies.append(trained_by_flower(sent, record(layout, flat), size))
+    start = rule.init(torch.zeros(layout.size), layout)
+
+    ours = rule.aggregate(start, iter([total]), Round(1, 3, 3, layout))
+    theirs, _ = FedAvg().aggregate_train(1, replies)
+
+    for name, view in layout.views(ours.flat):
+        np.testing.assert_allclose(view.numpy(), theirs[name].numpy(), rtol=2e-6, atol=1e-7)
+
+
 def test_top_k_sends_the_largest_and_remembers_the_rest(tmp_path):
     shards, weights = clients(sizes=(4,)), start()
     played = play(tmp_path, shards, mods="top_k(fraction=0.3)", rounds=3)
@@ -575,6 +672,204 @@ def test_fedrep_trains_the_head_before_the_body_and_keeps_it(tmp_path):
         weights = (3 * sent[0] + 5 * sent[1]) / 8
         assert torch.allclose(model["1.weight"].double().flatten(), weights, atol=2e-6)
         assert set(model) == {"1.weight"}
+
+
+# --- what stays on the client --------------------------------------------------------------
+
+
+def evenly(network):
+    """The network with values from -0.4 to 0.5 in each of its weights and biases."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.linspace(-0.4, 0.5, parameter.numel()).view_as(parameter))
+    return network
+
+
+def normed():
+    """Four pixels through BatchNorm, which starts as torch has it, into two labels."""
+    return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), evenly(nn.Linear(4, 2)))
+
+
+def deep():
+    """Four pixels through three numbers into two labels."""
+    return evenly(nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 2)))
+
+
+class Mapped(nn.Module):
+    """A backbone with a map of three features at four places, and a head on their mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(1, 3, 1), nn.Tanh())
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, images):
+        return self.head(self.backbone(images).mean(dim=(2, 3)))
+
+
+TOP = ("2.weight", "2.bias")
+"""The tensors of ``normed`` and ``deep`` with one row per label."""
+TURNS = ([0, 1], [1], [0, 1], [0])
+"""Who takes part in each round: after a pause a client goes on from its own last turn."""
+
+
+def initial(make):
+    """float64, the floating tensors of a network as it is built, by name."""
+    return {name: tensor.double() for name, tensor in make().state_dict().items() if tensor.is_floating_point()}
+
+
+def stepped(tensors, shard, forward, extra=lambda _: 0.0, fixed=()):
+    """The tensors after one full-batch step of gradient descent in float64; those that are ``fixed`` stay."""
+    images = to_float(shard.images.take(shard.rows)).double().flatten(1)
+    leaves = {name: tensor.detach().requires_grad_(name not in fixed) for name, tensor in tensors.items()}
+    probs = torch.sigmoid(forward(leaves, images))
+    labels = torch.from_numpy(shard.labels).double()
+    loss = -(labels * probs.log() + (1 - labels) * (1 - probs).log()).mean() + extra((leaves, images))
+    trained = [name for name in leaves if name not in fixed]
+    gradients = torch.autograd.grad(loss, [leaves[name] for name in trained])
+    moved = {name: leaves[name] - RATE * each for name, each in zip(trained, gradients, strict=True)}
+    return {name: moved.get(name, leaf).detach() for name, leaf in leaves.items()}
+
+
+def mean_of(sent, cohort, shards):
+    """By numbers of images."""
+    total = sum(shards[client].num_images for client in cohort)
+    parts = [(shards[client].num_images / total, tensors) for client, tensors in zip(cohort, sent, strict=True)]
+    return {name: sum(share * tensors[name] for share, tensors in parts) for name in sent[0]}
+
+
+def same(found, expected, tolerance=2e-6):
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name].double(), tensor, rtol=0, atol=tolerance, msg=name)
+
+
+def kept(tmp_path, played, client):
+    """The client's private tensors by their names in the network."""
+    return private_of(FolderMemory(tmp_path / "").recall(client, played.last[client]))
+
+
+def batch_norm(tensors, pixels):
+    """Logits of ``normed`` in training: pixels less their mean over the batch, through their deviation."""
+    spread = ((pixels - pixels.mean(dim=0)) ** 2).mean(dim=0)
+    normal = (pixels - pixels.mean(dim=0)) / (spread + 1e-5).sqrt()
+    return (normal * tensors["1.weight"] + tensors["1.bias"]) @ tensors["2.weight"].T + tensors["2.bias"]
+
+
+def two_layers(tensors, pixels):
+    """Logits of ``deep``."""
+    return (pixels @ tensors["1.weight"].T + tensors["1.bias"]) @ tensors["2.weight"].T + tensors["2.bias"]
+
+
+def test_fedbn_exchanges_neither_weights_nor_statistics_of_norms(tmp_path):
+    """Each of two clients has a norm of its own, running mean and variance included; the layer above is averaged."""
+    shards = clients()
+    played = play(tmp_path, shards, mods="fedbn()", rounds=4, participants=turn_of, make=normed, rows=TOP)
+
+    norm = ("1.weight", "1.bias", "1.running_mean", "1.running_var")
+    start = initial(normed)
+    shared, own = {name: start[name] for name in TOP}, [{name: start[name] for name in norm} for _ in shards]
+    for cohort, model in zip(TURNS, played.models, strict=True):
+        sent = []
+        for client in cohort:
+            here = {**shared, **own[client]}
+            pixels = to_float(shards[client].images.take(shards[client].rows)).double().flatten(1)
+            for _ in range(2):
+                here = stepped(here, shards[client], batch_norm, fixed=norm[2:])
+                here["1.running_mean"] = 0.9 * here["1.running_mean"] + 0.1 * pixels.mean(dim=0)
+                here["1.running_var"] = 0.9 * here["1.running_var"] + 0.1 * pixels.var(dim=0)  # by n - 1
+            own[client] = {name: here[name] for name in norm}
+            sent.append({name: here[name] for name in TOP})
+        shared = mean_of(sent, cohort, shards)
+        same(model, shared)
+    for client in (0, 1):
+        same(kept(tmp_path, played, client), own[client])
+
+
+def test_fedper_averages_the_body_and_leaves_every_client_its_head(tmp_path):
+    """Both train together; after a pause a client has the body of all and the head of its own last turn."""
+    shards = clients()
+    played = play(tmp_path, shards, mods="fedper()", rounds=4, participants=turn_of, make=deep, rows=TOP)
+
+    start = initial(deep)
+    shared, own = {name: start[name] for name in HEAD}, [{name: start[name] for name in TOP} for _ in shards]
+    for cohort, model in zip(TURNS, played.models, strict=True):
+        sent = []
+        for client in cohort:
+            here = {**shared, **own[client]}
+            for _ in range(2):
+                here = stepped(here, shards[client], two_layers)
+            own[client] = {name: here[name] for name in TOP}
+            sent.append({name: here[name] for name in HEAD})
+        shared = mean_of(sent, cohort, shards)
+        same(model, shared)
+    for client in (0, 1):
+        same(kept(tmp_path, played, client), own[client])
+
+
+def turn_of(number):
+    return TURNS[number - 1]
+
+
+@pytest.mark.parametrize(("mods", "make"), [("fedbn()", normed), ("fedper()", deep), ("fedrep(head_epochs=2)", deep)])
+def test_a_client_is_scored_with_its_own_tensors_and_one_that_never_took_part_with_the_initial_ones(
+    tmp_path, mods, make
+):
+    shards = clients(sizes=(3, 5, 4), held_out=6)
+    played = play(tmp_path, shards, mods=mods, participants=lambda _: [0, 1], make=make, rows=TOP)
+    own = {0: kept(tmp_path, played, 0), 1: kept(tmp_path, played, 1), 2: {}}
+    request = Request("evaluate", 3, played.state.flat, last=dict(played.last))
+
+    def scores(client, tensors):
+        network = make().eval()
+        missing, _ = network.load_state_dict({**played.models[-1], **tensors}, strict=False)
+        assert bool([name for name in missing if "tracked" not in name]) is not bool(tensors)
+        return torch.sigmoid(network(to_float(shards[client].images.take(shards[client].holdout_rows)))).detach()
+
+    for client in (2, 1, 2, 0):  # and again after another's tensors were loaded
+        played.scores.clear()
+        (turn,) = played.host.play(request, [client]).turns
+        assert turn.error == ""
+
+        torch.testing.assert_close(played.scores[0], scores(client, own[client]), rtol=0, atol=1e-6)
+        for other in {0, 1, 2} - {client}:
+            assert float((played.scores[0] - scores(client, own[other])).abs().max()) > 1e-3
+
+
+def test_moon_keeps_off_the_clients_own_last_model(tmp_path):
+    """The representation is drawn to the round's global model and away from what the client's last turn ended with."""
+    mu, temperature, shards = 2.0, 0.5, clients()
+    make = lambda: evenly(Mapped())  # noqa: E731
+    rows, mods = ("head.weight", "head.bias"), f"moon(mu={mu}, temperature={temperature})"
+    played = play(tmp_path, shards, mods=mods, rounds=4, participants=turn_of, make=make, rows=rows)
+
+    def represented(tensors, pixels):
+        maps = pixels[:, None] * tensors["backbone.0.weight"].view(3, 1) + tensors["backbone.0.bias"].view(3, 1)
+        return torch.tanh(maps).mean(dim=2)
+
+    def forward(tensors, pixels):
+        return represented(tensors, pixels) @ tensors["head.weight"].T + tensors["head.bias"]
+
+    def contrast(origin, previous):
+        def term(step):
+            here, there, before = (represented(tensors, step[1]) for tensors in (step[0], origin, previous))
+            near, far = ((F.cosine_similarity(here, each) / temperature).exp() for each in (there, before))
+            return -mu * (near / (near + far)).log().mean()
+
+        return term
+
+    weights, last = initial(make), {}
+    for cohort, model in zip(TURNS, played.models, strict=True):
+        sent = []
+        for client in cohort:
+            here = weights
+            extra = contrast(weights, last[client]) if client in last else lambda _: 0.0
+            for _ in range(2):
+                here = stepped(here, shards[client], forward, extra)
+            last[client] = here
+            sent.append(here)
+        weights = mean_of(sent, cohort, shards)
+        same(model, weights)
 
 
 @pytest.fixture(autouse=True)

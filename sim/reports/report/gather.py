@@ -14,7 +14,7 @@ from fedmlic.errors import InputError
 from sim.comparison.compare import Comparison, compare
 from sim.reports.report.asked import CANNOT, MAX_SEEDS, Judged, judge
 from sim.reports.report.read import Run, find_runs, nameless
-from sim.reports.report.rows import Model, Row, all_asked_in_words, headline, model_in_words, rows_of
+from sim.reports.report.rows import Model, Row, all_asked_in_words, headline, model_in_words, of_other_data, rows_of
 from sim.reports.report.sites import CrossSite, Holdings, cross_site, federation_of, holdings_of, same_federation
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def gather(paths: Sequence[Path], model: Model = "best", scored: int = 4, tell: 
         tell: hears what is being done.
 
     Raises:
-        InputError: no runs.
+        InputError: no runs, or runs that cannot be rows of one page.
     """
     tell("reading runs")
     found = find_runs(paths)
@@ -150,7 +150,8 @@ def gather(paths: Sequence[Path], model: Model = "best", scored: int = 4, tell: 
         for place, run, per_client in recorded
         if per_client is not None
     ]
-    return Report(found.title, rows, model, metric, found.problems, comparison, uncompared, held, held_notes, looked)
+    problems = [*found.problems, *of_other_data(found.runs)]
+    return Report(found.title, rows, model, metric, problems, comparison, uncompared, held, held_notes, looked)
 
 
 def _compared(paths: Sequence[Path], rows: Sequence[Row], model: Model, metric: str) -> tuple[Comparison | None, str]:

@@ -13,7 +13,7 @@ import numpy as np
 from fedmlic.evaluation import SIDES
 from fedmlic.metrics import spread as metrics_spread
 from sim.comparison.read import LOCAL, MODELS, PERSONAL
-from sim.comparison.same_data import check_same_data
+from sim.comparison.same_data import check_same_data, unlike
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -104,9 +104,9 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
     """Runs in rows, in the order in which they were found, references last.
 
     Raises:
-        InputError: runs whose settings ask for the same data were given others.
+        InputError: runs with numbers, whose settings ask for the same data, were given others.
     """
-    check_same_data(runs)
+    check_same_data(run for run in runs if run.rounds)
     found: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
         left_out = {"seed", *run.searched, *({"single-client"} if run.reference == LOCAL else ())}
@@ -121,6 +121,16 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
     return [
         Row(label, each[0].reference, sorted(each, key=lambda run: run.seed))
         for label, each in zip(labels, ordered, strict=True)
+    ]
+
+
+def of_other_data(runs: Sequence[Run]) -> list[str]:
+    """A sentence on each run without a round that was given other data than one whose settings ask for the same."""
+    pairs = [pair[:2] for pair in unlike(sorted(runs, key=lambda run: not run.rounds))]
+    found = dict.fromkeys((other if one.rounds else one).name for one, other in pairs)
+    return [
+        f"{name} has completed no round, and was given other images or labels than runs that ask for the same."
+        for name in found
     ]
 
 

@@ -56,6 +56,17 @@ def test_completion_by_hand():
     assert completed(labels, taught, Bounds(0.85, 0.01)).tolist() == [[1, 1, 0], [1, 0, UNKNOWN]]
 
 
+@pytest.mark.parametrize("logit", [18.0, 200.0])
+def test_a_bound_of_0_or_1_completes_nothing_where_the_sigmoid_is_rounded_to_it(logit):
+    labels = torch.tensor([[-1, -1], [-1, 1]], dtype=torch.int8)
+    taught = torch.sigmoid(torch.tensor([[logit, -7 * logit], [-7 * logit, -7 * logit]]))
+    assert taught.tolist() == [[1.0, 0.0], [0.0, 0.0]]
+
+    assert completed(labels, taught, Bounds(1.0, 0.0)).tolist() == [[-1, -1], [-1, 1]]
+    assert completed(labels, taught, Bounds(0.9, 0.0)).tolist() == [[1, -1], [-1, 1]]
+    assert completed(labels, taught, Bounds(1.0, 0.1)).tolist() == [[-1, 0], [0, 1]]
+
+
 def test_mixing_by_hand():
     values = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
 

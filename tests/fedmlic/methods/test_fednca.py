@@ -29,10 +29,16 @@ def test_corners_have_length_one_and_equal_angles(num_labels, width):
     torch.testing.assert_close(gram, expected.fill_diagonal_(1.0), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("num_labels", "width"), [(1, 4), (5, 4)])
-def test_labels_that_do_not_fit_are_refused(num_labels, width):
-    with pytest.raises(InputError, match="Expected 2 to 4 labels"):
-        simplex(num_labels, width)
+@pytest.mark.parametrize(
+    ("num_labels", "told"),
+    [
+        (1, r"^Expected 2 labels or more, .* got 1\. Choose another method, such as bce\(\)\.$"),
+        (5, r"^Expected 2 to 4 labels .* got 5\. Set width to 5 or more, or take a wider model\.$"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(num_labels, told):
+    with pytest.raises(InputError, match=told):
+        simplex(num_labels, 4)
 
 
 def drawn():
@@ -136,7 +142,7 @@ def test_the_simplex_is_not_sent_and_learned_rows_are():
 def test_ramps_and_width():
     assert [ramp(number, 101, 0.6, 0.9) for number in (1, 61, 76, 91, 101)] == pytest.approx([0, 0, 0.5, 1, 1])
     assert [ramp(number, 3, 0.2, 0.6) for number in (1, 2, 3)] == pytest.approx([0, 0.75, 1])  # shares 0, 1/2, 1
-    assert ramp(1, 1, 0.2, 0.6) == 0
+    assert [ramp(1, 1, *bounds) for bounds in ((0.6, 0.9), (0.2, 0.6))] == [1, 1], "no term is off for a whole run"
     network = learner("fednca(width=12)").resident.network
     assert network.corners.shape == (4, 12)
     with pytest.raises(InputError, match="heads"):

@@ -10,10 +10,11 @@ import torch
 
 from fedmlic.guesses import entropy, expected_positives, taken_as_absent
 from fedmlic.labels import ABSENT, PRESENT, UNCERTAIN, UNKNOWN
-from fedmlic.large_losses import large_loss_of
+from fedmlic.large_losses import large_loss_of, large_loss_step
 from fedmlic.losses import asymmetric, mean_binary_cross_entropy
 from fedmlic.methods import (
     an_ls,
+    boostlu,
     csl,
     db,
     em,
@@ -27,6 +28,7 @@ from fedmlic.methods import (
     two_way,
     wan,
 )
+from fedmlic.model import Backbone
 
 torch.manual_seed(0)
 LOGITS = (2 * torch.randn(5, 7, dtype=torch.float64)).round(decimals=3)
@@ -39,6 +41,7 @@ NOW = torch.tensor([1.5, -2.0, 0.7, 0.6], dtype=torch.float64)
 THETA = torch.randn(5, 7, dtype=torch.float64)
 TARGETS = torch.where(torch.rand(5, 7) < 0.3, 0.2, -1.0).double()
 TARGETS[LABELS >= 0] = -1
+CORRECTED = (torch.rand(5, 7) < 0.3) & (LABELS < 0)
 
 
 def sigmoid(z):
@@ -222,6 +225,49 @@ def plain_large(variant):
     return loss
 
 
+def plain_permanent(logits, labels):
+    """LL-Cp: what was corrected before is present, and so are the four largest losses among what is left."""
+    corrected = CORRECTED.tolist()
+    open_ones = {
+        (i, c): -math.log(1 - sigmoid(z))
+        for i, (zs, ys) in enumerate(zip(logits.tolist(), labels.tolist(), strict=True))
+        for c, (z, y) in enumerate(zip(zs, ys, strict=True))
+        if y < 0 and not corrected[i][c]
+    }
+    large = sorted(open_ones, key=open_ones.__getitem__, reverse=True)[:4]
+    now_present = mean_of(lambda p, y, _, at: bce(p, y == PRESENT or at in large or corrected[at[0]][at[1]]))
+    return now_present(logits, labels)
+
+
+class Handed(Backbone):
+    """What it is given is the map of logits."""
+
+    num_features = NUM
+    bn_policy = "none"
+
+    def forward(self, images):
+        return images
+
+
+def boosted(logits):
+    """BoostLU's logits of a map of three places, made of one logit per label."""
+    unit = boostlu.BoostedClassifier(Handed(), NUM, 5.0, always=True).double()
+    with torch.no_grad():
+        unit.head.weight.copy_(torch.eye(NUM))
+        unit.head.bias.zero_()
+    z = logits.double()
+    return unit(torch.stack([z, z / 2 + THETA, 0.3 - z], dim=2)[..., None])
+
+
+def plain_boosted(logits, labels):
+    """Positive places count five times, then the mean over places, then LL-R."""
+    rows = []
+    for zs, thetas in zip(logits.tolist(), THETA.tolist(), strict=True):
+        maps = [(z, z / 2 + theta, 0.3 - z) for z, theta in zip(zs, thetas, strict=True)]
+        rows.append([sum(5 * m if m > 0 else m for m in places) / 3 for places in maps])
+    return plain_large("R")(torch.tensor(rows, dtype=torch.float64), labels)
+
+
 def db_focal(logits, labels):
     entries = db.tolerant_entries(logits, labels, 0.05 / 2 * db.shifts(COUNTS, IMAGES), 2.0, focal=True)
     weights = db.rebalanced(labels, COUNTS, floor=0.1, steepness=10.0, middle=0.2)
@@ -254,6 +300,8 @@ PAIRS = {
     "gr": (lambda z, y: gr.gr_entries(z, y, NOW, 0.3, 0.8).mean(), plain_gr),
     "ll-r": (lambda z, y: large_loss_of("R", z, y, torch.tensor(4))[0], plain_large("R")),
     "ll-ct": (lambda z, y: large_loss_of("Ct", z, y, torch.tensor(4))[0], plain_large("Ct")),
+    "ll-cp": (lambda z, y: large_loss_step("Cp")(z, y, torch.tensor(4), CORRECTED)[0], plain_permanent),
+    "boostlu": (lambda z, y: large_loss_of("R", boosted(z), y, torch.tensor(4))[0], plain_boosted),
 }
 DETACHED = {"csl", "gr", "role"}
 """Parts of these send no gradient."""

@@ -447,6 +447,25 @@ def test_a_folder_of_both_halves(tmp_path):
     assert isinstance(learned.resident.network.embedding, torch.nn.Identity)
 
 
+@pytest.mark.parametrize("moved", [(), ("whole",), ("whole", "places")])
+@pytest.mark.parametrize("scores", ["cosine", "mkt"])
+def test_a_runs_state_brings_its_text_half(scores, moved):
+    """As ``load_predictor`` loads it into a network that was built from other weights since."""
+    here, there = (learner(method=f"scores={scores!r}", seed=seed).resident.network.eval() for seed in (0, 1))
+    for view in moved:
+        here.get_parameter(f"context_{view}").data.add_(0.5)
+    images = to_float(data().images.pixels)
+    with torch.inference_mode():
+        expected, before = here(images), there(images)
+        own = there.state_dict()
+        for name, tensor in here.state_dict().items():
+            own[name].copy_(tensor)
+        found = there(images)
+
+    assert not torch.allclose(before, expected, atol=1e-3)
+    torch.testing.assert_close(found, expected)
+
+
 # Sizes
 
 
@@ -494,6 +513,13 @@ def test_texts_that_do_not_train_cannot_be_held_anywhere(prompted, view):
         learner(method=pair)
     assert learner(method=f"{pair}, consistency=0.0")
     assert learner(method=f"{pair}, schedule='alignment'")
+
+
+@pytest.mark.parametrize("other", ["prompted='whole'", "schedule='alignment'"])
+def test_a_context_that_does_not_train_cannot_be_private(other):
+    with pytest.raises(InputError, match=f"a context of places that trains, got {other}"):
+        learner(method=f"local_context='private', {other}")
+    assert learner(method=other)
 
 
 def test_without_weights_the_file_to_get_is_named():

@@ -33,6 +33,20 @@ def test_a_network_without_a_row_per_label_has_no_head():
         learner("fedlgt(readout='shared')")
 
 
+def test_norms_that_fedbn_keeps_train_with_the_body():
+    model = "small_cnn(width=8, norm='pooled')"
+    experiment = Experiment(method="bce()", model=model, mods="fedrep(head_epochs=3), fedbn()")
+    made = build_learner(experiment, ("a", "b"), (8, 8, 1))
+    first, second = made.mods[0].begin(made.resident, None, None).stages
+
+    assert first == (3, frozenset({"head.weight", "head.bias"}))
+    norms = set(made.resident.private_names) - first.tensors
+    assert any(name.endswith("running_mean") for name in norms)
+    assert norms < second.tensors
+    assert first.tensors | second.tensors == set(made.resident.trainable.names)
+    assert not first.tensors & second.tensors
+
+
 @pytest.mark.parametrize("rule", ["scaffold()", "fednova()"])
 def test_a_rule_that_counts_steps_is_refused_before_anything_is_read(play, tmp_path, rule):
     with pytest.raises(InputError, match=r"counts steps, got fedrep.*fedper\(\) in place of fedrep"):

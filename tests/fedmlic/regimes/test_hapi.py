@@ -219,6 +219,19 @@ def test_images_that_are_not_covered(root):
     assert observed == [*brute_force(MICROSOFT), [UNKNOWN] * 4, [UNKNOWN] * 4]
 
 
+@pytest.mark.parametrize(
+    ("rename", "apis", "message"),
+    [
+        ({"D-O G": "hound", "dog": "cat", "sky": "Sky"}, ["google_mic"], r"'hound' for 'D-O G', 'cat' for 'dog'"),
+        ({"dog": "hound"}, ["truth"], r"left out where apis are \['truth'\].*got {'dog': 'hound'}\. Leave it out"),
+    ],
+)
+def test_a_rename_that_says_two_things_or_does_nothing_is_refused(root, rename, apis, message):
+    with pytest.raises(InputError, match=message):
+        hapi(root=str(root), benchmark="mir", apis=apis, rename=rename)
+    assert hapi(root=str(root), benchmark="mir", apis=["google_mic"], rename={"dog": "hound", "Dog": "Hound"})
+
+
 def test_label_names_may_be_written_differently_or_renamed(root):
     named_assignment = assignment_of(names=("hound", "NIGHT", "plant-life", "sky"))
 

@@ -1,13 +1,17 @@
 """Pictures show the numbers of the tables, as figures of their own."""
 
 import sys
+import warnings
 
 import matplotlib as mpl
 import numpy as np
 import pytest
 
 from fedmlic.errors import InputError
+from fedmlic.experiment import split_settings
+from fedmlic.record import create, write_json
 from sim import api
+from sim.api.results import OtherDataWarning
 
 PNG = b"\x89PNG"
 
@@ -48,6 +52,27 @@ def test_one_run_is_a_line_without_a_band(runs):
     np.testing.assert_allclose(axis.lines[0].get_ydata(), runs[0].rounds["loss"])
     with pytest.raises(InputError, match="'losses', got none"):
         api.plot_curves(runs, metric="losses")
+
+
+def test_runs_of_other_images_are_drawn_with_a_warning(tmp_path):
+    """Two seeds of one row, between which the labels in the folder were changed."""
+    columns = {"label": ["one"], "ap": [0.5], "num_present": [3], "num_known": [9]}
+    for seed, corpus in enumerate("ab"):
+        folder = create(tmp_path / str(seed), *split_settings({"seed": seed}))
+        folder.event("labels", {"round": 1, "split": "test", **columns})
+        folder.event("round", {"round": 1, "server/mAP": 0.5})
+        write_json(folder.path / "data.json", {"corpus": corpus})
+    paths = [tmp_path / "0", tmp_path / "1"]
+
+    for plot in (api.plot_curves, api.plot_labels):
+        with pytest.warns(OtherDataWarning, match=f"{paths[0]} and {paths[1]}, whose settings name the same") as said:
+            plot(paths)
+        assert said[0].filename == __file__
+        write_json(paths[1] / "data.json", {"corpus": "a"})
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", OtherDataWarning)
+            plot(paths)
+        write_json(paths[1] / "data.json", {"corpus": "b"})
 
 
 def test_labels_are_in_the_order_of_their_prevalence(runs):

@@ -247,6 +247,31 @@ def test_seeds_at_which_rows_are_equal_are_noted(made):
     assert not [note for note in compare(runs_of(made, FIRST)).notes if "equal at some seeds" in note]
 
 
+def test_only_seeds_at_which_rows_differ_are_enough(made):
+    """Of 7 seeds 2 are equal: 2 / 2^5 is above 0.05, which 2 / 2^7 is not."""
+    seven = [0.5, 0.52, 0.54, 0.56, 0.58, 0.6, 0.62]
+    first = runs_of(made, seven, method="asl()")
+    equal = runs_of(made, [*seven[:2], *(score - 0.1 for score in seven[2:])], method="bce()")
+    lower = runs_of(made, [score - 0.1 for score in seven], method="fedlgt()")
+
+    notes = " ".join(compare(first + equal).notes)
+
+    assert "with 5 at which rows differ the smallest attainable p is 0.0625; p <= 0.05 needs at least 6 seeds" in notes
+    assert "too few" not in " ".join(compare(first + lower).notes)
+    assert "too few" not in " ".join(compare(first + equal + lower).notes)  # 3 x 2 / 2^7 of the others
+
+
+def test_equal_seeds_are_noted_where_permutations_are_sampled(made):
+    """From 14 seeds on, the smallest p no longer tells how many differ."""
+    first = [0.5 + seed / 100 for seed in range(16)]
+    second = [*first[:2], *(score - 0.1 for score in first[2:])]
+
+    notes = compare(runs_of(made, first, method="asl()") + runs_of(made, second, method="bce()")).notes
+
+    assert any(note.startswith("in 1 of 1 comparisons both rows are equal at some seeds") for note in notes)
+    assert not any("too few" in note for note in notes)
+
+
 # Whose model it is
 
 
@@ -307,6 +332,21 @@ def test_a_plug_in_that_is_not_there_is_taken_for_clients_own():
 
     assert keeps_private(experiment, evaluated=False)
     assert not keeps_private(experiment, evaluated=True)
+
+
+def test_runs_of_a_plug_in_that_is_not_there_are_compared_as_they_were_written(made):
+    """Their numbers are in their folders, and what they differ in is in their texts."""
+    paths = runs_of(made, FIRST, method="gone.method(rate=1)") + runs_of(made, SECOND, method="bce")
+    paths += runs_of(made, FIRST, method="bce(pool='max')", mods="int8(), gone.mod()")
+
+    found = compare(paths[:10])
+
+    assert [group.label for group in found.groups] == ["gone.method(rate=1)", "bce"]
+    assert found.pairs[0].found.num_seeds == 5
+    (note,) = (note for note in found.notes if "as it was written" in note)
+    assert note.startswith("method gone.method(rate=1) cannot be looked up on this machine and is compared as it was")
+    with pytest.raises(InputError, match="differences in method, mods"):
+        compare(paths)
 
 
 # Runs of the same settings and other data

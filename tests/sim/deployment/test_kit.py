@@ -555,6 +555,7 @@ def test_damaged_keys_of_the_server_and_the_authority(copied):
 
 @pytest.mark.parametrize("after", ["server/proxy.key", "server/proxy.crt", "server/README.md"])
 def test_a_renewal_that_is_killed_is_finished_by_the_next_update(copied, monkeypatch, after):
+    before = contents(copied[1])
     write_file = kits._write_file
     with monkeypatch.context() as patched:
 
@@ -567,35 +568,100 @@ def test_a_renewal_that_is_killed_is_finished_by_the_next_update(copied, monkeyp
         for _ in range(2):  # and killed again, with still other keys
             with pytest.raises(KeyboardInterrupt):
                 make_kit(*copied, renew=True)
-    make_kit(*copied, update=True)
+    found = make_kit(*copied, update=True)
+    renewed = {f"server/{name}.{end}" for name in ("proxy", "superlink") for end in ("key", "crt")}
     pair = certificates.Pair(*((copied[1] / f"server/proxy.{end}").read_bytes() for end in ("key", "crt")))
 
     assert certificates.belongs(pair)
-    assert "pending" not in read_manifest(copied[1])
+    assert found["made"] == ["server/proxy.key", "server/superlink.key"]
+    assert renewed <= {name for name, text in contents(copied[1]).items() if text != before[name]}
+    assert not {"pending", "renew"} & read_manifest(copied[1]).keys()
+    assert make_kit(*copied, update=True)["made"] == []
     (copied[1] / "server/proxy.crt").write_bytes(pair.public + b"\n")
     with pytest.raises(InputError, match=r"proxy\.crt: edited"):
         make_kit(*copied, update=True)
 
 
-def test_an_update_that_is_killed_between_the_halves_of_a_device_key_is_finished(copied, monkeypatch):
+@pytest.mark.parametrize("after", ["authority/ca.key", "server/proxy.key", "devices/one/device.key", "server/ca.crt"])
+def test_a_first_kit_that_is_killed_is_made_by_an_update(kit, tmp_path, monkeypatch, after):
+    description, out = write(tmp_path, SMALL), tmp_path / "kit"
+    write_file = kits._write_file
+    with monkeypatch.context() as patched:
+
+        def killed(path, text):
+            write_file(path, text)
+            if path == out / after:
+                raise KeyboardInterrupt
+
+        patched.setattr(kits, "_write_file", killed)
+        for update in (False, True):
+            with pytest.raises(KeyboardInterrupt):
+                make_kit(description, out, update=update)
+    left = {name: text for name, text in contents(out).items() if name.endswith(".key")}
+    with pytest.raises(InputError, match="got a kit, the making of which was interrupted"):
+        make_kit(description, out)
+    found = make_kit(description, out, update=True)
+    after_all = contents(out)
+
+    assert left
+    assert {**kit[0], "kit": str(out)} == found
+    assert after_all.keys() == contents(kit[2]).keys()
+    assert not {name for name, text in left.items() if after_all[name] == text}
+    assert read_manifest(out).keys() == read_manifest(kit[2]).keys()
+    authority, proxy = (
+        x509.load_pem_x509_certificate(after_all[f"{name}.crt"]) for name in ("authority/ca", "server/proxy")
+    )
+    proxy.verify_directly_issued_by(authority)
+
+
+@pytest.mark.parametrize("half", ["device.key", "device.pub"])
+def test_an_update_that_is_killed_with_a_new_device_key_is_finished_and_says_so(copied, monkeypatch, half):
     (copied[1] / "devices/one/device.key").unlink()
     write_file = kits._write_file
     with monkeypatch.context() as patched:
 
         def killed(path, text):
             write_file(path, text)
-            if path == copied[1] / "devices/one/device.key":
+            if path == copied[1] / "devices/one" / half:
                 raise KeyboardInterrupt
 
         patched.setattr(kits, "_write_file", killed)
         with pytest.raises(KeyboardInterrupt):
             make_kit(*copied, update=True)
     private = (copied[1] / "devices/one/device.key").read_bytes()
-    make_kit(*copied, update=True)
+    found = make_kit(*copied, update=True)
+    once_more = make_kit(*copied, update=True)
     after = contents(copied[1])
 
     assert after["devices/one/device.key"] == private
     assert after["devices/one/device.pub"] == after["server/devices/one.pub"] == certificates.public_of(private, "one")
+    assert found["made"] == ["devices/one/device.key"]
+    (note,) = found["notes"]
+    assert "is another one than at the last finished update. Send devices/one to its owner again" in note
+    assert "devices/one/device.key" in once_more["kept"]
+    assert once_more["notes"] == []
+
+
+@pytest.mark.parametrize("whose", ["kit's", "owner's"])
+def test_a_new_device_whose_first_update_was_killed_is_told_as_a_new_one(copied, monkeypatch, whose):
+    (copied[0].parent / "three.pub").write_bytes(certificates.make_device_key("three").public)
+    key = "public-key = 'three.pub'\n" if whose == "owner's" else ""
+    copied[0].write_text(SMALL + f"[[devices]]\nname = 'three'\n{key}data = \"folder(root='/c', image_size=24)\"\n")
+    write_file = kits._write_file
+    with monkeypatch.context() as patched:
+
+        def killed(path, text):
+            write_file(path, text)
+            if path == copied[1] / "devices/three/device.pub":
+                raise KeyboardInterrupt
+
+        patched.setattr(kits, "_write_file", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make_kit(*copied, update=True)
+    found = make_kit(*copied, update=True)
+
+    assert found["made"] == ([] if whose == "owner's" else ["devices/three/device.key"])
+    assert found["notes"] == []
 
 
 def test_a_new_version_leaves_one_wheel(copied, monkeypatch):
@@ -761,6 +827,11 @@ WRONG = {
     "label twice": ('"dog"]', '"cat"]', "every label once"),
     "image size": ("'/data/b', image_size=24", "'/data/b', image_size=32", "two to have image-size 24"),
     "image size by default": ("'/data/b', image_size=24", "'/data/b'", "image-size 24, got image_size=128 by default"),
+    "image size as a list": (
+        "folder(root='/data/b', image_size=24)",
+        "my.mod.data(image_size=[24, 24])",
+        "two to have image-size 24, got image_size=[24, 24]. Write image_size=24",
+    ),
     "channels": ("'/data/b', image_size=24", "'/data/b', image_size=24, channels=1", "to have channels 3"),
     "name of a data set": ("folder(root='/data/b'", "foldr(root='/data/b'", "data of two: Expected dataset to name"),
     "data": ("folder(root='/data/b', image_size=24)", "rm -rf", "data of two"),

@@ -129,6 +129,56 @@ def test_another_digest_alone_is_an_update(played, device, tmp_path):
     assert 'code-digest = "0123"' in (tmp_path / "root/etc/fedmlic-device/node.toml").read_text()
 
 
+@pytest.mark.parametrize("sign", ["-", "+"])
+def test_a_digest_that_goes_or_comes_is_no_update(played, device, tmp_path, sign):
+    """Without it, the device runs whatever code is sent."""
+    assert played("devices/one/install.sh", cwd=device).returncode == 0
+    installed = tmp_path / "root/etc/fedmlic-device/node.toml"
+    without = (device / "node.toml") if sign == "-" else installed
+    lines = without.read_text().splitlines(keepends=True)
+    (pin,) = (line for line in lines if line.startswith("code-digest"))
+    without.write_text("".join(line for line in lines if line != pin))
+    before = installed.read_bytes()
+    done = played("devices/one/install.sh", cwd=device)
+
+    assert done.returncode == 2
+    assert f"\n{sign} {pin}" in done.stderr
+    assert installed.read_bytes() == before
+
+
+def test_an_update_keeps_the_limits_that_the_owner_wrote_into_the_unit(played, device, tmp_path):
+    system = tmp_path / "root/etc/systemd/system"
+    system.mkdir(parents=True)
+    assert played("devices/one/install.sh", cwd=device).returncode == 0
+    unit, kits = system / "fedmlic-device.service", (device / "fedmlic-device.service").read_text()
+    assert unit.read_text() == kits
+    mine = kits.replace("# IPAddressDeny=any", "IPAddressDeny=any").replace("UMask=0077", "UMask=0077\nMemoryMax=2G")
+    unit.write_text(mine.replace("ProtectHome=yes", "ProtectHome=tmpfs"))
+    before = {path: path.read_bytes() for path in (tmp_path / "root/etc").rglob("*") if path.is_file()}
+    (device / "device.pub").write_text("of another key")
+    refused = played("devices/one/install.sh", cwd=device)
+
+    assert refused.returncode == 2
+    assert "without:\n- MemoryMax=2G\n- ProtectHome=tmpfs\n- IPAddressDeny=any\nNothing" in refused.stderr
+    assert {path: path.read_bytes() for path in (tmp_path / "root/etc").rglob("*") if path.is_file()} == before
+
+    assert played("devices/one/install.sh", cwd=device, REPLACE_UNIT="1").returncode == 0
+    assert unit.read_text() == kits
+
+
+def test_another_address_of_the_server_is_an_update_of_the_unit(played, device, tmp_path):
+    system = tmp_path / "root/etc/systemd/system"
+    system.mkdir(parents=True)
+    assert played("devices/one/install.sh", cwd=device).returncode == 0
+    text = (device / "fedmlic-device.service").read_text()
+    moved = text.replace("fed.example.org", "moved.example.org").replace("OMP_NUM_THREADS=1", "OMP_NUM_THREADS=2")
+    (device / "fedmlic-device.service").write_text(moved.replace("video render", "video"))
+    done = played("devices/one/install.sh", cwd=device)
+
+    assert done.returncode == 0, done.stderr
+    assert "moved.example.org" in (system / "fedmlic-device.service").read_text()
+
+
 @pytest.mark.parametrize("where", ["relative", "absolute"])
 def test_the_backup_lies_where_the_caller_says_and_the_servers_user_writes_below_its_own_folder(
     played, tmp_path, where
@@ -150,6 +200,32 @@ def test_the_backup_lies_where_the_caller_says_and_the_servers_user_writes_below
     assert (caller / "copy.db").stat().st_mode & 0o077 == 0
     asked = (tmp_path / "root/as-server").read_text()
     assert "copy.db" not in asked
+    assert not (state / "backup.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "mv", "told"),
+    [
+        ("folder", "", "got the folder folder. Name a file in it"),
+        ("folder/", "", "got the folder folder/. Name a file in it"),
+        ("nowhere/copy.db", "", "nowhere/copy.db.part"),
+        ("copy.db", "echo no space left >&2; exit 1", "no space left"),
+    ],
+)
+def test_a_backup_that_fails_leaves_no_copy_of_the_database(played, tmp_path, target, mv, told):
+    state, caller = tmp_path / "root/var/lib/fedmlic-server", tmp_path / "caller"
+    (caller / "folder").mkdir(parents=True)
+    with sqlite3.connect(state / "superlink.db") as database:
+        database.execute("create table node (name text)")
+    database.close()
+    if mv:
+        (tmp_path / "programs/mv").write_text(f"#!/bin/sh\n{mv}\n")
+        (tmp_path / "programs/mv").chmod(0o700)
+    done = played("server/fedmlic-admin", "backup", target, cwd=caller)
+
+    assert done.returncode != 0
+    assert told in done.stderr
+    assert {path.name for path in caller.rglob("*")} == {"folder", "fedmlic-admin"}
     assert not (state / "backup.db").exists()
 
 

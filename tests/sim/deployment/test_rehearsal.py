@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from fedmlic.errors import InputError
+from sim.commands.shared import EXIT_INTERRUPTED
 from sim.deployment import certificates, intruder, loopback
 from sim.deployment.kit import make_kit, read_manifest
 from sim.deployment.loopback import Stage
@@ -291,15 +292,19 @@ def test_what_is_kept_of_a_rehearsal_holds_no_private_key(kit, keep):
 KILLED = """
 import signal, sys, time
 from pathlib import Path
+import typer
 from sim.commands.shared import report_errors
 from sim.deployment.kit import read_manifest
 from sim.deployment.rehearsal import _stage
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
 kit = Path(sys.argv[1])
-with report_errors(), _stage(read_manifest(kit), kit, proxy=False, keep=sys.argv[2] == "keep") as stage:
-    stage.start("superlink", [sys.executable, "-c", "import time; time.sleep(300)"], stage.folder, {})
-    print(stage.folder, stage.mark, flush=True)
-    time.sleep(300)
+try:
+    with report_errors(), _stage(read_manifest(kit), kit, proxy=False, keep=sys.argv[2] == "keep") as stage:
+        stage.start("superlink", [sys.executable, "-c", "import time; time.sleep(300)"], stage.folder, {})
+        print(stage.folder, stage.mark, flush=True)
+        time.sleep(300)
+except typer.Exit as end:
+    sys.exit(end.exit_code)
 """
 
 
@@ -320,7 +325,7 @@ def test_nothing_of_a_rehearsal_that_is_ended_is_left(kit, number):
 
         assert not service_processes(mark, Path(folder))
         assert not Path(folder).exists()
-        assert number == signal.SIGKILL or program.returncode == 1  # typer.Exit outside of typer
+        assert program.returncode == (-number if number == signal.SIGKILL else EXIT_INTERRUPTED)
     finally:
         program.kill()
         send(service_processes(mark, Path(folder)), signal.SIGKILL)

@@ -185,6 +185,26 @@ def test_a_best_round_that_is_not_kept_is_said():
     assert model_in_words(folder, 4, 1).endswith("is not kept), with the tensors that client 1 keeps to itself")
 
 
+@pytest.mark.parametrize(
+    ("best", "words"),
+    [
+        (3, "after round 3 of 5 (best on {}, the last so far)"),
+        (0, "after round 3 of 5 (the last so far, none was chosen on {})"),
+    ],
+)
+def test_the_card_says_on_which_images_a_round_was_best(best, words):
+    """Where clients keep tensors the server has no model to evaluate."""
+    folder = SimpleNamespace(
+        checkpoints=lambda: [3],
+        checkpoint_values=lambda _: {"best_round": best},
+        settings=lambda: (SimpleNamespace(num_rounds=5), None),
+    )
+
+    whose = ", with the tensors that client 1 keeps to itself"
+    assert model_in_words(folder, 3, None) == words.format("validation")
+    assert model_in_words(folder, 3, 1) == words.format("clients' held-out images") + whose
+
+
 def test_the_code_of_the_card_reads_files_as_training_did(exported, others, tmp_path, monkeypatch):
     folder, _ = exported
     code = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)

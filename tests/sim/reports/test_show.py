@@ -109,6 +109,24 @@ def test_notes_say_what_is_in_the_table(finished):
     assert "best on validation" not in printed(found)
 
 
+def test_what_chose_the_best_round_is_said(finished):
+    """Where clients keep tensors the server evaluates nothing, and their held-out images choose."""
+    found = summary(finished)
+    for event in (*found["rounds"], *(model["metrics"] for model in found["models"].values())):
+        for name in [name for name in event if name.startswith("server/")]:
+            del event[name]
+
+    text = " ".join(printed(found, 200).split())
+
+    assert "* best on clients' held-out images" in text
+    for best, words in ((4, "which is also the best on"), (2, "best: after round 2, chosen on")):
+        console = Console(file=io.StringIO(), width=200)
+        metrics = {"client/mAP/mean": 0.5}
+        table = {"rounds": 4, "best_round": best, "metrics": metrics, "best_metrics": metrics, "seconds": 1.0}
+        console.print(results_table(table))
+        assert f"{words} clients' held-out images" in " ".join(console.file.getvalue().split())
+
+
 def test_a_damaged_line_of_the_log_is_left_out(finished, tmp_path, caplog):
     shutil.copytree(finished, tmp_path / "run")
     log = tmp_path / "run" / "events.jsonl"

@@ -2,7 +2,9 @@
 
 import csv
 import io
+import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +14,8 @@ import pytest
 from rich.console import Console
 
 from fedmlic.errors import InputError
-from fedmlic.record import open_run, read_json
+from fedmlic.experiment import Runtime, split_settings
+from fedmlic.record import create, open_run, read_json, write_json
 from sim.comparison.compare import compare
 from sim.comparison.output import render, to_json
 from sim.comparison.same_data import part_of
@@ -21,7 +24,7 @@ from sim.run import describe_federation
 from sim.sweep import folder as folders
 from sim.sweep import sweep as sweeps
 from sim.sweep.folder import StudyFolder
-from sim.sweep.plan import distinct
+from sim.sweep.plan import Plan, distinct
 from sim.sweep.start import check_references, sweep
 from sim.sweep.study import REFERENCES, check_study, rows_of
 from sim.sweep.sweep import Sweep
@@ -49,9 +52,9 @@ def base(settings, **changes):
     return {key: value for key, value in settings(**{"num_rounds": 2, **changes}).items() if key != "engine"}
 
 
-def played(study, out, **options):
+def played(study, out, width=80, **options):
     text = io.StringIO()
-    found = sweep(study, out, Console(file=text, width=80), **options)
+    found = sweep(study, out, Console(file=text, width=width), **options)
     return found, text.getvalue()
 
 
@@ -239,6 +242,77 @@ def test_a_study_that_is_interrupted_before_its_first_run_goes_on(settings, tmp_
 
     assert [row["state"] for row in found["table"]] == ["complete"]
     assert len(read_json(out / "study.json")["rows"]) == 1
+
+
+def test_a_run_of_data_that_was_changed_since_is_named_as_soon_as_a_later_one_ends(settings, tmp_path):
+    tables = {"base": base(settings, num_rounds=1, num_clients=2, cohort_size=2)}
+    out = tmp_path / "out"
+    first, _ = played(check_study({**tables, "axes": {"seed": [0]}}), out)
+    old = first["table"][0]["run"]
+    noted = read_json(out / old / "data.json")
+    write_json(out / old / "data.json", {**noted, "corpus": "what the folder held before"})
+
+    found, said = played(check_study({**tables, "axes": {"seed": [0, 1]}}), out, width=10_000)
+
+    assert [row["state"] for row in found["table"]] == ["complete"] * 2
+    warning = r"1 complete run was given other images or labels than later runs.*: (.*)$"
+    assert re.findall(warning, said, re.MULTILINE) == [old]
+
+
+@pytest.fixture
+def dealt(tmp_path):
+    """A function: a study's folder that found complete runs, from settings to what each was given, and its plan."""
+
+    def deal(*runs):
+        study = check_study({"axes": {"single-client": ["", "0"], "method": ["bce()", "asl()"], "seed": [0, 1]}})
+        plan = Plan(rows_of(study), study.seeds)
+        folder = StudyFolder(tmp_path / "study")
+        for time, (name, single, method, seed, data) in enumerate(runs):
+            experiment = split_settings({"single-client": single, "method": method, "seed": seed})[0]
+            place = tmp_path / "study" / "runs" / name
+            create(place, experiment, Runtime())
+            write_json(place / "result.json", {})
+            write_json(place / "data.json", data)
+            os.utime(place / "data.json", (time, time))
+        folder.find_runs()
+        folder.note_complete(plan)
+        return folder, plan
+
+    return deal
+
+
+@pytest.mark.parametrize(
+    ("runs", "named"),
+    [
+        (["a  bce() 0 A f", "b  bce() 1 A g", "c  asl() 0 A f"], []),
+        (["a  bce() 0 A f", "b  bce() 1 B g", "c  asl() 0 A f"], ["b"]),
+        (["a  bce() 0 A f", "b  bce() 1 A g", "c  asl() 0 B h"], ["a", "b"]),
+        (["a  bce() 0 A f", "b  asl() 0 A g", "c  asl() 1 A h"], ["a"]),
+        (["a  bce() 0 A f", "b 0 bce() 0 A whole:g"], ["a"]),
+        (["a 0 bce() 0 A whole:g", "b  bce() 0 A f"], ["a"]),
+        (["a 0 bce() 0 A whole:f", "b  bce() 0 A f"], []),
+    ],
+    ids=str,
+)
+def test_which_runs_were_given_other_data_than_later_ones(dealt, runs, named):
+    """Each of: name, ``single-client``, method, seed, corpus, federation, in the order in which they were played."""
+    made = []
+    for run in runs:
+        name, single, method, seed, corpus, federation = run.split(" ")
+        whole, _, part = federation.partition(":")
+        made.append(
+            (
+                name,
+                single,
+                method,
+                int(seed),
+                {"corpus": corpus, "federation": part_of(part, single) if part else whole},
+            )
+        )
+    folder, plan = dealt(*made)
+
+    assert folder.newly_outdated(plan) == [f"runs/{name}" for name in named]
+    assert folder.newly_outdated(plan) == []
 
 
 def test_engines_that_carry_single_runs_are_refused(settings, tmp_path):

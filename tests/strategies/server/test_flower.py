@@ -1002,7 +1002,7 @@ def test_a_device_that_returns_with_other_images_stays_away(devices):
     assert "images that it announced, got 5" in transport.set_aside()[0]["reason"]
 
 
-def test_sums_that_cannot_be_added_to_those_of_most_others_are_refused(devices):
+def test_a_sum_that_no_mod_declares_is_refused(devices):
     grid, transport = devices(3, mods="clip(norm=1.0)")
 
     def lie(content):
@@ -1014,7 +1014,7 @@ def test_sums_that_cannot_be_added_to_those_of_most_others_are_refused(devices):
     updates = [update for reply in replies for update in reply.updates]
 
     assert [update.clients for update in updates] == [[1, 2]]
-    assert "the same sums beside the model" in turns[0].error
+    assert "no sums beside the model, which mods declare" in turns[0].error
     assert not turns[1].error
 
 

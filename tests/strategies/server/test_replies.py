@@ -12,10 +12,12 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedmlic import wire
+from fedmlic import spec, wire
 from fedmlic.arrays import Layout
+from fedmlic.experiment import Experiment
 from fedmlic.histograms import ScoreHistograms
 from fedmlic.holdout import Owned, by_owner, largest_share
+from fedmlic.mod import Mod
 from fedmlic.packing import RAW
 from fedmlic.protocol import (
     CLIENTS_BEHIND,
@@ -28,6 +30,7 @@ from fedmlic.protocol import (
     Request,
     Turn,
 )
+from fedmlic.sums import Declared
 from fedmlic.update import LIMIT, Update, Weighting, turn_metrics, units_for
 from strategies.server.introductions import Admission, listed_nodes, problem_of_host
 from strategies.server.replies import Expected, RefusedError, not_finite
@@ -52,7 +55,15 @@ def request_of(kind="train", weighting=BY_LABEL, **changes):
     return Request(kind, 2, torch.zeros(LAYOUT.size), units, weighting, token=TOKEN, **changes)
 
 
+def made_up(layout):
+    """Zeros of the sums that a mod of the tests adds."""
+    del layout
+    return {"a": torch.zeros(3), "b": torch.zeros(1, dtype=torch.int64)}
+
+
 def expected_of(request, **changes):
+    if request.mods == ("x()",):
+        changes.setdefault("declared", Declared(Experiment(), [Mod(sums=made_up)]))
     return Expected(request, request.layout(LAYOUT), SIZES, 0.2, everything=LAYOUT, **changes)
 
 
@@ -351,14 +362,14 @@ def test_a_count_has_no_change():
     reply = update_with(change=torch.zeros(0))(reply_of(request, extras=COUNTED))
 
     with pytest.raises(RefusedError, match="Expected sums, got a change"):
-        verdict(request, reply, lacks_sums=False)
+        verdict(request, reply)
 
 
-def verdict(request, reply, share=(3,), *, lacks_sums=True, **changes):
+def verdict(request, reply, share=(3,), **changes):
     """Through the real wire, and checked as the server does."""
     layout = request.layout(LAYOUT)
     got = wire.unpack_reply(through(wire.pack_reply(reply, layout)), layout, len(share))
-    return expected_of(request, lacks_sums=lacks_sums, **changes).reply(got, "device-3", share)
+    return expected_of(request, **changes).reply(got, "device-3", share)
 
 
 @pytest.mark.parametrize("name", TRAIN_LIES)
@@ -388,7 +399,7 @@ def test_lies_about_counts_are_refused(name):
     reply = update_with(extras={**reply.updates[0].extras, **changes})(reply)
 
     with pytest.raises(RefusedError, match=told):
-        verdict(request, reply, lacks_sums=False)
+        verdict(request, reply)
 
 
 ROUND = {ROUND_SUMS + "mine": torch.tensor([0, 5, 7, 0])}
@@ -414,10 +425,10 @@ def test_lies_about_sums_of_the_round_are_refused(name):
     changed = {each: tensor for each, tensor in {**extras, **changes}.items() if tensor is not None}
 
     if not name:
-        assert verdict(request, reply_of(request, extras=extras), lacks_sums=False).updates
+        assert verdict(request, reply_of(request, extras=extras)).updates
         return
     with pytest.raises(RefusedError, match=told):
-        verdict(request, update_with(extras=changed)(reply_of(request)), lacks_sums=False)
+        verdict(request, update_with(extras=changed)(reply_of(request)))
 
 
 MINE = SOLUTION_SUMS + "mine"
@@ -451,10 +462,130 @@ def test_lies_about_sums_for_a_solution_are_refused(name):
 
     if not name:
         for extras in (SOLVED, {}):  # a client may have none
-            assert verdict(request, reply_of(request, extras=extras), lacks_sums=False, solved=solved).updates
+            assert verdict(request, reply_of(request, extras=extras), solved=solved).updates
         return
     with pytest.raises(RefusedError, match=told):
-        verdict(request, update_with(extras=changed)(reply_of(request)), lacks_sums=False, solved=solved)
+        verdict(request, update_with(extras=changed)(reply_of(request)), solved=solved)
+
+
+STEPS, CHANGE = "fednova/steps", "scaffold/change"
+POSITIVES, ROWS = "positive_rows/positives", "positive_rows/rows"
+SGD = Experiment(optimizer="sgd", momentum=0.5, local_epochs=3, batch_size=16, allow_statistics=True)
+ACCUMULATED = 10.03125
+"""Of 6 steps (30 images in batches of 16, 3 times) with momentum 0.5: 2 (6 - (1 - 0.5^6))."""
+MOST = math.ceil(30 * ACCUMULATED * 1024)
+OF_RULES = {
+    "fednova()": {STEPS: torch.tensor([0, MOST])},
+    "flag()": {POSITIVES: torch.tensor([0, 30, 1, 0]), ROWS: torch.tensor([[0.0], [960], [32], [0]]).expand(4, 3)},
+    "scaffold()": {CHANGE: torch.full((LAYOUT.size,), LIMIT)},
+}
+"""The rules that add up something beside the model, and the most that a client of 30 images may add."""
+
+
+def of_rule(text, experiment=SGD):
+    """What the server knows of the sums and metrics of a rule."""
+    rule = spec.build("strategy", text)
+    mods = spec.build_all("mods", ", ".join(rule.mods))
+    return {"declared": Declared(experiment, mods), "rule_metrics": rule.metrics}
+
+
+def mostly(name, place, value):
+    """The honest sum with another number at one place."""
+
+    def changed(extras):
+        tensor = extras[name].clone()
+        tensor[place] = value
+        return {**extras, name: tensor}
+
+    return changed
+
+
+SUM_LIES = {
+    "as many steps as an integer holds": ("fednova()", mostly(STEPS, 0, 2**40), "'fednova/steps' within"),
+    "one step more than it can take": ("fednova()", mostly(STEPS, 1, MOST + 1024 * 30), "'fednova/steps' within"),
+    "fewer steps than none": ("fednova()", mostly(STEPS, 1, -1), "'fednova/steps' within"),
+    "steps that cancel": ("fednova()", lambda _: {STEPS: torch.tensor([-1, 2**30])}, "'fednova/steps' within"),
+    "one number of steps": ("fednova()", lambda _: {STEPS: torch.tensor([5])}, "'fednova/steps' to be like"),
+    "no steps": ("fednova()", lambda _: {}, "'fednova/steps'"),
+    "real steps": ("fednova()", lambda _: {STEPS: torch.tensor([0.0, 5.0])}, "'fednova/steps' to be like"),
+    "a sum of its own": ("fednova()", lambda extras: {**extras, "x": torch.zeros(1)}, "beside the model"),
+    "rows without positives": ("flag()", mostly(POSITIVES, slice(None), 0), f"'{ROWS}' within"),
+    "rows beyond their positives": ("flag()", mostly(ROWS, 2, -33.0), f"'{ROWS}' within"),
+    "more positives than images": ("flag()", mostly(POSITIVES, 0, 31), f"'{POSITIVES}' within"),
+    "negative positives": ("flag()", mostly(POSITIVES, 0, -1), f"'{POSITIVES}' within"),
+    "rows of other labels": ("flag()", lambda extras: {**extras, ROWS: torch.zeros(3, 3)}, f"'{ROWS}' to be like"),
+    "variates of another model": ("scaffold()", lambda _: {CHANGE: torch.zeros(5)}, f"'{CHANGE}' to be like"),
+}
+
+
+@pytest.mark.parametrize("name", SUM_LIES)
+def test_a_sum_that_its_mod_does_not_allow_is_refused(name):
+    text, change, told = SUM_LIES[name]
+    request = request_of()
+    lie = reply_of(request, extras=change({n: t.clone() for n, t in OF_RULES[text].items()}))
+
+    with pytest.raises(RefusedError, match=told):
+        verdict(request, lie, **of_rule(text))
+
+
+@pytest.mark.parametrize("text", OF_RULES)
+def test_the_most_that_a_mod_allows_is_taken(text):
+    request = request_of()
+
+    assert verdict(request, reply_of(request, extras=OF_RULES[text]), **of_rule(text)).updates
+
+
+def test_bounds_of_several_clients_are_those_of_each_together():
+    """Of 30 and 8 images: 30 x 10.03 + 8 x 4.25 steps; the bound takes the longer turn for both."""
+    request, known = request_of(), of_rule("fednova()")
+    turn, update = contribution(request, 3, {STEPS: torch.tensor([0, MOST])})
+    other, more = contribution(request, 5, {STEPS: torch.tensor([0, 8 * 4352])})
+    update.merge(more)
+    reply = Reply((turn, other), (update,), token=TOKEN)
+    assert verdict(request, reply, (3, 5), **known).updates
+
+    update.extras[STEPS] = torch.tensor([0, math.ceil(38 * ACCUMULATED * 1024) + 4])
+    with pytest.raises(RefusedError, match="'fednova/steps' within"):
+        verdict(request, reply, (3, 5), **known)
+
+
+def test_a_method_that_goes_through_its_images_twice_may_take_twice_the_steps():
+    request, known = request_of(), of_rule("fednova()")
+    reply = reply_of(request, extras={STEPS: torch.tensor([0, 30 * 22 * 1024])})
+    twice = replace(known["declared"], passes=spec.build("method", "fedalign(anchors='alternating')").passes)
+
+    assert verdict(request, reply, declared=twice).updates
+    with pytest.raises(RefusedError, match="'fednova/steps' within"):
+        verdict(request, reply, **known)
+
+
+METRIC_LIES = {
+    "no score": ("fedcorr()", {"scored-clients": 1.0, "training-clients": 1.0}, "'score', which the rule reads"),
+    "a negative score": (
+        "fedcorr()",
+        {"score": -5.0, "scored-clients": 1.0, "training-clients": 1.0},
+        "the metric 'score'",
+    ),
+    "clients by the million": (
+        "fedcorr()",
+        {"score": 1.0, "scored-clients": 1.0, "training-clients": 2.0**24},
+        "the metric 'training-clients'",
+    ),
+    "no distance": ("fedharmony()", {}, "'disagreement', which the rule reads"),
+    "a negative distance": ("fedharmony()", {"disagreement": -(2.0**20)}, "the metric 'disagreement'"),
+}
+
+
+@pytest.mark.parametrize("name", METRIC_LIES)
+def test_an_update_without_a_metric_that_its_rule_reads_is_refused(name):
+    text, metrics, told = METRIC_LIES[name]
+    request = request_of(weighting=Weighting("uniform"), each=True)
+    honest = {"score": 1.0, "scored-clients": 1.0, "training-clients": 0.0, "disagreement": 0.5}
+    reply = reply_of(request)
+    assert verdict(request, metrics_with(**honest)(reply), **of_rule(text)).updates
+
+    with pytest.raises(RefusedError, match=told):
+        verdict(request, metrics_with(**metrics)(reply), **of_rule(text))
 
 
 def test_a_client_is_counted_once():

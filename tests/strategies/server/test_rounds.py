@@ -1,5 +1,6 @@
 """The round loop: who carries the clients does not show, failures are counted, too many stop the run."""
 
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -9,7 +10,9 @@ import pytest
 import torch
 
 from clients.host import Host
+from clients.memory import FolderMemory
 from clients.opening import open_federation
+from fedmlic.arrays import Layout
 from fedmlic.counting import (
     ABSENT_COUNTS,
     IMAGES,
@@ -25,8 +28,12 @@ from fedmlic.counting import (
 from fedmlic.errors import InputError
 from fedmlic.histograms import ScoreHistograms
 from fedmlic.learner import build_learner
+from fedmlic.methods.db import db
+from fedmlic.mods.label_report import label_report
 from fedmlic.protocol import CLIENTS_BEHIND, IMAGES_BEHIND, HostInfo, Reply, Turn
 from fedmlic.record import create, open_run, write_json
+from fedmlic.shard import Shard
+from fedmlic.update import Units, Update
 from strategies.server.replies import Expected
 from strategies.server.rounds import Rounds, RunFailedError, enough_behind, pooled_metrics, unannotated_of
 from strategies.server.server import build_server, serve
@@ -306,6 +313,111 @@ def test_a_count_that_lacks_a_client_ends_the_run_whatever_min_replies(tiny, tmp
     assert {event["client"] for event in events_of(folder.path, "client") if event.get("error")} <= {2}
 
 
+class OneLies:
+    """A transport whose clients answer one by one; of the round's first the update is another one, or none."""
+
+    def __init__(self, host, change):
+        self._host, self._change = host, change
+
+    def hosts(self):
+        return [self._host.info()]
+
+    def play(self, request, clients, costs=None):  # noqa: ARG002
+        for client in clients:
+            reply = self._host.play(request, [client])
+            if request.kind != "train" or client != min(clients):
+                yield reply
+            elif self._change is None:
+                yield Reply((Turn(client, "h", error="Refused: gone"),))
+            else:
+                yield replace(reply, updates=(self._change(reply.updates[0]),))
+
+    def close(self):
+        pass
+
+
+def adding(name, change):
+    return lambda update: replace(update, extras={**update.extras, name: change(update.extras[name].clone())})
+
+
+LIES = {
+    "steps without end": ("fednova()", "bce()", adding("fednova/steps", lambda steps: steps + 2**39)),
+    "no steps at all": ("fednova()", "bce()", lambda update: replace(update, extras={})),
+    "rows of no positive": ("flag()", "bce()", adding("positive_rows/positives", torch.zeros_like)),
+    "variates of another model": ("scaffold()", "bce()", adding("scaffold/change", lambda change: change[:5])),
+    "no score": (
+        "fedcorr()",
+        "fedcorr()",
+        lambda update: replace(update, metrics={n: v for n, v in update.metrics.items() if n != "score"}),
+    ),
+    "no distance": (
+        "fedharmony()",
+        "fedharmony()",
+        lambda update: replace(update, metrics={n: v for n, v in update.metrics.items() if n != "disagreement"}),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_one_bad_reply_is_one_failed_turn_and_nothing_else(tiny, tmp_path, name):
+    """The run is that of clients of whom one was away, to the last bit."""
+    strategy, method, change = LIES[name]
+    sgd = {"optimizer": "sgd", "learning_rate": 0.05, "allow_statistics": True, "statistics_min_clients": 1}
+    experiment, runtime = tiny(strategy=strategy, method=method, num_rounds=2, cohort_size=3, **sgd)
+    hashes = []
+    for number, lie in enumerate((None, change)):
+        server = build_server(experiment, runtime)
+        federation = open_federation(experiment, runtime, server.corpus)
+        place = FolderMemory(tmp_path / f"memory-{number}")
+        host = Host("h", experiment, federation, server.learner, memory=lambda _, place=place: place)
+        folder = create(tmp_path / f"run-{number}", experiment, runtime)
+        write_json(folder.path / "data.json", {"present_counts": None})
+        hashes.append(serve(server, OneLies(host, lie), folder).weights_sha256)
+        turns = events_of(folder.path, "client")
+        failed = [turn["client"] for turn in turns if turn.get("error", "").startswith("Refused: ")]
+        assert failed == [min(t["client"] for t in turns if t["round"] == number) for number in (1, 2)]
+        assert len(turns) == 6
+
+    assert hashes[0] == hashes[1]
+
+
+def test_of_two_halves_that_disagree_the_one_with_the_first_client_counts_whoever_came_first():
+    layout = Layout(("w",), ((3,),), 1, 0)
+
+    def update(client):
+        sums = {"a" if client in {0, 3} else "b": torch.zeros(1, dtype=torch.float64)}
+        return replace(Update.zero(layout, Units(1.0, 1.0)), clients=[client], extras=sums)
+
+    for order in itertools.permutations(range(4)):
+        turns = {}
+        kept = [each.clients[0] for each in Rounds._agreeing(map(update, order), turns)]
+        assert sorted(kept) == [0, 3]
+        assert sorted(turns) == [1, 2]
+
+
+LOUD = """
+from dataclasses import replace
+from strategies.strategy import Strategy, weighted_mean
+
+
+def loud(*, times: float = 1.0):
+    def aggregate(state, updates, here):
+        after = weighted_mean(state, updates, here)
+        return replace(after, flat=after.flat * (times if here.number == 2 else 1.0))
+
+    return Strategy(aggregate)
+"""
+
+
+def test_a_model_that_no_client_may_send_any_more_is_not_kept(play, plug, tmp_path):
+    plug("loud", LOUD)
+
+    with pytest.raises(RunFailedError, match="numbers within 32768, got NaN, infinity or larger ones in"):
+        play(tmp_path / "run", strategy="loud.loud(times=1e8)", num_rounds=3)
+
+    assert open_run(tmp_path / "run").checkpoints() == [1]
+
+
 def test_seven_hundredths_of_a_hundred_are_seven():
     assert math.ceil(0.07 * 100) == 8, "binary fractions would ask for one client too many"
     turns = [Turn(client, "h", error="" if client < 7 else "no\n") for client in range(100)]
@@ -556,6 +668,20 @@ def test_what_two_questions_count_of_a_label_stands_or_falls_together_too(tiny):
     assert told[IMAGES].tolist() == [100]
 
 
+def test_a_report_of_labels_withholds_what_the_method_alone_would_be_told(tiny):
+    """db counts presences; with absences of two clients beside them, its own sum is withheld (label_report's page)."""
+    experiment = tiny(statistics_min_clients=5, statistics_min_images=10)[0]
+    sums = behind({PRESENT_COUNTS: [50], IMAGES: [70]}, {PRESENT_COUNTS: [6], IMAGES: [6]})
+    reported = {**sums, **behind({ABSENT_COUNTS: [20]}, {ABSENT_COUNTS: [2]})}
+
+    alone, _ = enough_behind(sums, experiment, together_of([db(counts="global").statistics]))
+    both = [db(counts="global").statistics, label_report().statistics]
+    told, _ = enough_behind(reported, experiment, together_of(both))
+
+    assert alone[PRESENT_COUNTS].tolist() == [50]
+    assert told[PRESENT_COUNTS].tolist() == [0]
+
+
 def test_groups_that_share_a_name_are_one():
     groups = [frozenset("ab"), frozenset("cd"), frozenset("ef"), frozenset("bc")]
     questions = [Counted(label_counts.of, tuple(groups[:3])), label_counts.of, Counted(label_counts.of, (groups[3],))]
@@ -564,8 +690,20 @@ def test_groups_that_share_a_name_are_one():
 
 
 def test_only_sums_with_labels_along_every_axis_stand_or_fall_together(tiny):
-    with pytest.raises(InputError, match=r"labels along every axis, got sizes \[2, 3\]"):
+    with pytest.raises(InputError, match=r"labels along every axis, got a \[2, 3\]\. Leave out of together"):
         enough_behind(behind({"a": [[1, 2, 3], [4, 5, 6]]}, {"a": [[9, 9, 9]] * 2}), tiny()[0], [frozenset("a")])
+
+
+def test_a_client_names_the_sums_that_are_not_of_labels():
+    """Before the others have counted."""
+    labels = np.zeros((4, 3), np.int8)
+    shard = Shard(0, ("a", "b", "c"), None, np.arange(4), labels, np.zeros(0, np.int64), labels[:0])
+    shapes = {"mine/used": (3, 3), "mine/all": (1,), "mine/one": (), "other": (1,)}
+    sums = {name: torch.zeros(shape) for name, shape in shapes.items()}
+
+    with pytest.raises(InputError, match=r"the 3 labels along every axis, got mine/all \[1\], mine/one \[\]\. Leave"):
+        Counted(lambda _: sums, (frozenset({"mine/used", "mine/all"}), frozenset({"mine/one", "none"})))(shard)
+    assert Counted(lambda _: sums, (frozenset({"mine/used"}),))(shard) == sums
 
 
 def test_held_out_images_are_pooled_over_annotated_labels():

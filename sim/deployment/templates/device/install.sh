@@ -2,7 +2,7 @@
 # Sets up the device @DEVICE@ of @NAME@ on this machine. Run it as root, in this folder; running it again updates everything.
 # Nothing is started. Variables: PYTHON (python3), ENVIRONMENT (/opt/fedmlic), KEEP_ENVIRONMENT=1 (install no packages),
 # PIP_ARGUMENTS (further arguments of pip install, such as --find-links and a folder of wheels), REPLACE_NODE=1 (take this
-# folder's node.toml as it is).
+# folder's node.toml as it is), REPLACE_UNIT=1 (take this folder's fedmlic-device.service as it is).
 set -eu
 cd "$(dirname "$0")"
 [ "$(id -u)" = 0 ] || { echo "Run it as root: it makes a user and installs a service." >&2; exit 2; }
@@ -12,13 +12,30 @@ ENVIRONMENT="${ENVIRONMENT:-/opt/fedmlic}"
 # What its owner refuses or wants, such as allow-statistics = false, must not end with an update, nor may one allow more.
 node=/etc/fedmlic-device/node.toml
 if [ -f "$node" ] && [ -z "${REPLACE_NODE:-}" ]; then
-    other() { grep -vxF -f "$1" "$2" | grep -v '^code-digest = ' | grep '[^[:space:]]' | sed "s/^/$3 /"; }
+    pin='^code-digest = '  # what it says may change, not whether it is there: without it, any code runs
+    { grep -q "$pin" node.toml && grep -q "$pin" "$node"; } || pin='^$'
+    other() { grep -vxF -f "$1" "$2" | grep -v "$pin" | grep '[^[:space:]]' | sed "s/^/$3 /"; }
     changes="$(other node.toml "$node" - || true; other "$node" node.toml + || true)"
     if [ -n "$changes" ]; then
         echo "Expected node.toml here to have the lines of the installed $node, got others (- there, + here):" >&2
         echo "$changes" >&2
         echo "Nothing was changed. Make node.toml here as this device's owner wants it to be, and run this again with" >&2
         echo "REPLACE_NODE=1: it is then taken as it is." >&2
+        exit 2
+    fi
+fi
+
+# Earlier units told their owners to write limits, such as IPAddressDeny=any, into the file itself: these must not end with
+# an update either. Lines that a kit fills in are not compared. REPLACE_UNIT=1 takes this folder's unit as it is.
+unit=/etc/systemd/system/fedmlic-device.service
+if [ -f "$unit" ] && [ -z "${REPLACE_UNIT:-}" ]; then
+    filled='^(Description=|Environment=OMP_NUM_THREADS=|ExecStart=|ReadOnlyPaths=-|SupplementaryGroups=( *(video|render))*$)'
+    lost="$(grep -vxF -f fedmlic-device.service "$unit" | grep -vE "$filled" | grep '^[[:space:]]*[^#;[:space:]]' | sed 's/^/- /')"
+    if [ -n "$lost" ]; then
+        echo "Expected fedmlic-device.service here to have all settings of the installed $unit, got one without:" >&2
+        echo "$lost" >&2
+        echo "Nothing was changed. Write what must stay into 'systemctl edit fedmlic-device', which no update changes, and" >&2
+        echo "run this again with REPLACE_UNIT=1: fedmlic-device.service is then taken as it is." >&2
         exit 2
     fi
 fi

@@ -508,6 +508,23 @@ def test_runs_of_other_images_are_no_row_and_both_are_named(write_run, tmp_path)
     assert not (tmp_path / "page").exists()
 
 
+def test_a_run_of_other_images_that_completed_no_round_is_named(write_run, tmp_path):
+    """It failed before the labels in the folder were mended; the others were played since."""
+    paths = [write_run(tmp_path / f"run-{seed}", ["one", "two"], seed=seed) for seed in range(3)]
+    for path, corpus in zip(paths, "abb", strict=True):
+        about = json.loads((path / "data.json").read_text())
+        (path / "data.json").write_text(json.dumps({**about, "corpus": corpus}))
+    (paths[0] / "events.jsonl").write_text(json.dumps({"event": "failed", "reason": "a label is missing"}) + "\n")
+    (paths[0] / "result.json").unlink()
+
+    report = gather(paths, scored=0)
+
+    assert report.rows[0].seeds == [0, 1, 2]
+    assert [text.partition(",")[0] for text in report.problems] == ["run-0 has completed no round"]
+    assert "run-0 has completed no round, and was given other images or labels" in page_of(report, [])
+    assert gather(paths[1:], scored=0).problems == []
+
+
 def test_the_table_of_labels_counts_seeds_of_a_local_only_row_once(small_study, play, tmp_path):
     """Two clients of seed 0: one seed with the mean of both."""
     study = tmp_path / "study"
