@@ -355,17 +355,15 @@ class Host:
         """Let the mods change what is sent, let the client keep its tensors, add the rest to the round's sum."""
         everything = self._learner.resident.layout
         layout = self._layout(request)
-        sent = as_trained = everything.gather(flat, layout)
+        sent, change = everything.gather(flat, layout), None
         num_bytes = 4 * layout.num_values
-        passed: list[Tensor] = []
         extras: dict[str, Tensor] = {}
         if local.hooks or self._private_tensors:
             # Before a mod rounds or bounds it, and before it can get into what the client keeps.
             check_trained([*layout.views(sent), *private_of(local.memory).items()])
         if local.hooks:
             start = everything.gather(request.flat, layout)
-            local = replace(local, hooks=(*local.hooks, Hooks(sent=passed.append)))
-            sent, num_bytes, extras = passed_on(local.hooks, layout, start, sent, trained)
+            sent, num_bytes, extras, change = self._passed_on(local, layout, start, sent, trained)
             declared = Declared(self._experiment, self._mods(request), self._learner.method.passes)
             problem = declared.problem(layout, [shard.num_images], torch.from_numpy(shard.annotations), extras)
             if problem:
@@ -377,11 +375,19 @@ class Host:
             extras |= solution_sums_of(shard, zeros, local.solution_sums)
         # Kept before it is added: what is kept counts only once the server says that the turn did.
         self._keep(request, shard.client, local.memory)
-        change = passed[0] if self._on_link and sent is not as_trained else None
         turn = self._sum_up(request, shard, sent, trained, extras, change)
         turn["bytes_up"] = num_bytes + num_bytes_of(extras)
         turn["bytes_down"] = 4 * layout.num_values + num_bytes_of(request.shared)
         return turn
+
+    def _passed_on(
+        self, local: Local, layout: Layout, start: Tensor, trained_flat: Tensor, trained: Trained
+    ) -> tuple[Tensor, int, dict[str, Tensor], Tensor | None]:
+        """As the function, and the change that is sent over a link: None where no mod made something else of it."""
+        passed: list[Tensor] = []
+        hooks = (*local.hooks, Hooks(sent=passed.append)) if self._on_link else local.hooks
+        sent, num_bytes, extras = passed_on(hooks, layout, start, trained_flat, trained)
+        return sent, num_bytes, extras, passed[0] if passed and sent is not trained_flat else None
 
     def _layout(self, request: Request) -> Layout:
         key = request.kind, request.tensors

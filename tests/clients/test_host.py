@@ -176,12 +176,26 @@ def sent(reply, layout):
     return recorddict_from_proto(RecordDict.FromString(message)), len(message)
 
 
-SHORTENED = ["int8()", "top_k(fraction=0.1)", "top_k(fraction=0.1), int8()", "clip(norm=0.01)"]
+HALVED = """
+from fedmlic.mod import Hooks, Mod
+
+
+def halved():
+    return Mod(lambda *_: Hooks(scale=lambda _: 0.5))
+"""
+SHORTENED = [
+    "int8()",
+    "top_k(fraction=0.1)",
+    "top_k(fraction=0.1), int8()",
+    "clip(norm=0.01)",
+    "halved.halved(), int8()",
+]
 
 
 @pytest.mark.parametrize("mods", SHORTENED)
-def test_what_mods_shorten_is_sent_as_a_change_of_which_the_server_makes_the_same_sum(device, mods):
+def test_what_mods_shorten_is_sent_as_a_change_of_which_the_server_makes_the_same_sum(device, plug, mods):
     """Statistics of BatchNorm among it, and of a part of the tensors in the last turn."""
+    plug("halved", HALVED)
     made = device(mods=mods, model="small_cnn(width=4, norm='pooled')")
     first = request_for(made, seed=1)
     part = tuple(name for name in made.layout.names if "head" not in name)
