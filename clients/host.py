@@ -28,7 +28,7 @@ from fedmlic.labels import known
 from fedmlic.learner import check_at_once
 from fedmlic.method import Local, Trained, stretch_of
 from fedmlic.metrics import client_metrics, unannotated_columns
-from fedmlic.mod import Payload
+from fedmlic.mod import Hooks, Payload
 from fedmlic.process import restored
 from fedmlic.protocol import (
     CLIENTS_BEHIND,
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from fedmlic.federation import Federation
     from fedmlic.learner import Learner
     from fedmlic.method import Stretch
-    from fedmlic.mod import Hooks, Mod
+    from fedmlic.mod import Mod
     from fedmlic.shard import Shard
     from fedmlic.vectorized import Together
 
@@ -83,6 +83,8 @@ class Host:
         sums: float64 ``[layout.size]`` to keep a round's sum in, on the CPU.
         memory: where the clients of a run keep tensors, given the run's name; needed only where
             the method, a mod or the server's rule has them keep any.
+        on_link: whether answers leave the machine: an update of one client then keeps the change that its mods made,
+            to be sent in place of the sum.
 
     Raises:
         InputError: the method or a mod cannot train several clients at once.
@@ -99,8 +101,10 @@ class Host:
         vectorize: int = 1,
         sums: Tensor | None = None,
         memory: Callable[[str], ClientMemory] | None = None,
+        on_link: bool = False,
     ) -> None:
         self.name = name
+        self._on_link = on_link
         self._experiment = experiment
         self._federation = federation
         self._learner = learner
@@ -351,7 +355,7 @@ class Host:
         """Let the mods change what is sent, let the client keep its tensors, add the rest to the round's sum."""
         everything = self._learner.resident.layout
         layout = self._layout(request)
-        sent = everything.gather(flat, layout)
+        sent, change = everything.gather(flat, layout), None
         num_bytes = 4 * layout.num_values
         extras: dict[str, Tensor] = {}
         if local.hooks or self._private_tensors:
@@ -359,7 +363,7 @@ class Host:
             check_trained([*layout.views(sent), *private_of(local.memory).items()])
         if local.hooks:
             start = everything.gather(request.flat, layout)
-            sent, num_bytes, extras = passed_on(local.hooks, layout, start, sent, trained)
+            sent, num_bytes, extras, change = self._passed_on(local, layout, start, sent, trained)
             declared = Declared(self._experiment, self._mods(request), self._learner.method.passes)
             problem = declared.problem(layout, [shard.num_images], torch.from_numpy(shard.annotations), extras)
             if problem:
@@ -371,10 +375,19 @@ class Host:
             extras |= solution_sums_of(shard, zeros, local.solution_sums)
         # Kept before it is added: what is kept counts only once the server says that the turn did.
         self._keep(request, shard.client, local.memory)
-        turn = self._sum_up(request, shard, sent, trained, extras)
+        turn = self._sum_up(request, shard, sent, trained, extras, change)
         turn["bytes_up"] = num_bytes + num_bytes_of(extras)
         turn["bytes_down"] = 4 * layout.num_values + num_bytes_of(request.shared)
         return turn
+
+    def _passed_on(
+        self, local: Local, layout: Layout, start: Tensor, trained_flat: Tensor, trained: Trained
+    ) -> tuple[Tensor, int, dict[str, Tensor], Tensor | None]:
+        """As the function, and the change that is sent over a link: None where no mod made something else of it."""
+        passed: list[Tensor] = []
+        hooks = (*local.hooks, Hooks(sent=passed.append)) if self._on_link else local.hooks
+        sent, num_bytes, extras = passed_on(hooks, layout, start, trained_flat, trained)
+        return sent, num_bytes, extras, passed[0] if passed and sent is not trained_flat else None
 
     def _layout(self, request: Request) -> Layout:
         key = request.kind, request.tensors
@@ -383,7 +396,13 @@ class Host:
         return self._layouts[key]
 
     def _sum_up(
-        self, request: Request, shard: Shard, flat: Tensor, trained: Trained, extras: Mapping[str, Tensor]
+        self,
+        request: Request,
+        shard: Shard,
+        flat: Tensor,
+        trained: Trained,
+        extras: Mapping[str, Tensor],
+        change: Tensor | None = None,
     ) -> dict[str, object]:
         """Add what a client sends to the round's sum, or keep it as an update of its own."""
         annotations = torch.from_numpy(shard.annotations)
@@ -401,6 +420,7 @@ class Host:
             annotations=annotations,
             metrics=turn_metrics(trained.loss, trained.num_steps, trained.metrics),
             extras=extras,
+            change=change,
         )
         if alone:
             self._updates.append(update)  # only now: if the first client is refused there is no sum, not an empty one

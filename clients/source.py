@@ -166,7 +166,8 @@ def _open_device(experiment: Experiment, node_config: Mapping[str, Setting]) -> 
     here = Runtime(device=str(node_config.get("device", "auto")), home=str(home or ""))
     with spec.allowing(plugins, folders):
         learner = learner_for(experiment, here, federation, progress_lines("features", _say))
-    host = Host(node_name(node_config), experiment, federation, learner, memory=kept_in(home, asked))
+    memory = kept_in(home, asked)
+    host = Host(node_name(node_config), experiment, federation, learner, memory=memory, on_link=True)
     discreet = node_config.get("tracebacks") is not True
     rest = FolderRest((home or default_home()) / "memory" / host.name)
     return Node(host, 0, discreet=discreet, rest=rest, plugins=plugins, folders=folders, paths=shows_paths(node_config))

@@ -1,10 +1,10 @@
 """Numbers in fewer bytes, without loss, for the links of real devices.
 
 A client's sums are float64, so that adding them is exact, but they hold less than that: tensors in float32 times a
-count (after ``int8()`` and ``top_k(...)`` too, since a rounded change is added to what the turn started from). DEFLATE
-(RFC 1951, zlib's fastest level) finds zeros as they are. Before it, bytes of equal place are put beside each other (the
-shuffle of HDF5 and Blosc), which leaves empty low bytes in one piece; or numbers are replaced by their places in a
-table of all values that occur. Which form to use a sample decides.
+count. A change that mods shortened is float32, and holds few different values (``int8()``) or mostly zeros
+(``top_k(...)``). DEFLATE (RFC 1951, zlib's fastest level) finds zeros as they are. Before it, bytes of equal place are
+put beside each other (the shuffle of HDF5 and Blosc), which leaves empty low bytes in one piece; or numbers are
+replaced by their places in a table of all values that occur. Which form to use a sample decides.
 
 Unpacking is bounded: the reader knows how many bytes there must be, and not one more is ever made.
 """
@@ -29,11 +29,13 @@ SHUFFLED: Final = "fedmlic.shuffled"
 """First the first byte of every number, then every second byte, and so on; deflated."""
 
 LISTED: Final = "fedmlic.listed"
-"""How many different numbers there are (4 bytes), these in ascending order of their bits, and for each number its
-place among them (2 bytes, shuffled); deflated."""
+"""For every ``PIECE``: how many different numbers there are (4 bytes), these in ascending order of their bits, and for
+each number its place among them (2 bytes, shuffled). More than a quarter of the numbers are not listed: 0 (4 bytes) and
+the numbers, shuffled. All of it deflated."""
 
-MOST_LISTED: Final = 1 << 16
-"""Different numbers that two bytes tell apart."""
+PIECE: Final = 1 << 16
+"""Numbers that share a list, of which two bytes tell a quarter apart. All numbers of a network together, a scale of
+their own for every tensor, would have too many values."""
 
 SAMPLE: Final = 1 << 15
 """Numbers that are tried before all are packed."""
@@ -71,11 +73,16 @@ def _packed(form: str, values: NDArray[Any]) -> bytes | None:
     if form == SHUFFLED:
         return zlib.compress(_shuffled(values).data, LEVEL)
     bits = values.view(f"<u{values.itemsize}")
-    listed = np.unique(bits)
-    if len(listed) > min(MOST_LISTED, len(bits) // 4):
-        return None
-    places = _shuffled(np.searchsorted(listed, bits).astype("<u2"))
-    return zlib.compress(b"".join((len(listed).to_bytes(4, "little"), listed.tobytes(), places.tobytes())), LEVEL)
+    writer, found, lists = zlib.compressobj(LEVEL), [], False
+    for start in range(0, len(bits), PIECE):
+        piece = bits[start : start + PIECE]
+        listed = np.unique(piece)
+        if len(listed) > len(piece) // 4:
+            listed, numbers = listed[:0], _shuffled(piece)
+        else:
+            lists, numbers = True, _shuffled(np.searchsorted(listed, piece).astype("<u2"))
+        found += [writer.compress(each) for each in (len(listed).to_bytes(4, "little"), listed.tobytes(), numbers.data)]
+    return b"".join((*found, writer.flush())) if lists else None
 
 
 def _bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
@@ -86,7 +93,7 @@ def _shuffled(values: NDArray[Any]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(_bytes(values).T)
 
 
-def _unshuffled(data: bytes, itemsize: int) -> bytes:
+def _unshuffled(data: bytes | memoryview, itemsize: int) -> bytes:
     return np.frombuffer(data, np.uint8).reshape(itemsize, -1).T.tobytes()
 
 
@@ -100,26 +107,32 @@ def unpack(form: str, packed: bytes, count: int, itemsize: int) -> bytes | None:
     if form == RAW:
         return packed if len(packed) == want else None
     if form == LISTED:
-        return _from_list(_inflated(packed, 4 + MOST_LISTED * itemsize + 2 * count), count, itemsize)
+        return _from_lists(_inflated(packed, 4 * -(-count // PIECE) + want), count, itemsize)
     found = _inflated(packed, want) if form in (DEFLATED, SHUFFLED) else None
     if found is None or len(found) != want:
         return None
     return found if form == DEFLATED else _unshuffled(found, itemsize)
 
 
-def _from_list(found: bytes | None, count: int, itemsize: int) -> bytes | None:
-    if found is None or len(found) < 4:
-        return None
-    num_listed = int.from_bytes(found[:4], "little")
-    start = 4 + num_listed * itemsize
-    if num_listed > MOST_LISTED or len(found) != start + 2 * count:
-        return None
-    places = np.frombuffer(_unshuffled(found[start:], 2), "<u2")
-    if count and int(places.max()) >= num_listed:
-        return None
-    listed: NDArray[Any] = np.frombuffer(found[4:start], f"<u{itemsize}")
-    chosen: bytes = listed[places].tobytes()
-    return chosen
+def _from_lists(found: bytes | None, count: int, itemsize: int) -> bytes | None:
+    numbers, rest = bytearray(), memoryview(found or b"")
+    for start in range(0, count, PIECE):
+        size = min(PIECE, count - start)
+        num_listed = int.from_bytes(rest[:4], "little")
+        begin = 4 + num_listed * itemsize
+        end = begin + size * (2 if num_listed else itemsize)
+        if num_listed > size // 4 or len(rest) < end:
+            return None
+        if num_listed:
+            places = np.frombuffer(_unshuffled(rest[begin:end], 2), "<u2")
+            if int(places.max()) >= num_listed:
+                return None
+            listed: NDArray[Any] = np.frombuffer(rest[4:begin], f"<u{itemsize}")
+            numbers += listed[places].data
+        else:
+            numbers += _unshuffled(rest[begin:end], itemsize)
+        rest = rest[end:]
+    return None if found is None or len(rest) else bytes(numbers)
 
 
 def _inflated(packed: bytes, most: int) -> bytes | None:

@@ -128,6 +128,8 @@ class Update:
         metrics: named sums (multiples of 2**-20), such as ``loss`` and ``steps``.
         extras: further named sums over the clients: int64 as they are, float64 divided by
             ``units.clients`` (``extra_sum`` multiplies it back).
+        change: float32 ``[layout.size]``, of exactly one client whose mods made something else of its change: what
+            it is to send in place of ``sums`` (``add_up`` makes them of it); None otherwise.
     """
 
     layout: Layout
@@ -140,6 +142,7 @@ class Update:
     annotations: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     metrics: dict[str, float] = field(default_factory=dict)
     extras: dict[str, Tensor] = field(default_factory=dict)
+    change: Tensor | None = None
 
     @staticmethod
     def zero(layout: Layout, units: Units, device: torch.device | str = "cpu", buffer: Tensor | None = None) -> Update:
@@ -167,8 +170,19 @@ class Update:
         annotations: Tensor,
         metrics: Mapping[str, float],
         extras: Mapping[str, Tensor] | None = None,
+        change: Tensor | None = None,
     ) -> None:
         """Add one client's trained tensors ``flat`` (float32 ``[layout.size]``) in place.
+
+        Args:
+            client: its id.
+            flat: what it started from plus ``change``, if that is given.
+            weighting: the round's.
+            num_images: images it trained on.
+            annotations: int64 ``[labels]``, its known entries.
+            metrics: named numbers to be summed.
+            extras: further tensors to be summed.
+            change: see ``Update.change``; kept while the client is the only one.
 
         Raises:
             ValueError: a number is NaN, infinite or beyond ``LIMIT`` (``METRIC_LIMIT`` for a
@@ -183,20 +197,8 @@ class Update:
         if max(shared, float(rows.max())) > 1:
             msg = f"Expected client {client}'s weights to fit {self.units}, got {shared} and {float(rows.max())}."
             raise ValueError(msg)
-        with torch.no_grad():
-            # Where label rows weigh as much as everything else, all is one pass.
-            one_weight = weighting.rows == "shared" and self.units.rows == self.units.shared
-            split = self.layout.size if one_weight else self.layout.rows_start
-            _add_scaled(self.sums[:split], flat[:split], shared)
-            for mean, variance in self.layout.moments:
-                # A variance travels as its second moment, which adds: E[x^2] = Var[x] + E[x]^2.
-                square = self.layout.view(flat, mean).double().square()
-                self.layout.view(self.sums, variance).add_(square.mul_(shared).add_(_ROUNDER).sub_(_ROUNDER))
-            if not one_weight:
-                columns = rows.to(flat.device)[:, None]
-                pairs = zip(self.layout.row_views(self.sums), self.layout.row_views(flat), strict=True)
-                for (_, total), (_, sent) in pairs:
-                    total.add_((sent.double() * columns).add_(_ROUNDER).sub_(_ROUNDER))
+        self._add_numbers(flat, shared, rows, weighting)
+        self.change = None if self.clients else change
         self.weight += shared
         self.row_weights += rows
         self.clients.append(client)
@@ -205,6 +207,47 @@ class Update:
         for name, value in metrics.items():
             self.metrics[name] = self.metrics.get(name, 0.0) + round(value * 2**METRIC_BITS) / 2**METRIC_BITS
         add_extras(self.extras, terms)
+
+    @torch.no_grad()
+    def _add_numbers(self, flat: Tensor, shared: float, rows: Tensor, weighting: Weighting) -> None:
+        # Where label rows weigh as much as everything else, all is one pass.
+        one_weight = weighting.rows == "shared" and self.units.rows == self.units.shared
+        split = self.layout.size if one_weight else self.layout.rows_start
+        _add_scaled(self.sums[:split], flat[:split], shared)
+        for mean, variance in self.layout.moments:
+            # A variance travels as its second moment, which adds: E[x^2] = Var[x] + E[x]^2.
+            square = self.layout.view(flat, mean).double().square()
+            self.layout.view(self.sums, variance).add_(square.mul_(shared).add_(_ROUNDER).sub_(_ROUNDER))
+        if not one_weight:
+            columns = rows.to(flat.device)[:, None]
+            pairs = zip(self.layout.row_views(self.sums), self.layout.row_views(flat), strict=True)
+            for (_, total), (_, sent) in pairs:
+                total.add_((sent.double() * columns).add_(_ROUNDER).sub_(_ROUNDER))
+
+    def add_up(self, start: Tensor, weighting: Weighting) -> None:
+        """Make the sums of ``change``, bit for bit those of the client, and let go of it.
+
+        Args:
+            start: float32 ``[layout.size]``, what the client's turn started from.
+            weighting: the round's.
+
+        Raises:
+            ValueError: there is no change, it is not float32 of the layout's size, or a number of it, or of what it
+                leads to, is NaN, infinite or beyond ``LIMIT``; nothing is then changed.
+        """
+        change, wanted = self.change, (self.layout.size,)
+        if change is None or change.dtype != torch.float32 or change.shape != wanted or len(self.clients) != 1:
+            got = "none" if change is None else f"{change.dtype} {tuple(change.shape)} of {len(self.clients)} clients"
+            msg = f"Expected the change of one client to be {torch.float32} {wanted}, got {got}."
+            raise ValueError(msg)
+        if change.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(change))).all()):
+            msg = "Expected the change of a client to be finite, got NaN or infinity."
+            raise ValueError(msg)
+        flat = start + change
+        check_finite(self.layout, flat, {})
+        self.change = None
+        self.sums = torch.zeros(wanted, dtype=torch.float64, device=flat.device)
+        self._add_numbers(flat, self.weight, self.row_weights, weighting)
 
     def extra_sum(self, name: str) -> Tensor:
         """The sum of an extra over the clients: int64, or float64 to about 2**-36 times their number.
@@ -227,6 +270,7 @@ class Update:
             raise ValueError(msg)
         add_extras(self.extras, other.extras)
         self.sums += other.sums
+        self.change = None
         self.weight += other.weight
         self.row_weights += other.row_weights
         self.clients = sorted([*self.clients, *other.clients])

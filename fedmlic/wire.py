@@ -1,9 +1,10 @@
 """Requests and replies as Flower's records: the only place of the language that knows Flower.
 
-One message carries a model out (float32) and one carries a sum back (float64, from devices in
-fewer bytes: ``fedmlic.packing``); everything else in them is small. Arrays travel as ``ArrayRecord`` (bare numbers,
-never a pickle), numbers with names as ``MetricRecord``, the rest as ``ConfigRecord``.
-The model and the sums that are unpacked lie where the message lies and are only read;
+One message carries a model out (float32) and one carries a sum back (float64, from devices in fewer bytes:
+``fedmlic.packing``), or, from a device whose mods made something else of its change, that change (float32, packed), of
+which the server makes the sum; everything else in them is small. Arrays travel as ``ArrayRecord`` (bare numbers, never
+a pickle), numbers with names as ``MetricRecord``, the rest as ``ConfigRecord``.
+The model, the sums and the change that are unpacked lie where the message lies and are only read;
 they must be copied before they are changed. Unpacking is strict:
 a part that is missing, unknown, of another type or of another shape is a
 ``WireError``, so that nothing unexpected enters a sum, and nothing but the fields
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
     from fedmlic.arrays import Layout
 
-VERSION: Final = 7
+VERSION: Final = 8
 """Raised whenever the records change; both sides must have the same."""
 
 PACKAGES: Final = ("fedmlic", "clients")
@@ -514,6 +515,8 @@ def pack_reply(reply: Reply, layout: Layout, *, copy: bool = True) -> RecordDict
 def unpack_reply(content: RecordDict, layout: Layout, most_clients: int | None = None) -> Reply:
     """What a host answered: its form only; ``strategies.server.replies`` checks what it says.
 
+    An update that came as a change has no sums yet (``Update.add_up``).
+
     Args:
         content: the message.
         layout: of the tensors that were asked for (``Request.layout``).
@@ -591,13 +594,15 @@ def _unpack_turns(content: RecordDict, most: int | None) -> tuple[Turn, ...]:
 
 
 def _pack_update(content: RecordDict, stem: str, update: Update, *, copy: bool) -> None:
+    # Inside a machine bytes cost nothing, and sums need not be made again.
+    name, numbers = ("change", update.change) if copy and update.change is not None else ("sums", update.sums)
     arrays = {
-        "sums": update.sums.detach().cpu().numpy(),
+        name: numbers.detach().cpu().numpy(),
         "row-weights": update.row_weights.numpy(),
         "clients": np.array(update.clients, dtype=np.int64),
         "annotations": update.annotations.numpy(),
     }
-    content[stem] = _arrays(arrays, copy=copy, packed={"sums"} if copy else ())
+    content[stem] = _arrays(arrays, copy=copy, packed={name} if copy else ())
     content[f"{stem}-extras"] = _arrays({n: tensor.detach().cpu().numpy() for n, tensor in update.extras.items()})
     content[f"{stem}-about"] = ConfigRecord(
         {"units": list(update.units), "weight": update.weight, "num-images": update.num_images}
@@ -607,24 +612,30 @@ def _pack_update(content: RecordDict, stem: str, update: Update, *, copy: bool) 
 
 def _unpack_update(content: RecordDict, stem: str, layout: Layout, most: int | None) -> Update:
     record = _record(content, stem, ArrayRecord)
-    _check_names(stem, record, {"sums", "row-weights", "clients", "annotations"})
+    name = "change" if "change" in record else "sums"
+    _check_names(stem, record, {name, "row-weights", "clients", "annotations"})
     about = _fields(content, f"{stem}-about", {"units", "weight", "num-images"})
     metrics = _record(content, f"{stem}-metrics", MetricRecord)
     _check_amount("metrics of an update", metrics)
     clients = _array(record, "clients", np.int64, (None,))
     _check_most("clients of an update", len(clients), most)
+    if name == "change" and len(clients) != 1:
+        _fail("an update that is a change", "to be of one client", len(clients))
+    dtype = np.float32 if name == "change" else np.float64
+    numbers = _tensor(_array(_unpacked(record, name, dtype, layout.size), name, dtype, (layout.size,)))
     beside = _named_tensors(content, f"{stem}-extras", (np.float64, np.int64), layout, MOST_SUMS)
     return Update(
         layout=layout,
         units=_units(about),
-        sums=_tensor(_array(_unpacked(record, "sums", layout.size), "sums", np.float64, (layout.size,))),
+        sums=torch.zeros(0, dtype=torch.float64) if name == "change" else numbers,
         weight=_scalar(about, "weight", float),
         row_weights=torch.from_numpy(_array(record, "row-weights", np.float64, (layout.num_labels,)).copy()),
         clients=clients.tolist(),
         num_images=_scalar(about, "num-images", int),
         annotations=torch.from_numpy(_array(record, "annotations", np.int64, (layout.num_labels,)).copy()),
-        metrics={name: _scalar(metrics, name, float) for name in metrics},
-        extras={name: sums.clone() for name, sums in beside.items()},
+        metrics={each: _scalar(metrics, each, float) for each in metrics},
+        extras={each: sums.clone() for each, sums in beside.items()},
+        change=numbers if name == "change" else None,
     )
 
 
@@ -844,12 +855,12 @@ def _array(record: ArrayRecord, name: str, dtype: type[Any], shape: tuple[int | 
     return np.frombuffer(packed.data, kind).reshape(packed.shape)
 
 
-def _unpacked(record: ArrayRecord, name: str, count: int) -> ArrayRecord:
-    """The record with one of its arrays as plain float64, if it came packed."""
+def _unpacked(record: ArrayRecord, name: str, dtype: type[Any], count: int) -> ArrayRecord:
+    """The record with one of its arrays as plain numbers of this type, if it came packed."""
     if name not in record or record[name].stype == RAW:
         return record
     each = record[name]
-    data = unpack(each.stype, each.data, count, np.dtype(np.float64).itemsize)
+    data = unpack(each.stype, each.data, count, np.dtype(dtype).itemsize)
     if data is None:
         _fail(f"the array {name!r}", f"to be {RAW} or to hold {count} packed numbers", each.stype)
     return ArrayRecord({name: Array(dtype=each.dtype, shape=each.shape, stype=RAW, data=data)})

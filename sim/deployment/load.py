@@ -224,7 +224,7 @@ def measure(experiment: Experiment, runtime: Runtime, names: tuple[str, ...], sh
         runtime = runtime.model_copy(update={"home": folder})
         learner = learner_for(experiment, runtime, federation)
         kept = FolderMemory(Path(folder) / "memory")
-        host = Host("doctor", experiment, federation, learner, memory=lambda _: kept)
+        host = Host("doctor", experiment, federation, learner, memory=lambda _: kept, on_link=True)
         units = units_for(BY_IMAGES, federation.sizes.tolist(), len(names))
         for number in (1, 2):
             request = Request("train", number, learner.resident.flat.clone(), units, run="doctor")

@@ -683,7 +683,8 @@ class Finder(importlib.abc.MetaPathFinder):
 
             def pack_reply(reply, layout, **options):
                 for update in reply.updates:
-                    update.sums.fill_(float("nan"))
+                    numbers = update.sums if update.change is None else update.change
+                    numbers.fill_(float("nan"))
                 return pack(reply, layout, **options)
 
             module.pack_reply = pack_reply

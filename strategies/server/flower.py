@@ -201,6 +201,7 @@ class FlowerTransport:
             largest_share(self._experiment.holdout_fraction, self._experiment.holdout_by),
             *self._promised,
             solved=request.solved,
+            everything=self.layout,
         )
 
     @cached_property

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -80,6 +81,8 @@ class Expected:
         declared: what clients' mods may add beside the model.
         rule_metrics: those that the rule reads, with the least and the largest of one client (``Strategy.metrics``).
         solved: zeros of the sums that the server solves with in this round, by name.
+        everything: layout of ``request.flat``, from which updates that came as changes get their sums; None where
+            none come.
     """
 
     request: Request
@@ -89,6 +92,7 @@ class Expected:
     declared: Declared = field(default_factory=lambda: Declared(Experiment()))
     rule_metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     solved: Mapping[str, Tensor] = field(default_factory=dict)
+    everything: Layout | None = None
     counted: set[int] = field(default_factory=set)
     refused: dict[int, str] = field(default_factory=dict)
 
@@ -189,7 +193,7 @@ class Expected:
         """A sum, or a single client's update, by itself.
 
         Args:
-            update: it.
+            update: it; one that came as a change gets its sums here.
             exact: check also that every term is rounded as all are, without which a sum would
                 depend on the order of arrival.
 
@@ -205,6 +209,8 @@ class Expected:
         if annotations.shape != (self.layout.num_labels,) or _outside(annotations, 0, images):
             _refuse(f"annotations of each label on 0 to {images} images", "others")
         self._weights(update)
+        if update.change is not None and not update.sums.numel():
+            self._add_up(update)
         self._numbers(update, exact=exact)
         count = len(update.clients)
         for name in TURN_METRICS:
@@ -215,6 +221,20 @@ class Expected:
         if self.request.kind == "train":
             self._read_by_the_rule(update.metrics, count)
         self._extras(update, images)
+
+    def _add_up(self, update: Update) -> None:
+        if self.request.kind != "train" or self.everything is None:
+            _refuse("sums", "a change")
+        try:
+            update.add_up(self._start, self.request.weighting)
+        except ValueError as error:
+            raise RefusedError(shown(error)) from None
+
+    @cached_property
+    def _start(self) -> Tensor:
+        """What every turn started from, of the tensors that clients send."""
+        flat = self.request.flat
+        return (flat if self.everything is None else self.everything.gather(flat, self.layout)).detach().cpu()
 
     def _read_by_the_rule(self, metrics: Mapping[str, float], count: int) -> None:
         """The metrics that the rule counts on are there, and are what so many clients can report."""

@@ -6,10 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict
 
 from clients.host import Host
 from clients.memory import FolderMemory
 from clients.opening import open_federation
+from fedmlic import wire
 from fedmlic.federation import local_federation
 from fedmlic.histograms import ScoreHistograms
 from fedmlic.labels import PRESENT, known
@@ -18,6 +21,7 @@ from fedmlic.metrics import client_metrics
 from fedmlic.protocol import Request
 from fedmlic.stores import DamagedError, Images, damaged
 from fedmlic.update import Weighting, units_for
+from strategies.server.replies import Expected
 from strategies.server.server import build_server
 
 FAULTY = """
@@ -149,6 +153,86 @@ def test_a_device_is_the_client_it_was_told_to_be(tiny):
     reply = made.play(request, [7])
     assert not reply.turns[0].error
     assert reply.updates[0].clients == [7]
+
+
+@pytest.fixture
+def device(tiny, tmp_path):
+    """A function: a host that is client 7 and answers over a link."""
+
+    def make(*, on_link=True, **changes):
+        experiment, runtime = tiny(**changes)
+        server = build_server(experiment, runtime)
+        names = server.corpus.label_names
+        federation = local_federation(server.corpus, label_names=names, holdout_fraction=0.1, seed=0, client=7)
+        memory = FolderMemory(tmp_path / str(len(list(tmp_path.iterdir()))))
+        return Host("device", experiment, federation, server.learner, memory=lambda _: memory, on_link=on_link)
+
+    return make
+
+
+def sent(reply, layout):
+    """The message over a link, and what it takes there."""
+    message = recorddict_to_proto(wire.pack_reply(reply, layout)).SerializeToString()
+    return recorddict_from_proto(RecordDict.FromString(message)), len(message)
+
+
+HALVED = """
+from fedmlic.mod import Hooks, Mod
+
+
+def halved():
+    return Mod(lambda *_: Hooks(scale=lambda _: 0.5))
+"""
+SHORTENED = [
+    "int8()",
+    "top_k(fraction=0.1)",
+    "top_k(fraction=0.1), int8()",
+    "clip(norm=0.01)",
+    "halved.halved(), int8()",
+]
+
+
+@pytest.mark.parametrize("mods", SHORTENED)
+def test_what_mods_shorten_is_sent_as_a_change_of_which_the_server_makes_the_same_sum(device, plug, mods):
+    """Statistics of BatchNorm among it, and of a part of the tensors in the last turn."""
+    plug("halved", HALVED)
+    made = device(mods=mods, model="small_cnn(width=4, norm='pooled')")
+    first = request_for(made, seed=1)
+    part = tuple(name for name in made.layout.names if "head" not in name)
+    for request in (first, replace(first, round=2, last={7: 1}), replace(first, round=3, tensors=part)):
+        layout = request.layout(made.layout)
+        reply = made.play(request, [7])
+        content, _ = sent(reply, layout)
+
+        assert layout.moments
+        assert set(content["update-0"]) == {"change", "row-weights", "clients", "annotations"}
+        sizes = dict(zip([7], made.info().sizes.tolist(), strict=True))
+        expected = Expected(request, layout, sizes, everything=made.layout)
+        (update,) = expected.reply(wire.unpack_reply(content, layout, 1), "device", [7]).updates
+        assert bits(update) == bits(reply.updates[0])
+
+
+def test_what_no_mod_changes_and_what_stays_on_the_machine_is_a_sum(device, host):
+    for made in (device(), device(mods="clip(norm=1000.0)"), device(mods="int8()", on_link=False)):
+        reply = made.play(request_for(made), [7])
+        assert reply.updates[0].change is None
+        assert "sums" in sent(reply, made.layout)[0]["update-0"]
+    made = host(mods="int8()")
+    made._on_link = True
+    assert made.play(request_for(made), [0, 1]).updates[0].change is None
+
+
+def test_a_link_carries_less_where_mods_shorten_the_change(device):
+    sizes = {}
+    for mods in ("", "int8()", "top_k(fraction=0.01)"):
+        made = device(mods=mods, model="small_cnn(width=64)")
+        reply = made.play(request_for(made), [7])
+        assert reply.turns[0].error == ""
+        sizes[mods] = sent(reply, made.layout)[1]
+
+    assert 200_000 < made.layout.size < 250_000
+    assert sizes["int8()"] < 0.4 * sizes[""]
+    assert sizes["top_k(fraction=0.01)"] < 0.2 * sizes[""]
 
 
 def test_together_is_the_sum_of_each_alone_in_any_order(host):

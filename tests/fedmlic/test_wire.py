@@ -354,15 +354,34 @@ def test_a_message_costs_one_model_out_and_one_sum_in():
     assert 0 <= back - 8 * layout.size < 4000
 
 
-def sent_by_a_device(change):
-    """Message bytes of one device's update, and whether the server reads what was sent."""
+def changed_update(layout, start, change, *, by_mods=True):
+    """One device's, whose turn led from ``start`` to ``start + change``."""
+    update = Update.zero(layout, Units(64.0, 64.0))
+    update.add_client(
+        3,
+        start + change,
+        weighting=Weighting(),
+        num_images=37,
+        annotations=torch.zeros(layout.num_labels, dtype=torch.int64),
+        metrics={"loss": 0.5},
+        change=change if by_mods else None,
+    )
+    return update
+
+
+def sent_by_a_device(change, *, by_mods=True):
+    """Message bytes of one device's update, and in which form; the server has the sums that the device had."""
     layout = Layout(("weights",), ((len(change),),), num_labels=4, num_row_tensors=0)
-    update = Update.zero(layout, Units(1.0, 1.0))
-    update.sums.copy_(change.double() * 37)
+    start = torch.randn(layout.size, generator=torch.Generator().manual_seed(1)) / 30
+    update = changed_update(layout, start, change, by_mods=by_mods)
     content = wire.pack_reply(Reply((), (update,)), layout)
     got = wire.unpack_reply(through(content), layout).updates[0]
-    assert torch.equal(got.sums, update.sums)
-    return num_bytes(content), content["update-0"]["sums"].stype
+    if by_mods:
+        assert got.sums.numel() == 0
+        got.add_up(start, Weighting())
+    assert got.change is None
+    assert_same_update(got, update)
+    return num_bytes(content), content["update-0"]["change" if by_mods else "sums"].stype
 
 
 def test_a_device_sends_fewer_bytes_of_the_same_numbers():
@@ -371,12 +390,54 @@ def test_a_device_sends_fewer_bytes_of_the_same_numbers():
     change = torch.randn(size, generator=torch.Generator().manual_seed(0)) / 1000
     largest = change.where(change.abs() >= change.abs().quantile(0.9), 0.0)
 
-    plain, eight_bits, sparse = (sent_by_a_device(each) for each in (change, quantised(change, None), largest))
+    plain = sent_by_a_device(change, by_mods=False)
+    eight_bits, sparse = (sent_by_a_device(each) for each in (quantised(change, None), largest))
 
     assert (plain[1], eight_bits[1], sparse[1]) == (SHUFFLED, LISTED, DEFLATED)
     assert plain[0] < 5 * size
     assert eight_bits[0] < 1.1 * size
     assert sparse[0] < 1.1 * size
+
+
+def test_a_change_is_of_one_client_and_stays_on_its_machine_in_a_simulation():
+    start, change = torch.zeros(LAYOUT.size), torch.ones(LAYOUT.size)
+    one, two = (changed_update(LAYOUT, start, change) for _ in range(2))
+    two.clients = [4]
+    assert "sums" in wire.pack_reply(Reply((), (one,)), LAYOUT, copy=False)["update-0"]
+
+    one.merge(two)
+    assert one.change is None
+    two.add_client(
+        5, start, weighting=Weighting(), num_images=7, annotations=two.annotations, metrics={}, change=change
+    )
+    assert two.change is None
+
+
+CHANGE_LIES = {
+    "of two clients": (lambda update: setattr(update, "clients", [3, 4]), "to be of one client, got 2"),
+    "of nobody": (lambda update: setattr(update, "clients", []), "to be of one client, got 0"),
+    "too short": (lambda update: setattr(update, "change", update.change[:-4]), "'change' to be"),
+    "in float64": (lambda update: setattr(update, "change", update.change.double()), "'change' to be"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGE_LIES)
+def test_a_change_that_cannot_be_one_is_refused(name):
+    lie, told = CHANGE_LIES[name]
+    update = changed_update(LAYOUT, torch.zeros(LAYOUT.size), torch.ones(LAYOUT.size))
+    lie(update)
+
+    with pytest.raises(wire.WireError, match=told):
+        wire.unpack_reply(through(wire.pack_reply(Reply((), (update,)), LAYOUT)), LAYOUT)
+
+
+def test_sums_beside_a_change_are_refused():
+    update = changed_update(LAYOUT, torch.zeros(LAYOUT.size), torch.ones(LAYOUT.size))
+    content = wire.pack_reply(Reply((), (update,)), LAYOUT)
+    content["update-0"]["sums"] = reply_records()["update-0"]["sums"]
+
+    with pytest.raises(wire.WireError, match="the parts of update-0"):
+        wire.unpack_reply(through(content), LAYOUT)
 
 
 def test_numbers_that_do_not_pack_are_sent_as_they_are():

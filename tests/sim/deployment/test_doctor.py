@@ -272,18 +272,18 @@ def test_a_turn_is_played_with_the_experiments_network():
 
 
 def test_bytes_are_those_of_the_messages(monkeypatch):
-    """As a device sends its sums: packed, and with mods none of the bytes saved that the record counts as saved."""
+    """As a device sends them: packed, and with int8() the change."""
     from fedmlic import wire
 
     answers, pack_reply = [], wire.pack_reply
     monkeypatch.setattr(wire, "pack_reply", lambda *given: answers.append(pack_reply(*given)) or answers[-1])
     experiment = Experiment(**{**SMALL, "model": "small_cnn(width=16)", "mods": "int8()"})
     found = load.measure(experiment, Runtime(device="cpu"), tuple(NAMES), (24, 24, 3))
-    sums = answers[0]["update-0"]["sums"]
+    change = answers[0]["update-0"]["change"]
 
-    assert len(sums.data) < found.bytes_up < len(sums.data) + 5_000
-    assert sums.stype != "fedmlic.raw"
-    assert 4 * sums.shape[0] < found.bytes_down < 4 * sums.shape[0] + 1_000
+    assert len(change.data) < found.bytes_up < len(change.data) + 5_000
+    assert len(change.data) < 2 * change.shape[0]
+    assert 4 * change.shape[0] < found.bytes_down < 4 * change.shape[0] + 1_000
 
 
 def test_a_rounds_time_is_the_sum_of_its_parts():

@@ -7,6 +7,7 @@ import pickle
 import re
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import flwr
@@ -19,6 +20,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from clients import app as client_app
+from clients import source
 from clients.host import Host
 from fedmlic import wire
 from fedmlic.arrays import sha256
@@ -784,6 +786,38 @@ def test_phases_and_memory_on_devices_are_those_of_their_hosts(devices, tmp_path
     sizes = [{turn["bytes-up"] for turn in turns if turn["round"] == number} for number in (1, 2, 3)]
     assert [len(each) for each in sizes] == [1, 1, 1]
     assert sizes[0].pop() < sizes[1].pop() == sizes[2].pop()
+
+
+def host_of(wanted, *given, on_link, **more):
+    assert on_link
+    return Host(*given, on_link=wanted, **more)
+
+
+@pytest.mark.parametrize("strategy", ["labelwise()", "loss_weighted()"])
+def test_a_run_in_which_devices_send_changes_has_the_hash_of_one_in_which_they_send_sums(
+    devices, tmp_path, monkeypatch, strategy
+):
+    hashes, parts = [], []
+    for on_link in (True, False):
+        monkeypatch.setattr(source, "Host", partial(host_of, on_link))
+        mods = "top_k(fraction=0.3), int8()"
+        grid, _ = devices(2, num_rounds=2, num_clients=2, strategy=strategy, mods=mods)
+        answer = grid.answer
+
+        def noted(node, message, answer=answer):
+            reply = answer(node, message)
+            parts.extend(sorted({"change", "sums"} & set(reply.content.get("update-0", ()))))
+            return reply
+
+        grid.answer = noted
+        grid.run_config = {**grid.run_config, "out": str(tmp_path / str(on_link))}
+        folder, outcome = server_app.play(grid, grid.run_config)
+        assert not any(event.get("error") for event in folder.events())
+        hashes.append(outcome.weights_sha256)
+        client_app._nodes.clear()
+
+    assert parts == ["change"] * 4 + ["sums"] * 4
+    assert hashes[0] == hashes[1]
 
 
 # --- lies, end to end ------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def made_up(layout):
 def expected_of(request, **changes):
     if request.mods == ("x()",):
         changes.setdefault("declared", Declared(Experiment(), [Mod(sums=made_up)]))
-    return Expected(request, request.layout(LAYOUT), SIZES, 0.2, **changes)
+    return Expected(request, request.layout(LAYOUT), SIZES, 0.2, everything=LAYOUT, **changes)
 
 
 def contribution(request, client, extras=None):
@@ -253,6 +253,32 @@ TRAIN_LIES = {
     "sums that no mod makes": (update_with(extras={"x": torch.zeros(2, dtype=torch.float64)}), "no sums beside"),
 }
 
+
+def change_with(place, value):
+    """An honest client's change, from a start of zeros, but for one number."""
+
+    def change(reply):
+        sent = torch.randn(LAYOUT.size, generator=torch.Generator().manual_seed(3))
+        sent[place] = value
+        return update_with(sums=torch.zeros(0, dtype=torch.float64), change=sent)(reply)
+
+    return change
+
+
+CHANGE_LIES = {
+    "a NaN": (change_with(20, NAN), "a client to be finite"),
+    "a NaN in a label's row": (change_with(ROW, NAN), "a client to be finite"),
+    "an infinity": (change_with(20, INF), "a client to be finite"),
+    "a billion": (change_with(20, 1e9), "trained tensors to be finite and within"),
+    "what overflows": (change_with(20, 3.4e38), "trained tensors to be finite and within"),
+    "a mean of which the square is too large": (change_with(0, 200.0), "mean squares of BatchNorm"),
+    "all the weight": (several(change_with(20, 1.0), update_with(weight=1.0)), "sizes imply"),
+    "more images": (several(change_with(20, 1.0), update_with(num_images=31)), "30 images"),
+    "another client's name": (several(change_with(20, 1.0), update_with(clients=[5])), "a sum of clients"),
+    "two clients": (several(change_with(20, 1.0), update_with(clients=[3, 5])), "clients of an update"),
+    "a number too few": (update_with(change=torch.zeros(LAYOUT.size - 1)), "'change'"),
+}
+
 EVALUATION_LIES = {
     "a count near 2**62": (scores_with(2**62), "entries"),
     "counts that wrap around": (several(scores_with(2**62), scores_with(2**62, "absent")), "entries"),
@@ -283,6 +309,60 @@ COUNT_LIES = {
     "a NaN": ({"share": torch.tensor([NAN, 0.0], dtype=torch.float64)}, "within"),
     "numbers without support": ({"more": torch.tensor([1])}, "clients or images"),
 }
+
+
+PARTS = {
+    "all": None,
+    "without statistics": ("backbone", "head.weight", "head.bias"),
+    "statistics and rows": ("norm.mean", "norm.var", "head.bias"),
+    "no rows": ("norm.mean", "norm.var", "backbone"),
+}
+WEIGHTINGS = [Weighting(), BY_LABEL, Weighting("annotations", "annotations"), Weighting("uniform")]
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("weighting", WEIGHTINGS, ids=str)
+@pytest.mark.parametrize("each", [False, True])
+def test_a_change_becomes_the_sums_that_the_client_had_bit_for_bit(part, weighting, each):
+    request = request_of(weighting=weighting, tensors=PARTS[part], each=each)
+    request = replace(request, flat=torch.randn(LAYOUT.size, generator=torch.Generator().manual_seed(8)))
+    layout = request.layout(LAYOUT)
+    change = torch.randn(layout.size, generator=torch.Generator().manual_seed(9)) / 100
+    turn, honest = contribution(request, 3)
+    update = Update.zero(layout, honest.units)
+    update.add_client(
+        3,
+        LAYOUT.gather(request.flat, layout) + change,
+        weighting=weighting,
+        num_images=30,
+        annotations=honest.annotations,
+        metrics=honest.metrics,
+        change=change,
+    )
+
+    (got,) = verdict(request, Reply((turn,), (update,), token=TOKEN)).updates
+
+    assert got.change is None
+    assert torch.equal(got.sums.view(torch.int64), update.sums.view(torch.int64))
+    assert bool(got.sums.any())
+
+
+@pytest.mark.parametrize("name", CHANGE_LIES)
+def test_lies_about_a_change_are_refused(name):
+    change, told = CHANGE_LIES[name]
+    request = request_of()
+    verdict(request, change_with(20, 1.0)(reply_of(request)))
+
+    with pytest.raises((RefusedError, wire.WireError), match=told):
+        verdict(request, change(reply_of(request)))
+
+
+def test_a_count_has_no_change():
+    request = request_of("count", weighting=Weighting())
+    reply = update_with(change=torch.zeros(0))(reply_of(request, extras=COUNTED))
+
+    with pytest.raises(RefusedError, match="Expected sums, got a change"):
+        verdict(request, reply)
 
 
 def verdict(request, reply, share=(3,), **changes):
