@@ -34,8 +34,11 @@ if TYPE_CHECKING:
 
 ROUND = "round-"
 SUFFIX = ".safetensors"
-LAST = "last"
-"""Name, in a file, of the client's last version that counted before it."""
+STATED = "sha256"
+"""Name of what a file says of itself: the hash of its tensors, a space, the client's last version that counted before.
+
+It is one text, since safetensors writes several in any order, and equal runs have equal files.
+"""
 LEFT_S = 3600.0
 """Age of a temporary file that nobody writes any more."""
 
@@ -87,7 +90,7 @@ class FolderMemory:
         try:
             with safe_open(file, "pt") as content:
                 tensors: dict[str, Tensor] = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
-                stated = (content.metadata() or {}).get("sha256")
+                stated, _, _ = (content.metadata() or {}).get(STATED, "").partition(" ")
         except FileNotFoundError:
             msg = (
                 f"Expected client {client} to have kept its tensors of round {version} in {file}, got no such file. "
@@ -118,7 +121,7 @@ class FolderMemory:
         }
         temporary = file.with_name(f".{uuid.uuid4().hex}.tmp")
         try:
-            save_file(plain, temporary, metadata={"sha256": digest(plain), LAST: str(last)})
+            save_file(plain, temporary, metadata={STATED: f"{digest(plain)} {last}"})
             sync(temporary)
             temporary.replace(file)
         finally:
@@ -163,7 +166,7 @@ class FolderMemory:
 
         try:
             with safe_open(self._file(client, version), "pt") as content:
-                stated = (content.metadata() or {}).get(LAST, "")
+                _, _, stated = (content.metadata() or {}).get(STATED, "").partition(" ")
         except (SafetensorError, OSError):
             return None
         return int(stated) if stated.isdecimal() and int(stated) < version else None
