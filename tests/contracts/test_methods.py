@@ -5,6 +5,7 @@ import importlib
 import inspect
 import os
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -486,7 +487,7 @@ def test_feature_maps_stand_for_images_unless_it_needs_pixels(method):
     whole = learner(settings)
     with torch.no_grad():
         maps = whole.resident.network.eval().backbone(to_float(pixels)).numpy()
-    kept = build_learner(settings, NAMES, (SIDE, SIDE, 1), features=lambda *_: maps)
+    kept = build_learner(settings, NAMES, (SIDE, SIDE, 1), features=lambda *_: SimpleNamespace(first_only=False))
     data = shard(pixels, partial(labels))
     rows = np.arange(len(labels))
 
