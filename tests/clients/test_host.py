@@ -670,7 +670,7 @@ ASKED = {
     "a count": ({"mods": "label_report()"}, {"kind": "count", "round": 0}, "a count of its labels"),
     "a count by the rule": ({}, {"kind": "count", "round": 0, "mods": ("label_report()",)}, "a count of its labels"),
     "sums of a round": ({"method": "sums.summed()"}, {}, "sums of every round"),
-    "moments": ({"method": "ridge()"}, {}, "numbers computed from its images"),
+    "moments": ({"method": "ridge()"}, {}, "numbers computed from its images and labels"),
     "a method": ({"method": "sums.careful()"}, {}, "what its method tells"),
     "a mod of the rule": ({}, {"mods": ("sums.nosy()",)}, "what a mod tells"),
     "label rows": ({}, {"mods": ("positive_rows()",)}, "what a mod tells"),
