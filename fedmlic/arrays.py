@@ -241,8 +241,7 @@ class Resident:
             values = self._ordered(view)
             values.copy_(tensors[name].detach())
             self._bound.append((name, tensors[name], values))
-        names = everything.names[len(buffers) :]
-        self._names = [name for name in names if name in trainable]
+        self._names = [name for name in everything.names[len(buffers) :] if name in trainable]
         self._every_parameter = [tensors[name] for name in self._names]
         self.parameters = self._every_parameter
         self._trained: frozenset[str] | None = None
