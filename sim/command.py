@@ -23,6 +23,7 @@ try:
     from sim.commands.shared import (
         BUILD_HINT,
         EXIT_FAILED,
+        REFERENCES_HELP,
         Json,
         Name,
         Options,
@@ -236,7 +237,17 @@ def sweep(
     ray_address: Annotated[
         str, typer.Option(help="Ray cluster whose machines play the runs, host:port; --out on shared storage.")
     ] = "",
-    references: References = False,
+    references: Annotated[
+        Optional[bool],  # noqa: UP045
+        typer.Option("--references/--no-references", help=REFERENCES_HELP + " Default: as the study says."),
+    ] = None,
+    references_of: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            help="KEY=A,B of an axis or setting: the rows that references belong to (default: as the study says, else "
+            "all). May be given several times."
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would take; play two rounds of rows.")
     ] = False,
@@ -253,7 +264,12 @@ def sweep(
         from sim.sweep.start import sweep as play
 
         asked, name = study_of(
-            with_recipe(study or []), search or [], recipe=read_recipe, value=read_value, references=references
+            with_recipe(study or []),
+            search or [],
+            recipe=read_recipe,
+            value=read_value,
+            references=references,
+            references_of=references_of or [],
         )
         place = (out or Path("runs") / name).expanduser()
         with working(json_output=json_output):

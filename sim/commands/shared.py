@@ -33,9 +33,8 @@ Options = Annotated[
     typer.Argument(metavar="[KEY=VALUE ...]"),
 ]
 Workers = Annotated[Optional[int], typer.Option(min=1, help="Threads (default: one per core, up to 8).")]  # noqa: UP045
-References = Annotated[
-    bool, typer.Option("--references", help="Add central and local-only training and FedAvg, as runs of their own.")
-]
+REFERENCES_HELP = "Add central and local-only training, FedAvg and the model that never trains, as runs of their own."
+References = Annotated[bool, typer.Option("--references", help=REFERENCES_HELP)]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN")]
 
 EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 1, 2, 130

@@ -12,6 +12,7 @@ import numpy as np
 
 from fedmlic.evaluation import SIDES
 from fedmlic.metrics import spread as metrics_spread
+from sim.comparison.fixed import fixed_in
 from sim.comparison.read import LOCAL, MODELS, PERSONAL
 from sim.comparison.same_data import check_same_data, unlike
 
@@ -153,8 +154,8 @@ def _label(run: Run, varying: Sequence[str]) -> str:
     parts = []
     for key in varying:
         value = written(run, key)
-        if run.reference and key == "strategy":
-            continue  # a reference's is fixed
+        if key in fixed_in(run.reference):
+            continue
         entry = key in {"dataset", "partition", "regime", "model", "method", "strategy", "inference"}
         parts.append(value if entry else f"{key} {value or 'none'}")
     return ", ".join([*[run.reference] * bool(run.reference), *parts]) or written(run, "method")
