@@ -23,13 +23,14 @@ try:
     from sim.commands.shared import (
         BUILD_HINT,
         EXIT_FAILED,
-        REFERENCES_HELP,
         Json,
         Name,
         Options,
         Out,
         Pictures,
         References,
+        ReferencesOf,
+        ReferencesOrNot,
         Root,
         RunPath,
         Settings,
@@ -237,17 +238,8 @@ def sweep(
     ray_address: Annotated[
         str, typer.Option(help="Ray cluster whose machines play the runs, host:port; --out on shared storage.")
     ] = "",
-    references: Annotated[
-        Optional[bool],  # noqa: UP045
-        typer.Option("--references/--no-references", help=REFERENCES_HELP + " Default: as the study says."),
-    ] = None,
-    references_of: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(
-            help="KEY=A,B of an axis or setting: the rows that references belong to (default: as the study says, else "
-            "all). May be given several times."
-        ),
-    ] = None,
+    references: ReferencesOrNot = None,
+    references_of: ReferencesOf = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would take; play two rounds of rows.")
     ] = False,

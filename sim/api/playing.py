@@ -146,9 +146,8 @@ def sweep(
     own = settings_of({}, settings)
     axes = {key: list(value) for key, value in own.items() if _is_axis(value)}
     for key, value in own.items():  # names of an axis's tables, to play a part of a study
-        names = [str(each) for each in (value if _is_axis(value) else [value])]
-        tables_of_it = named_tables(key, named.get("axes", {}).get(key, []), names)
-        axes |= {} if tables_of_it is None else {key: tables_of_it}
+        found_tables = named_tables(key, named.get("axes", {}).get(key, []), [str(each) for each in _listed(value)])
+        axes |= {} if found_tables is None else {key: found_tables}
     fixed = {key: value for key, value in own.items() if key not in axes}
     tables = {
         **named,

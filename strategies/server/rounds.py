@@ -211,6 +211,8 @@ class Rounds:
 
         Nothing is chosen on validation data, since there is one model.
         """
+        if self._record.client_metrics(first.round):  # resumed from the checkpoint after these, which has the round
+            return {}
         # Before what is written of it: a run that is interrupted cuts its log back to here.
         self._record.checkpoint(first)
         evaluation = self._evaluate_server(first)

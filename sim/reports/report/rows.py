@@ -230,11 +230,15 @@ def model_in_words(run: Run, model: Model) -> str:
     >>> from types import SimpleNamespace
     >>> model_in_words(SimpleNamespace(is_personal=False, best_round=7, last_round=9), "best")
     'best on validation (round 7)'
+    >>> model_in_words(SimpleNamespace(is_personal=False, best_round=0, last_round=0), "best")
+    'as it begins (round 0)'
     """
     if run.is_personal:
         return f"{PERSONAL} (round {run.round_of(model)})"
     if model == "best" and run.best_round:
         return f"{MODELS['best']} (round {run.best_round})"
+    if run.last_round == 0:
+        return "as it begins (round 0)"
     why = ", since no validation images choose one" if model == "best" else ""
     return f"{MODELS['last']} (round {run.last_round}){why}"
 

@@ -363,6 +363,10 @@ def test_every_row_of_a_shipped_study_is_a_run_that_would_start(name):
         check_experiment(*split_settings(row.settings))
     assert len({row.label for row in rows}) == len(rows) > 1
     assert study.search is None or study.search.ends()
+    references = reference_rows(rows_with(rows, study.references_of), study.references, lambda _: 24)
+    for row in references:
+        check_experiment(*split_settings(row.settings))
+    assert not study.references_of or sum(row.reference == "untrained" for row in references) == 1
 
 
 def test_every_row_of_the_study_that_the_page_shows_is_a_run_that_would_start(tmp_path):
