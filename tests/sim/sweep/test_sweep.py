@@ -156,7 +156,8 @@ def test_all_references_of_a_row(settings):
 
 def test_references_are_added_to_a_study_that_was_played_and_only_they_are_played(settings, tmp_path):
     """Its runs stay what they are; the references of one row are said to be that row's."""
-    tables = {"base": base(settings, num_rounds=1), "axes": {"method": ["bce()", "asl()"], "seed": [0, 1]}}
+    tables = {"base": base(settings, num_rounds=1, workers=1)}
+    tables["axes"] = {"method": ["bce()", "asl()"], "seed": [0, 1]}
     tables["search"] = {"learning-rate": [1e-3, 3e-3]}
     more = {**tables, "references": ["central", "untrained"], "references_of": {"method": "bce(pool='mean')"}}
     out = tmp_path / "out"
