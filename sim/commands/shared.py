@@ -42,7 +42,7 @@ ReferencesOrNot = Annotated[
 ReferencesOf = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option(
-        help="KEY=A,B of an axis or setting: the rows that references belong to (default: as the study says, else all). "
+        help="KEY=A,B of an axis or setting: the rows that references belong to (default: as the study says, or all). "
         "May be given several times."
     ),
 ]
