@@ -70,7 +70,7 @@ class Experiment(BaseModel):
     inference: str = Field("plain()", description="how a network is asked when it is evaluated")
     mods: str = Field("", description="what is added to a client's turn: mods separated by commas, in order")
     num_clients: Count = Field(20, description="clients in the federation (0: as many as the partition finds)")
-    num_rounds: Positive = Field(12, description="rounds")
+    num_rounds: Count = Field(12, description="rounds (0: nothing trains, the first model is evaluated)")
     cohort_size: Count = Field(6, description="clients per round (0: all)")
     cohort: Literal["uniform", "size"] = Field(
         "uniform", description="sampling: uniform, or by number of images (with weights by images, size counts twice)"

@@ -276,7 +276,8 @@ class Method(NamedTuple):
         uncertainty: how sure it is of images, beside their probabilities: ``(network in evaluation mode,
             images [batch, channels, height, width]) -> numbers by name, floating [batch] each``. ``fedmlic
             predict`` shows them. None where the method says nothing of the kind.
-        refuses: why it does not work with an experiment; empty where it does.
+        refuses: why it does not work with an experiment; empty where it does. Not asked of an experiment of 0 rounds,
+            in which nothing trains.
         passes: how often a turn takes the steps of the experiment's local epochs; 1 by ``training.fit`` once. The most
             steps that a client can report under a rule that counts them follow from it.
 

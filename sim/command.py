@@ -29,6 +29,8 @@ try:
         Out,
         Pictures,
         References,
+        ReferencesOf,
+        ReferencesOrNot,
         Root,
         RunPath,
         Settings,
@@ -236,7 +238,8 @@ def sweep(
     ray_address: Annotated[
         str, typer.Option(help="Ray cluster whose machines play the runs, host:port; --out on shared storage.")
     ] = "",
-    references: References = False,
+    references: ReferencesOrNot = None,
+    references_of: ReferencesOf = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would take; play two rounds of rows.")
     ] = False,
@@ -253,7 +256,12 @@ def sweep(
         from sim.sweep.start import sweep as play
 
         asked, name = study_of(
-            with_recipe(study or []), search or [], recipe=read_recipe, value=read_value, references=references
+            with_recipe(study or []),
+            search or [],
+            recipe=read_recipe,
+            value=read_value,
+            references=references,
+            references_of=references_of or [],
         )
         place = (out or Path("runs") / name).expanduser()
         with working(json_output=json_output):

@@ -326,6 +326,8 @@ def results_table(result: Mapping[str, Any]) -> Grid:
     notes = ["test and validation images are the server's, held-out ones the clients'"]
     if len(models) > 1:
         notes.append(f"last: the model after round {last}; best: after round {best}, chosen on {chosen_on}")
+    elif last == 0:
+        notes.append("the model as it begins, which never trained")
     elif best == last:
         notes.append(f"the model after round {last}, which is also the best on {chosen_on}")
     else:

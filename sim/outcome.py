@@ -97,7 +97,7 @@ def round_of(path: Path, which: Which = "best") -> int | None:
     if not numbers:
         return None
     best = int(folder.checkpoint_values(numbers[-1])["best_round"]) if which == "best" else 0
-    return best if best in numbers else numbers[-1]
+    return best if best and best in numbers else numbers[-1]
 
 
 def scores_of(path: Path, split: str = "test", which: Which = "best", client: int | None = None) -> Scores:

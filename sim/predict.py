@@ -164,7 +164,7 @@ def _checkpoint(folder: RunFolder, wanted: int | None) -> int:
         raise InputError(msg)
     if wanted is None:
         best = folder.checkpoint_values(numbers[-1])["best_round"]
-        return best if best in numbers else numbers[-1]
+        return best if best and best in numbers else numbers[-1]
     if wanted not in numbers:
         msg = f"Expected round to be one of the kept checkpoints {numbers}, got {wanted}."
         raise InputError(msg)
@@ -383,6 +383,8 @@ def model_title(folder: RunFolder, number: int, *, private: bool) -> str:
     newest = folder.checkpoints()[-1]
     best = int(folder.checkpoint_values(newest)["best_round"])
     last = folder.settings()[0].num_rounds
+    if last == 0:
+        return "as it begins, which never trained"
     which = [f"best on {images}"] * (number == best) + ["the last round"] * (number == last)
     if number == newest != last:
         which.append("the last so far")

@@ -4,9 +4,10 @@
 - ``central-observed``: one client that holds all images with the labels that the clients see.
 - ``local-only``: every client alone, evaluated on the server's images and on its own held-out ones.
 - ``fedavg``: the same clients and method, merged by FedAvg.
+- ``untrained``: the model as it begins, a run of 0 rounds.
 
-Each passes over its images as often as the federation's clients do on average. A constant score needs no run: every
-evaluation has it (``server/prevalence``).
+Those that train pass over their images as often as the federation's clients do on average. A constant score needs no
+run: every evaluation has it (``server/prevalence``).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from fedmlic.experiment import Experiment
+from sim.comparison.fixed import TRAINING, UNTRAINED, fixed_in
 from sim.sweep.study import REFERENCES, Row
 
 Counter = Callable[[Experiment], int]
@@ -36,17 +38,28 @@ def reference_rows(rows: Sequence[Row], names: Sequence[str], num_clients: Count
             clients = experiment.num_clients or num_clients(experiment)
             if name == "local-only":
                 found += [_local(row, experiment, client, clients) for client in range(clients)]
+            elif name == UNTRAINED:
+                found.append(_untrained(row))
             else:
                 found.append(_as_reference(row, name, _CHANGES[name](experiment, clients)))
     return found
 
 
 def _as_reference(row: Row, name: str, changes: dict[str, Any], **more: Any) -> Row:  # noqa: ANN401
-    """A row with settings changed; the axis of the strategy, which is fixed, has no value in it."""
-    values = {axis: "" if axis == "strategy" else text for axis, text in row.values.items()}
+    """A row with settings changed; axes of settings that are fixed, as that of the strategy, have no value in it."""
+    fixed = fixed_in(name)
+    values = {axis: "" if row.axes.get(axis, {axis}) <= fixed else text for axis, text in row.values.items()}
     shown = [text for text in values.values() if text]
     label = ", ".join([name, *shown])
-    return replace(row, label=label, values=values, settings={**row.settings, **changes}, reference=name, **more)
+    settings = {**row.settings, **changes}
+    return replace(row, label=label, values=values, settings=settings, reference=name, fixed=fixed, **more)
+
+
+def _untrained(row: Row) -> Row:
+    """The model of a row as it begins; settings of training are left out, so that rows with one model have one run."""
+    made = _as_reference(row, UNTRAINED, {"strategy": "fedavg()", "num-rounds": 0}, like=row)
+    kept = {key: value for key, value in made.settings.items() if key not in TRAINING}
+    return replace(made, settings={**kept, "cohort-size": 0})
 
 
 def _central(experiment: Experiment, clients: int) -> dict[str, Any]:

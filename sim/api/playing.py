@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from fedmlic.errors import InputError
 from fedmlic.experiment import Runtime, split_settings
@@ -21,8 +21,7 @@ from sim.console import Display
 
 if TYPE_CHECKING:
     from fedmlic.experiment import Experiment
-
-Reference = Literal["central", "central-observed", "local-only", "fedavg"]
+    from sim.sweep.study import Reference
 
 
 class FailedRunsWarning(RuntimeWarning):
@@ -106,7 +105,8 @@ def sweep(
     *,
     out: str | Path | None = None,
     search: Mapping[str, Any] | None = None,
-    references: bool | Sequence[Reference] = False,
+    references: bool | Sequence[Reference] | None = None,
+    references_of: Mapping[str, Any] | None = None,
     jobs: int = 0,
     ray_address: str = "",
     progress: bool = True,
@@ -122,7 +122,10 @@ def sweep(
         out: the study's folder; ``runs/NAME`` by default.
         search: values by setting, or ranges as ``{"low": 1e-4, "high": 0.1, "log": True}``, of which the best on
             validation data is chosen for every row; also options of ``[search]`` such as ``trials``.
-        references: whether to add central and local-only training and FedAvg, or which of them.
+        references: whether to add central and local-only training, FedAvg and the model that never trains, or which of
+            them (``docs/sweep.md``); those that a study file names by default, and none with ``False``.
+        references_of: the rows that references belong to, as a value or a list of values by axis or setting
+            (``{"method": "bce()"}``); those that a study file names by default, else all rows.
         jobs: runs at the same time; 0 for as many as there are cores or GPUs.
         ray_address: a Ray cluster whose machines play the runs, as ``host:port``; ``out`` is then on shared storage.
         progress: whether progress is shown.
@@ -137,11 +140,14 @@ def sweep(
     """
     from sim.sweep.start import check_changes, folder_name, study_of
     from sim.sweep.start import sweep as play
-    from sim.sweep.study import check_study
+    from sim.sweep.study import check_study, named_tables
 
     named, name = _tables(base, study_of)
     own = settings_of({}, settings)
     axes = {key: list(value) for key, value in own.items() if _is_axis(value)}
+    for key, value in own.items():  # names of an axis's tables, to play a part of a study
+        found_tables = named_tables(key, named.get("axes", {}).get(key, []), [str(each) for each in _listed(value)])
+        axes |= {} if found_tables is None else {key: found_tables}
     fixed = {key: value for key, value in own.items() if key not in axes}
     tables = {
         **named,
@@ -150,8 +156,11 @@ def sweep(
     }
     if search:
         tables["search"] = {**(named.get("search") or {}), **search}
-    if references:
-        tables["references"] = references if references is True else list(references)
+    if references is not None:
+        tables["references"] = references if isinstance(references, bool) else list(references)
+        tables |= {} if references else {"references_of": {}}
+    if references_of is not None:
+        tables["references_of"] = {key: _listed(value) for key, value in references_of.items()}
     study = check_study(tables)
     check_changes(study, list(fixed))
     place = (
@@ -185,6 +194,10 @@ def _tables(base: Base, study_of: Any) -> tuple[dict[str, Any], str]:  # noqa: A
 
 def _is_axis(value: object) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _listed(value: Any) -> list[Any]:  # noqa: ANN401  (settings are any)
+    return list(value) if _is_axis(value) else [value]
 
 
 def _is_runtime(key: str) -> bool:

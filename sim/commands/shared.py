@@ -33,8 +33,18 @@ Options = Annotated[
     typer.Argument(metavar="[KEY=VALUE ...]"),
 ]
 Workers = Annotated[Optional[int], typer.Option(min=1, help="Threads (default: one per core, up to 8).")]  # noqa: UP045
-References = Annotated[
-    bool, typer.Option("--references", help="Add central and local-only training and FedAvg, as runs of their own.")
+REFERENCES_HELP = "Add central and local-only training, FedAvg and the model that never trains, as runs of their own."
+References = Annotated[bool, typer.Option("--references", help=REFERENCES_HELP)]
+ReferencesOrNot = Annotated[
+    Optional[bool],  # noqa: UP045
+    typer.Option("--references/--no-references", help=f"{REFERENCES_HELP} Default: as the study says."),
+]
+ReferencesOf = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        help="KEY=A,B of an axis or setting: the rows that references belong to (default: as the study says, or all). "
+        "May be given several times."
+    ),
 ]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN")]
 

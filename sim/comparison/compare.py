@@ -17,6 +17,7 @@ from typing import Any
 from fedmlic.errors import InputError, nearest
 from fedmlic.record import is_run, open_run, read_json
 from fedmlic.resolved import resolved
+from sim.comparison.fixed import fixed_in
 from sim.comparison.read import (
     LOCAL,
     MODELS,
@@ -194,13 +195,26 @@ def _of_study(path: Path) -> tuple[list[Entry], list[str]]:
         runs = [path / run["run"] for run in row["runs"]]
         there = [run for run in runs if is_run(run) and is_complete(run)]
         missing += wanted - len(there)
-        entries += [_entry(run, searched, tuple(dict.fromkeys(axes)), row["reference"]) for run in there]
+        chosen = searched - fixed_in(row["reference"])
+        entries += [_entry(run, chosen, tuple(dict.fromkeys(axes)), row["reference"]) for run in there]
     notes = [f"{missing} runs of the study {path} are missing"] * bool(missing)
+    notes += _whose(about)
     return entries, notes + [
         f"{row['label']}: best {', '.join(row['edges'])} at the border of what was searched: widen the grid or range"
         for row in about["rows"]
         if row.get("edges") and not row["reference"]
     ]
+
+
+def _whose(about: Mapping[str, Any]) -> list[str]:
+    """To which rows the references of a study belong, where it is not all."""
+    kinds = dict.fromkeys(row["reference"] for row in about["rows"] if row["reference"])
+    of = about.get("references_of", [])  # older studies have none
+    if not kinds or not of:
+        return []
+    others = sum(not row["reference"] for row in about["rows"]) - len(of)
+    rows = f"the row {of[0]}" if len(of) == 1 else f"the rows {'; '.join(of)}"
+    return [f"references ({', '.join(kinds)}) are those of {rows}; the other {others} have none"]
 
 
 def _keys(axis: str, values: Sequence[Any]) -> list[str]:
@@ -360,7 +374,7 @@ def _rest(entry: Entry, keys: Sequence[str]) -> tuple[tuple[str, str], ...]:
 
 def _group(entries: Sequence[Entry], keys: Sequence[str], metric: str, model: Model, notes: list[str]) -> Group:
     first = entries[0]
-    fixed = {"strategy"} if first.reference else set()
+    fixed = fixed_in(first.reference)
     label = ", ".join(_shown(key, first.written[key]) for key in keys if key not in fixed) or "all runs"
     if first.reference:
         label = f"{first.reference}: {label}" if label != "all runs" else first.reference

@@ -157,7 +157,7 @@ def _chose_round(folder: RunFolder, predictor: Predictor, corpus: Corpus, which:
     numbers = folder.checkpoints()
     best = folder.checkpoint_values(numbers[-1])["best_round"] if numbers else 0
     shared = not predictor.learner.resident.private_names
-    return which == "best" and predictor.round == best and shared and bool(corpus.splits.get("val"))
+    return which == "best" and 0 < predictor.round == best and shared and bool(corpus.splits.get("val"))
 
 
 def command_of(experiment: Experiment) -> str:

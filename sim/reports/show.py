@@ -97,8 +97,8 @@ def _models(folder: RunFolder, rounds: list[dict[str, Any]], best_round: int | N
     judged = [event["round"] for event in rounds if any(map(is_of_server, event))]
     last = judged[-1] if judged else rounds[-1]["round"] if rounds else 0
     return {
-        name: {"round": number, "metrics": metrics_at(folder, number)} if number else None
-        for name, number in (("last", last), ("best", best_round))
+        name: {"round": number, "metrics": metrics_at(folder, number)} if there else None
+        for name, number, there in (("last", last, bool(rounds)), ("best", best_round or 0, bool(best_round)))
     }
 
 
@@ -219,7 +219,7 @@ def _labels(split: str, event: Mapping[str, Any], untrained: Sequence[str], best
         captions.append("** annotated on no training image: in no average but mAP/unannotated")
     if len(every) > len(rows):
         captions.append(f"{len(every) - len(rows)} more labels in labels.parquet")
-    best = ", the best on validation" if event["round"] == best_round else ""
+    best = ", the best on validation" if best_round and event["round"] == best_round else ""
     return Grid(f"labels on {split}, model after round {event['round']}{best}", heads, rows, "; ".join(captions))
 
 

@@ -36,7 +36,7 @@ class Cost(NamedTuple):
 
     def bytes(self, rounds: int, keep: int) -> float:
         """Of a run that keeps so many checkpoints beside the best, without frozen tensors."""
-        return min(keep + 1, rounds) * self.checkpoint + rounds * self.other
+        return min(keep + 1, max(rounds, 1)) * self.checkpoint + rounds * self.other
 
 
 def measured(run: Path, wall: float, rounds: int, seconds: float) -> Cost:
@@ -44,6 +44,7 @@ def measured(run: Path, wall: float, rounds: int, seconds: float) -> Cost:
     sizes = {file: file.stat().st_size for file in run.rglob("*") if file.is_file()}
     checkpoints = [size for file, size in sizes.items() if file.suffix == ".safetensors" and file.parent != run]
     each = statistics.fmean(checkpoints) if checkpoints else 0.0
+    rounds = max(rounds, 1)  # a model that never trains
     frozen = sizes.get(run / "frozen.safetensors", 0)
     other = sum(sizes.values()) - sum(checkpoints) - frozen
     return Cost(max(wall - seconds, 0.0), seconds / rounds, each, other / rounds, frozen)

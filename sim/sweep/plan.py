@@ -117,7 +117,12 @@ class Plan:
         if self.search is None:
             return Choice({})
         if row.like is not None:
-            return self.choice(row.like)
+            if self.search.settings.keys() <= row.fixed:  # nothing to wait for
+                return Choice({})
+            found = self.choice(row.like)
+            if found is None or found.values is None:
+                return found
+            return found._replace(values={key: v for key, v in found.values.items() if key not in row.fixed})
         if id(row) not in self._choices:
             jobs = self.searches(row)
             if len(jobs) < self.search.num_runs or not self._all_ended(jobs):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from sim.sweep.folder import StudyFolder
 from sim.sweep.plan import Plan, distinct
 from sim.sweep.players import Players, Processes
 from sim.sweep.search import OPTIONS, dashed
-from sim.sweep.study import Study, check_study, read_study, rows_of, split_values
+from sim.sweep.study import Study, check_study, named_tables, read_study, rows_of, rows_with, split_values
 from sim.sweep.sweep import (
     Sweep,
     about,
@@ -46,7 +46,13 @@ ValueReader = Callable[[str, str], Any]
 
 
 def study_of(
-    arguments: Sequence[str], searched: Sequence[str], *, recipe: Reader, value: ValueReader, references: bool = False
+    arguments: Sequence[str],
+    searched: Sequence[str],
+    *,
+    recipe: Reader,
+    value: ValueReader,
+    references: bool | None = None,
+    references_of: Sequence[str] = (),
 ) -> tuple[Study, str]:
     """The study that a command asks for, and the name of its folder.
 
@@ -56,7 +62,8 @@ def study_of(
         searched: ``key=a,b,c`` or ``key={low=a, high=b}`` pairs to choose on validation data, and options of [search].
         recipe: reads a recipe.
         value: reads a setting's value as a person types it.
-        references: whether to add references.
+        references: whether to add all references, or none; those that the study names by default.
+        references_of: ``key=a,b`` pairs: the rows that the references belong to; those that the study names by default.
 
     Raises:
         InputError: anything that is wrong.
@@ -68,7 +75,14 @@ def study_of(
         tables = _named(rest.pop(0), recipe)
     base, axes, search = dict(tables.get("base", {})), dict(tables.get("axes", {})), dict(tables.get("search", {}))
     axes = {key.strip().replace("_", "-"): values for key, values in axes.items()}
-    for key, texts in map(_pair, rest):
+    changed = []
+    for argument in rest:
+        key, texts = _pair(argument)
+        tables_of_it = _tables_of(argument, axes)
+        if tables_of_it is not None:
+            axes[key] = tables_of_it
+            continue
+        changed += [key] * (len(texts) == 1)
         base.pop(key, None)
         axes.pop(key, None)
         if len(texts) > 1:
@@ -77,9 +91,28 @@ def study_of(
             base[key] = value(key, texts[0])
     search |= {key: _searched(key, [value(key, text) for text in texts]) for key, texts in map(_pair, searched)}
     found = {**tables, "base": base, "axes": axes} | ({"search": search} if search else {})
-    study = check_study(found | ({"references": True} if references else {}))
-    check_changes(study, [key for key, texts in map(_pair, rest) if len(texts) == 1])
+    if references is not None:
+        found |= {"references": references} | ({} if references else {"references_of": {}})
+    if references_of:
+        found["references_of"] = dict(_wanted(argument, axes, value) for argument in references_of)
+    study = check_study(found)
+    check_changes(study, changed)
     return study, folder_name(study, name, changed=bool(rest or searched))
+
+
+def _tables_of(argument: str, axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]] | None:
+    """The tables that an argument such as ``place=first,second`` names of an axis; None where it names none."""
+    key, texts = _pair(argument)
+    whole = argument.partition("=")[2].strip()
+    names = [str(table.get("name")) for table in axes.get(key, []) if isinstance(table, dict)]
+    return named_tables(key, axes.get(key, []), [whole] if whole in names else texts)
+
+
+def _wanted(argument: str, axes: Mapping[str, Sequence[Any]], value: ValueReader) -> tuple[str, list[Any]]:
+    """Values by axis or setting, of an argument of ``--references-of``."""
+    key, texts = _pair(argument)
+    tables = _tables_of(argument, axes)
+    return key, [value(key, text) for text in texts] if tables is None else [table["name"] for table in tables]
 
 
 def check_changes(study: Study, keys: Sequence[str]) -> None:
@@ -117,7 +150,7 @@ def folder_name(study: Study, name: str = "", *, changed: bool) -> str:
     """
     if name and not changed:
         return name
-    text = json.dumps(study.model_dump(exclude={"references"}), sort_keys=True, default=str)
+    text = json.dumps(study.model_dump(exclude={"references", "references_of"}), sort_keys=True, default=str)
     return f"{name or 'sweep'}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
@@ -199,12 +232,13 @@ def sweep(
     if ray_address:
         runtime = runtime.model_copy(update={"ray_address": ray_address})
     check_carrier(runtime)
+    told = about(study, rows)
     with ExitStack() as stack:
         players, cluster = _players(stack, runtime, rows, out, dry_run=dry_run)
         rows, twice = _with_references(study, rows, runtime)
         rows = [row for row in rows if row.reference or not alone]
         if not dry_run:
-            stack.enter_context(folder.alone(about(study)))
+            stack.enter_context(folder.alone(told))
             if cluster is not None:
                 cluster.check_folder(out)
         plan = _plan(study, rows, None if dry_run else folder)
@@ -220,8 +254,8 @@ def sweep(
             return announce_cost(view, plan, costs, crew, out, runtime.keep_checkpoints)
         total = sum(1 for _ in plan.jobs()) + plan.num_unknown
         with SweepView(console, total, "machine" if cluster is not None else "process") as live:
-            Sweep(study, plan, folder, runtime, crew, players, live).run()
-            folder.write(plan, about(study))
+            Sweep(told, plan, folder, runtime, crew, players, live).run()
+            folder.write(plan, told)
         return result_of(folder, plan)
 
 
@@ -236,7 +270,8 @@ def check_references(study: Study) -> None:
 
 def _with_references(study: Study, rows: Sequence[Row], runtime: Runtime) -> tuple[list[Row], list[tuple[Row, Row]]]:
     """The rows and the references beside them, all checked; those that are an earlier one, beside that one."""
-    references = reference_rows(rows, study.references, lambda experiment: _num_clients(experiment, runtime))
+    chosen = rows_with(rows, study.references_of)
+    references = reference_rows(chosen, study.references, lambda experiment: _num_clients(experiment, runtime))
     found, twice = distinct([*rows, *references])
     check_rows(found, study.search, runtime)
     return found, twice

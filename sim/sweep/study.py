@@ -28,9 +28,9 @@ from __future__ import annotations
 import itertools
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -43,7 +43,9 @@ from sim.sweep.table import is_beside
 WHOLE = {"mods", "label-names"}
 """Settings whose text holds commas: in a command it is one value, never several."""
 
-REFERENCES = ("central", "central-observed", "local-only", "fedavg")
+Reference = Literal["central", "central-observed", "local-only", "fedavg", "untrained"]
+
+REFERENCES: tuple[Reference, ...] = get_args(Reference)
 """Names of references; ``sim/references.py`` makes them."""
 
 _ONE_CLIENT = {"single-client", "strategy", "cohort-size", "num-clients", "num-rounds", "partition"}
@@ -54,6 +56,8 @@ DEFINING: Mapping[str, set[str]] = {
     # It takes the settings that are chosen for its row, local work and labels among them.
     "local-only": _ONE_CLIENT,
     "fedavg": {"strategy", "method", "partition", "regime", "num-clients", "single-client"},
+    # It takes what is chosen for its row, but for settings of training.
+    "untrained": set(),
 }
 """Settings that say what a reference is, or from which the length of its training follows: none of them is searched
 beside it. A search would replace what the reference is, or choose other clients or more training for it than for
@@ -68,6 +72,8 @@ class Study(BaseModel):
         axes: values by setting, or tables with a ``name`` by the name of the axis.
         search: what is chosen for every combination.
         references: what every table needs beside its rows (``sim/references.py``); ``true`` stands for all.
+        references_of: rows that the references belong to: values by axis or setting, several of one in a list; all
+            rows by default.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -75,12 +81,20 @@ class Study(BaseModel):
     base: Settings = {}
     axes: dict[str, Annotated[list[Value | Settings], Field(min_length=1)]] = {}
     search: Search | None = None
-    references: tuple[Literal["central", "central-observed", "local-only", "fedavg"], ...] = ()
+    references: tuple[Reference, ...] = ()
+    references_of: dict[str, Annotated[list[Value], Field(min_length=1)]] = {}
 
     @field_validator("references", mode="before")
     @classmethod
     def _all_of_them(cls, found: object) -> object:
         return {True: REFERENCES, False: ()}[found] if isinstance(found, bool) else found
+
+    @field_validator("references_of", mode="before")
+    @classmethod
+    def _lists(cls, found: Any) -> Any:  # noqa: ANN401
+        if not isinstance(found, dict):
+            return found
+        return {dashed(key): value if isinstance(value, list) else [value] for key, value in found.items()}
 
     @field_validator("axes", mode="before")
     @classmethod
@@ -119,6 +133,8 @@ def _problems(study: Study) -> Iterator[str]:
     searched = set(study.search.settings) if study.search else set()
     for key in sorted(({key for keys in tables.values() for key in keys} | searched) & _where()):
         yield f"{key} says where and how fast a run is computed and cannot be varied; set it in [base]"
+    if study.references_of and not study.references:
+        yield "references-of says whose references are added, and none are. Name them: references = [...], --references"
     if "out" in study.base:
         yield "base.out: every run has a folder of its own in the study's; give that with --out"
     yield from _overlaps(tables, searched)
@@ -191,15 +207,16 @@ def read_study(path: Path, recipe: Callable[[str], Settings]) -> dict[str, Any]:
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         msg = f"Expected {path} to be a study in TOML, got an error: {error}."
         raise InputError(msg) from None
-    unknown = [key for key in found if key not in Study.model_fields]
+    known = [dashed(key) for key in Study.model_fields]
+    unknown = [key for key in found if dashed(key) not in known]
     if unknown:
-        hint = nearest(unknown[0], Study.model_fields)
+        hint = nearest(unknown[0], known)
         msg = f"Expected {path} to hold the tables of a study, got {unknown[0]!r}. {hint} Settings belong in [base]."
         raise InputError(msg)
     base = dict(found.get("base", {}))
     if "recipe" in base:
         base = {**recipe(str(base.pop("recipe"))), **{dashed(key): value for key, value in base.items()}}
-    return {**found, "base": base}
+    return {**{key.replace("-", "_"): value for key, value in found.items()}, "base": base}
 
 
 def check_study(tables: Mapping[str, Any]) -> Study:
@@ -243,15 +260,19 @@ class Row:
         label: its values, for people.
         values: text of the value by axis.
         settings: of its runs, without those that are searched and without the seed.
+        axes: settings by axis: its own name, or the keys of its tables.
         reference: which reference it is; empty for a row of the study itself.
         like: the row whose chosen settings it takes; its own by default.
+        fixed: settings in which it does not differ from the reference of another row, whatever that row's are.
     """
 
     label: str
     values: Mapping[str, str]
     settings: Mapping[str, Any]
+    axes: Mapping[str, frozenset[str]] = field(default_factory=dict)
     reference: str = ""
     like: Row | None = None
+    fixed: frozenset[str] = frozenset()
 
     def experiment(self, **changes: Any) -> Experiment:  # noqa: ANN401  (settings are any)
         """The experiment with some settings changed (dashed names with underscores)."""
@@ -282,17 +303,92 @@ def rows_of(study: Study) -> list[Row]:
     return rows
 
 
+def rows_with(rows: Sequence[Row], wanted: Mapping[str, Sequence[Any]]) -> list[Row]:
+    """The rows that have one of the wanted values in every axis or setting that is named; all where none is.
+
+    Values are compared by what they ask for: ``bce`` and ``bce()`` are one.
+
+    Args:
+        rows: of a study.
+        wanted: values by axis or setting (``references-of``).
+
+    Raises:
+        InputError: no such axis or setting, or no row has such values.
+    """
+    found = list(rows)
+    known = {dashed(name) for name in Experiment.model_fields}.union(*(row.values for row in rows))
+    for key, values in wanted.items():
+        if key not in known:
+            msg = f"Expected references-of to name axes or settings of the study, got {key!r}. {nearest(key, known)}"
+            raise InputError(msg)
+        there = [_value(row, key) for row in found]
+        found = [
+            row for row, value in zip(found, there, strict=True) if any(_same(key, each, value) for each in values)
+        ]
+        if not found:
+            msg = (
+                f"Expected references-of to select rows of the study, got {key}={', '.join(map(str, values))}, which "
+                f"none has. Choose of {', '.join(map(repr, dict.fromkeys(map(str, there))))}, or name no references."
+            )
+            raise InputError(msg)
+    return found
+
+
+def _value(row: Row, key: str) -> Any:  # noqa: ANN401  (settings are any)
+    return row.values[key] if key in row.values else getattr(row.experiment(), key.replace("-", "_"))
+
+
+def _same(key: str, one: object, other: object) -> bool:
+    """Whether two values of an axis or setting ask for the same."""
+    if str(one) == str(other):
+        return True
+    if key not in spec.CATALOGUES:
+        return False
+    try:
+        texts = [[spec.resolve(key, str(each)) for each in spec.parse_all(str(text), key)] for text in (one, other)]
+    except (InputError, ImportError):
+        return False
+    return texts[0] == texts[1]
+
+
+def named_tables(axis: str, values: Sequence[Any], names: Sequence[str]) -> list[Settings] | None:
+    """The tables of an axis that have these names, to play a part of a study.
+
+    Args:
+        axis: its name.
+        values: of the axis.
+        names: that were asked for.
+
+    Returns:
+        None where the axis has no tables, or where the names may be values of the setting that is called like it.
+
+    Raises:
+        InputError: no such table.
+    """
+    tables = {str(value.get("name")): value for value in values if isinstance(value, dict)}
+    unknown = [name for name in names if name not in tables]
+    if not tables or (unknown and dashed(axis) in {dashed(name) for name in Experiment.model_fields}):
+        return None
+    if unknown:
+        msg = f"Expected {axis} to be one of {', '.join(map(repr, tables))}, got {unknown[0]!r}. Name its tables."
+        raise InputError(msg)
+    return [tables[name] for name in names]
+
+
 def _row(axes: Sequence[str], chosen: Sequence[Any], base: Settings) -> Row:
-    settings, values = dict(base), {}
+    settings, values, keys = dict(base), {}, {}
     for axis, value in zip(axes, chosen, strict=True):
         if isinstance(value, dict):
             values[axis] = str(value["name"])
-            settings |= {dashed(key): setting for key, setting in value.items() if key != "name"}
+            found = {dashed(key): setting for key, setting in value.items() if key != "name"}
+            settings |= found
+            keys[axis] = frozenset(found)
         else:
             values[axis] = ", ".join(value) if isinstance(value, list) else str(value)
             settings[axis] = value
+            keys[axis] = frozenset({axis})
     shown = [
         text if "(" in text or axis in {*spec.CATALOGUES} - {"mods"} else f"{axis} {text or 'none'}"
         for axis, text in values.items()
     ]
-    return Row(", ".join(shown) or "base", values, settings)
+    return Row(", ".join(shown) or "base", values, settings, keys)

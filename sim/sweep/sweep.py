@@ -22,6 +22,7 @@ from sim.sweep.pace import Cost, Pace, disk, measured
 from sim.sweep.plan import Choice, Job, Outcome, Plan, shown_choice
 from sim.sweep.players import Order, Player, Players, Report
 from sim.sweep.search import shown_value
+from sim.sweep.study import rows_with
 from sim.sweep.view import SweepView, size
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ class Sweep:
     """One study being played.
 
     Args:
-        study: what is asked.
+        about: what ``study.json`` says besides its rows.
         plan: its runs.
         folder: where they lie.
         runtime: of every run.
@@ -173,7 +174,7 @@ class Sweep:
         view: that shows it.
     """
 
-    study: Study
+    about: Mapping[str, Any]
     plan: Plan
     folder: StudyFolder
     runtime: Runtime
@@ -245,11 +246,11 @@ class Sweep:
         self.folder.note_complete(self.plan)
         for row in self.plan.rows if self.plan.search else ():
             choice = self.plan.choice(row)
-            if choice is not None and row.label not in self._said:
+            if choice is not None and choice.values != {} and row.label not in self._said:
                 self._said.add(row.label)
                 self._say_choice(row, choice)
         warn_of_data(self.view, self.folder, self.plan)
-        self.folder.write(self.plan, about(self.study))
+        self.folder.write(self.plan, self.about)
 
     def _say_choice(self, row: Row, choice: Choice) -> None:
         if choice.values is None:
@@ -299,11 +300,19 @@ def _scores(run: Path) -> str:
     return "  ".join(found) or "complete"
 
 
-def about(study: Study) -> dict[str, Any]:
-    """What ``study.json`` says besides its rows."""
+def about(study: Study, rows: Sequence[Row]) -> dict[str, Any]:
+    """What ``study.json`` says besides its rows; whose the references are, only where not all rows have them.
+
+    Args:
+        study: what is asked.
+        rows: all of it, without references.
+    """
     search = study.search.model_dump() if study.search else None
     axes = {axis: list(values) for axis, values in study.axes.items()}
-    return {"base": study.base, "axes": axes, "seeds": list(dict.fromkeys(study.seeds)), "search": search}
+    seeds = list(dict.fromkeys(study.seeds))
+    chosen = rows_with(rows, study.references_of)
+    whose = [row.label for row in chosen] if len(chosen) < len(rows) else []
+    return {"base": study.base, "axes": axes, "seeds": seeds, "search": search, "references_of": whose}
 
 
 def calibrate(plan: Plan, runtime: Runtime, players: Players, crew: Crew) -> dict[int, list[Cost]]:
@@ -316,7 +325,9 @@ def calibrate(plan: Plan, runtime: Runtime, players: Players, crew: Crew) -> dic
     """
     costs: dict[int, list[Cost]] = {}
     firsts: dict[int, Job] = {}
-    for job in plan.ready():
+    ready = list(plan.ready())
+    # A model that never trains says nothing of rounds.
+    for job in [job for job in ready if job.experiment.num_rounds] or ready:
         firsts.setdefault(id(job.row), job)
     with tempfile.TemporaryDirectory(prefix="fedmlic-") as temporary:
         own(Path(temporary))

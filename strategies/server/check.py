@@ -61,12 +61,13 @@ def _note(wrong: list[str], key: str, text: str) -> None:
 def _conflicts(experiment: Experiment, runtime: Runtime, method: Method, strategy: Strategy) -> Iterator[str]:
     """What does not go together, a sentence each."""
     mods = mods_of(experiment, strategy)
-    refusing = [(experiment.method, method.refuses), (experiment.strategy, strategy.refuses)]
-    for text, refuses in (*refusing, *((text, mod.refuses) for text, mod in mods.items())):
-        reason = refuses(experiment) if refuses is not None else ""
-        if reason:
-            yield f"Expected the experiment to suit {text}, got another: {reason}."
-    yield from _conflicts_of_training(experiment, runtime, method, mods)
+    if experiment.num_rounds > 0:  # without rounds nothing trains, in stages or beside another rule
+        refusing = [(experiment.method, method.refuses), (experiment.strategy, strategy.refuses)]
+        for text, refuses in (*refusing, *((text, mod.refuses) for text, mod in mods.items())):
+            reason = refuses(experiment) if refuses is not None else ""
+            if reason:
+                yield f"Expected the experiment to suit {text}, got another: {reason}."
+        yield from _conflicts_of_training(experiment, runtime, method, mods)
     if experiment.features == "cached":
         reason = _needs_images(experiment, method)
         if reason:

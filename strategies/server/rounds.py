@@ -195,6 +195,8 @@ class Rounds:
         self._unannotated = unannotated_of(hosts, progress.statistics, experiment)
         self._frequencies = frequencies_of(self._present_counts, progress.statistics, experiment)
         metrics: dict[str, float] = {}
+        if experiment.num_rounds == 0:
+            metrics = self._untrained(progress)
         for number in range(start.round + 1, experiment.num_rounds + 1):
             progress, metrics = self._round(number, progress, directory)
         if self._personal:
@@ -203,6 +205,21 @@ class Rounds:
             # Without metrics the run was resumed after the last round: only the final evaluation is missing.
             metrics = {**(metrics or self._scored(progress).values), **self._evaluate_clients(progress, directory)}
         return Outcome(progress, metrics, sha256(self._layout, progress.state.flat))
+
+    def _untrained(self, first: Progress) -> dict[str, float]:
+        """Evaluate the first model on the server, as round 0 of a run without rounds; nothing trains.
+
+        Nothing is chosen on validation data, since there is one model.
+        """
+        if self._record.client_metrics(first.round):  # resumed from the checkpoint after these, which has the round
+            return {}
+        # Before what is written of it: a run that is interrupted cuts its log back to here.
+        self._record.checkpoint(first)
+        evaluation = self._evaluate_server(first)
+        if evaluation is not None:
+            self._record.scores(first, evaluation)
+        self._write_round(first, [], evaluation, 0.0, {}, {})
+        return dict(evaluation.values) if evaluation else {}
 
     def _chosen_by_clients(
         self, progress: Progress, metrics: dict[str, float], directory: Directory
@@ -607,14 +624,14 @@ class Rounds:
                 "num-clients": len(turns),
                 "num-failed": len(turns) - len(good),
                 "num-images": sum(turn.num_images for turn in good),
-                "loss": sum(turn.loss for turn in good) / max(len(good), 1),
+                "loss": sum(turn.loss for turn in good) / max(len(good), 1) if turns else math.nan,
                 "bytes-down": sum(turn.bytes_down for turn in good),
                 "bytes-up": sum(turn.bytes_up for turn in good),
                 **{f"method/{name}": sums[name] for name in sorted(sums)},
                 **{f"withheld/{_plain(name)}": count for name, count in sorted(few.items())},
                 **{f"strategy/{name}": value for name, value in sorted(progress.state.metrics.items())},
                 "best-round": progress.best_round,
-                **balance(turns, train_seconds, min(self._num_hosts, len(turns))),
+                **(balance(turns, train_seconds, min(self._num_hosts, len(turns))) if turns else {}),
                 **(evaluation.values if evaluation else {}),
             },
         )

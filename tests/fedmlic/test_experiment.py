@@ -22,7 +22,7 @@ def test_dashes_and_underscores_are_the_same_key():
     ("settings", "words"),
     [
         ({"num-client": 3}, "Did you mean 'num-clients'"),
-        ({"num-rounds": 0}, "num-rounds"),
+        ({"num-rounds": -1}, "num-rounds"),
         ({"learning-rate": -1}, "learning-rate"),
         ({"cohort-size": 30, "num-clients": 20}, "at most num-clients"),
         ({"method": "fedlg()"}, "Did you mean 'fedlgt'"),
@@ -38,7 +38,7 @@ def test_bad_settings_are_told(settings, words):
 
 def test_everything_wrong_is_told_at_once():
     with pytest.raises(InputError) as caught:
-        split_settings({"num-rounds": 0, "batch-size": 0, "min-replies": 2})
+        split_settings({"num-rounds": -1, "batch-size": 0, "min-replies": 2})
 
     assert all(key in str(caught.value) for key in ("num-rounds", "batch-size", "min-replies"))
 

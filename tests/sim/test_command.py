@@ -229,7 +229,7 @@ BAD = {
     ("method=fedmlic.methods.bce.bse()",): "Did you mean 'bce'",
     ("model=small_cnn(width=abc)",): "quote text",
     # values out of range or of another type
-    ("num-rounds=0",): "num-rounds: should be greater than or equal to 1, got 0",
+    ("num-rounds=-1",): "num-rounds: should be greater than or equal to 0, got -1",
     ("num-rounds=2.5",): "num-rounds",
     ("num-rounds=many",): "num-rounds",
     ("learning-rate=-1",): "learning-rate",

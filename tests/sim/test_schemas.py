@@ -49,8 +49,10 @@ def outputs(settings, photos, tmp_path_factory, finished):
     source = ["folder", f"root={photos}", "image-size=12", "separator=|"]
     found = {
         "run": printed("run", *pairs, "--out", out / "run"),
+        "run of no rounds": printed("run", *pairs, "num-rounds=0", "--out", out / "none"),
         "resume": printed("resume", out / "run"),
         "show": printed("show", finished),
+        "show of a run of no rounds": printed("show", out / "none"),
         "show of a run under way": printed("show", _begun(finished, out / "begun")),
         "predict": printed("predict", finished, photos / "0.png"),
         "describe": printed("describe", *pairs),

@@ -69,7 +69,7 @@ def sentence(report: Report) -> Markup:
         parts += [f" {words} " if words else "", *shown]
     first = runs[0].experiment
     clients = f"{first.num_clients or 'all owners as'} clients, {first.cohort_size or 'all'} a round"
-    clients += f", {first.num_rounds} round{'s' if first.num_rounds > 1 else ''}"
+    clients += f", {first.num_rounds} round{'s' if first.num_rounds != 1 else ''}"
     other = [key for key in differing(runs) if key not in {key for _, key in WORDS}]
     varied = f"; rows differ also in {', '.join(other)}" if other else ""
     return element("p", *parts, f"; {clients}{varied}.", class_="sentence")

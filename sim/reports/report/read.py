@@ -14,6 +14,7 @@ import numpy as np
 from fedmlic.errors import InputError
 from fedmlic.record import is_run, open_run, read_json
 from fedmlic.resolved import resolved
+from sim.comparison.fixed import fixed_in
 from sim.comparison.read import LOCAL, is_complete, keeps_private
 from sim.sweep.folder import FILE as STUDY
 from sim.sweep.folder import is_study
@@ -169,7 +170,7 @@ class Run:
 
     def asked_round(self, model: Literal["best", "last"]) -> int:
         """The round of the checkpoint that is asked for scores, as ``sim.outcome`` chooses it; 0 without one."""
-        if model == "best" and self.kept_best in self.checkpoints:
+        if model == "best" and self.kept_best and self.kept_best in self.checkpoints:
             return self.kept_best
         return max(self.checkpoints, default=0)
 
@@ -237,7 +238,8 @@ def _of_study(path: Path, problems: list[str]) -> list[tuple[Path, dict[str, Any
     found = []
     for row in about["rows"]:
         there = [path / run["run"] for run in row["runs"] if is_run(path / run["run"])]
-        found += [(run, {"reference": row["reference"], "searched": searched, "axes": axes}) for run in there]
+        chosen = searched - fixed_in(row["reference"])
+        found += [(run, {"reference": row["reference"], "searched": chosen, "axes": axes}) for run in there]
         missing = len(about["seeds"]) - len(there)
         if missing:
             problems.append(f"{row['label']}: {missing} of {len(about['seeds'])} runs of the study have not begun.")

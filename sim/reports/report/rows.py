@@ -12,6 +12,7 @@ import numpy as np
 
 from fedmlic.evaluation import SIDES
 from fedmlic.metrics import spread as metrics_spread
+from sim.comparison.fixed import fixed_in
 from sim.comparison.read import LOCAL, MODELS, PERSONAL
 from sim.comparison.same_data import check_same_data, unlike
 
@@ -153,8 +154,8 @@ def _label(run: Run, varying: Sequence[str]) -> str:
     parts = []
     for key in varying:
         value = written(run, key)
-        if run.reference and key == "strategy":
-            continue  # a reference's is fixed
+        if key in fixed_in(run.reference):
+            continue
         entry = key in {"dataset", "partition", "regime", "model", "method", "strategy", "inference"}
         parts.append(value if entry else f"{key} {value or 'none'}")
     return ", ".join([*[run.reference] * bool(run.reference), *parts]) or written(run, "method")
@@ -229,11 +230,15 @@ def model_in_words(run: Run, model: Model) -> str:
     >>> from types import SimpleNamespace
     >>> model_in_words(SimpleNamespace(is_personal=False, best_round=7, last_round=9), "best")
     'best on validation (round 7)'
+    >>> model_in_words(SimpleNamespace(is_personal=False, best_round=0, last_round=0), "best")
+    'as it begins (round 0)'
     """
     if run.is_personal:
         return f"{PERSONAL} (round {run.round_of(model)})"
     if model == "best" and run.best_round:
         return f"{MODELS['best']} (round {run.best_round})"
+    if run.last_round == 0:
+        return "as it begins (round 0)"
     why = ", since no validation images choose one" if model == "best" else ""
     return f"{MODELS['last']} (round {run.last_round}){why}"
 

@@ -9,10 +9,12 @@ from fedmlic.errors import InputError
 from fedmlic.experiment import split_settings
 from sim import api
 from sim.commands.settings import read_recipe, read_value
+from sim.references import reference_rows
 from sim.sweep.plan import Plan, distinct
 from sim.sweep.search import edges_of
-from sim.sweep.start import STUDIES, study_of
-from sim.sweep.study import REFERENCES, check_study, read_study, rows_of, split_values
+from sim.sweep.start import STUDIES, check_references, study_of
+from sim.sweep.study import REFERENCES, check_study, read_study, rows_of, rows_with, split_values
+from sim.sweep.sweep import about
 from strategies.server.check import check_experiment
 
 
@@ -237,6 +239,121 @@ def test_the_edge_of_a_grid_is_noticed_for_numbers_only():
     assert edges_of({"learning-rate": 0.001, "optimizer": "sgd", "momentum": 0.9}, tried) == ["learning-rate"]
 
 
+TWO_AXES = """references = ["central", "untrained"]
+references-of = {method = "bce", regime = "complete()"}
+[axes]
+method = ["bce(pool='mean')", "asl()"]
+regime = ["complete()", "single_positive()"]
+seed = "0..1"
+[search]
+learning-rate = [0.1, 0.2]
+"""
+
+
+@pytest.fixture
+def two_axes(tmp_path):
+    """A study file whose references belong to one of four rows."""
+    (tmp_path / "two.toml").write_text(TWO_AXES)
+    return str(tmp_path / "two.toml")
+
+
+def referred(study):
+    """Labels of the rows that the references of a study belong to."""
+    return [row.label for row in rows_with(rows_of(study), study.references_of)]
+
+
+def test_references_belong_to_the_rows_that_are_named(two_axes):
+    study, _ = asked(two_axes)
+    rows = rows_with(rows_of(study), study.references_of)
+
+    made = reference_rows(rows, study.references, lambda _: 4)
+
+    assert [row.label for row in rows] == ["bce(pool='mean'), complete()"]
+    assert [row.label for row in made] == [f"{name}, bce(pool='mean'), complete()" for name in ("central", "untrained")]
+    assert about(study, rows_of(study))["references_of"] == ["bce(pool='mean'), complete()"]
+
+
+def test_a_command_says_whose_references_are_added_in_the_words_of_axes(two_axes):
+    def of(*words, **more):
+        return study_of([two_axes], [], recipe=read_recipe, value=read_value, references_of=words, **more)[0]
+
+    every = [row.label for row in rows_of(of())]
+    assert referred(of("method=asl")) == every[2:]
+    assert referred(of("method=asl(),bce()", "regime=complete")) == [every[0], every[2]]
+    assert referred(of("num-rounds=12")) == every  # a setting that is no axis, at its default
+    assert (of(references=False).references, of(references=False).references_of) == ((), {})
+    assert of(references=True).references == REFERENCES
+    assert about(of("num-rounds=12"), rows_of(of()))["references_of"] == []
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("method=wan()", r"got method=wan\(\), which none has. Choose of \"bce\(pool='mean'\)\", 'asl\(\)'"),
+        ("num-rounds=3", r"got num-rounds=3, which none has. Choose of '12'"),
+        ("metod=bce()", "got 'metod'. Did you mean 'method'"),
+    ],
+)
+def test_rows_of_references_that_are_not_there_are_refused_with_those_that_are(two_axes, word, said):
+    study, _ = study_of([two_axes], [], recipe=read_recipe, value=read_value, references_of=[word])
+
+    with pytest.raises(InputError, match=said):
+        check_references(study)
+
+
+def test_rows_of_no_references_are_refused():
+    with pytest.raises(InputError, match="references-of says whose references are added, and none are"):
+        check_study({"axes": {"method": ["bce()", "asl()"]}, "references_of": {"method": "bce()"}})
+
+
+def test_references_change_neither_the_folder_nor_a_run_of_a_study(two_axes, tmp_path):
+    (tmp_path / "plain.toml").write_text(TWO_AXES.partition("[axes]")[1] + TWO_AXES.partition("[axes]")[2])
+    (study, _), (plain, _) = asked(two_axes), asked(str(tmp_path / "plain.toml"))
+
+    jobs = [{job.identity for job in Plan(rows_of(each), each.seeds, each.search).jobs()} for each in (study, plain)]
+    assert jobs[0] == jobs[1]
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "two.toml").write_text((tmp_path / "plain.toml").read_text())
+    named = [asked(file, "num-rounds=2")[1] for file in (two_axes, str(tmp_path / "two" / "two.toml"))]
+    assert named[0] == named[1]
+    assert named[0].startswith("two-")
+
+
+def test_a_model_that_never_trains_is_there_once_for_rows_that_differ_in_training():
+    """Nothing is searched for it, and what is chosen for its row of other settings it takes."""
+    work = [{"name": "short", "local-epochs": 1, "batch-size": 4}, {"name": "long", "local-epochs": 8}]
+    tables = {"base": {"optimizer": "sgd", "num-clients": 3, "cohort-size": 2}, "references": ["untrained"]}
+    tables["axes"] = {"work": work, "strategy": ["fedavg()", "labelwise()"], "method": ["bce()", "asl()"]}
+    rows = rows_of(check_study(tables))
+
+    made, _ = distinct(reference_rows(rows, ["untrained"], lambda _: 3))
+
+    assert [row.label for row in made] == ["untrained, bce()", "untrained, asl()"]
+    experiment = made[0].experiment()
+    assert (experiment.num_rounds, experiment.optimizer, experiment.strategy) == (0, "adam", "fedavg()")
+    plan = Plan([*rows, *made], [0, 1], check_study({"search": {"learning-rate": [0.1, 0.2]}}).search)
+    assert [job.seed for job in plan.ready() if job.row.reference] == [0, 1] * 2
+    searched = {"learning-rate": [0.1], "method": ["bce()", "asl()"]}
+    waiting = Plan([rows[0], made[0]], [0], check_study({"search": searched}).search)
+    assert not [job for job in waiting.ready() if job.row.reference]
+
+
+def test_a_command_plays_a_part_of_an_axis_of_tables(tmp_path):
+    (tmp_path / "work.toml").write_text(
+        "[[axes.work]]\nname = 'one, short'\nlocal-epochs = 1\n[[axes.work]]\nname = 'long'\nlocal-epochs = 8\n"
+        "[[axes.work]]\nname = 'longest'\nlocal-epochs = 9\n[axes]\nmethod = ['bce()']\n"
+    )
+    file = str(tmp_path / "work.toml")
+
+    assert [row.label for row in rows_of(asked(file, "work=one, short")[0])] == ["work one, short, bce()"]
+    some = rows_of(asked(file, "work=long,longest", "batch-size=4")[0])
+    assert [(row.experiment().local_epochs, row.experiment().batch_size) for row in some] == [(8, 4), (9, 4)]
+    with pytest.raises(InputError, match="Expected work to be one of 'one, short', 'long', 'longest', got 'short'"):
+        asked(file, "work=short")
+    with pytest.raises(InputError, match="Expected work to be one of 'one, short'"):
+        api.sweep(file, work=["long", "short"], out=tmp_path / "out", progress=False)
+
+
 @pytest.mark.parametrize("name", sorted(file.stem for file in STUDIES.glob("*.toml")))
 def test_every_row_of_a_shipped_study_is_a_run_that_would_start(name):
     study, _ = asked(name)
@@ -246,6 +363,10 @@ def test_every_row_of_a_shipped_study_is_a_run_that_would_start(name):
         check_experiment(*split_settings(row.settings))
     assert len({row.label for row in rows}) == len(rows) > 1
     assert study.search is None or study.search.ends()
+    references = reference_rows(rows_with(rows, study.references_of), study.references, lambda _: 24)
+    for row in references:
+        check_experiment(*split_settings(row.settings))
+    assert not study.references_of or sum(row.reference == "untrained" for row in references) == 1
 
 
 def test_every_row_of_the_study_that_the_page_shows_is_a_run_that_would_start(tmp_path):

@@ -144,7 +144,7 @@ def test_all_references_of_a_row(settings):
     rows, _ = distinct([*rows_of(study), *reference_rows(rows_of(study), REFERENCES, lambda _: 0)])
 
     names = [row.reference for row in rows]
-    assert names == ["", "", "central", "central-observed", *["local-only"] * 6, "fedavg"]
+    assert names == ["", "", "central", "central-observed", *["local-only"] * 6, "fedavg", "untrained"]
     made = {row.reference: row.experiment() for row in rows}
     assert (made["central"].num_rounds, made["central"].local_epochs, made["central"].regime) == (4, 1, "complete()")
     assert (made["central-observed"].single_client, made["central-observed"].regime) == (
@@ -152,6 +152,36 @@ def test_all_references_of_a_row(settings):
         rows[0].experiment().regime,
     )
     assert (made["local-only"].num_rounds, made["local-only"].cohort_size) == (4, 0)
+
+
+def test_references_are_added_to_a_study_that_was_played_and_only_they_are_played(settings, tmp_path):
+    """Its runs stay what they are; the references of one row are said to be that row's."""
+    tables = {"base": base(settings, num_rounds=1, workers=1)}
+    tables["axes"] = {"method": ["bce()", "asl()"], "seed": [0, 1]}
+    tables["search"] = {"learning-rate": [1e-3, 3e-3]}
+    more = {**tables, "references": ["central", "untrained"], "references_of": {"method": "bce(pool='mean')"}}
+    out = tmp_path / "out"
+    before, _ = played(check_study(tables), out, jobs=1)
+    dates = {file: file.stat().st_mtime_ns for file in out.rglob("result.json")}
+
+    after, said = played(check_study(more), out, jobs=1)
+
+    assert "study: 4 rows x 2 seeds, 14 runs (6 of them to choose settings)" in " ".join(said.split())
+    assert "8 are complete already and reused" in said
+    assert after["table"][:4] == before["table"]
+    assert {file: file.stat().st_mtime_ns for file in dates} == dates
+    assert [row["reference"] for row in after["table"][4:]] == ["central"] * 2 + ["untrained"] * 2
+    untrained = after["table"][-2:]
+    assert [(row["rounds"], row["method"], row.get("learning-rate")) for row in untrained] == [(0, "bce()", None)] * 2
+    found = compare([out])
+    (note,) = (text for text in found.notes if text.startswith("references"))
+    assert note == "references (central, untrained) are those of the row bce(); the other 1 have none"
+    (group,) = (group for group in found.groups if group.label == "untrained: bce")
+    assert (dict(group.chosen), group.reference) == ({}, True)
+    assert dict(group.values) == {row["seed"]: row["server/mAP"] for row in untrained}
+    again, said = played(check_study(more), out, jobs=1)
+    assert "14 are complete already and reused" in said
+    assert again == after
 
 
 def test_one_client_of_a_federation_holds_what_it_held(tiny):
