@@ -235,6 +235,9 @@ def on_kept_views(
 ) -> Objective:
     """The objective of a loss of views, which are computed once a turn where that pays.
 
+    A client without any annotation takes no step: what a loss adds that needs no labels, and weight decay, would move
+    its contexts.
+
     Args:
         loss: ``(network, images, views, labels, *inputs) -> scalar``; what it does with views must not need a
             gradient of the backbone.
@@ -256,7 +259,7 @@ def on_kept_views(
         kept = KeptViews(given, local.shard.num_images if local.shard is not None else 0)
         return Inputs(kept.of, dict, kept.seen)
 
-    return Objective(of_images, of_turn, one_by_one=ALONE)
+    return Objective(of_images, of_turn, needs_annotations=True, one_by_one=ALONE)
 
 
 def _pays(local: Local) -> bool:

@@ -400,9 +400,10 @@ def _stages(
         return Inputs(lambda *_: known, dict)
 
     return {
-        "alignment": Objective(align, inputs, one_by_one=ALONE),
+        # Teacher and hand-written texts would pull a client that knows nothing, too.
+        "alignment": Objective(align, inputs, needs_annotations=True, one_by_one=ALONE),
         "prompts": on_kept_views(with_prompts, partial(_known, counts=counts)),
-        "joint": Objective(joint, inputs, one_by_one=ALONE),
+        "joint": Objective(joint, inputs, needs_annotations=True, one_by_one=ALONE),
     }
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from fedmlic import prompt_tuning
 from fedmlic.errors import InputError
 from fedmlic.experiment import Experiment
+from fedmlic.labels import UNKNOWN
 from fedmlic.learner import build_learner
 from fedmlic.method import Local, scalar_and_rest
 from fedmlic.methods import hp_dval
@@ -241,6 +243,26 @@ def test_each_stage_changes_its_tensors_and_no_others():
     last = tuple(f"backbone.tower.{part}" for part in ("blocks.3.", "norm.", "projection."))
     assert all(name.startswith((*last, "log_scale")) for name in first)
     assert any(name.startswith(last[0]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "stage"),
+    [("two_stages", 0), ("two_stages", 1), ("alignment", None), ("prompts", None), ("joint", None)],
+)
+def test_a_client_without_annotations_takes_no_step_in_any_stage(schedule, stage):
+    """Teacher and hand-written texts would pull it, and its images count among those of the others."""
+    learned, shard = learner(method=f"schedule={schedule!r}"), data()
+    with torch.no_grad():
+        learned.resident.network.backbone.tower.projection.weight.mul_(0.7)  # else the teacher is where it is
+    nothing = replace(shard, labels=np.full_like(shard.labels, UNKNOWN))
+    one = shard.labels.copy()
+    one[1:] = one[0, 1:] = UNKNOWN
+
+    changed, trained = play_phase(learned, nothing, stage, weight_decay=0.1)
+    assert (changed, trained.num_steps, trained.loss) == (set(), 0, 0.0)
+    changed, trained = play_phase(learned, replace(shard, labels=one), stage)
+    assert changed
+    assert trained.num_steps == 3
 
 
 def test_the_teacher_stays_where_the_student_began():
