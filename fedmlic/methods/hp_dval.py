@@ -29,7 +29,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,9 @@ from fedmlic.pretrained import freeze
 from fedmlic.prompt_learner import PromptLearner, Reader, open_reader
 from fedmlic.prompt_tuning import ALONE, PromptedNetwork, check_shared, on_kept_views, predict
 from fedmlic.training import trainer
+
+if TYPE_CHECKING:
+    from fedmlic.experiment import Experiment
 
 TRIAL = "hp_dval(weights='random', counts='client')"
 """How it is built where no weights are at hand: for tests."""
@@ -257,7 +260,7 @@ def hp_dval(
         template: the hand-written prompt, with ``{}`` for the name.
         schedule: ``two_stages``, the paper's; or one stretch of rounds: ``alignment`` (stage 1 alone),
             ``prompts`` (stage 2 on the tower as it starts), ``joint`` (everything at once).
-        align_rounds: rounds of stage 1 in ``two_stages``; all others are of stage 2.
+        align_rounds: rounds of stage 1 in ``two_stages``, fewer than ``num-rounds``; all others are of stage 2.
         context_length: M, trained vectors of each context.
         start: contexts begin ``normal``, with a deviation of 0.02, or as the words of the ``template``.
         prompted: which views have a trained context; the other one keeps the hand-written texts, and its
@@ -323,9 +326,20 @@ def hp_dval(
         private=(lambda _: own) if own else none,
         objective=whole,
         phases=phases if schedule == "two_stages" else (),
+        refuses=partial(too_short, align_rounds) if schedule == "two_stages" else None,
         statistics=counted if counts == "global" else None,
         ask=partial(_ask, read=read, template=template),
         needs_pixels=bool(teacher) and distill > 0 and schedule != "prompts",
+    )
+
+
+def too_short(align_rounds: int, experiment: Experiment) -> str:
+    """Why an experiment has no second stage; empty where it has one."""
+    if experiment.num_rounds > align_rounds:
+        return ""
+    return (
+        f"its prompts train in the rounds after align_rounds={align_rounds}, and num-rounds is "
+        f"{experiment.num_rounds} (schedule='alignment' is the first stage alone)"
     )
 
 

@@ -11,7 +11,7 @@ import torch
 
 from fedmlic import prompt_tuning
 from fedmlic.errors import InputError
-from fedmlic.experiment import Experiment
+from fedmlic.experiment import Experiment, Runtime
 from fedmlic.labels import UNKNOWN
 from fedmlic.learner import build_learner
 from fedmlic.method import Local, scalar_and_rest
@@ -21,6 +21,7 @@ from fedmlic.prompt_learner import Reader, TextHalf, random_reader
 from fedmlic.shard import Shard
 from fedmlic.training import to_float
 from fedmlic.vision_transformer import Shape
+from strategies.server.check import check_experiment
 
 CLIP = runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "clip_folder.py"))
 NAMES = ("cat", "dog", "kite")
@@ -535,6 +536,17 @@ def test_texts_that_do_not_train_cannot_be_held_anywhere(prompted, view):
         learner(method=pair)
     assert learner(method=f"{pair}, consistency=0.0")
     assert learner(method=f"{pair}, schedule='alignment'")
+
+
+def test_a_run_that_ends_before_the_second_stage_is_refused():
+    with pytest.raises(InputError, match="rounds after align_rounds=20, and num-rounds is 12"):
+        check_experiment(settings(num_rounds=12), Runtime())
+    with pytest.raises(InputError, match="rounds after align_rounds=4, and num-rounds is 4"):
+        check_experiment(settings("align_rounds=4", num_rounds=4), Runtime())
+
+    check_experiment(settings("align_rounds=4", num_rounds=5), Runtime())
+    for schedule in SCHEDULES:
+        check_experiment(settings(f"schedule={schedule!r}", num_rounds=1), Runtime())
 
 
 @pytest.mark.parametrize("other", ["prompted='whole'", "schedule='alignment'"])
