@@ -181,7 +181,7 @@ def prompt_method(
     """The method that trains what makes a network's contexts, and nothing else, by ``loss(logits, labels)``.
 
     Args:
-        build: makes the network; what trains in it is exchanged.
+        build: makes the network, with a backbone that is frozen (``frozen_parts``); what trains is exchanged.
         loss: scalar loss of logits float32 ``[batch, labels]`` and int8 labels of the same shape.
         inputs: what decides a client's contexts during a turn (see ``PromptedNetwork.contexts``).
     """
@@ -190,7 +190,7 @@ def prompt_method(
         return loss(network(views, "scores", network(images, "texts", *given)), labels)
 
     objective = on_kept_views(of_views, inputs)
-    return Method(build, trainer(objective), predict, objective=objective)
+    return Method(build, trainer(objective), predict, objective=objective, freezes=True)
 
 
 def predict(network: nn.Module, images: Tensor) -> Tensor:
