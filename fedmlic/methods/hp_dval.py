@@ -269,7 +269,7 @@ def hp_dval(
         alpha: weight of the whole image, in [0, 1]; places have the rest.
         top: k, places of which a label's local score is the mean.
         scores: ``cosine``, or ``mkt``, the release's: products, and an image's scores of either view scaled to
-            length 1 before they are mixed.
+            length 1 before they are mixed, which needs 2 labels or more.
         scale: factor of scores at the start; it trains in stage 1. With ``mkt`` it cancels.
         teacher: the model that the view of the whole image is held near, such as
             ``"clip_image(path='...', projection=True)"``; empty: a copy of the tower as it starts.
@@ -330,6 +330,7 @@ def hp_dval(
         statistics=counted if counts == "global" else None,
         ask=partial(_ask, read=read, template=template),
         needs_pixels=bool(teacher) and distill > 0 and schedule != "prompts",
+        freezes=schedule == "prompts",
     )
 
 
@@ -375,7 +376,17 @@ def _build(
     teacher: str | None,
     real: bool,
 ) -> nn.Module:
-    """The network; see ``hp_dval``. ``teacher`` is None where there is none."""
+    """The network; see ``hp_dval``. ``teacher`` is None where there is none.
+
+    Raises:
+        InputError: a single label with ``mkt``, or parts that do not fit each other.
+    """
+    if how.scores == "mkt" and task.num_labels < 2:
+        msg = (
+            "Expected 2 labels or more with scores='mkt', which divides scores by their length over labels, got "
+            f"{task.num_labels}: every score would be 1 or -1. Use scores='cosine'."
+        )
+        raise InputError(msg)
     template, context_length, start = prompts
     backbone = TwoViews(task.model.build(task.image_shape[2]))
     reader = read(features=backbone.num_features, seed=task.seed)

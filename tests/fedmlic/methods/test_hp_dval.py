@@ -556,6 +556,18 @@ def test_a_context_that_does_not_train_cannot_be_private(other):
     assert learner(method=other)
 
 
+def test_scores_divided_by_their_length_need_a_second_label():
+    for schedule in ("two_stages", *SCHEDULES):
+        with pytest.raises(InputError, match=r"2 labels or more with scores='mkt'.* got 1.*scores='cosine'"):
+            learner(("cat",), method=f"scores='mkt', schedule={schedule!r}")
+
+    shard = data(num_labels=2)
+    learned = learner(("cat", "dog"), method="scores='mkt'")
+    before = learned.predict(shard.images, np.arange(9))
+    play_phase(learned, shard, 0)
+    assert np.abs(learned.predict(shard.images, np.arange(9)) - before).max() > 1e-4
+
+
 def test_without_weights_the_file_to_get_is_named():
     with pytest.raises(InputError, match=r"clip-vit-base-patch16.*weights='random'"):
         build_learner(Experiment(method="hp_dval()", model=VIT), NAMES, (32, 32, 3))
