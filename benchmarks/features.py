@@ -32,7 +32,12 @@ from fedmlic.protocol import Request
 from fedmlic.update import Weighting, units_for
 from sim.run import describe_federation
 
-METHODS = ("bce()", "fedlgt(dropout=0.0, width=128)")
+METHODS = (
+    "bce()",
+    "fedlgt(dropout=0.0, width=128)",
+    "promptfl(weights='random')",
+    "hp_dval(weights='random', schedule='prompts', counts='client')",
+)
 PRETRAINED = "efficientnet_lite0(weights='package', trainable='head')"
 SCRATCH = "timm(name='efficientnet_lite0', trainable='head')"
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from fedmlic.errors import InputError, installing, nearest
-from fedmlic.pretrained import UNFIT, check_weights_file, too_large
+from fedmlic.pretrained import UNFIT, check_weights_file, read_weights, too_large
 from fedmlic.prompts import check_lengths
 from fedmlic.seeds import torch_global_stream
 
@@ -52,6 +52,8 @@ class Tower:
         except UNFIT as error:
             if isinstance(error, MemoryError):
                 raise too_large(origin) from error
+            if weights:
+                read_weights(weights)  # if it cannot be read at all, the reason is told there
             reason = " ".join(str(error).split())[:300]
             msg = f"Expected {origin!r} to hold weights of {name}, got: {reason}. Use the file of this very model."
             raise InputError(msg) from error

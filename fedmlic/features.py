@@ -42,6 +42,7 @@ from fedmlic import corpus as corpora
 from fedmlic.errors import InputError
 from fedmlic.files import file_sha256, locked, sync
 from fedmlic.model import Backbone
+from fedmlic.pretrained import freeze
 from fedmlic.stores import (
     IMAGE_HASHES,
     PIXELS,
@@ -272,6 +273,8 @@ def obstacle_before_data(experiment: Experiment, method: Method) -> str:
             backbone = model.build(3)
     except InputError:
         return ""  # perhaps a model for grey images: it is built again when the images are known
+    if method.freezes:
+        freeze(backbone, {name for name, _ in backbone.named_parameters()})
     return obstacle_in_backbone(experiment, backbone)
 
 

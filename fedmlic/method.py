@@ -273,6 +273,8 @@ class Method(NamedTuple):
             network or its label vectors do not allow it. None where no network of the method does.
         needs_pixels: whether it does more with images than give them to its network's ``backbone``,
             such as cut, mix or change them; then it is never given feature maps in their place.
+        freezes: whether ``build`` freezes all of the network's ``backbone``, whatever the model's ``trainable`` says;
+            feature maps can then be kept of models that would train by themselves.
         uncertainty: how sure it is of images, beside their probabilities: ``(network in evaluation mode,
             images [batch, channels, height, width]) -> numbers by name, floating [batch] each``. ``fedmlic
             predict`` shows them. None where the method says nothing of the kind.
@@ -298,6 +300,7 @@ class Method(NamedTuple):
     guesses: str = ""
     ask: Callable[[nn.Module, Task, Sequence[str]], Callable[[Tensor], Tensor]] | None = None
     needs_pixels: bool = False
+    freezes: bool = False
     uncertainty: Callable[[nn.Module, Tensor], Mapping[str, Tensor]] | None = None
     refuses: Callable[[Experiment], str] | None = None
     passes: int = 1

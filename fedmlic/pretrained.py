@@ -52,6 +52,9 @@ UNFIT = (
 )
 """What readers of weights raise for files that hold something else or are broken."""
 
+OBJECT = re.compile(r"GLOBAL ([\w.]+)", re.ASCII)
+"""In torch's message, the class that a file wants and that is not read."""
+
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "module")
 """Under which name a training script's checkpoint holds the state dict; the first that is there is taken. Averaged
 weights come first, since they are what was published."""
@@ -315,8 +318,7 @@ def read_weights(path: str) -> dict[str, Tensor]:
     except UNFIT as error:
         if isinstance(error, MemoryError):
             raise too_large(path) from error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        msg = f"Expected {path!r} to hold tensors only, got a file that cannot be read so: {reason}"
+        msg = f"Expected {path!r} to hold tensors only, got a file that cannot be read so: {_why_unread(error)}"
         raise InputError(msg) from error
     found = _unwrapped(content)
     if found is None:
@@ -328,6 +330,19 @@ def read_weights(path: str) -> dict[str, Tensor]:
         )
         raise InputError(msg)
     return _without_prefixes(found)
+
+
+def _why_unread(error: Exception) -> str:
+    """What is wrong with a file, and what to do; what torch says itself advises to run the file's code."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}. Copy it there again, or let this user read it."
+    if "TorchScript" in str(error):
+        return "it is a TorchScript archive, which holds code. Save model.state_dict() alone."
+    other = OBJECT.search(str(error))
+    if other is not None:
+        named = "" if is_restricted() else f", such as {other[1]}"
+        return f"it holds objects beside tensors{named}, which could run code. Save model.state_dict() alone."
+    return "it was cut off or damaged, or is no file of weights (such as a page of an error). Copy it again."
 
 
 def _unwrapped(content: object) -> dict[str, Tensor] | None:

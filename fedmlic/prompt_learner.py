@@ -34,7 +34,7 @@ from torch.utils.checkpoint import checkpoint
 from fedmlic.clip_text import Tower
 from fedmlic.errors import InputError, installing
 from fedmlic.image_tower import folder_json, source_of, weight_files
-from fedmlic.pretrained import load_weights, read_weights, renamed
+from fedmlic.pretrained import WEIGHT_SUFFIXES, load_weights, read_weights, renamed
 from fedmlic.seeds import torch_global_stream
 from fedmlic.vision_transformer import ACTIVATIONS, Attention, Block, Shape
 
@@ -296,7 +296,7 @@ def open_reader(weights: str, model: str, *, features: int, seed: int, who: str)
         who: the method, for messages.
 
     Raises:
-        InputError: nothing is given, or it is no text half of CLIP.
+        InputError: nothing is given, nothing is there, or it is no text half of CLIP.
     """
     if not weights:
         msg = (
@@ -308,7 +308,17 @@ def open_reader(weights: str, model: str, *, features: int, seed: int, who: str)
         raise InputError(msg)
     if weights == "random":
         return random_reader(features, seed)
-    return folder_reader(weights) if Path(weights).expanduser().is_dir() else open_clip_reader(weights, model)
+    path = Path(weights).expanduser()
+    if path.is_dir():
+        return folder_reader(weights)
+    if not path.exists() and path.suffix not in WEIGHT_SUFFIXES:
+        msg = (
+            f"Expected weights of {who} to be a folder with config.json and model.safetensors, or a file ending in "
+            f"{', '.join(WEIGHT_SUFFIXES)}, got nothing at {weights!r}. Copy the folder openai/clip-vit-base-patch16 "
+            "of Hugging Face there, or correct the path."
+        )
+        raise InputError(msg)
+    return open_clip_reader(weights, model)
 
 
 def random_reader(features: int, seed: int) -> Reader:

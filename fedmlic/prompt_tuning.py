@@ -181,7 +181,7 @@ def prompt_method(
     """The method that trains what makes a network's contexts, and nothing else, by ``loss(logits, labels)``.
 
     Args:
-        build: makes the network; what trains in it is exchanged.
+        build: makes the network, with a backbone that is frozen (``frozen_parts``); what trains is exchanged.
         loss: scalar loss of logits float32 ``[batch, labels]`` and int8 labels of the same shape.
         inputs: what decides a client's contexts during a turn (see ``PromptedNetwork.contexts``).
     """
@@ -190,7 +190,7 @@ def prompt_method(
         return loss(network(views, "scores", network(images, "texts", *given)), labels)
 
     objective = on_kept_views(of_views, inputs)
-    return Method(build, trainer(objective), predict, objective=objective)
+    return Method(build, trainer(objective), predict, objective=objective, freezes=True)
 
 
 def predict(network: nn.Module, images: Tensor) -> Tensor:
@@ -235,6 +235,9 @@ def on_kept_views(
 ) -> Objective:
     """The objective of a loss of views, which are computed once a turn where that pays.
 
+    A client without any annotation takes no step: what a loss adds that needs no labels, and weight decay, would move
+    its contexts.
+
     Args:
         loss: ``(network, images, views, labels, *inputs) -> scalar``; what it does with views must not need a
             gradient of the backbone.
@@ -256,7 +259,7 @@ def on_kept_views(
         kept = KeptViews(given, local.shard.num_images if local.shard is not None else 0)
         return Inputs(kept.of, dict, kept.seen)
 
-    return Objective(of_images, of_turn, one_by_one=ALONE)
+    return Objective(of_images, of_turn, needs_annotations=True, one_by_one=ALONE)
 
 
 def _pays(local: Local) -> bool:

@@ -87,6 +87,13 @@ def changed(images: Tensor, changes: Sequence[Change], rng: torch.Generator) -> 
     return images
 
 
+def check_changes(changes: Sequence[Change], channels: int) -> None:
+    """Raise ``InputError`` if a change is not for images of so many channels."""
+    if "randaugment" in changes and channels not in {1, 3}:
+        msg = f"Expected images of 1 or 3 channels for 'randaugment', got {channels}. Leave it out of views."
+        raise InputError(msg)
+
+
 def _jitter(images: Tensor, strength: float, rng: torch.Generator) -> Tensor:
     drawn = 1 + strength * (2 * torch.rand(3, len(images), 1, 1, 1, generator=rng) - 1)
     brightness, contrast, saturation = drawn.to(images.device, images.dtype)
@@ -116,9 +123,7 @@ def _cutout(images: Tensor, share: float, rng: torch.Generator, *, coloured: boo
 def _randaugment(images: Tensor, rng: torch.Generator) -> Tensor:
     from torchvision.transforms.v2 import RandAugment
 
-    if images.shape[1] not in {1, 3}:
-        msg = f"Expected images of 1 or 3 channels for 'randaugment', got {images.shape[1]}. Leave it out of views."
-        raise InputError(msg)
+    check_changes(["randaugment"], images.shape[1])
     stored = (images * PIXEL_STD + PIXEL_MEAN).round().clamp(0, 255).to(torch.uint8)
     change = RandAugment()
     # It draws from torch's global generator, which others draw from too.

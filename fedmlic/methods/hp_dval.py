@@ -29,7 +29,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,9 @@ from fedmlic.pretrained import freeze
 from fedmlic.prompt_learner import PromptLearner, Reader, open_reader
 from fedmlic.prompt_tuning import ALONE, PromptedNetwork, check_shared, on_kept_views, predict
 from fedmlic.training import trainer
+
+if TYPE_CHECKING:
+    from fedmlic.experiment import Experiment
 
 TRIAL = "hp_dval(weights='random', counts='client')"
 """How it is built where no weights are at hand: for tests."""
@@ -257,7 +260,7 @@ def hp_dval(
         template: the hand-written prompt, with ``{}`` for the name.
         schedule: ``two_stages``, the paper's; or one stretch of rounds: ``alignment`` (stage 1 alone),
             ``prompts`` (stage 2 on the tower as it starts), ``joint`` (everything at once).
-        align_rounds: rounds of stage 1 in ``two_stages``; all others are of stage 2.
+        align_rounds: rounds of stage 1 in ``two_stages``, fewer than ``num-rounds``; all others are of stage 2.
         context_length: M, trained vectors of each context.
         start: contexts begin ``normal``, with a deviation of 0.02, or as the words of the ``template``.
         prompted: which views have a trained context; the other one keeps the hand-written texts, and its
@@ -266,7 +269,7 @@ def hp_dval(
         alpha: weight of the whole image, in [0, 1]; places have the rest.
         top: k, places of which a label's local score is the mean.
         scores: ``cosine``, or ``mkt``, the release's: products, and an image's scores of either view scaled to
-            length 1 before they are mixed.
+            length 1 before they are mixed, which needs 2 labels or more.
         scale: factor of scores at the start; it trains in stage 1. With ``mkt`` it cancels.
         teacher: the model that the view of the whole image is held near, such as
             ``"clip_image(path='...', projection=True)"``; empty: a copy of the tower as it starts.
@@ -323,9 +326,21 @@ def hp_dval(
         private=(lambda _: own) if own else none,
         objective=whole,
         phases=phases if schedule == "two_stages" else (),
+        refuses=partial(too_short, align_rounds) if schedule == "two_stages" else None,
         statistics=counted if counts == "global" else None,
         ask=partial(_ask, read=read, template=template),
         needs_pixels=bool(teacher) and distill > 0 and schedule != "prompts",
+        freezes=schedule == "prompts",
+    )
+
+
+def too_short(align_rounds: int, experiment: Experiment) -> str:
+    """Why an experiment has no second stage; empty where it has one."""
+    if experiment.num_rounds > align_rounds:
+        return ""
+    return (
+        f"its prompts train in the rounds after align_rounds={align_rounds}, and num-rounds is "
+        f"{experiment.num_rounds} (schedule='alignment' is the first stage alone)"
     )
 
 
@@ -361,7 +376,17 @@ def _build(
     teacher: str | None,
     real: bool,
 ) -> nn.Module:
-    """The network; see ``hp_dval``. ``teacher`` is None where there is none."""
+    """The network; see ``hp_dval``. ``teacher`` is None where there is none.
+
+    Raises:
+        InputError: a single label with ``mkt``, or parts that do not fit each other.
+    """
+    if how.scores == "mkt" and task.num_labels < 2:
+        msg = (
+            "Expected 2 labels or more with scores='mkt', which divides scores by their length over labels, got "
+            f"{task.num_labels}: every score would be 1 or -1. Use scores='cosine'."
+        )
+        raise InputError(msg)
     template, context_length, start = prompts
     backbone = TwoViews(task.model.build(task.image_shape[2]))
     reader = read(features=backbone.num_features, seed=task.seed)
@@ -400,9 +425,10 @@ def _stages(
         return Inputs(lambda *_: known, dict)
 
     return {
-        "alignment": Objective(align, inputs, one_by_one=ALONE),
+        # Teacher and hand-written texts would pull a client that knows nothing, too.
+        "alignment": Objective(align, inputs, needs_annotations=True, one_by_one=ALONE),
         "prompts": on_kept_views(with_prompts, partial(_known, counts=counts)),
-        "joint": Objective(joint, inputs, one_by_one=ALONE),
+        "joint": Objective(joint, inputs, needs_annotations=True, one_by_one=ALONE),
     }
 
 

@@ -32,7 +32,7 @@ from fedmlic.losses import asymmetric, known_mean
 from fedmlic.method import Inputs, Local, Method, Objective, Task, no_inputs, none
 from fedmlic.patches import check_grid, check_small_patches, cut, pivot
 from fedmlic.training import trainer
-from fedmlic.views import Change, changed
+from fedmlic.views import Change, changed, check_changes
 
 if TYPE_CHECKING:
     from fedmlic.model import Backbone
@@ -118,7 +118,8 @@ def pat(
             them as small as they are, for 2 passes' cost in place of n * n + 1.
         views: random changes of the whole image and of every patch, each with draws of its own, in
             this order, out of ``flip``, ``shift``, ``colours``, ``cutout``,
-            ``randaugment`` (``fedmlic.views.changed``); the authors' are ``['cutout', 'randaugment']``.
+            ``randaugment`` (``fedmlic.views.changed``; for images of 1 or 3 channels); the authors' are
+            ``['cutout', 'randaugment']``.
         gamma_pos: focusing exponent for present entries, 0 or more.
         gamma_neg: focusing exponent for absent entries, 0 or more.
         margin: probability that absent entries may have for free, in [0, 1).
@@ -131,6 +132,7 @@ def pat(
 
     def build(task: Task) -> nn.Module:
         check_grid(*task.image_shape[:2], grid)
+        check_changes(views, task.image_shape[2])
         backbone = task.model.build(task.image_shape[2])
         if not patch_upsample:
             check_small_patches(backbone.eval(), task.image_shape, grid)

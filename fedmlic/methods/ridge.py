@@ -53,6 +53,7 @@ def ridge(
     return base._replace(
         build=partial(_frozen, base.build),
         phases=(head.phase(objective),),
+        freezes=True,
         statistics=head.counts,
         remembers=True,
     )

@@ -3,6 +3,7 @@
 import copy
 import importlib
 import inspect
+import itertools
 import os
 from dataclasses import replace
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from fedmlic.experiment import Experiment
 from fedmlic.features import Passed
 from fedmlic.labels import ABSENT, PRESENT, UNCERTAIN, UNKNOWN
 from fedmlic.learner import build_learner
-from fedmlic.method import Local, scalar_and_rest
+from fedmlic.method import Local, scalar_and_rest, stretch_of
 from fedmlic.models import convnext
 from fedmlic.protocol import Request
 from fedmlic.shard import Shard
@@ -131,6 +132,11 @@ def turn(settings, learned, data, start, client=3, round_number=2, memory=None):
         layout.view(flat, name).copy_(tensor)
     learned.resident.load(flat)
     return flat, trained
+
+
+def first_rounds(method):
+    """The numbers of the rounds with which a method's stretches begin."""
+    return [1, *(1 + end for end in itertools.accumulate(phase.num_rounds for phase in method.phases[:-1]))]
 
 
 def solved(method):
@@ -451,7 +457,7 @@ class Federation:
 
 
 def test_a_client_whose_images_give_nan_fails_alone_and_says_why(method, plug, tmp_path):
-    """The others' sum is to the bit what it is without the client, which keeps nothing of its turn."""
+    """The others' sum is to the bit what it is without the client, which keeps nothing of its turn; in any stretch."""
     plug("nan_nets", BLIND)
     settings = experiment(method, allow_statistics=True)
     settings = settings.model_copy(update={"model": f"nan_nets.blind(model={settings.model!r})"})
@@ -461,21 +467,24 @@ def test_a_client_whose_images_give_nan_fails_alone_and_says_why(method, plug, t
         bright = np.full_like(pixels, 255) if client == 1 else pixels // 4
         shards.append(shard(bright, labels, client=client))
 
-    def played(clients):
+    def played(number, clients):
         learned = learner(settings)
-        place = FolderMemory(tmp_path / str(clients))
+        phase = stretch_of(learned.method, number).phase
+        tensors = None if phase.tensors is None else tuple(phase.tensors(learned.resident.network))
+        place = FolderMemory(tmp_path / f"{number} {clients}")
         host = Host("h", settings, Federation(shards), learned, memory=lambda _: place)
-        request = Request("train", 1, learned.resident.flat.clone(), units_for(Weighting(), [12], len(NAMES)))
-        return host.play(request, clients), place
+        start, units = learned.resident.flat.clone(), units_for(Weighting(), [12], len(NAMES))
+        return host.play(Request("train", number, start, units, tensors=tensors), clients), place
 
-    (reply, place), (alone, _) = played([0, 1, 2]), played([0, 2])
+    for number in first_rounds(spec.build("method", settings.method)):
+        (reply, place), (alone, _) = played(number, [0, 1, 2]), played(number, [0, 2])
 
-    assert [bool(turn.error) for turn in reply.turns] == [False, True, False]
-    assert "finite" in reply.turns[1].error
-    assert [turn.loss for turn in alone.turns] == [reply.turns[0].loss, reply.turns[2].loss]
-    assert torch.equal(reply.updates[0].sums, alone.updates[0].sums)
-    assert [*reply.updates[0].clients] == [*alone.updates[0].clients] == [0, 2]
-    assert place.versions(1) == []
+        assert [bool(turn.error) for turn in reply.turns] == [False, True, False], number
+        assert "finite" in reply.turns[1].error, number
+        assert [turn.loss for turn in alone.turns] == [reply.turns[0].loss, reply.turns[2].loss]
+        assert torch.equal(reply.updates[0].sums, alone.updates[0].sums)
+        assert [*reply.updates[0].clients] == [*alone.updates[0].clients] == [0, 2]
+        assert place.versions(1) == []
 
 
 def test_feature_maps_stand_for_images_unless_it_needs_pixels(method):

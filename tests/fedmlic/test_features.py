@@ -10,7 +10,7 @@ import torch
 from fedmlic import spec
 from fedmlic.corpus import open_corpus
 from fedmlic.errors import InputError
-from fedmlic.experiment import Experiment
+from fedmlic.experiment import Experiment, Runtime
 from fedmlic.features import (
     BATCH,
     MAPS,
@@ -20,6 +20,8 @@ from fedmlic.features import (
     features_key,
     features_of,
     load_features,
+    obstacle,
+    obstacle_before_data,
     tensors_sha256,
 )
 from fedmlic.learner import build_learner, build_network
@@ -28,6 +30,7 @@ from fedmlic.record import open_run
 from fedmlic.stores import DamagedError
 from fedmlic.training import held_images
 from strategies.server import rounds
+from strategies.server.check import check_experiment
 
 MODEL = "frozen_nets.frozen()"
 NETS = '''
@@ -267,9 +270,15 @@ def test_what_stands_for_the_backbone_refuses_pixels():
         Passed(8)(torch.zeros(2, 3, 24, 24))
 
 
-@pytest.mark.parametrize("method", ["bce()", "fedlgt(layers=1, dropout=0.1)"])
-def test_a_run_gives_the_same_with_and_without_maps(play, tmp_path, method):
-    common = {"model": MODEL, "method": method, "num_rounds": 3}
+TRAINED = "frozen_nets.frozen(trained=True)"
+PROMPTS = "hp_dval(weights='random', schedule='prompts', counts='client', context_length=2)"
+
+
+@pytest.mark.parametrize(
+    ("method", "model"), [("bce()", MODEL), ("fedlgt(layers=1, dropout=0.1)", MODEL), (PROMPTS, TRAINED)]
+)
+def test_a_run_gives_the_same_with_and_without_maps(play, tmp_path, method, model):
+    common = {"model": model, "method": method, "num_rounds": 3}
 
     with_maps = play(tmp_path / "cached", **common, features="cached")
     without = play(tmp_path / "computed", **common, features="computed")
@@ -281,7 +290,7 @@ def test_a_run_gives_the_same_with_and_without_maps(play, tmp_path, method):
     for name in ("server/mAP", "server/val/mAP", "client/mAP"):
         assert with_maps["metrics"][name] == pytest.approx(without["metrics"][name], abs=1e-5)
     noted = json.loads((tmp_path / "cached" / "features.json").read_text())
-    assert noted["identity"]["model"] == MODEL
+    assert noted["identity"]["model"] == model
     assert not (tmp_path / "computed" / "features.json").exists()
 
 
@@ -388,6 +397,37 @@ def test_a_run_that_goes_on_with_other_maps_says_so(play, tmp_path):
 
     assert "started with feature maps computed in every step" in text
     assert server.learner.features.key in text
+
+
+FREEZING = (
+    "promptfl(weights='random')",
+    "dualcoop(weights='random')",
+    "fedtpg(weights='random', heads=1)",
+    "hp_dval(weights='random', schedule='prompts')",
+    "ridge()",
+)
+
+
+@pytest.mark.parametrize("model", [TRAINED, "frozen_nets.frozen(layer='batch', trained=True)"])
+@pytest.mark.parametrize("method", FREEZING)
+def test_a_method_that_freezes_its_backbone_has_maps_of_any_model(method, model):
+    experiment = Experiment(method=method, model=model, features="cached")
+    made, network = build_network(experiment, Task(("cat", "dog"), (24, 24, 3), spec.build("model", model), 0))
+
+    assert obstacle(experiment, made, network) == ""
+    assert obstacle_before_data(experiment, made) == ""
+    settings = {"allow_statistics": True, "optimizer": "sgd", "schedule": "constant"}
+    check_experiment(experiment.model_copy(update=settings), Runtime())
+
+
+@pytest.mark.parametrize("schedule", ["two_stages", "alignment", "joint"])
+def test_a_method_that_trains_its_backbone_is_refused_maps_before_data(schedule):
+    method = f"hp_dval(weights='random', schedule={schedule!r}, distill=0.0)"
+    experiment = Experiment(method=method, model=TRAINED, features="cached")
+    made, network = build_network(experiment, Task(("cat", "dog"), (24, 24, 3), spec.build("model", TRAINED), 0))
+
+    assert obstacle(experiment, made, network).startswith("2 tensors of model")
+    assert schedule == "two_stages" or obstacle_before_data(experiment, made).startswith("2 tensors of model")
 
 
 @pytest.mark.parametrize("changes", [{"augmentation": "flip"}, {"model": "frozen_nets.frozen(trained=True)"}])

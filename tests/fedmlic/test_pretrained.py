@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -234,7 +235,7 @@ def test_unreadable_files_are_input_errors(tmp_path, capsys):
     with pytest.raises(InputError, match="state dict"):
         read_weights(str(tmp_path / "nested.pth"))
     torch.save({"weight": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"cannot be read so: it holds objects .* such as print, which"):
         read_weights(str(tmp_path / "evil.pth"))
     assert "run" not in capsys.readouterr().out
 
@@ -263,8 +264,44 @@ def test_a_file_that_is_larger_than_the_memory_is_not_called_broken(tmp_path, mo
 def test_what_a_failed_download_leaves_is_an_input_error(tmp_path, suffix, content):
     (tmp_path / f"weights{suffix}").write_bytes(content)
 
-    with pytest.raises(InputError, match=f"weights{suffix}"):
+    with pytest.raises(InputError, match=f"weights{suffix}") as caught:
         read_weights(str(tmp_path / f"weights{suffix}"))
+
+    assert "it was cut off or damaged, or is no file of weights" in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*TorchScript", "ignore:.*torch.jit")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_nobody_is_advised_to_run_what_is_in_a_file(tmp_path, zipped):
+    """As torch's own messages do, which say that reading it in the other way will likely succeed."""
+    torch.save({"weight": torch.ones(300)}, tmp_path / "whole.pth", _use_new_zipfile_serialization=zipped)
+    whole = (tmp_path / "whole.pth").read_bytes()
+    (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "page.pth").write_text("<!DOCTYPE html>\n<html><body>Not found</body></html>\n" * 50)
+    objects = {"weight": torch.ones(3), "share": Fraction(1, 2)}
+    torch.save(objects, tmp_path / "objects.pth", _use_new_zipfile_serialization=zipped)
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "script.pth")
+    expected = {
+        "cut.pth": "cut off or damaged",
+        "page.pth": "such as a page of an error",
+        "objects.pth": "objects beside tensors, such as fractions.Fraction",
+        "script.pth": "a TorchScript archive, which holds code",
+    }
+    for name, told in expected.items():
+        with pytest.raises(InputError, match=told) as caught:
+            read_weights(str(tmp_path / name))
+        assert not any(word in str(caught.value) for word in ("torch.load", "weights_only", "trust", "succeed"))
+
+
+def test_a_file_that_this_user_may_not_read_is_not_called_broken(tmp_path, monkeypatch):
+    def load(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("torch.load", load)
+    (tmp_path / "weights.pth").write_bytes(b"much")
+
+    with pytest.raises(InputError, match=r"cannot be read so: Permission denied\. Copy it"):
+        read_weights(str(tmp_path / "weights.pth"))
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

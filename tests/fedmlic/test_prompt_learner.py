@@ -183,6 +183,9 @@ def test_what_cannot_be_read_is_said():
     reader = random_reader(6, seed=0)
     with pytest.raises(InputError, match=r"got nothing. Copy the folder openai/clip-vit-base-patch16"):
         open_reader("", "ViT-B-16", features=6, seed=0, who="hp_dval")
+    for path in ("/nowhere/clip-vit-base-patch16", "/nowhere/clip-v1.5"):
+        with pytest.raises(InputError, match=r"promptfl to be a folder with config.*got nothing at '/nowhere/clip"):
+            open_reader(path, "ViT-B-16", features=6, seed=0, who="promptfl")
     with pytest.raises(InputError, match=r"at most 77 tokens with 4 of context, got 1 longer .* 'aaaa"):
         PromptLearner(reader, ["cat", "a" * 72], "{}", 4)
     assert PromptLearner(reader, ["a" * 71], "{}", 4).handwritten.isfinite().all()

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from fedmlic import spec
 from fedmlic.errors import InputError
 from fedmlic.experiment import Experiment, split_settings
 from fedmlic.record import RunFolder
@@ -190,6 +191,17 @@ def test_recipes_of_papers_train_on_all_training_images():
         assert found["clip-norm"] == LIMITS.get(name, 0), name
         share = VALIDATION.get(name, "val_fraction=0)")
         assert ("val_fraction" not in found["dataset"]) if share is None else (share in found["dataset"]), name
+
+
+def test_recipes_of_papers_name_the_weights_that_their_sources_begin_with():
+    """So that a missing file is an error: a network from scratch would train without a word."""
+    from_scratch = {"fednoro_paper"}  # as its source
+    folder = Path(__file__).parents[2] / "sim" / "recipes" / "methods"
+    for name in {file.stem for file in folder.glob("*_paper.toml")} - from_scratch:
+        given = spec.parse(read_settings([f"methods/{name}"])["model"], "model").arguments
+        assert given.get("weights", given.get("path", "none")) != "none", name
+    own = spec.parse(read_settings(["methods/probmcl_paper"])["model"], "model").arguments
+    assert own["norm"] == "pooled"  # with weights it would be frozen by itself
 
 
 def test_every_recipe_of_a_paper_says_that_it_was_not_run_and_stands_on_its_page():

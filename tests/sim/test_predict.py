@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from fedmlic import spec
@@ -11,6 +13,7 @@ from fedmlic.corpus import open_corpus
 from fedmlic.errors import InputError
 from fedmlic.evaluation import Evaluator
 from fedmlic.record import open_run
+from fedmlic.training import to_float
 from sim.predict import load_predictor, predict
 
 
@@ -122,6 +125,32 @@ def test_names_typed_at_run_time_are_scored_like_labels(by_words, pictures, tmp_
         assert found["Nine"] == labels["nine"]
         assert [i["probability"] for i in entry["labels"]] == sorted(found.values(), reverse=True)
         assert entry["present"] == [i["label"] for i in entry["labels"] if i["probability"] >= 0.5]
+
+
+def test_names_are_scored_on_patches_too_where_the_network_is_asked_so(by_words, pictures, tmp_path):
+    """PAT-I by hand, from what the network says of the image and of its quarters, each as large as the image."""
+    corpus, rows = pictures
+    stored = corpus.images.take(rows[:2])
+    for number, image in enumerate(stored):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    ask = load_predictor(by_words).asked(["kite", "four"], "m").ask
+    images = to_float(stored)
+    height, width = (side // 2 for side in images.shape[2:])
+    quarters = [images[..., y : y + height, x : x + width] for y in (0, height) for x in (0, width)]
+    larger = [F.interpolate(each, size=images.shape[2:], mode="bilinear") for each in quarters]
+    with torch.inference_mode():
+        whole, *parts = (torch.logit(ask(each).double()).numpy() for each in (images, *larger))
+    weights = np.exp(parts) / np.exp(parts).sum(axis=0)
+    expected = 1 / (1 + np.exp(-(whole + (weights * parts).sum(axis=0)) / 2))
+
+    found = predict(by_words, [tmp_path], labels="kite, four", inference="patching()")
+
+    plain = 1 / (1 + np.exp(-whole))
+    assert np.abs(expected - plain).max() > 1e-3
+    assert (found["inference"], found["asked"]) == ("patching()", ["kite", "four"])
+    for entry, row in zip(found["images"], expected, strict=True):
+        by_name = {item["label"]: item["probability"] for item in entry["labels"]}
+        assert [by_name["kite"], by_name["four"]] == pytest.approx(row.tolist(), abs=1e-5)
 
 
 def test_two_hundred_names_and_what_else_is_asked_does_not_matter(by_words, pictures):

@@ -98,8 +98,9 @@ def test_equal_contexts_give_one_half():
 @pytest.mark.parametrize("context", METHODS)
 def test_without_a_known_entry_nothing_moves(context):
     labels = np.full((5, 3), UNKNOWN, np.int8)
-    changed, _, trained = TINY["play"](learner(METHODS[context]), TINY["data"](labels=labels), METHODS[context])
-    assert (changed, trained.loss) == (set(), 0.0)
+    learned, method = learner(METHODS[context]), METHODS[context]
+    changed, _, trained = TINY["play"](learned, TINY["data"](labels=labels), method, weight_decay=0.1)
+    assert (changed, trained.loss, trained.num_steps) == (set(), 0.0, 0)
 
 
 @pytest.mark.parametrize(("num_labels", "context"), [(1, "shared"), (1, "per_label"), (1628, "per_label")])

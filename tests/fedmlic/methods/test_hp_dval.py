@@ -2,6 +2,7 @@
 
 import importlib.util
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 
 from fedmlic import prompt_tuning
 from fedmlic.errors import InputError
-from fedmlic.experiment import Experiment
+from fedmlic.experiment import Experiment, Runtime
+from fedmlic.labels import UNKNOWN
 from fedmlic.learner import build_learner
 from fedmlic.method import Local, scalar_and_rest
 from fedmlic.methods import hp_dval
@@ -19,6 +21,7 @@ from fedmlic.prompt_learner import Reader, TextHalf, random_reader
 from fedmlic.shard import Shard
 from fedmlic.training import to_float
 from fedmlic.vision_transformer import Shape
+from strategies.server.check import check_experiment
 
 CLIP = runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "clip_folder.py"))
 NAMES = ("cat", "dog", "kite")
@@ -241,6 +244,26 @@ def test_each_stage_changes_its_tensors_and_no_others():
     last = tuple(f"backbone.tower.{part}" for part in ("blocks.3.", "norm.", "projection."))
     assert all(name.startswith((*last, "log_scale")) for name in first)
     assert any(name.startswith(last[0]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "stage"),
+    [("two_stages", 0), ("two_stages", 1), ("alignment", None), ("prompts", None), ("joint", None)],
+)
+def test_a_client_without_annotations_takes_no_step_in_any_stage(schedule, stage):
+    """Teacher and hand-written texts would pull it, and its images count among those of the others."""
+    learned, shard = learner(method=f"schedule={schedule!r}"), data()
+    with torch.no_grad():
+        learned.resident.network.backbone.tower.projection.weight.mul_(0.7)  # else the teacher is where it is
+    nothing = replace(shard, labels=np.full_like(shard.labels, UNKNOWN))
+    one = shard.labels.copy()
+    one[1:] = one[0, 1:] = UNKNOWN
+
+    changed, trained = play_phase(learned, nothing, stage, weight_decay=0.1)
+    assert (changed, trained.num_steps, trained.loss) == (set(), 0, 0.0)
+    changed, trained = play_phase(learned, replace(shard, labels=one), stage)
+    assert changed
+    assert trained.num_steps == 3
 
 
 def test_the_teacher_stays_where_the_student_began():
@@ -515,11 +538,34 @@ def test_texts_that_do_not_train_cannot_be_held_anywhere(prompted, view):
     assert learner(method=f"{pair}, schedule='alignment'")
 
 
+def test_a_run_that_ends_before_the_second_stage_is_refused():
+    with pytest.raises(InputError, match="rounds after align_rounds=20, and num-rounds is 12"):
+        check_experiment(settings(num_rounds=12), Runtime())
+    with pytest.raises(InputError, match="rounds after align_rounds=4, and num-rounds is 4"):
+        check_experiment(settings("align_rounds=4", num_rounds=4), Runtime())
+
+    check_experiment(settings("align_rounds=4", num_rounds=5), Runtime())
+    for schedule in SCHEDULES:
+        check_experiment(settings(f"schedule={schedule!r}", num_rounds=1), Runtime())
+
+
 @pytest.mark.parametrize("other", ["prompted='whole'", "schedule='alignment'"])
 def test_a_context_that_does_not_train_cannot_be_private(other):
     with pytest.raises(InputError, match=f"a context of places that trains, got {other}"):
         learner(method=f"local_context='private', {other}")
     assert learner(method=other)
+
+
+def test_scores_divided_by_their_length_need_a_second_label():
+    for schedule in ("two_stages", *SCHEDULES):
+        with pytest.raises(InputError, match=r"2 labels or more with scores='mkt'.* got 1.*scores='cosine'"):
+            learner(("cat",), method=f"scores='mkt', schedule={schedule!r}")
+
+    shard = data(num_labels=2)
+    learned = learner(("cat", "dog"), method="scores='mkt'")
+    before = learned.predict(shard.images, np.arange(9))
+    play_phase(learned, shard, 0)
+    assert np.abs(learned.predict(shard.images, np.arange(9)) - before).max() > 1e-4
 
 
 def test_without_weights_the_file_to_get_is_named():

@@ -194,6 +194,15 @@ def test_each_view_is_changed_by_itself_and_replays():
     assert not torch.equal(whole, views(2)[0])
 
 
+def test_views_that_the_images_do_not_allow_are_refused_before_any_turn():
+    for views in ("['randaugment']", "['cutout', 'randaugment']"):
+        with pytest.raises(InputError, match="1 or 3 channels for 'randaugment', got 13"):
+            learner(f"pat(views={views})", shape=(12, 10, 13))
+
+    assert learner("pat(views=['flip', 'shift', 'colours', 'cutout'])", shape=(12, 10, 13))
+    assert learner("pat(views=['randaugment'])", shape=(12, 10, 1))
+
+
 def test_a_private_attention_head_is_not_exchanged():
     learned = learner("pat(attention='private')")
 

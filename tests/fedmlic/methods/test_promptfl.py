@@ -112,9 +112,9 @@ def test_views_are_computed_once_a_turn_unless_images_change():
 
 def test_without_a_known_entry_nothing_moves():
     labels = np.full((5, 3), UNKNOWN, np.int8)
-    changed, pulled, trained = TINY["play"](learner(), TINY["data"](labels=labels), METHOD)
+    changed, pulled, trained = TINY["play"](learner(), TINY["data"](labels=labels), METHOD, weight_decay=0.1)
 
-    assert (changed, pulled, trained.loss) == (set(), set(), 0.0)
+    assert (changed, pulled, trained.loss, trained.num_steps) == (set(), set(), 0.0, 0)
 
 
 @pytest.mark.parametrize("num_labels", [1, 1628])

@@ -51,6 +51,16 @@ def test_another_reason_is_told_as_it_is_for_the_label_that_is_there(tiny, tmp_p
         compute(*tiny(method=method, label_names="cat", model=FROZEN, dataset=SMALL, home=str(tmp_path)), watching([]))
 
 
+def test_a_method_that_freezes_its_backbone_has_the_maps_of_a_model_that_would_train(tiny, tmp_path):
+    method = "hp_dval(weights='random', schedule='prompts')"
+    settings = tiny(model="small_cnn(width=4, num_blocks=0)", method=method, dataset=SMALL, home=str(tmp_path))
+
+    found = compute(*settings, watching([]))
+
+    assert found["computed"] == 16
+    assert found["shape"][0] == 16
+
+
 def test_a_model_that_trains_is_refused_before_images_are_read(tiny, tmp_path):
     with pytest.raises(InputError, match=r"tensors of model small_cnn.*trainable='head'"):
         compute(*tiny(dataset=SMALL, home=str(tmp_path)), watching([]))
