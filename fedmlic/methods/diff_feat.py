@@ -1,10 +1,11 @@
 """Diff-Feat: a linear classifier on features of a frozen diffusion transformer, whose block and timestep are searched.
 
 1. *Search* (``search_rounds`` > 0). The first rounds look for the block and timestep whose features tell most of
-   the labels, by a local search (``fedmlic.local_search``). In every round the clients score up to five candidates:
-   each fits a ridge regression on one half of its images, takes the average precision of every label on the other
-   half, and the other way round; the server adds up average precision times positives, and positives, and steps. A
-   candidate's score is the mean over labels of their quotient.
+   the labels, by a local search (``fedmlic.local_search``). In every round the clients score up to five candidates,
+   the place and its neighbours: each fits a ridge regression on one half of its images, takes the average precision
+   of every label on the other half, and the other way round; the server adds up average precision times positives,
+   and positives, and steps. A candidate's score is the mean over labels of their quotient. Clients of different
+   rounds may find their labels harder or easier, so only scores of one round are compared with each other.
 2. *Head*. A linear classifier on the features at the place found: solved in one round from exact sums over the clients
    (``fedmlic.solved_head``), or trained by rounds, through a joint space of ``width`` features if asked for. With
    ``texts``, an image's text vector is a second modality: projections of both are added (trained), or both stand side
@@ -185,7 +186,10 @@ class FederatedSearch:
         return Trained(0.0, 0, {"probes": float(len(wanted)), "images-seen": float(len(chosen) * bool(wanted))})
 
     def solve(self, network: nn.Module, sums: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See ``Solution.solve``: the search, stepped by the scores of all clients together."""
+        """See ``Solution.solve``: the search, stepped by the scores of the round's clients together.
+
+        A round in which no label of any client counts changes nothing: the same candidates are asked for again.
+        """
         del network
         search = search_of(self.begin, before["place"], before["probes"])
         positives = sums[POSITIVES].double()
@@ -194,10 +198,9 @@ class FederatedSearch:
         scores: dict[Place, float] = {}
         for column, place in enumerate(search.wanted()):
             if bool(judged[:, column].any()):
-                # Through float32, in which the score travels, so that everybody steps by the same numbers.
+                # Through float32, in which scores are kept: a round of the same clients gives the same number again.
                 scores[place] = float(means[judged[:, column], column].mean().float())
-        # A candidate that nobody could judge is tried no more than once: it scores 0.
-        at, probes = state_of(search.scored({each: scores.get(each, 0.0) for each in search.wanted()}))
+        at, probes = state_of(search.scored(scores) if search.place in scores else search)
         return {"place": at, "probes": probes}
 
 
