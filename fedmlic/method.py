@@ -268,6 +268,9 @@ class Method(NamedTuple):
         guesses: what training takes entries for that nobody annotated, such as ``"absent"``; empty
             where they take no part. A label that nobody annotates is then trained on guesses alone,
             which whoever runs it is warned of.
+        needs_absences: of a method that ``guesses``: whether its guesses come from what it learned of annotated
+            entries, so that a label that is annotated as present and never as absent ends up present everywhere.
+            Whoever runs it is warned of such labels.
         ask: predicts labels by their names after training: ``(network, task, names) -> predict``, where
             ``predict(images)`` gives float32 ``[batch, names]``. Raises ``InputError`` where this
             network or its label vectors do not allow it. None where no network of the method does.
@@ -295,6 +298,7 @@ class Method(NamedTuple):
     round_sums: Callable[[nn.Module, int], Mapping[str, Tensor]] | None = None
     remembers: bool = False
     guesses: str = ""
+    needs_absences: bool = False
     ask: Callable[[nn.Module, Task, Sequence[str]], Callable[[Tensor], Tensor]] | None = None
     needs_pixels: bool = False
     uncertainty: Callable[[nn.Module, Tensor], Mapping[str, Tensor]] | None = None

@@ -489,6 +489,8 @@ def test_methods_are_listed_with_what_they_say_of_themselves(fedmlic):
     assert found["assume_negative"]["guesses"] == "absent"
     assert found["role"]["memory"] is True
     assert found["bce"]["memory"] is False
+    needing = {name for name, traits in found.items() if traits["needs-absences"]}
+    assert needing == {"fedharmony", "fedlsm", "fedmlp"}  # fedalign only with pseudo=True
     reading = {name for name, traits in found.items() if traits["text"]}
     able = {name for name, traits in found.items() if traits["text-option"]}
     assert reading == {"dualcoop", "fedtpg", "hp_dval", "promptfl"}
