@@ -280,6 +280,9 @@ class Method(NamedTuple):
             images [batch, channels, height, width]) -> numbers by name, floating [batch] each``. ``fedmlic
             predict`` shows them. None where the method says nothing of the kind.
         refuses: why it does not work with an experiment; empty where it does.
+        warns: what whoever runs it should hear of a finished round, one sentence, from what its training metrics add up
+            to over the round's clients, by name; empty where there is nothing to say. A run shows a sentence when it
+            comes first, not in every round. None where the method has nothing to warn of.
         passes: how often a turn takes the steps of the experiment's local epochs; 1 by ``training.fit`` once. The most
             steps that a client can report under a rule that counts them follow from it.
 
@@ -303,6 +306,7 @@ class Method(NamedTuple):
     needs_pixels: bool = False
     uncertainty: Callable[[nn.Module, Tensor], Mapping[str, Tensor]] | None = None
     refuses: Callable[[Experiment], str] | None = None
+    warns: Callable[[Mapping[str, float]], str] | None = None
     passes: int = 1
 
 
