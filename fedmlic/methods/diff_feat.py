@@ -21,6 +21,7 @@ Source: "Diff-Feat" (arXiv 2509.15553); DDAE (Xiang et al., ICCV 2023) for featu
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -240,10 +241,23 @@ def diff_feat(
         width: features of the joint space to which a trained head projects image and text; 0: no projection.
         layer_norm: shift and scale every feature vector to mean 0 and variance 1.
         texts: file of text vectors of images (``fedmlic.diffusion.write_texts``); empty: images alone.
+
+    Raises:
+        InputError: an option is given that has no effect beside the others, or ``texts`` is no such file.
     """
     if head == "solved" and width:
         msg = f"Expected width=0 with head='solved', which needs no projection, got width={width}. Use head='trained'."
         raise InputError(msg)
+    of_search = {
+        "start_block": start_block,
+        "start_timestep": start_timestep,
+        "step_block": step_block,
+        "step_timestep": step_timestep,
+        "least_step": least_step,
+        "budget": budget,
+        "search_images": search_images,
+    }
+    _refuse_unused(search_rounds, head, of_search, gram=gram, alpha=alpha)
     begin = LocalSearch(
         (0, 0), (start_block, start_timestep), (step_block, step_timestep), (1, least_step), budget
     )  # on a grid that the model decides
@@ -271,6 +285,27 @@ def diff_feat(
         solution=Solution(partial(_zeros, alpha=alpha), partial(_stepped, alpha=alpha), metrics=found),
     )
     return method._replace(phases=(first, last), refuses=partial(too_short, search_rounds))
+
+
+def _refuse_unused(search_rounds: int, head: str, of_search: Mapping[str, int], *, gram: str, alpha: float) -> None:
+    """Refuse options that would have no effect.
+
+    Raises:
+        InputError: one is not what it is by default.
+    """
+    unused: dict[str, tuple[Mapping[str, object], str]] = {}
+    if not search_rounds:
+        unused["search_rounds=0"] = of_search, "Name the place in the model, dit(block=..., timestep=...), or search."
+    if head == "trained":
+        of_head = {"gram": gram} if search_rounds else {"gram": gram, "alpha": alpha}
+        unused["head='trained'"] = of_head, "Use head='solved'."
+    parameters = inspect.signature(diff_feat).parameters
+    for where, (options, what_to_do) in unused.items():
+        given = [f"{name}={value!r}" for name, value in options.items() if value != parameters[name].default]
+        if given:
+            names = " and ".join(each.partition("=")[0] for each in given)
+            msg = f"Expected no {names} with {where}, which makes no use of it, got {', '.join(given)}. {what_to_do}"
+            raise InputError(msg)
 
 
 def _of(network: nn.Module, alpha: float, images: int = 0) -> FederatedSearch:

@@ -157,6 +157,37 @@ def test_a_solved_head_with_a_projection_is_refused():
         spec.build("method", "diff_feat(width=8)")
 
 
+OF_SEARCH = ("start_block", "start_timestep", "step_block", "step_timestep", "least_step", "budget", "search_images")
+
+
+@pytest.mark.parametrize("option", [f"{name}=3" for name in OF_SEARCH])
+def test_options_of_the_search_without_one_are_refused(option):
+    name = option.partition("=")[0]
+    with pytest.raises(InputError, match=rf"no {name} with search_rounds=0, .*got {option}\. .*dit\(block="):
+        spec.build("method", f"diff_feat(search_rounds=0, {option})")
+
+    spec.build("method", f"diff_feat(search_rounds=1, {option})")
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        ("head='trained', gram='label'", "no gram with head='trained'"),
+        ("head='trained', gram='shared', search_rounds=0", "no gram with head='trained'"),
+        ("head='trained', alpha=2.0, search_rounds=0", "no alpha with head='trained'"),
+        ("head='trained', alpha=2.0, gram='label', search_rounds=0", "no gram and alpha with head='trained'"),
+    ],
+)
+def test_options_of_the_solved_head_with_a_trained_one_are_refused(options, refused):
+    with pytest.raises(InputError, match=rf"{refused}.*Use head='solved'"):
+        spec.build("method", f"diff_feat({options})")
+
+
+@pytest.mark.parametrize("options", ["head='trained', alpha=2.0", "alpha=2.0, gram='label', search_rounds=0"])
+def test_a_penalty_counts_in_the_search_and_in_the_solved_head(options):
+    spec.build("method", f"diff_feat({options})")
+
+
 def test_a_search_travels_as_two_tensors():
     begin = LocalSearch((28, 1000), (12, 100), (4, 50), budget=6)
     step = begin.scored({(12, 100): 0.25, (16, 100): 0.5, (8, 100): 0.125, (12, 150): 0.25, (12, 50): 0.25})
