@@ -29,7 +29,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -186,7 +186,7 @@ class Player:
     shard: Shard
     stretch: Stretch
     number: int
-    told: Mapping[str, torch.Tensor] = MappingProxyType({})
+    told: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         counted = counts_of(self.shard, [self.learner.method.statistics])
