@@ -257,8 +257,8 @@ def nothing_left(metrics: Mapping[str, float]) -> str:
     else:
         who = "the selection leaves no candidate at any client: from here on they learn only what is absent"
     return (
-        f"{who}. All probabilities are below the thresholds, because the network had not learned enough when the "
-        "selection began, and candidates hardly come back. Raise warm_up, or lower level"
+        f"{who}. All probabilities of these candidates are below the thresholds: the network had not learned enough "
+        "when the selection began, and candidates hardly come back. Raise warm_up, or lower level"
     )
 
 
