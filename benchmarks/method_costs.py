@@ -4,6 +4,8 @@ One process, one thread (or one GPU). A method and ``bce()`` on the same backbon
 again and again; printed is the median of the ratios within a repeat, so that a machine that is busy for a while
 disturbs times but hardly ratios. What a method does once in a turn (a look at all images, say) is part of the turn.
 Turns are those of a late round, in which nothing is still warming up; of a method in phases there is a row for each.
+Where the server tells clients apart or leads through stages (``SITUATIONS``), there is a row for each kind of turn.
+Features that a process keeps from turn to turn are dropped before each: in a run the next turn is of other images.
 Numbers and bytes are counted by the functions of ``fedmlic describe``.
 
 A method that does not run with its defaults on the backbone is measured as its recipe in ``sim/recipes/methods`` has
@@ -26,9 +28,10 @@ import statistics
 import sys
 import time
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
@@ -37,18 +40,20 @@ from measure import ROOT, machine
 
 from clients.host import counts_of, round_sums_of
 from fedmlic import spec
+from fedmlic.diffusion import KeptFeatures
 from fedmlic.errors import InputError, nearest
 from fedmlic.experiment import Experiment
 from fedmlic.labels import ABSENT, PRESENT, UNKNOWN
 from fedmlic.learner import Learner, build_learner, choose_device
 from fedmlic.method import Local, Stretch, Trained, stretch_of
+from fedmlic.methods import fedcorr, fednoro
 from fedmlic.process import prepare
 from fedmlic.protocol import CLIENTS_BEHIND, IMAGES_BEHIND, STATISTICS
 from fedmlic.shard import Shard
 from sim.reports.exchange import exchange
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from fedmlic.federation import Federation
 
@@ -85,11 +90,46 @@ class Work(NamedTuple):
     device: torch.device
 
 
+class Situation(NamedTuple):
+    """What the server says of a client, where a turn depends on it.
+
+    Attributes:
+        name: for the table; empty where there is one situation only.
+        told: what the server shares beside statistics and sums, by name.
+    """
+
+    name: str = ""
+    told: Mapping[str, torch.Tensor] = MappingProxyType({})
+
+
+def named(*clients: int) -> torch.Tensor:
+    """The ids of noisy clients as a server sends them; the client that is measured is 0."""
+    return torch.tensor(clients, dtype=torch.int64)
+
+
+SITUATIONS = {
+    "fednoro": (
+        Situation("before the verdict"),
+        Situation("after it, a noisy client", {fednoro.NOISY: named(0), fednoro.SINCE: torch.tensor(11)}),
+        Situation("after it, another client", {fednoro.NOISY: named(), fednoro.SINCE: torch.tensor(11)}),
+    ),
+    "fedcorr": tuple(
+        Situation(name, {fedcorr.NOISY: noisy, fedcorr.STAGE: torch.tensor(stage), fedcorr.LIMIT: torch.tensor(0.1)})
+        for name, stage, noisy in (
+            ("stage 1, a noisy client", 1, named(0)),
+            ("stage 1, another client", 1, named()),
+            ("stages 2 and 3", 2, named()),
+        )
+    ),
+}
+"""Kinds of turns of methods whose turns depend on what the rule of their name shares, as its defaults have it."""
+
+
 class Row(NamedTuple):
     """One line of the table.
 
     Attributes:
-        name: of the method, with the rounds of the phase.
+        name: of the method, with the rounds of the phase and the kind of turn.
         step: time of a step in those of ``bce()``; None where no step is taken.
         turn: likewise, of a whole turn.
         counted: what ``exchange`` counted of the phase; None where it could not be.
@@ -138,6 +178,7 @@ class Player:
         shard: the client's.
         stretch: the phase that is measured.
         number: of the round.
+        told: what the server shares beside statistics and sums.
     """
 
     experiment: Experiment
@@ -145,12 +186,14 @@ class Player:
     shard: Shard
     stretch: Stretch
     number: int
+    told: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         counted = counts_of(self.shard, [self.learner.method.statistics])
         told = {name: tensor for name, tensor in counted.items() if not name.endswith((CLIENTS_BEHIND, IMAGES_BEHIND))}
         self.shared = {f"{STATISTICS}{name}": tensor.to(self.learner.device) for name, tensor in told.items()}
         self.shared |= self._sums({})
+        self.shared |= {name: tensor.to(self.learner.device) for name, tensor in self.told.items()}
         self.memory: dict[str, torch.Tensor] = {}
         self._start = self.learner.resident.flat.clone()
         self._incoming = self.learner.build_network(self.experiment).to(self.learner.device).eval()
@@ -167,6 +210,9 @@ class Player:
     def seconds(self) -> tuple[float, int]:
         """What a turn takes, and its steps."""
         local = self._local(self.number)
+        kept = getattr(self.learner.resident.network, "kept", None)
+        if isinstance(kept, KeptFeatures):
+            kept.clear()
         self._wait()
         began = time.perf_counter()
         trained = self._train(local)
@@ -240,12 +286,13 @@ def measured(name: str, work: Work, settings: Mapping[str, str], note: str) -> l
     plain = player(experiment.model_copy(update={"method": "bce()"}), shard, work, ROUNDS)
     rows = []
     for phase in counted:
-        number = phase["last_round"]
-        one = player(experiment, shard, work, number)
-        step, turn = compared(one, plain, work.repeats)
-        rounds = "" if len(counted) == 1 else f", rounds {phase['first_round']}-{phase['last_round']}"
-        missing = "" if step is not None else "no steps: sums for the server to solve with"
-        rows.append(Row(name + rounds, step, turn, phase, "; ".join(filter(None, (note, missing)))))
+        rounds = "" if len(counted) == 1 else f"rounds {phase['first_round']}-{phase['last_round']}"
+        for situation in SITUATIONS.get(name, (Situation(),)):
+            one = player(experiment, shard, work, phase["last_round"], situation.told)
+            step, turn = compared(one, plain, work.repeats)
+            title = ", ".join(filter(None, (name, rounds, situation.name)))
+            missing = "" if step is not None else "no steps: sums for the server to solve with"
+            rows.append(Row(title, step, turn, phase, "; ".join(filter(None, (note, missing)))))
     return rows
 
 
@@ -272,10 +319,16 @@ def counted_of(experiment: Experiment, shard: Shard, work: Work) -> list[dict[st
     return phases
 
 
-def player(experiment: Experiment, shard: Shard, work: Work, number: int) -> Player:
-    """Ready to play turns of a round."""
+def player(
+    experiment: Experiment,
+    shard: Shard,
+    work: Work,
+    number: int,
+    told: Mapping[str, torch.Tensor] = MappingProxyType({}),
+) -> Player:
+    """Ready to play turns of a round, in which the server tells something beside statistics and sums."""
     learner = build_learner(experiment, shard.label_names, (work.side, work.side, 3), work.device)
-    made = Player(experiment, learner, shard, stretch_of(learner.method, number), number)
+    made = Player(experiment, learner, shard, stretch_of(learner.method, number), number, told)
     made.warm_up()
     return made
 

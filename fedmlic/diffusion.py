@@ -148,6 +148,10 @@ class KeptFeatures:
         self._keep(given)
         return found.to(images.device)
 
+    def clear(self) -> None:
+        """Drop all that is kept, so that it is computed again."""
+        self._kept.clear()
+
     def _keep(self, given: dict[tuple[int, int, int], Tensor]) -> None:
         for key, features in given.items():
             self._kept[key] = features.clone() if key not in self._kept else self._kept[key]

@@ -2,10 +2,12 @@
 
 From a place, the four neighbours at the steps of both axes are scored. If the best of them is better than the place
 by more than ``gain``, the search moves there; else both steps are halved. It ends where steps are the smallest and no
-neighbour is better, or where the budget is spent. No place is scored twice.
+neighbour is better, or where the budget is spent.
 
 The search is a value that is stepped from outside, so that scores may come from anywhere, several at once: ``wanted``
-says which places to score, ``scored`` takes the scores.
+says which places to score, ``scored`` takes the scores. Scores of one step must come from one judge, those of different
+steps need not: what ``wanted`` asks for always holds the place itself and all its neighbours, and scores count by their
+differences to the place's score of the same step.
 
 Source: the "heuristic local search" of Diff-Feat (arXiv 2509.15553); its text could not be read, and the moves here
 are a reconstruction.
@@ -28,9 +30,10 @@ class LocalSearch:
         place: where it is.
         step: steps of both axes.
         smallest: smallest steps.
-        budget: most places that are scored.
+        budget: most places that are scored; a place that is scored again is not counted again.
         gain: by how much a neighbour must be better.
-        scores: of the places scored so far; larger is better.
+        scores: of the places scored so far, as the judge of the first step would give them if judges differed by one
+            number for all places; larger is better. A later score of a place takes the place of an earlier one.
         ended: whether it is over.
     """
 
@@ -56,16 +59,34 @@ class LocalSearch:
         return [each for each in dict.fromkeys((a, b) for a, b in inside) if each != self.place]
 
     def wanted(self) -> list[Place]:
-        """Which places to score next, five at most; none when the search is over."""
+        """Which places to score next, five at most, the place itself first; none when the search is over.
+
+        Empty too where all of them have a score: the search then goes on by the scores that it has.
+        """
         if self.ended:
             return []
-        missing = [each for each in [self.place, *self.neighbours()] if each not in self.scores]
-        return missing[: self.budget - len(self.scores)]
+        around = [self.place, *self.neighbours()]
+        missing = [each for each in around if each not in self.scores][: self.budget - len(self.scores)]
+        return [each for each in around if each in self.scores or each in missing] if missing else []
 
     def scored(self, scores: Mapping[Place, float]) -> LocalSearch:
-        """The search after the scores of some places became known."""
-        found = replace(self, scores={**self.scores, **scores})
-        while not found.ended and (not found.wanted() or len(found.scores) >= found.budget):
+        """The search after the scores of some places became known.
+
+        Args:
+            scores: of one judge; the place's own is among them.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if self.ended:
+            return self
+        if self.place not in scores:
+            msg = f"Expected scores to hold that of the place {self.place}, got {sorted(scores)}. Score it beside them."
+            raise ValueError(msg)
+        # 0, so that no score changes, where the place's score is the one that it had.
+        easier = self.scores.get(self.place, scores[self.place]) - scores[self.place]
+        found = replace(self, scores={**self.scores, **{place: score + easier for place, score in scores.items()}})
+        while not found.ended and not found.wanted():
             found = found.moved()
         return found
 

@@ -268,6 +268,9 @@ class Method(NamedTuple):
         guesses: what training takes entries for that nobody annotated, such as ``"absent"``; empty
             where they take no part. A label that nobody annotates is then trained on guesses alone,
             which whoever runs it is warned of.
+        needs_absences: of a method that ``guesses``: whether its guesses come from what it learned of annotated
+            entries, so that a label that is annotated as present and never as absent ends up present everywhere.
+            Whoever runs it is warned of such labels.
         ask: predicts labels by their names after training: ``(network, task, names) -> predict``, where
             ``predict(images)`` gives float32 ``[batch, names]``. Raises ``InputError`` where this
             network or its label vectors do not allow it. None where no network of the method does.
@@ -280,6 +283,9 @@ class Method(NamedTuple):
             predict`` shows them. None where the method says nothing of the kind.
         refuses: why it does not work with an experiment; empty where it does. Not asked of an experiment of 0 rounds,
             in which nothing trains.
+        warns: what whoever runs it should hear of a finished round, one sentence, from what its training metrics add up
+            to over the round's clients, by name; empty where there is nothing to say. A run shows a sentence when it
+            comes first, not in every round. None where the method has nothing to warn of.
         passes: how often a turn takes the steps of the experiment's local epochs; 1 by ``training.fit`` once. The most
             steps that a client can report under a rule that counts them follow from it.
 
@@ -298,11 +304,13 @@ class Method(NamedTuple):
     round_sums: Callable[[nn.Module, int], Mapping[str, Tensor]] | None = None
     remembers: bool = False
     guesses: str = ""
+    needs_absences: bool = False
     ask: Callable[[nn.Module, Task, Sequence[str]], Callable[[Tensor], Tensor]] | None = None
     needs_pixels: bool = False
     freezes: bool = False
     uncertainty: Callable[[nn.Module, Tensor], Mapping[str, Tensor]] | None = None
     refuses: Callable[[Experiment], str] | None = None
+    warns: Callable[[Mapping[str, float]], str] | None = None
     passes: int = 1
 
 

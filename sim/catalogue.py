@@ -79,6 +79,7 @@ def _traits(entry: Entry) -> dict[str, bool | str]:
     trial = getattr(importlib.import_module(method_module(entry.name)), "TRIAL", entry.name)
     return {
         "guesses": method.guesses,
+        "needs-absences": method.needs_absences,
         "memory": method.remembers or method.private is not none,
         "counts": _asks_leave(method, entry.name),
         "text": _reads_names(entry.arguments),

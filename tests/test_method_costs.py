@@ -30,6 +30,86 @@ def test_the_table_replaces_what_lies_between_the_marks_and_nothing_else(costs):
             costs.written(text, "a table")
 
 
+SMALL = ("small_cnn(width=4, num_blocks=0)", 3, 16, 2, 4, 1, torch.device("cpu"))
+"""Work of a moment."""
+
+STAND = '''
+import torch
+import torch.nn.functional as F
+from torch import nn
+from fedmlic.diffusion import DiffusionBackbone
+from fedmlic.model import Model
+
+
+class Stand(DiffusionBackbone):
+    bn_policy, num_features, num_blocks, num_timesteps, block, timestep = "none", 12, 3, 1000, 1, 100
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(1))
+
+    def at(self, images, blocks, timestep):
+        pooled = F.adaptive_avg_pool2d(images, 2).flatten(1) * self.gain
+        return torch.stack([pooled * (block + timestep) for block in blocks], dim=1)
+
+    def forward(self, images):
+        return self.at(images, [self.block], self.timestep)[:, 0, :, None, None]
+
+
+def stand() -> Model:
+    """Twelve numbers of an image."""
+    return Model(lambda channels: Stand())
+'''
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_every_timed_turn_computes_the_features_that_the_one_before_kept(costs, plug, number):
+    plug("stand_features", STAND)
+    work = costs.Work("stand_features.stand()", *SMALL[1:])
+    experiment = costs.experiment_of(work, {"model": work.model, "method": "diff_feat(search_rounds=1)"})
+
+    one = costs.player(experiment, costs.client(work), work, number)
+    kept = one.learner.resident.network.kept
+    computed = []
+    for _ in range(2):
+        before = kept.computed
+        one.seconds()
+        computed.append(kept.computed - before)
+
+    looks = 3 if number == 1 else 1  # timesteps of five candidates in a round of the search, one for the head
+    assert computed == [8 * looks] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "metrics"),
+    [
+        ("fednoro", "before the verdict", {"taught-clients": 0}),
+        ("fednoro", "after it, a noisy client", {"taught-clients": 1}),
+        ("fednoro", "after it, another client", {"taught-clients": 0}),
+        ("fedcorr", "stage 1, a noisy client", {"scored-clients": 1, "training-clients": 1}),
+        ("fedcorr", "stage 1, another client", {"scored-clients": 1, "training-clients": 1, "noise-level": 0}),
+        ("fedcorr", "stages 2 and 3", {"scored-clients": 0, "training-clients": 1}),
+    ],
+)
+def test_turns_that_depend_on_what_the_server_says_have_a_row_each(costs, name, kind, metrics):
+    work = costs.Work(*SMALL)
+    (situation,) = [each for each in costs.SITUATIONS[name] if each.name == kind]
+    experiment = costs.experiment_of(work, {"model": work.model, "method": f"{name}()"})
+
+    one = costs.player(experiment, costs.client(work), work, costs.ROUNDS, situation.told)
+    local = one._local(one.number)
+    told = one._train(local)
+
+    assert told.metrics.items() >= metrics.items()
+    assert told.num_steps == 2
+    assert (one.memory != {}) == (name == "fedcorr")
+    assert ("fednoro/losses" in local.round_sums) == (kind == "before the verdict")
+    if kind == "stage 1, a noisy client":
+        assert told.metrics["noise-level"] > 0
+    rows = costs.rows_of(name, work)
+    assert [row.name for row in rows] == [f"{name}, {each.name}" for each in costs.SITUATIONS[name]]
+
+
 @pytest.mark.parametrize(
     ("name", "rounds", "steps"),
     [

@@ -1,10 +1,11 @@
 """Diff-Feat: a linear classifier on features of a frozen diffusion transformer, whose block and timestep are searched.
 
 1. *Search* (``search_rounds`` > 0). The first rounds look for the block and timestep whose features tell most of
-   the labels, by a local search (``fedmlic.local_search``). In every round the clients score up to five candidates:
-   each fits a ridge regression on one half of its images, takes the average precision of every label on the other
-   half, and the other way round; the server adds up average precision times positives, and positives, and steps. A
-   candidate's score is the mean over labels of their quotient.
+   the labels, by a local search (``fedmlic.local_search``). In every round the clients score up to five candidates,
+   the place and its neighbours: each fits a ridge regression on one half of its images, takes the average precision
+   of every label on the other half, and the other way round; the server adds up average precision times positives,
+   and positives, and steps. A candidate's score is the mean over labels of their quotient. Clients of different
+   rounds may find their labels harder or easier, so only scores of one round are compared with each other.
 2. *Head*. A linear classifier on the features at the place found: solved in one round from exact sums over the clients
    (``fedmlic.solved_head``), or trained by rounds, through a joint space of ``width`` features if asked for. With
    ``texts``, an image's text vector is a second modality: projections of both are added (trained), or both stand side
@@ -20,6 +21,7 @@ Source: "Diff-Feat" (arXiv 2509.15553); DDAE (Xiang et al., ICCV 2023) for featu
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -185,7 +187,10 @@ class FederatedSearch:
         return Trained(0.0, 0, {"probes": float(len(wanted)), "images-seen": float(len(chosen) * bool(wanted))})
 
     def solve(self, network: nn.Module, sums: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See ``Solution.solve``: the search, stepped by the scores of all clients together."""
+        """See ``Solution.solve``: the search, stepped by the scores of the round's clients together.
+
+        A round in which no label of any client counts changes nothing: the same candidates are asked for again.
+        """
         del network
         search = search_of(self.begin, before["place"], before["probes"])
         positives = sums[POSITIVES].double()
@@ -194,10 +199,9 @@ class FederatedSearch:
         scores: dict[Place, float] = {}
         for column, place in enumerate(search.wanted()):
             if bool(judged[:, column].any()):
-                # Through float32, in which the score travels, so that everybody steps by the same numbers.
+                # Through float32, in which scores are kept: a round of the same clients gives the same number again.
                 scores[place] = float(means[judged[:, column], column].mean().float())
-        # A candidate that nobody could judge is tried no more than once: it scores 0.
-        at, probes = state_of(search.scored({each: scores.get(each, 0.0) for each in search.wanted()}))
+        at, probes = state_of(search.scored(scores) if search.place in scores else search)
         return {"place": at, "probes": probes}
 
 
@@ -237,10 +241,23 @@ def diff_feat(
         width: features of the joint space to which a trained head projects image and text; 0: no projection.
         layer_norm: shift and scale every feature vector to mean 0 and variance 1.
         texts: file of text vectors of images (``fedmlic.diffusion.write_texts``); empty: images alone.
+
+    Raises:
+        InputError: an option is given that has no effect beside the others, or ``texts`` is no such file.
     """
     if head == "solved" and width:
         msg = f"Expected width=0 with head='solved', which needs no projection, got width={width}. Use head='trained'."
         raise InputError(msg)
+    of_search = {
+        "start_block": start_block,
+        "start_timestep": start_timestep,
+        "step_block": step_block,
+        "step_timestep": step_timestep,
+        "least_step": least_step,
+        "budget": budget,
+        "search_images": search_images,
+    }
+    _refuse_unused(search_rounds, head, of_search, gram=gram, alpha=alpha)
     begin = LocalSearch(
         (0, 0), (start_block, start_timestep), (step_block, step_timestep), (1, least_step), budget
     )  # on a grid that the model decides
@@ -258,6 +275,7 @@ def diff_feat(
         statistics=solved.counts if head == "solved" else None,
         remembers=head == "solved",
         needs_pixels=bool(search_rounds or texts),
+        freezes=True,
     )
     if not search_rounds:
         return method if head == "trained" else method._replace(phases=(last,))
@@ -268,6 +286,27 @@ def diff_feat(
         solution=Solution(partial(_zeros, alpha=alpha), partial(_stepped, alpha=alpha), metrics=found),
     )
     return method._replace(phases=(first, last), refuses=partial(too_short, search_rounds))
+
+
+def _refuse_unused(search_rounds: int, head: str, of_search: Mapping[str, int], *, gram: str, alpha: float) -> None:
+    """Refuse options that would have no effect.
+
+    Raises:
+        InputError: one is not what it is by default.
+    """
+    unused: dict[str, tuple[Mapping[str, object], str]] = {}
+    if not search_rounds:
+        unused["search_rounds=0"] = of_search, "Name the place in the model, dit(block=..., timestep=...), or search."
+    if head == "trained":
+        of_head = {"gram": gram} if search_rounds else {"gram": gram, "alpha": alpha}
+        unused["head='trained'"] = of_head, "Use head='solved'."
+    parameters = inspect.signature(diff_feat).parameters
+    for where, (options, what_to_do) in unused.items():
+        given = [f"{name}={value!r}" for name, value in options.items() if value != parameters[name].default]
+        if given:
+            names = " and ".join(each.partition("=")[0] for each in given)
+            msg = f"Expected no {names} with {where}, which makes no use of it, got {', '.join(given)}. {what_to_do}"
+            raise InputError(msg)
 
 
 def _of(network: nn.Module, alpha: float, images: int = 0) -> FederatedSearch:

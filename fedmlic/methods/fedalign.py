@@ -257,6 +257,7 @@ def fedalign(
         label_rows,
         objective=objective,
         guesses="what is close to or far from label anchors" if pseudo else "",
+        needs_absences=pseudo,
         ask=None if trained else partial(ask, text=text),
         refuses=no_other_steps if in_turn else None,
         passes=2 if in_turn else 1,

@@ -209,4 +209,9 @@ def fedharmony(
 
     alone = "correlations are measured on a client's own network"
     method = classifier(loss, pool=pool, inputs=inputs, one_by_one=alone)
-    return method._replace(remembers=True, guesses="what suits the other clients' correlations", round_sums=round_sums)
+    return method._replace(
+        remembers=True,
+        guesses="what suits the other clients' correlations",
+        needs_absences=True,
+        round_sums=round_sums,
+    )

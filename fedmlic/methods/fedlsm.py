@@ -193,6 +193,7 @@ def fedlsm(
         objective=objective,
         remembers=True,
         guesses="what the global model is sure of",
+        needs_absences=True,
         needs_pixels=mixing > 0 or weak != "none",
     )
 

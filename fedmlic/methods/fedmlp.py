@@ -292,6 +292,7 @@ def fedmlp(
         objective=objective,
         remembers=True,
         guesses="what the global model says",
+        needs_absences=True,
         needs_pixels=weak != "none",
         round_sums=round_sums,
     )

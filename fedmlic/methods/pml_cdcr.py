@@ -48,10 +48,12 @@ from fedmlic.training import classifier, trainer
 from fedmlic.views import strong_view, weak_view
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 PROBABILITIES, COUNTS = "candidates/probability", "candidates/count"
 """Names of the sums of a round: of p over candidates of each label, in multiples of 2^-20, and how many they are."""
+EMPTIED = "clients-without-selection"
+"""The training metric that counts clients whose selection leaves none of their candidates."""
 FIXED_POINT = 2**20
 """Sums are integers, so that a client of up to 2^20 images fits into an exact sum."""
 
@@ -167,11 +169,15 @@ class _Judge:
         return thresholds(found[PROBABILITIES].double() / FIXED_POINT, found[COUNTS], self._level)
 
     def metrics(self) -> dict[str, float]:
-        """Candidates, those selected at the end of the turn, and those dropped in it, divided by labels."""
+        """Candidates, those selected at the end of the turn, and those dropped in it, divided by labels.
+
+        And 1 as ``clients-without-selection`` for a client that has candidates and selects none.
+        """
         num_labels = max(self.candidates.shape[1], 1)
         kept = int((self.selected & self.candidates).sum())
         counted = {"candidates": int(self.candidates.sum()), "selected": kept, "dropped": self.dropped}
-        return {f"{name}-per-label": count / num_labels for name, count in counted.items()}
+        found = {f"{name}-per-label": count / num_labels for name, count in counted.items()}
+        return {**found, EMPTIED: float(counted["candidates"] > 0 and kept == 0)}
 
 
 def pml_cdcr(
@@ -202,7 +208,8 @@ def pml_cdcr(
 
     The training metrics ``candidates-per-label``, ``selected-per-label`` and ``dropped-per-label`` count
     candidates, those in use at the end of clients' turns and those that a turn stopped using, divided by the
-    number of labels.
+    number of labels; ``clients-without-selection`` counts clients that have candidates and use none. A run warns when
+    there is one.
     """
     changed = weak != "none" or jitter > 0 or cutout > 0
 
@@ -233,6 +240,25 @@ def pml_cdcr(
         remembers=True,
         needs_pixels=changed,
         round_sums=no_sums if difficulty == "global" else None,
+        warns=nothing_left,
+    )
+
+
+def nothing_left(metrics: Mapping[str, float]) -> str:
+    """What to say of a round in which the selection left nothing at some clients, or at all; empty otherwise.
+
+    Args:
+        metrics: of the round, added up over its clients.
+    """
+    if not metrics.get(EMPTIED):
+        return ""
+    if metrics["selected-per-label"] > 0:
+        who = "some clients' selection leaves none of their candidates: they learn only what is absent"
+    else:
+        who = "the selection leaves no candidate at any client: from here on they learn only what is absent"
+    return (
+        f"{who}. All probabilities of these candidates are below the thresholds: the network had not learned enough "
+        "when the selection began, and candidates hardly come back. Raise warm_up, or lower level"
     )
 
 

@@ -15,7 +15,8 @@ A client keeps its thetas from turn to turn (``fedmlic.image_state``); they neve
 Deviations: annotated ABSENT entries cost -log(1 - p) as PRESENT ones cost -log p (the source has
 none). The thetas' optimiser is of the experiment's kind, fresh in every turn as the network's is,
 without weight decay and limit on the gradient. Exact logarithms, where the released code adds 1e-5.
-The source's variant LinearInit is not here.
+The source's variant LinearInit is ``probe_then_tune`` around this method, which keeps thetas when the backbone
+begins to train.
 
 Source: Cole et al. 2021, "Multi-Label Learning from Single Positive Labels" (CVPR).
 """

@@ -65,7 +65,7 @@ def examine(federation: Federation, method: str = "") -> Findings:
         *untrained_warnings(names, trained, tested, unannotated),
         *unannotated_warnings(names, unannotated),
         *(_guessed(method, len(unannotated)) if method and unannotated else []),
-        *(_never_absent(names, tallies) if method and not spec.build("method", method).guesses else []),
+        *(_never_absent(names, tallies, method) if method else []),
     ]
     return Findings(warnings, untrained_labels(names, trained, tested), unannotated, trained.tolist())
 
@@ -83,18 +83,26 @@ def _guessed(method: str, num_labels: int) -> list[str]:
     return [text]
 
 
-def _never_absent(names: Sequence[str], tallies: Tallies) -> list[str]:
-    """A method that looks at annotations alone learns to call a label present if nobody ever said that it is absent."""
+def _never_absent(names: Sequence[str], tallies: Tallies, method: str) -> list[str]:
+    """A method that learns from annotations calls a label present everywhere if nobody ever said that it is absent."""
+    made = spec.build("method", method)
+    if made.guesses and not made.needs_absences:
+        return []
     positives = tallies.positives.sum(axis=0, dtype=np.int64)
     only_present = np.flatnonzero((positives > 0) & (tallies.known.sum(axis=0, dtype=np.int64) == positives))
     if not len(only_present):
         return []
     shown = ", ".join(repr(names[place]) for place in only_present[:8]) + (", ..." if len(only_present) > 8 else "")
+    how = (
+        f"takes entries without annotation as {made.guesses}, which comes from annotated entries"
+        if made.guesses
+        else "learns from annotated entries alone"
+    )
     line = (
         f"{len(only_present)} of {len(names)} labels are annotated as present and never as absent: {shown}. The method "
-        "learns from annotated entries alone, so it learns to call these present in every image. Use a method that "
-        "assumes something about entries without annotation ('fedmlic list method' names them), or a regime that keeps "
-        "absences"
+        f"{how}, so it learns to call these present in every image. Use a method that assumes something about entries "
+        "without annotation and needs no absences, such as assume_negative or role ('fedmlic list method' names them), "
+        "or a regime that keeps absences"
     )
     return [line]
 

@@ -48,6 +48,7 @@ def in_words(traits: Mapping[str, bool | str]) -> str:
     """What a method needs and does, in a line."""
     guesses = traits["guesses"]
     words = [f"takes entries without annotation as {guesses}" if guesses else "learns from annotated entries alone"]
+    words += ["needs annotated absences"] * bool(traits["needs-absences"])
     words += ["keeps state on the client"] * bool(traits["memory"])
     words += ["tells the server something of the labels (allow-statistics)"] * bool(traits["counts"])
     words += ["needs pretrained weights (see its page)"] * bool(traits["pretrained"])

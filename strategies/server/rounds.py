@@ -173,6 +173,7 @@ class Rounds:
         self._num_hosts = 0
         self._unannotated: tuple[str, ...] | None = None
         self._frequencies: Frequencies | None = None
+        self._warned: set[str] = set()
 
     def run(self, start: Progress) -> Outcome:
         """Play the remaining rounds after ``start`` and evaluate the final model on all clients.
@@ -369,6 +370,7 @@ class Rounds:
             progress = _with_best(progress, personal, "client/mAP")
         progress = replace(progress, seconds=before.seconds + time.perf_counter() - started)
         self._write_round(progress, turns, evaluation, train_seconds, sums, few)
+        self._warn(number, sums)
         self._record.checkpoint(progress)
         last = dict(personal) if self._personal and number == experiment.num_rounds else {}
         return progress, dict(evaluation.values) if evaluation else last
@@ -635,6 +637,13 @@ class Rounds:
                 **(evaluation.values if evaluation else {}),
             },
         )
+
+    def _warn(self, number: int, sums: Mapping[str, float]) -> None:
+        """What the method warns of after a round; a sentence that was said before is not said again."""
+        text = "" if self._method.warns is None else self._method.warns(sums)
+        if text and text not in self._warned:
+            self._warned.add(text)
+            self._record.event("warning", {"text": f"round {number}: {text}"})
 
     def _write_versions(self, hosts: Sequence[HostInfo]) -> None:
         """What hosts in environments of their own compute with; the server's is in environment.json."""

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,9 +16,11 @@ from typer.testing import CliRunner
 from fedmlic import spec
 from fedmlic.errors import InputError
 from fedmlic.experiment import Experiment, split_settings
+from fedmlic.labels import known
 from fedmlic.record import RunFolder
 from sim.command import _standing, app
 from sim.commands.settings import parameter_types, read_options, read_settings
+from sim.run import describe_federation
 from strategies.server.check import check_experiment
 
 FAULTY = """
@@ -165,6 +168,33 @@ def test_the_shipped_recipes_are_valid():
         # Also those that want the user's files, of which this reads none.
         check_experiment(*split_settings(found))
     assert read_settings(["methods/label_bias", "seed=3"])["regime"] == "single_positive(bias='size')"
+
+
+def alternatives(name):
+    """Settings of every run that the comments of a recipe propose."""
+    file = Path(__file__).parents[2] / "sim" / "recipes" / "methods" / f"{name}.toml"
+    lines = re.sub(r"\n#       ", " ", file.read_text(encoding="utf-8"))
+    found = [shlex.split(line) for line in re.findall(rf"^#   fedmlic run (methods/{name} .*)$", lines, re.MULTILINE)]
+    return [read_settings([each[0], *(part for part in each[1:] if re.match("[a-z-]+=", part))]) for each in found]
+
+
+@pytest.mark.parametrize(("name", "count"), [("diff_feat", 2), ("hapi", 6), ("partial_bce", 3), ("pml_cdcr", 3)])
+def test_runs_that_a_recipe_proposes_would_start(name, count):
+    found = alternatives(name)
+
+    assert len(found) == count
+    for settings in found:
+        check_experiment(*split_settings(settings))
+
+
+def test_completeness_counts_where_the_recipe_proposes_to_weigh_by_it():
+    (settings,) = [each for each in alternatives("partial_bce") if "completeness" in each.get("strategy", "")]
+
+    small = {"dataset": "scenes(preset='tiny', num_images=200, num_test=20)"}
+    federation = describe_federation(*split_settings({**settings, **small}))
+    shares = [known(federation.shard(client).labels).mean() for client in federation.clients]
+
+    assert max(shares) > 2 * min(shares)
 
 
 VALIDATION = {
@@ -501,6 +531,8 @@ def test_methods_are_listed_with_what_they_say_of_themselves(fedmlic):
     assert found["assume_negative"]["guesses"] == "absent"
     assert found["role"]["memory"] is True
     assert found["bce"]["memory"] is False
+    needing = {name for name, traits in found.items() if traits["needs-absences"]}
+    assert needing == {"fedharmony", "fedlsm", "fedmlp"}  # fedalign only with pseudo=True
     reading = {name for name, traits in found.items() if traits["text"]}
     able = {name for name, traits in found.items() if traits["text-option"]}
     assert reading == {"dualcoop", "fedtpg", "hp_dval", "promptfl"}

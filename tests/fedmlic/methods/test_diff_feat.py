@@ -110,7 +110,8 @@ def test_a_federated_search_finds_the_planted_place_with_fewer_probes_than_the_g
     assert len(scored) < 28 * (NUM_TIMESTEPS // 10) / 50
     assert scored[:, 2].max() > scored[0, 2] + 0.02  # better than where it began
     events = rounds(tmp_path / "run")
-    assert sum(event["method/probes"] for event in events[:8]) == 6 * len(scored)
+    asked = sum(event["method/probes"] for event in events[:8])
+    assert 6 * len(scored) < asked <= 6 * 8 * CANDIDATES  # places are scored again beside their neighbours
     assert max(event["bytes-up"] for event in events[:8]) == 6 * 8 * (CANDIDATES * 24 + 32)
     told = {name: events[7][f"strategy/search/{name}"] for name in ("block", "timestep", "candidates", "ended")}
     assert told == {"block": block, "timestep": timestep, "candidates": len(scored), "ended": 1}
@@ -156,12 +157,43 @@ def test_a_solved_head_with_a_projection_is_refused():
         spec.build("method", "diff_feat(width=8)")
 
 
+OF_SEARCH = ("start_block", "start_timestep", "step_block", "step_timestep", "least_step", "budget", "search_images")
+
+
+@pytest.mark.parametrize("option", [f"{name}=3" for name in OF_SEARCH])
+def test_options_of_the_search_without_one_are_refused(option):
+    name = option.partition("=")[0]
+    with pytest.raises(InputError, match=rf"no {name} with search_rounds=0, .*got {option}\. .*dit\(block="):
+        spec.build("method", f"diff_feat(search_rounds=0, {option})")
+
+    spec.build("method", f"diff_feat(search_rounds=1, {option})")
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        ("head='trained', gram='label'", "no gram with head='trained'"),
+        ("head='trained', gram='shared', search_rounds=0", "no gram with head='trained'"),
+        ("head='trained', alpha=2.0, search_rounds=0", "no alpha with head='trained'"),
+        ("head='trained', alpha=2.0, gram='label', search_rounds=0", "no gram and alpha with head='trained'"),
+    ],
+)
+def test_options_of_the_solved_head_with_a_trained_one_are_refused(options, refused):
+    with pytest.raises(InputError, match=rf"{refused}.*Use head='solved'"):
+        spec.build("method", f"diff_feat({options})")
+
+
+@pytest.mark.parametrize("options", ["head='trained', alpha=2.0", "alpha=2.0, gram='label', search_rounds=0"])
+def test_a_penalty_counts_in_the_search_and_in_the_solved_head(options):
+    spec.build("method", f"diff_feat({options})")
+
+
 def test_a_search_travels_as_two_tensors():
     begin = LocalSearch((28, 1000), (12, 100), (4, 50), budget=6)
     step = begin.scored({(12, 100): 0.25, (16, 100): 0.5, (8, 100): 0.125, (12, 150): 0.25, (12, 50): 0.25})
 
     assert step.place == (16, 100)
-    for search in (begin, step, step.scored({(20, 100): 0.5})):
+    for search in (begin, step, step.scored({(16, 100): 0.5, (20, 100): 0.5})):
         again = search_of(begin, *state_of(search))
         assert again == search
         assert again.wanted() == search.wanted()
@@ -256,12 +288,52 @@ def test_the_servers_step_weighs_clients_by_positives_and_labels_alike():
     scores = found["probes"][found["probes"][:, 0] >= 0]
     np.testing.assert_allclose(scores[:, 2].numpy(), [0.5, 0.8, 0.325, 0.5, 0.5], rtol=1e-6)
     assert found["place"][:2].tolist() == [2, 100]  # the third label, which nobody could judge, is in no mean
-    nobody = federated.solve(
-        nn.Identity(),
-        {"search/precision": precision * 0, "search/positives": positives * 0},
-        {"place": place, "probes": probes},
-    )
-    assert (nobody["probes"][:5, 2] == 0).all()
+
+
+def searched(easier, rounds=8):
+    """A search for a clear peak at (18, 200), when round k's clients find everything easier by ``easier[k]``.
+
+    Returns the tensors after each round. ``easier[k]`` None: nobody could judge in that round.
+    """
+    begin = LocalSearch((28, 1000), (12, 100), (4, 50), budget=24)
+    federated = FederatedSearch(begin, 1.0, 8)
+    state, found = dict(zip(("place", "probes"), state_of(begin), strict=True)), []
+    for number in range(rounds):
+        judge = easier[number % len(easier)]
+        positives = torch.zeros(2, CANDIDATES, dtype=torch.int64)
+        precision = torch.zeros(2, CANDIDATES, dtype=torch.float64)
+        for column, (block, timestep) in enumerate(search_of(begin, **state).wanted()):
+            if judge is not None:
+                share = math.exp(-(((block - 18) / 10) ** 2) - ((timestep - 200) / 120) ** 2)
+                positives[:, column] = 10
+                precision[:, column] = 10 * (0.2 + 0.5 * share + judge)
+        sums = {"search/precision": precision, "search/positives": positives}
+        state = dict(federated.solve(nn.Identity(), sums, state))
+        found.append(state)
+    return found
+
+
+@pytest.mark.parametrize(
+    "easier", [(0.0,), (0.15, *[0.0] * 7), (0.15, 0.0), (-0.1, 0.1, 0.05)], ids=["one", "first", "in turns", "three"]
+)
+def test_clients_that_find_everything_easier_do_not_mislead_the_search(easier):
+    found = searched(easier)
+
+    assert found[-1]["place"][:2].tolist() == [18, 200]
+    for state, alone in zip(found, searched((0.0,)), strict=True):
+        assert state["place"].tolist() == alone["place"].tolist()
+        known = alone["probes"][:, 0] >= 0
+        torch.testing.assert_close(state["probes"][known, :2], alone["probes"][known, :2])
+        torch.testing.assert_close(state["probes"][known, 2], alone["probes"][known, 2] + easier[0])
+
+
+def test_a_round_in_which_nobody_could_judge_writes_nothing():
+    found, alone = searched((None, 0.0, 0.0, None, 0.0, 0.0), rounds=6), searched((0.0,), rounds=4)
+
+    assert (found[0]["probes"] == -1).all()
+    for state, other in zip(found, (None, *alone[:2], alone[1], *alone[2:]), strict=True):
+        if other is not None:
+            assert all(torch.equal(state[name], other[name]) for name in ("place", "probes"))
 
 
 @pytest.mark.parametrize("head", ["solved", "trained"])

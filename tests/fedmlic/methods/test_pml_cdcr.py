@@ -17,10 +17,12 @@ from fedmlic.learner import build_learner
 from fedmlic.method import Local
 from fedmlic.methods.pml_cdcr import (
     COUNTS,
+    EMPTIED,
     FIXED_POINT,
     PROBABILITIES,
     candidate_sums,
     disagreement,
+    nothing_left,
     select,
     selected_entries,
     thresholds,
@@ -307,6 +309,42 @@ def test_one_hash_killed_or_not_and_the_rounds_sums_are_kept_with_the_model(play
     kept = [place.recall(event["client"], last[event["client"]]) for event in played]
     assert all({PREFIX + "selected", PREFIX + "judged", PREFIX + "of", PREFIX + "passes"} == set(each) for each in kept)
     assert 0 < int(counts.sum()) <= sum(each[PREFIX + "selected"].numel() for each in kept)
+
+
+def test_a_client_whose_selection_leaves_nothing_is_counted():
+    people = [client(1, num_images=16)]
+    empty, full = (
+        Federation(f"pml_cdcr(difficulty='none', warm_up=1, level={level}, {QUIET})", people, local_epochs=1)
+        for level in (1, 0)
+    )
+    counted = []
+    for ours in (empty, full):
+        for number in (1, 2):
+            ours.play(number)
+            counted.append(ours.told[0].metrics[EMPTIED])
+
+    assert counted == [0, 1, 0, 0]  # the warm-up uses all
+    assert empty.told[0].metrics["selected-per-label"] == 0
+
+
+def test_what_a_round_without_selection_says():
+    assert not nothing_left({"selected-per-label": 0.0, EMPTIED: 0.0})  # clients without a candidate
+    assert not nothing_left({})
+    assert nothing_left({"selected-per-label": 7.0, EMPTIED: 2.0}).startswith("some clients' selection leaves none")
+    assert nothing_left({"selected-per-label": 0.0, EMPTIED: 2.0}).startswith(
+        "the selection leaves no candidate at any"
+    )
+
+
+@pytest.mark.parametrize(("level", "warned"), [(1, 1), (0, 0)])
+def test_a_run_whose_selection_leaves_nothing_says_so_once(play, tmp_path, level, warned):
+    method = f"pml_cdcr(difficulty='none', warm_up=1, level={level})"
+    play(tmp_path / "run", **{**RUN, "method": method, "num_rounds": 4})
+
+    texts = [event["text"] for event in open_run(tmp_path / "run").events() if event["event"] == "warning"]
+    found = [text for text in texts if "selection" in text]
+    assert len(found) == warned
+    assert all(text.startswith("round 2: the selection leaves no candidate at any client") for text in found)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,10 @@ from clients.opening import open_host
 from fedmlic import spec
 from fedmlic.errors import InputError
 from fedmlic.experiment import Experiment
+from fedmlic.image_state import image_state
 from fedmlic.learner import build_learner
 from fedmlic.method import stretch_of
+from fedmlic.methods import role
 from fedmlic.record import open_run
 from strategies.server.check import check_experiment
 
@@ -105,6 +107,28 @@ def test_what_clients_keep_of_their_images_stays_when_the_backbone_begins_to_tra
 
     assert len(kept) == 6
     assert [tensors["images/passes"][1].item() for tensors in kept] == [2] * 6  # the third pass, counted from 0
+
+
+def test_roles_estimates_go_over_into_fine_tuning_bit_for_bit(play, tmp_path, monkeypatch):
+    """The pair that is ROLE's LinearInit: what a turn of fine-tuning begins with is what the last probe left."""
+    begun, left = {}, {}
+
+    def noted(local, name, start):
+        theta = image_state(local, name, start)
+        begun[local.client, local.round], left[local.client, local.round] = theta.clone(), theta  # changed in place
+        return theta
+
+    monkeypatch.setattr(role, "image_state", noted)
+    method = "probe_then_tune(probe_rounds=2, method='role(expected=1.5)')"
+    play(tmp_path / "run", method=method, regime="single_positive()", num_rounds=3, cohort_size=0)
+
+    clients = {client for client, _ in begun}
+    assert len(clients) == 6
+    for client in clients:
+        for number in (1, 2, 3):
+            assert not torch.equal(left[client, number].detach(), begun[client, number])  # it trains in both stretches
+        for number in (1, 2):
+            assert torch.equal(begun[client, number + 1], left[client, number].detach())
 
 
 def test_a_turn_that_failed_in_a_stage_does_not_change_what_the_next_turns_train(tiny):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from fedmlic import spec
 from fedmlic.labels import PRESENT, UNKNOWN
 from sim.data.federation_warnings import examine
 from sim.run import describe_federation
@@ -21,6 +22,23 @@ def test_they_are_warned_of_under_present_only_labels(tiny, method, regime):
 
     assert "10 of 10 labels" in line
     assert "regime that keeps absences" in line
+
+
+@pytest.mark.parametrize("method", ["fedlsm()", "fedharmony()", "fedalign(pseudo=True)", "fedmlp(warm_up=3)"])
+def test_methods_whose_guesses_come_from_annotations_are_warned_of_too(tiny, method):
+    (line,) = said(tiny, method, regime="single_positive()")
+
+    guesses = spec.build("method", method).guesses
+    assert f"takes entries without annotation as {guesses}, which comes from annotated entries" in line
+    assert said(tiny, method, regime="complete()") == []
+
+
+def test_the_methods_that_the_advice_names_are_not_warned_of(tiny):
+    (line,) = said(tiny, "bce()", regime="single_positive()")
+
+    for method in ("assume_negative", "role"):
+        assert method in line
+        assert said(tiny, method, regime="single_positive()") == []
 
 
 @pytest.mark.parametrize(
