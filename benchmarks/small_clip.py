@@ -327,7 +327,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("folder", type=Path, help="where the weights go; with --zero-shot, where they are")
     parser.add_argument("--dataset", default=DATASET, help="pictures and names to train on")
     parser.add_argument("--zero-shot", default="", metavar="DATASET", help="train nothing: score its test images")
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--weight-decay", type=float, default=0.05)
