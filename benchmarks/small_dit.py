@@ -68,7 +68,7 @@ STUDY = Path(__file__).parents[1] / "sim" / "studies" / "ablation_diff_feat_trai
 TIMESTEPS = (0, 10, 50, 100, 200, 300, 500, 700, 900)
 """Of the grid."""
 
-ALPHAS = (1.0, 10.0, 100.0, 1000.0)
+ALPHAS = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)
 """Penalties that are tried."""
 
 BEGIN = (12 / 28, 100)
@@ -93,13 +93,13 @@ class Sizes(NamedTuple):
 
     images: int = 12_000
     vae_channels: tuple[int, ...] = (16, 16)
-    vae_steps: int = 450
+    vae_steps: int = 1500
     depth: int = 6
     width: int = 128
     head: int = 32
     patch: int = 2
-    steps: int = 1400
-    batch: int = 32
+    steps: int = 2400
+    batch: int = 16
     seed: int = 7001
 
 
@@ -172,7 +172,7 @@ def trained_vae(corpus: Corpus, sizes: Sizes) -> Any:  # noqa: ANN401  (diffuser
             mid_block_add_attention=False,
         )
     order, noise = stream(sizes.seed, "small_dit/vae/order"), torch_stream(sizes.seed, "small_dit/vae/noise")
-    optimiser, schedule = optimiser_of(vae, 2e-3, sizes.vae_steps)
+    optimiser, schedule = optimiser_of(vae, 5e-3, sizes.vae_steps)
     rows, progress = np.asarray(corpus.splits["train"]), Progress("autoencoder", sizes.vae_steps)
     for step in range(sizes.vae_steps):
         pixels = pixels_of(corpus, order.choice(rows, sizes.batch))
