@@ -168,6 +168,7 @@ class HeadSums(NamedTuple):
 
 
 NAMES = (KNOWN, POSITIVE, ALL, FIRST, FIRST_PRESENT, FIRST_ALL, SECOND)
+COUNTS = (KNOWN, POSITIVE, ALL)
 
 
 def ridge_head(sums: HeadSums, alpha: float, *, standardise: bool, balanced: bool) -> tuple[Tensor, Tensor]:
@@ -299,15 +300,7 @@ class SolvedHead:
         """
         num_labels, num_features = head_of(network).weight.shape
         one = self.is_shared(shared)
-        count = (1 if one else num_labels) * _triangle(num_features)
-        if count > MOST_NUMBERS:
-            remedy = "Use a backbone with fewer features"
-            remedy += "." if one else ", or gram='shared', one for all labels (approximate where labels are unknown)."
-            msg = (
-                f"Expected second moments of at most {MOST_NUMBERS:,} numbers, got {count:,}: {num_features} features "
-                f"for {'all' if one else f'each of {num_labels}'} labels. {remedy}"
-            )
-            raise InputError(msg)
+        refuse_too_many(num_labels, num_features, shared=one)
         return HeadSums.zero(num_labels, num_features, shared=one).to_tensors()
 
     def solve(self, network: nn.Module, sums: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -345,6 +338,30 @@ class SolvedHead:
         local.solution_sums.update(sums.to_tensors())
         added.fill_(value=True)
         return Trained(loss, 0, {"added": 1.0})
+
+
+def refuse_too_many(num_labels: int, num_features: int, *, shared: bool, times: int = 1) -> None:
+    """Refuse second moments that are too large to be sent.
+
+    Args:
+        num_labels: labels.
+        num_features: features.
+        shared: whether there is one second moment for all labels.
+        times: how many heads' sums are sent at once.
+
+    Raises:
+        InputError: they are more than ``MOST_NUMBERS``.
+    """
+    count = times * (1 if shared else num_labels) * _triangle(num_features)
+    if count > MOST_NUMBERS:
+        remedy = "Use a backbone with fewer features"
+        remedy += "." if shared else ", or gram='shared', one for all labels (approximate where labels are unknown)."
+        whose = "all" if shared else f"each of {num_labels}"
+        msg = (
+            f"Expected second moments of at most {MOST_NUMBERS:,} numbers, got {count:,}: {num_features} features "
+            f"for {whose} labels{f', {times} times' if times > 1 else ''}. {remedy}"
+        )
+        raise InputError(msg)
 
 
 def head_of(network: nn.Module) -> nn.Linear:

@@ -5,7 +5,9 @@
    the place and its neighbours: each fits a ridge regression on one half of its images, takes the average precision
    of every label on the other half, and the other way round; the server adds up average precision times positives,
    and positives, and steps. A candidate's score is the mean over labels of their quotient. Clients of different
-   rounds may find their labels harder or easier, so only scores of one round are compared with each other.
+   rounds may find their labels harder or easier, so only scores of one round are compared with each other. With
+   ``score="pooled"`` the regressions are those of all clients' halves and a step takes two rounds: one for their
+   sums, one for the scores (``fedmlic.pooled_scores``).
 2. *Head*. A linear classifier on the features at the place found: solved in one round from exact sums over the clients
    (``fedmlic.solved_head``), or trained by rounds, through a joint space of ``width`` features if asked for. With
    ``texts``, an image's text vector is a second modality: projections of both are added (trained), or both stand side
@@ -38,12 +40,15 @@ from fedmlic.errors import InputError
 from fedmlic.local_search import LocalSearch, Place
 from fedmlic.losses import mean_binary_cross_entropy
 from fedmlic.method import Method, Objective, Phase, Solution, Trained, none
+from fedmlic.pooled_scores import HALVES, fit_sums, fit_zeros, judged, regressions_of
 from fedmlic.pretrained import freeze
 from fedmlic.ridge_scores import cross_scores
-from fedmlic.solved_head import Gram, SolvedHead
+from fedmlic.solved_head import Gram, SolvedHead, refuse_too_many
 from fedmlic.training import held_images, to_float, trainer
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from fedmlic.arrays import Resident
     from fedmlic.experiment import Experiment
     from fedmlic.method import Local, Task
@@ -73,10 +78,13 @@ class DiffFeatNetwork(nn.Module):
         texts: vectors of images' texts; None without.
         search: the search as it begins; None without.
         layer_norm: whether each feature vector is shifted and scaled to mean 0 and variance 1.
+        pooled: whether candidates are scored by regressions of all clients.
 
     Attributes:
         place: float32 ``[5]``: block and timestep, steps of both, 1 once the search is over.
         probes: float32 ``[budget, 3]``: block, timestep and score of every candidate; -1 where there is none yet.
+        regressions: with ``pooled``, float32 ``[2, 5, labels, features + 1]`` (``fedmlic.pooled_scores``): by which the
+            next round's clients score the candidates; all 0 where they add the sums of regressions.
     """
 
     def __init__(
@@ -88,6 +96,7 @@ class DiffFeatNetwork(nn.Module):
         texts: TextTable | None,
         search: LocalSearch | None,
         layer_norm: bool,
+        pooled: bool = False,
     ) -> None:
         super().__init__()
         self.backbone, self.texts, self.search, self.layer_norm = backbone, texts, search, layer_norm
@@ -97,6 +106,9 @@ class DiffFeatNetwork(nn.Module):
         if search is not None:
             place, probes = state_of(search)
             self.place, self.probes = nn.Parameter(place), nn.Parameter(probes)
+            if pooled:
+                shape = HALVES, CANDIDATES, num_labels, backbone.num_features + 1
+                self.regressions = nn.Parameter(torch.zeros(shape))
             self.kept = KeptFeatures(of_any_block(backbone))
 
     def modalities(self, images: Tensor) -> list[Tensor]:
@@ -154,45 +166,80 @@ class FederatedSearch:
         begin: the search as it begins.
         alpha: penalty of the clients' ridge regressions.
         images: most images that a client looks at.
+        pooled: the solved head whose kind of sums the regressions of all clients are solved from; None: each client
+            scores by regressions of its own.
     """
 
     begin: LocalSearch
     alpha: float
     images: int
+    pooled: SolvedHead | None = None
 
     def zeros(self, network: nn.Module, shared: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See ``Solution.sums``."""
-        del shared
-        shape = (cast("DiffFeatNetwork", network).head.out_features, CANDIDATES)
-        return {PRECISION: torch.zeros(shape, dtype=torch.float64), POSITIVES: torch.zeros(shape, dtype=torch.int64)}
+        """See ``Solution.sums``; of those of both rounds of a step, each round's clients add to their own.
+
+        Raises:
+            InputError: the second moments of all candidates would be too many numbers.
+        """
+        own = cast("DiffFeatNetwork", network)
+        found = _no_scores(own.head.out_features)
+        if self.pooled is not None:
+            size, one = (own.head.out_features, own.backbone.num_features), self.pooled.is_shared(shared)
+            refuse_too_many(*size, shared=one, times=HALVES * CANDIDATES)
+            found |= fit_zeros(*size, CANDIDATES, shared=one)
+        return found
 
     def train(self, resident: Resident, shard: Shard, local: Local) -> Trained:
-        """Score this round's candidates on the client's own known labels; nothing trains."""
+        """Score this round's candidates on the client's own known labels, or add up for regressions; nothing trains."""
         network = cast("DiffFeatNetwork", resident.network).eval()
         wanted = search_of(self.begin, network.place, network.probes).wanted()
         chosen = np.unique(np.linspace(0, shard.num_images - 1, min(self.images, shard.num_images)).round().astype(int))
+        told = Trained(0.0, 0, {"probes": float(len(wanted)), "images-seen": float(len(chosen) * bool(wanted))})
+        if not wanted:
+            return told
         images = to_float(held_images([shard], local.device)(chosen), local.device, resident.memory_format)
-        sums = self.zeros(network, {})
+        features: dict[Place, Tensor] = {}
         for timestep in sorted({timestep for _, timestep in wanted}):
             blocks = [block for block, at in wanted if at == timestep]
             batches = (images[at : at + BATCH] for at in range(0, len(images), BATCH))
-            features = torch.cat([network.kept.at(batch, blocks, timestep) for batch in batches])
-            for number, block in enumerate(blocks):
-                column = wanted.index((block, timestep))
-                found = cross_scores(features[:, number].double().cpu().numpy(), shard.labels[chosen], self.alpha)
-                sums[PRECISION][:, column] = torch.from_numpy(found.precision)
-                sums[POSITIVES][:, column] = torch.from_numpy(found.positives)
-        if wanted:
-            local.solution_sums.update(sums)
-        return Trained(0.0, 0, {"probes": float(len(wanted)), "images-seen": float(len(chosen) * bool(wanted))})
+            found = torch.cat([network.kept.at(batch, blocks, timestep) for batch in batches]).double().cpu()
+            features |= {(block, timestep): found[:, number] for number, block in enumerate(blocks)}
+        stacked, labels = torch.stack([features[place] for place in wanted], dim=1), shard.labels[chosen]
+        if self.pooled is not None and not bool(network.regressions.any()):
+            one = self.pooled.is_shared(local.shared)
+            sums = fit_sums(stacked, torch.from_numpy(labels), CANDIDATES, shared=one)
+        else:
+            sums = self._scores(network, stacked.numpy(), labels)
+        local.solution_sums.update(sums)
+        return told
+
+    def _scores(
+        self, network: DiffFeatNetwork, features: NDArray[np.float64], labels: NDArray[np.int8]
+    ) -> dict[str, Tensor]:
+        """Sums of scores of candidates, of features ``[images, candidates, features]``."""
+        sums = _no_scores(labels.shape[1])
+        for column in range(features.shape[1]):
+            if self.pooled is None:
+                found = cross_scores(features[:, column], labels, self.alpha)
+            else:
+                rows = network.regressions[:, column].detach().double().cpu().numpy()
+                found = judged(features[:, column], labels, rows)
+            sums[PRECISION][:, column] = torch.from_numpy(found.precision)
+            sums[POSITIVES][:, column] = torch.from_numpy(found.positives)
+        return sums
 
     def solve(self, network: nn.Module, sums: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See ``Solution.solve``: the search, stepped by the scores of the round's clients together.
 
         A round in which no label of any client counts changes nothing: the same candidates are asked for again.
+        Where scores are pooled, the first of a step's two rounds gives regressions and the second ends with none, so
+        that the next one adds up for new ones, of the same candidates if none could be scored.
         """
         del network
         search = search_of(self.begin, before["place"], before["probes"])
+        if self.pooled is not None and not bool(before["regressions"].any()):
+            return {} if search.ended else {"regressions": regressions_of(sums, self.alpha)}
+        rest = {} if self.pooled is None else {"regressions": torch.zeros_like(before["regressions"])}
         positives = sums[POSITIVES].double()
         means = sums[PRECISION] / positives.clamp(min=1)
         judged = positives > 0
@@ -202,7 +249,12 @@ class FederatedSearch:
                 # Through float32, in which scores are kept: a round of the same clients gives the same number again.
                 scores[place] = float(means[judged[:, column], column].mean().float())
         at, probes = state_of(search.scored(scores) if search.place in scores else search)
-        return {"place": at, "probes": probes}
+        return {"place": at, "probes": probes, **rest}
+
+
+def _no_scores(num_labels: int) -> dict[str, Tensor]:
+    shape = num_labels, CANDIDATES
+    return {PRECISION: torch.zeros(shape, dtype=torch.float64), POSITIVES: torch.zeros(shape, dtype=torch.int64)}
 
 
 def diff_feat(
@@ -215,6 +267,7 @@ def diff_feat(
     least_step: Annotated[int, Field(ge=1)] = 10,
     budget: Annotated[int, Field(ge=1)] = 24,
     search_images: Annotated[int, Field(ge=2)] = 256,
+    score: Literal["client", "pooled"] = "client",
     head: Literal["solved", "trained"] = "solved",
     alpha: Annotated[float, Field(gt=0)] = 1.0,
     gram: Gram = "auto",
@@ -234,10 +287,12 @@ def diff_feat(
         least_step: smallest step of timesteps.
         budget: most candidates that are scored.
         search_images: most images that a client looks at in the search.
+        score: what ranks a candidate's images: ``client``, ridge regressions of each client alone, or ``pooled``, of
+            all clients of a round; a step of the search then takes two rounds and ``search_rounds`` is even.
         head: ``solved`` in one round from exact sums (needs ``allow-statistics``), or ``trained`` by rounds.
         alpha: penalty of ridge regressions on features divided by their standard deviation: the solved head's, and
             those by which candidates are scored.
-        gram: second moments that the solved head adds up (``fedmlic.solved_head``).
+        gram: second moments that the solved head and pooled scores add up (``fedmlic.solved_head``).
         width: features of the joint space to which a trained head projects image and text; 0: no projection.
         layer_norm: shift and scale every feature vector to mean 0 and variance 1.
         texts: file of text vectors of images (``fedmlic.diffusion.write_texts``); empty: images alone.
@@ -256,14 +311,29 @@ def diff_feat(
         "least_step": least_step,
         "budget": budget,
         "search_images": search_images,
+        "score": score,
     }
     _refuse_unused(search_rounds, head, of_search, gram=gram, alpha=alpha)
+    if score == "pooled" and search_rounds % 2:
+        msg = (
+            f"Expected search_rounds to be even with score='pooled', whose steps take two rounds, got {search_rounds}. "
+            f"Use search_rounds={search_rounds + 1}."
+        )
+        raise InputError(msg)
     begin = LocalSearch(
         (0, 0), (start_block, start_timestep), (step_block, step_timestep), (1, least_step), budget
     )  # on a grid that the model decides
     table = TextTable.read(texts) if texts else None
-    build = partial(_build, begin=begin if search_rounds else None, width=width, table=table, layer_norm=layer_norm)
     solved = SolvedHead(read, alpha, gram=gram)
+    pooled = solved if score == "pooled" else None
+    build = partial(
+        _build,
+        begin=begin if search_rounds else None,
+        width=width,
+        table=table,
+        layer_norm=layer_norm,
+        pooled=pooled is not None,
+    )
     objective = Objective(_loss, needs_annotations=True)
     last = solved.phase(objective) if head == "solved" else Phase(trainer(objective), 0, trained, objective)
     method = Method(
@@ -272,7 +342,7 @@ def diff_feat(
         predict,
         lambda _: ("head.weight", "head.bias"),
         objective=objective,
-        statistics=solved.counts if head == "solved" else None,
+        statistics=solved.counts if head == "solved" or pooled is not None else None,
         remembers=head == "solved",
         needs_pixels=bool(search_rounds or texts),
         freezes=True,
@@ -280,15 +350,17 @@ def diff_feat(
     if not search_rounds:
         return method if head == "trained" else method._replace(phases=(last,))
     first = Phase(
-        partial(_searched, alpha=alpha, images=search_images),
+        partial(_searched, alpha=alpha, images=search_images, pooled=pooled),
         search_rounds,
         none,
-        solution=Solution(partial(_zeros, alpha=alpha), partial(_stepped, alpha=alpha), metrics=found),
+        solution=Solution(
+            partial(_zeros, alpha=alpha, pooled=pooled), partial(_stepped, alpha=alpha, pooled=pooled), metrics=found
+        ),
     )
     return method._replace(phases=(first, last), refuses=partial(too_short, search_rounds))
 
 
-def _refuse_unused(search_rounds: int, head: str, of_search: Mapping[str, int], *, gram: str, alpha: float) -> None:
+def _refuse_unused(search_rounds: int, head: str, of_search: Mapping[str, object], *, gram: str, alpha: float) -> None:
     """Refuse options that would have no effect.
 
     Raises:
@@ -298,7 +370,8 @@ def _refuse_unused(search_rounds: int, head: str, of_search: Mapping[str, int], 
     if not search_rounds:
         unused["search_rounds=0"] = of_search, "Name the place in the model, dit(block=..., timestep=...), or search."
     if head == "trained":
-        of_head = {"gram": gram} if search_rounds else {"gram": gram, "alpha": alpha}
+        of_head: dict[str, object] = {} if of_search["score"] == "pooled" else {"gram": gram}
+        of_head |= {} if search_rounds else {"alpha": alpha}
         unused["head='trained'"] = of_head, "Use head='solved'."
     parameters = inspect.signature(diff_feat).parameters
     for where, (options, what_to_do) in unused.items():
@@ -309,26 +382,35 @@ def _refuse_unused(search_rounds: int, head: str, of_search: Mapping[str, int], 
             raise InputError(msg)
 
 
-def _of(network: nn.Module, alpha: float, images: int = 0) -> FederatedSearch:
+def _of(network: nn.Module, alpha: float, pooled: SolvedHead | None, images: int = 0) -> FederatedSearch:
     begin = cast("DiffFeatNetwork", network).search
     if begin is None:
         msg = "Expected a network with a search, got one without. Build it with search_rounds above 0."
         raise TypeError(msg)
-    return FederatedSearch(begin, alpha, images)
+    return FederatedSearch(begin, alpha, images, pooled)
 
 
-def _searched(resident: Resident, shard: Shard, local: Local, *, alpha: float, images: int) -> Trained:
-    return _of(resident.network, alpha, images).train(resident, shard, local)
+def _searched(
+    resident: Resident, shard: Shard, local: Local, *, alpha: float, images: int, pooled: SolvedHead | None
+) -> Trained:
+    return _of(resident.network, alpha, pooled, images).train(resident, shard, local)
 
 
-def _zeros(network: nn.Module, shared: Mapping[str, Tensor], *, alpha: float) -> dict[str, Tensor]:
-    return _of(network, alpha).zeros(network, shared)
+def _zeros(
+    network: nn.Module, shared: Mapping[str, Tensor], *, alpha: float, pooled: SolvedHead | None
+) -> dict[str, Tensor]:
+    return _of(network, alpha, pooled).zeros(network, shared)
 
 
 def _stepped(
-    network: nn.Module, sums: Mapping[str, Tensor], before: Mapping[str, Tensor], *, alpha: float
+    network: nn.Module,
+    sums: Mapping[str, Tensor],
+    before: Mapping[str, Tensor],
+    *,
+    alpha: float,
+    pooled: SolvedHead | None,
 ) -> dict[str, Tensor]:
-    return _of(network, alpha).solve(network, sums, before)
+    return _of(network, alpha, pooled).solve(network, sums, before)
 
 
 def _build(
@@ -338,6 +420,7 @@ def _build(
     width: int,
     table: TextTable | None,
     layer_norm: bool,
+    pooled: bool,
 ) -> nn.Module:
     backbone = task.model.build(task.image_shape[2])
     freeze(backbone, {name for name, _ in backbone.named_parameters()})
@@ -346,7 +429,9 @@ def _build(
         blocks, timesteps = of_any_block(backbone).num_blocks, of_any_block(backbone).num_timesteps
         place = min(begin.place[0], blocks - 1), min(begin.place[1], timesteps - 1)
         search = replace(begin, size=(blocks, timesteps), place=place)
-    return DiffFeatNetwork(backbone, task.num_labels, width=width, texts=table, search=search, layer_norm=layer_norm)
+    return DiffFeatNetwork(
+        backbone, task.num_labels, width=width, texts=table, search=search, layer_norm=layer_norm, pooled=pooled
+    )
 
 
 def found(model: Mapping[str, Tensor]) -> dict[str, float]:
