@@ -18,8 +18,10 @@ from fedmlic.learner import build_learner
 from fedmlic.local_search import LocalSearch
 from fedmlic.method import Local
 from fedmlic.methods.diff_feat import CANDIDATES, FederatedSearch, search_of, state_of
+from fedmlic.pooled_scores import fit_sums, judged
 from fedmlic.ridge_scores import cross_scores
 from fedmlic.shard import Shard
+from fedmlic.solved_head import SolvedHead
 from fedmlic.training import to_float
 
 PLUGIN = '''
@@ -158,15 +160,22 @@ def test_a_solved_head_with_a_projection_is_refused():
 
 
 OF_SEARCH = ("start_block", "start_timestep", "step_block", "step_timestep", "least_step", "budget", "search_images")
+OF_THE_SEARCH = [*(f"{name}=3" for name in OF_SEARCH), "score='pooled'"]
 
 
-@pytest.mark.parametrize("option", [f"{name}=3" for name in OF_SEARCH])
+@pytest.mark.parametrize("option", OF_THE_SEARCH)
 def test_options_of_the_search_without_one_are_refused(option):
     name = option.partition("=")[0]
     with pytest.raises(InputError, match=rf"no {name} with search_rounds=0, .*got {option}\. .*dit\(block="):
         spec.build("method", f"diff_feat(search_rounds=0, {option})")
 
-    spec.build("method", f"diff_feat(search_rounds=1, {option})")
+    spec.build("method", f"diff_feat(search_rounds=2, {option})")
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_half_a_step_of_a_search_by_pooled_scores_is_refused(count):
+    with pytest.raises(InputError, match=rf"even with score='pooled'.* got {count}\. Use search_rounds={count + 1}\."):
+        spec.build("method", f"diff_feat(search_rounds={count}, score='pooled')")
 
 
 @pytest.mark.parametrize(
@@ -183,7 +192,14 @@ def test_options_of_the_solved_head_with_a_trained_one_are_refused(options, refu
         spec.build("method", f"diff_feat({options})")
 
 
-@pytest.mark.parametrize("options", ["head='trained', alpha=2.0", "alpha=2.0, gram='label', search_rounds=0"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        "head='trained', alpha=2.0",
+        "alpha=2.0, gram='label', search_rounds=0",
+        "head='trained', alpha=2.0, gram='label', score='pooled'",
+    ],
+)
 def test_a_penalty_counts_in_the_search_and_in_the_solved_head(options):
     spec.build("method", f"diff_feat({options})")
 
@@ -250,6 +266,36 @@ def learner(method, monkeypatch):
 
 def local_of(settings):
     return Local(settings, 1, 0, torch.device("cpu"), nn.Identity)
+
+
+def test_a_step_by_pooled_scores_takes_two_rounds_and_goes_on_in_its_middle(model, play, tmp_path):
+    from sim.run import resume
+
+    method = "diff_feat(search_rounds=4, alpha=30.0, score='pooled')"
+    settings = {**RUN, "model": model, "method": method, "cohort_size": 4, "num_rounds": 5, "keep_checkpoints": 5}
+    play(tmp_path / "whole", **settings)
+    play(tmp_path / "part", **settings)
+    kept = sorted((tmp_path / "part" / "checkpoints").glob("*.safetensors"))
+    states = [load_file(path) for path in kept]
+    solved = [bool(state["model/regressions"].any()) for state in states]
+    for path in kept[3:]:
+        path.unlink()
+    (tmp_path / "part" / "result.json").unlink()  # a run that has one is over
+
+    resume(tmp_path / "part")
+
+    assert (tmp_path / "part" / "result.json").exists()
+    here, there = tensors_of(tmp_path / "part"), tensors_of(tmp_path / "whole")
+    assert [name for name in there if not torch.equal(here[name], there[name])] == []
+    assert solved == [True, False, True, False, False]
+    scored = [int((state["model/probes"][:, 0] >= 0).sum()) for state in states]
+    assert scored[:3] == [0, 5, 5]
+    assert scored[3] > 5
+    second = 8 * 10 * 48 * 49 // 2
+    numbers = second + 2 * 8 * 10 * 48 + 10 * 48
+    sent = [event["bytes-up"] for event in rounds(tmp_path / "whole")]
+    assert sent[1] == sent[3] == 4 * 8 * (CANDIDATES * 24 + 32)
+    assert 16 * 4 * numbers < sent[0] < 16 * 4 * numbers * 1.01  # and counts, and how many stand behind each row
 
 
 def test_a_client_adds_what_cross_scores_gives_for_every_candidate(monkeypatch):
@@ -334,6 +380,57 @@ def test_a_round_in_which_nobody_could_judge_writes_nothing():
     for state, other in zip(found, (None, *alone[:2], alone[1], *alone[2:]), strict=True):
         if other is not None:
             assert all(torch.equal(state[name], other[name]) for name in ("place", "probes"))
+
+
+def few_images(seed, pooled, clients=10, count=16):
+    """A search by ten clients of 16 images for a peak at (18, 200); how near it comes, 1 for the peak itself.
+
+    Features are those that four labels follow, with some noise of labels, and drown in noise away from the peak.
+    """
+    rng = np.random.default_rng(seed)
+    weights = rng.normal(size=(24, 4))
+    signals = [rng.normal(size=(count, 24)) for _ in range(clients)]
+    labels = [((x @ weights + rng.normal(size=(count, 4)) * 2) > 0).astype(np.int8) for x in signals]
+
+    def share(block, timestep):
+        return math.exp(-(((block - 18) / 10) ** 2) - ((timestep - 200) / 120) ** 2)
+
+    def features(client, place):
+        noise = np.random.default_rng([seed * 1000 + client, *place]).normal(size=(count, 24))
+        return share(*place) * signals[client] + (1 - share(*place)) * 2 * noise
+
+    begin = LocalSearch((28, 1000), (12, 100), (4, 50), budget=40)
+    federated = FederatedSearch(begin, 10.0, count, SolvedHead(lambda _, x: x, 10.0) if pooled else None)
+    state = dict(zip(("place", "probes"), state_of(begin), strict=True))
+    state |= {"regressions": torch.zeros(2, CANDIDATES, 4, 25)} if pooled else {}
+    while not state["place"][4]:
+        wanted, added = search_of(begin, state["place"], state["probes"]).wanted(), []
+        fits = pooled and not state["regressions"].any()
+        for client in range(clients):
+            x = np.stack([features(client, place) for place in wanted], axis=1)
+            if fits:
+                added.append(fit_sums(torch.from_numpy(x), torch.from_numpy(labels[client]), CANDIDATES, shared=True))
+                continue
+            precision, positives = (torch.zeros(4, CANDIDATES, dtype=each) for each in (torch.float64, torch.int64))
+            for column in range(len(wanted)):
+                if pooled:
+                    rows = state["regressions"][:, column].double().numpy()
+                    found = judged(x[:, column], labels[client], rows)
+                else:
+                    found = cross_scores(x[:, column], labels[client], 10.0)
+                precision[:, column] = torch.from_numpy(found.precision)
+                positives[:, column] = torch.from_numpy(found.positives)
+            added.append({"search/precision": precision, "search/positives": positives})
+        sums = {name: sum(each[name] for each in added) for name in added[0]}
+        state |= federated.solve(nn.Identity(), sums, state)
+    return share(*state["place"][:2].tolist())
+
+
+def test_pooled_scores_find_a_peak_that_clients_with_few_images_miss_alone():
+    pooled, alone = ([few_images(seed, kind) for seed in (1, 2)] for kind in (True, False))
+
+    assert min(pooled) > 0.85
+    assert max(alone) < 0.4  # it begins at 0.35
 
 
 @pytest.mark.parametrize("head", ["solved", "trained"])
