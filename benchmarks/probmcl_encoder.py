@@ -43,13 +43,13 @@ def network_of(form: str, num_labels: int, seed: int) -> MixtureEncoder:
     return network
 
 
-def contrast_of(form: str) -> Contrast:
-    """The method's defaults."""
+def contrast_of(form: str, temperature: float) -> Contrast:
+    """The method's defaults, but for the temperature."""
     return Contrast(
         mixtures=form != "supervised",
         index="jaccard",
         threshold=0.5,
-        temperature=0.2,
+        temperature=temperature,
         balance=0.3,
         nll="positive",
         density_trains="encoder" if form == "encoder" else "head",
@@ -97,14 +97,14 @@ def judged(
     return float(evaluate(scores, truth[TRAIN:]).values["mAP"]), float(features.std(dim=0).mean())
 
 
-def play(form: str, seed: int, steps: int, rate: float) -> None:
+def play(form: str, seed: int, steps: int, rate: float, temperature: float) -> None:
     """Train one form and print what happens."""
     corpus = open_corpus(build("dataset", SCENES))
     rows = np.arange(TRAIN + 300)
     images, truth = corpus.images.take(rows), corpus.labels.take(rows)
     hidden = np.random.default_rng(3).random(truth[:TRAIN].shape) < 0.5
     known = torch.from_numpy(np.where(hidden, UNKNOWN, truth[:TRAIN]).astype(np.int8))
-    network, contrast = network_of(form, truth.shape[1], seed), contrast_of(form)
+    network, contrast = network_of(form, truth.shape[1], seed), contrast_of(form, temperature)
     optimiser = torch.optim.Adam((p for n, p in network.named_parameters() if not n.startswith("head.")), rate)
     rng, order = torch_stream(seed, "benchmark/views"), np.random.default_rng(seed)
     queue: list[int] = []
@@ -119,9 +119,9 @@ def play(form: str, seed: int, steps: int, rate: float) -> None:
             mean_ap, deviation = judged(network, images, truth, known)
             network.train()
             print(
-                f"{form} seed {seed} step {step}: gradient of L_NLL {norm(fit, network):.4f}, of the contrast "
-                f"{norm(value, network):.4f}, deviation of features {deviation:.4f}, of similarities {spread:.3f}, "
-                f"mAP {mean_ap:.3f}",
+                f"{form} temperature {temperature} seed {seed} step {step}: gradient of L_NLL "
+                f"{norm(fit, network):.4f}, of the contrast {norm(value, network):.4f}, deviation of features "
+                f"{deviation:.4f}, of similarities {spread:.3f}, mAP {mean_ap:.3f}",
                 flush=True,
             )
         optimiser.zero_grad()
@@ -135,11 +135,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--rate", type=float, default=0.003)
+    parser.add_argument("--temperature", type=float, default=0.2)
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
     given = parser.parse_args()
     for seed in given.seeds:
         for form in given.forms:
-            play(form, seed, given.steps, given.rate)
+            play(form, seed, given.steps, given.rate, given.temperature)
 
 
 if __name__ == "__main__":
