@@ -6,7 +6,8 @@ changed views of every image give
 
     L = L_NLL + balance * L_contrast
 
-* L_NLL: minus the log-density of z under the components of the image's present labels, per dimension;
+* L_NLL: minus the log-density of z under the components of the image's present labels, per dimension; it trains the
+  maps to mixtures alone (``density_trains``), since of an encoder that it trains it makes all points equal;
 * L_contrast: the supervised contrastive loss; two images belong together if their labels overlap by
   ``threshold`` or more, and are as similar as their mixtures (``fedmlic.contrast``, ``fedmlic.mixtures``):
 
@@ -61,6 +62,7 @@ HIDDEN, WIDE = 2048, 1024
 ONE_BY_ONE = "its loss compares the images of a batch with each other"
 
 Nll = Literal["positive", "all", "posterior"]
+DensityTrains = Literal["head", "encoder"]
 Scale = Literal["log", "exp"]
 
 
@@ -115,11 +117,14 @@ class Read(NamedTuple):
         logits: float32 ``[batch, labels]``.
         points: float32 ``[batch, dimensions]``.
         mixtures: one per image; None in the ablation.
+        held: the same mixtures, of points that were detached: no gradient of theirs reaches the encoder. None in the
+            ablation, and without gradients.
     """
 
     logits: Tensor
     points: Tensor
     mixtures: Mixtures | None
+    held: Mixtures | None
 
 
 class MixtureEncoder(nn.Module):
@@ -154,7 +159,10 @@ class MixtureEncoder(nn.Module):
             return logits
         points = self.projection(features).float()
         with torch.autocast(points.device.type, enabled=False):
-            return Read(logits, points, None if self.density is None else self.density(points))
+            if self.density is None:
+                return Read(logits, points, None, None)
+            held = self.density(points.detach()) if torch.is_grad_enabled() else None
+            return Read(logits, points, self.density(points), held)
 
 
 def density_loss(points: Tensor, mixtures: Mixtures, labels: Tensor, nll: Nll) -> Tensor:
@@ -198,6 +206,7 @@ class Contrast:
         temperature: tau.
         balance: lambda.
         nll: components of L_NLL.
+        density_trains: what L_NLL trains.
         matched: compare equal components only.
         scale: of the similarity.
         queue: keys that a client keeps.
@@ -211,6 +220,7 @@ class Contrast:
     temperature: float
     balance: float
     nll: Nll
+    density_trains: DensityTrains
     matched: bool
     scale: Scale
     queue: int
@@ -270,8 +280,10 @@ class Contrast:
         keys = tuple(torch.cat(each) for each in zip(anchors, kept, strict=True)) if kept else anchors
         value = contrastive_loss(self.similarity(anchors, keys) / self.temperature, positive, counted)
         if found.mixtures is not None:
-            fit = density_loss(found.points, found.mixtures, self.known(labels).repeat(2, 1), self.nll)
-            value = fit + self.balance * value
+            judged = found.points, found.mixtures
+            if self.density_trains == "head" and found.held is not None:
+                judged = found.points.detach(), found.held
+            value = density_loss(*judged, self.known(labels).repeat(2, 1), self.nll) + self.balance * value
         return (value, found.logits, *(key[: len(labels)] for key in anchors))
 
     def keys(self, found: Read) -> tuple[Tensor, ...]:
@@ -300,6 +312,7 @@ def probmcl(
     temperature: Annotated[float, Field(gt=0)] = 0.2,
     balance: Annotated[float, Field(ge=0)] = 0.3,
     nll: Nll = "positive",
+    density_trains: DensityTrains = "head",
     covariance: Literal["isotropic", "diagonal"] = "isotropic",
     least_variance: Annotated[float, Field(gt=0)] = 1e-3,
     components: Literal["all", "matched"] = "all",
@@ -327,6 +340,8 @@ def probmcl(
         temperature: similarities are divided by it.
         balance: lambda, weight of the contrastive loss beside L_NLL.
         nll: components under which an image's point should be likely (``density_loss``).
+        density_trains: L_NLL trains the maps to mixtures alone, or (``encoder``) projection and backbone as well, whose
+            points it draws together.
         covariance: a variance per component, or per component and dimension.
         least_variance: variances are larger than this; it sets the scale of points, which shrink with it.
         components: compare every component with every other, or equal ones only, which with hundreds of labels
@@ -357,6 +372,7 @@ def probmcl(
         temperature=temperature,
         balance=balance,
         nll=nll,
+        density_trains=density_trains,
         matched=components == "matched",
         scale=scale,
         queue=queue,

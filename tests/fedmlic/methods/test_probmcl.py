@@ -137,6 +137,7 @@ CONTRAST = Contrast(
     temperature=0.2,
     balance=0.3,
     nll="positive",
+    density_trains="head",
     matched=False,
     scale="log",
     queue=0,
@@ -204,6 +205,36 @@ def test_the_density_loss_is_that_of_a_plain_loop(nll):
             terms.append(-math.log(present / (known if nll == "posterior" else 1)))
 
     assert float(density_loss(points, mixtures, labels, nll)) == pytest.approx(sum(terms) / len(terms) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("trains", ["head", "encoder"])
+def test_the_density_loss_trains_the_encoder_only_where_that_is_asked_for(trains):
+    contrast, network = replace(CONTRAST, balance=0.0, density_trains=trains), network_of()
+    (value, *_), images, labels, _ = batch_of([[1, 0, 1], [1, -1, 0], [0, 0, 1]], contrast, network)
+    value.backward()
+    norms = {name: 0.0 if p.grad is None else float(p.grad.norm()) for name, p in network.named_parameters()}
+    encoder = [norm for name, norm in norms.items() if name.startswith(("backbone.", "projection."))]
+
+    assert all(norm > 0 for name, norm in norms.items() if name.startswith("density."))
+    assert (max(encoder) == 0) is (trains == "head")
+    with torch.no_grad():
+        found = network(images, True)
+        expected = density_loss(found.points, found.mixtures, labels.repeat(2, 1), "positive")
+    torch.testing.assert_close(value.detach(), expected)
+
+
+def test_points_keep_their_spread_unless_the_density_loss_trains_the_encoder():
+    spreads = {}
+    for trains in ("head", "encoder"):
+        settings = experiment(f"density_trains='{trains}'", local_epochs=20)
+        shard = shard_of(LABELS)
+        learner = learner_of(settings, shard)
+        turn(settings, learner, shard, 1)
+        network = learner.resident.network.eval()
+        with torch.no_grad():
+            spreads[trains] = float(network(to_float(shard.images.pixels), True).points.std(dim=0).mean())
+
+    assert spreads["encoder"] < spreads["head"] / 1.5
 
 
 def test_variances_stay_above_their_floor_and_weights_sum_to_one():
