@@ -298,7 +298,8 @@ def diff_feat(
         texts: file of text vectors of images (``fedmlic.diffusion.write_texts``); empty: images alone.
 
     Raises:
-        InputError: an option is given that has no effect beside the others, or ``texts`` is no such file.
+        InputError: an option is given that has no effect beside the others, ``search_rounds`` is odd with pooled
+            scores, or ``texts`` is no such file.
     """
     if head == "solved" and width:
         msg = f"Expected width=0 with head='solved', which needs no projection, got width={width}. Use head='trained'."
