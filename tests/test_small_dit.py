@@ -197,7 +197,7 @@ def test_without_the_weights_every_row_of_the_study_says_which_folder_is_missing
     monkeypatch.chdir(tmp_path)
     rows = rows_of(check_study(read_study(STUDY, read_recipe)))
 
-    assert len(rows) == 4
+    assert len(rows) == 5
     for row in rows:
         with pytest.raises(InputError, match=r"Expected 'weights/small_dit.* to be the folder of a DiT"):
             spec.build("model", row.settings["model"])
