@@ -210,8 +210,11 @@ def test_a_resumed_run_goes_on_with_the_sums_of_its_checkpoint(play, tmp_path, l
     kept = sorted((tmp_path / "part" / "checkpoints").glob("*.safetensors"))
     assert len(kept) > 1
     kept[-1].unlink()
+    (tmp_path / "part" / "result.json").unlink()  # it is what says that a run is complete
 
     resume(tmp_path / "part")
+
+    assert kept[-1].exists()
 
     for here, there in zip(head(tmp_path / "part"), head(tmp_path / "whole"), strict=True):
         np.testing.assert_array_equal(here, there)
