@@ -839,7 +839,7 @@ WRONG = {
     "port": ('"2001:db8::1"]', '"2001:db8::1"]\nport = 70000', "server.port"),
     "ports": ('"2001:db8::1"]', '"2001:db8::1"]\nport = 9091', "to differ"),
     "days": ("image-size = 24", "image-size = 24\ndays = 400\nauthority-days = 300", "at most authority-days"),
-    "run": ("[server]", "[run]\nnum-rounds = 0\n[server]", "num-rounds"),
+    "run": ("[server]", "[run]\nnum-rounds = -1\n[server]", "num-rounds"),
     "run key": ("[server]", "[run]\nnum-runds = 1\n[server]", "num-rounds"),
     "own run": ("[server]", "[run]\nlabel-names = 'cat'\n[server]", "label-names, which follows from the rest"),
     "own run, underscore": ("[server]", "[run]\nlabel_names = 'cat'\n[server]", "[run] without label-names"),
