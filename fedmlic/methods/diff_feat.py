@@ -301,9 +301,7 @@ def diff_feat(
         InputError: an option is given that has no effect beside the others, ``search_rounds`` is odd with pooled
             scores, or ``texts`` is no such file.
     """
-    if head == "solved" and width:
-        msg = f"Expected width=0 with head='solved', which needs no projection, got width={width}. Use head='trained'."
-        raise InputError(msg)
+    _check(search_rounds, score, head, width)
     of_search = {
         "start_block": start_block,
         "start_timestep": start_timestep,
@@ -315,12 +313,6 @@ def diff_feat(
         "score": score,
     }
     _refuse_unused(search_rounds, head, of_search, gram=gram, alpha=alpha)
-    if score == "pooled" and search_rounds % 2:
-        msg = (
-            f"Expected search_rounds to be even with score='pooled', whose steps take two rounds, got {search_rounds}. "
-            f"Use search_rounds={search_rounds + 1}."
-        )
-        raise InputError(msg)
     begin = LocalSearch(
         (0, 0), (start_block, start_timestep), (step_block, step_timestep), (1, least_step), budget
     )  # on a grid that the model decides
@@ -359,6 +351,23 @@ def diff_feat(
         ),
     )
     return method._replace(phases=(first, last), refuses=partial(too_short, search_rounds))
+
+
+def _check(search_rounds: int, score: str, head: str, width: int) -> None:
+    """Refuse options that contradict each other.
+
+    Raises:
+        InputError: a solved head with a projection, or an odd number of rounds with pooled scores.
+    """
+    if head == "solved" and width:
+        msg = f"Expected width=0 with head='solved', which needs no projection, got width={width}. Use head='trained'."
+        raise InputError(msg)
+    if score == "pooled" and search_rounds % 2:
+        msg = (
+            f"Expected search_rounds to be even with score='pooled', whose steps take two rounds, got {search_rounds}. "
+            f"Use search_rounds={search_rounds + 1}."
+        )
+        raise InputError(msg)
 
 
 def _refuse_unused(search_rounds: int, head: str, of_search: Mapping[str, object], *, gram: str, alpha: float) -> None:
