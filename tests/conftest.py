@@ -17,11 +17,24 @@ STARTS_PROCESSES = ("tests/sim/engines", "tests/strategies/server/test_flower.py
 """Tests that start workers, Ray or Flower; run one after another where others run beside them."""
 
 
+SHARES_RUNS = (
+    "tests/sim/api/test_api.py",
+    "tests/sim/api/test_plots.py",
+    "tests/sim/export/test_export.py",
+    "tests/sim/reports/report/test_report.py",
+    "tests/sim/sweep/test_sweep.py",
+    "tests/sim/test_schemas.py",
+)
+"""Files whose tests read the same runs, which one process plays once."""
+
+
 def pytest_collection_modifyitems(items):
-    """Put the tests that start processes into one group of pytest-xdist."""
+    """Groups of pytest-xdist: what starts processes, and what reads the same runs."""
     for item in items:
         if item.nodeid.startswith(STARTS_PROCESSES):
             item.add_marker(pytest.mark.xdist_group("processes"))
+        elif item.nodeid.startswith(SHARES_RUNS):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
 TINY = {

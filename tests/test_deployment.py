@@ -294,6 +294,7 @@ def in_process(services, settings, out):
     return json.loads((out / "result.json").read_text())
 
 
+@pytest.mark.slow
 def test_two_devices_give_the_hash_of_a_run_in_process(deployment, deployed, tmp_path):
     """Two rounds of bce and labelwise over TLS; a node whose key nobody registered stays out."""
     stranger = start_node(

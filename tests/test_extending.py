@@ -103,6 +103,7 @@ def battery(name, key, folder):
     )
 
 
+@pytest.mark.slow
 def test_a_battery_refuses_a_plug_in_that_breaks_a_promise(tmp_path):
     (tmp_path / "harmful.py").write_text(HARMFUL, encoding="utf-8")
     found = battery("harmful", "inference", tmp_path)

@@ -348,7 +348,7 @@ def slowly(plug):
     return "slow.slow(seconds=0.5)"
 
 
-@pytest.mark.parametrize("checkpoints", [0, 2])
+@pytest.mark.parametrize("checkpoints", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_killed_for_real(settings, play, tmp_path, slowly, checkpoints):
     expected = play(tmp_path / "whole", num_rounds=ROUNDS, method=slowly)
     out = tmp_path / "run"

@@ -105,6 +105,12 @@ def on_workers(tiny, workers, tmp_path):
     return run
 
 
+ON_RAY_IF_SLOW = pytest.mark.parametrize(
+    "workers", ["processes", pytest.param("ray", marks=pytest.mark.slow)], indirect=True
+)
+"""Ray takes ten seconds and more to replace a worker that died."""
+
+
 def failures(events):
     return [(event["round"], event["client"], event["error"]) for event in events if event.get("error")]
 
@@ -138,6 +144,7 @@ def test_a_client_that_raises_is_one_failed_turn_with_its_traceback(on_workers, 
         assert "in train" in error
 
 
+@ON_RAY_IF_SLOW
 @pytest.mark.parametrize(
     ("strategy", "clients", "num_rounds"),
     [
@@ -174,6 +181,7 @@ def test_a_worker_that_dies_once_is_replaced_and_nothing_is_lost(on_workers, pla
     assert any("+" in event["host"] for event in events if event["event"] == "client")
 
 
+@ON_RAY_IF_SLOW
 def test_workers_killed_from_outside_in_the_middle_of_a_round_change_nothing(on_workers, play, tmp_path, workers):
     expected = play(tmp_path / "in-process", method="deadly.deadly()", cohort_size=6)
     flag = tmp_path / "started"
@@ -298,7 +306,9 @@ class Stopped(Processes):
         return super().call(worker, method, *arguments)
 
 
-@pytest.mark.parametrize("method", ["begin", "play", "collect"])
+@pytest.mark.parametrize(
+    "method", ["play", *(pytest.param(name, marks=pytest.mark.slow) for name in ("begin", "collect"))]
+)
 def test_a_worker_that_is_stopped_anywhere_costs_a_deadline_and_not_the_run(tiny, play, tmp_path, method):
     changes = {"strategy": "scaffold()", "optimizer": "sgd", "num_rounds": 1}
     expected = play(tmp_path / "in-process", **changes)

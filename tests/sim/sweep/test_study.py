@@ -364,7 +364,9 @@ def test_every_row_of_a_shipped_study_is_a_run_that_would_start(name):
     assert len({row.label for row in rows}) == len(rows) > 1
     assert study.search is None or study.search.ends()
     references = reference_rows(rows_with(rows, study.references_of), study.references, lambda _: 24)
-    for row in references:
+    # Clients that train alone differ in nothing else: one of them is enough.
+    unlike = {repr({**row.settings, "single-client": row.reference}): row for row in references}
+    for row in unlike.values():
         check_experiment(*split_settings(row.settings))
     assert not study.references_of or sum(row.reference == "untrained" for row in references) == 1
 

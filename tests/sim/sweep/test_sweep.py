@@ -274,6 +274,7 @@ def test_a_study_that_is_interrupted_before_its_first_run_goes_on(settings, tmp_
     assert len(read_json(out / "study.json")["rows"]) == 1
 
 
+@pytest.mark.slow
 def test_a_run_of_data_that_was_changed_since_is_named_as_soon_as_a_later_one_ends(settings, tmp_path):
     tables = {"base": base(settings, num_rounds=1, num_clients=2, cohort_size=2)}
     out = tmp_path / "out"
@@ -367,6 +368,7 @@ def test_a_dry_run_measures_and_leaves_nothing(settings, tmp_path):
 STAGES = "probe_then_tune(probe_rounds=3)"
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_a_method_in_stages_is_ended_after_two_rounds(settings, tmp_path, monkeypatch):
     rounds = []
     note = sweeps.measured
@@ -419,6 +421,7 @@ def test_five_kills_leave_the_table_of_an_uninterrupted_sweep(settings, tmp_path
     assert (tmp_path / "killed/table.csv").read_bytes() == (tmp_path / "whole/table.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_of_a_range_has_the_table_of_an_undisturbed_one(settings, tmp_path, monkeypatch):
     pytest.importorskip("optuna")
     rates = {"low": 1e-4, "high": 1e-1, "log": True}
