@@ -314,7 +314,7 @@ def test_values_are_those_of_a_plain_loop(name):
     assert loss(LOGITS, LABELS).item() == pytest.approx(plain(LOGITS, LABELS), rel=1e-7)
 
 
-@pytest.mark.parametrize("name", ["an_ls", "wan"])
+@pytest.mark.parametrize("name", ["an_ls", "wan", "partial_bce"])
 def test_constants_are_as_exact_as_logits_of_double_precision(name):
     loss, plain = PAIRS[name]
 
