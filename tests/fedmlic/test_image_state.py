@@ -173,6 +173,19 @@ def test_role_learns_its_estimates_where_nothing_is_known():
     assert (first[labels == UNKNOWN] != memory["images/role"][labels == UNKNOWN]).all()
 
 
+def test_role_learns_its_estimates_beside_a_network_of_double_precision():
+    data = shard()
+    inputs = build("method", "role()").objective.inputs(local(data, {}, momentum=0.0, optimizer="sgd"))
+    numbers = torch.tensor([4, 1])
+    before = inputs.of(torch.zeros(0), torch.zeros(0), numbers)[0]
+
+    inputs.seen(numbers, torch.ones(2, len(NAMES), dtype=torch.float64))
+
+    after = inputs.of(torch.zeros(0), torch.zeros(0), numbers)[0]
+    assert after.dtype == torch.float32
+    assert (after < before).all()
+
+
 def test_roles_estimates_start_as_the_source_says():
     labels = np.array([[PRESENT, ABSENT, UNKNOWN]] * 200, dtype=np.int8)
     from fedmlic.methods.role import start_of
