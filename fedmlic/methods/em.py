@@ -14,9 +14,10 @@ these P = epochs - warm_up passes floor(share * U * p / P) entries have one; U i
 entries that are not annotated. There they cost beta * (-t log p - (1 - t) log(1 - p)). Nothing is ever
 pseudo-labelled as present.
 
-Deviations: the released code labels floor(share * U / P) further entries before every pass, which is
-nothing where share * U is below P: on a client's few images far less than the share would be labelled
-in the end. An entry annotated as ABSENT costs -log(1 - p) (the source has none). Exact logarithms,
+Deviations: the released code labels floor(share * U / P) further entries before every pass
+(``rounding="pass"``), which is nothing where share * U is below P: on a client's few images far less
+than the share would be labelled in the end. It looks at images mirrored at random; here they are as
+stored. An entry annotated as ABSENT costs -log(1 - p) (the source has none). Exact logarithms,
 where the released code adds 1e-5 to their argument. "Epoch" is the client's own count of passes; the
 first look of a turn is that of the incoming global model. After ``epochs`` passes no more entries
 are labelled.
@@ -72,7 +73,7 @@ def apl_entries(logits: Tensor, labels: Tensor, targets: Tensor, alpha: float, b
     return torch.where(targets >= 0, beta * soft, em_entries(logits, labels, alpha))
 
 
-def label_least_probable(targets: Tensor, probs: Tensor, labels: Tensor, share: float) -> None:
+def label_least_probable(targets: Tensor, probs: Tensor, labels: Tensor, share: float, times: int = 1) -> None:
     """Give the least probable entries of every label their probability as target, in place, until a share has one.
 
     Args:
@@ -81,11 +82,12 @@ def label_least_probable(targets: Tensor, probs: Tensor, labels: Tensor, share: 
         labels: int8 ``[images, labels]``.
         share: of a label's entries that are not annotated, how many have a target afterwards, rounded down; those
             that have one already count, and keep it.
+        times: what the rounded number is multiplied by.
     """
     unknown = open_entries(labels)
     free = unknown & (targets < 0)
     held = (unknown & ~free).sum(dim=0)
-    wanted = (share * unknown.sum(dim=0).double() + 1e-9).long() - held
+    wanted = times * (share * unknown.sum(dim=0).double() + 1e-9).long() - held
     order = torch.where(free, probs, torch.inf).argsort(dim=0, stable=True)
     place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order))[:, None].expand_as(order).to(order))
     targets.copy_(torch.where(free & (place < wanted), probs, targets))
@@ -99,6 +101,7 @@ def em(
     share: Annotated[float, Field(ge=0, le=1)] = 0.9,
     warm_up: Annotated[int, Field(ge=0)] = 5,
     epochs: Annotated[int, Field(ge=1)] = 10,
+    rounding: Literal["total", "pass"] = "total",
     pool: Literal["mean", "max", "logsumexp"] = "mean",
 ) -> Method:
     """Entropy maximisation on what is not annotated (EM), with pseudo-labels if wanted (EM+APL).
@@ -110,6 +113,7 @@ def em(
         share: theta, of a label's entries that are not annotated and get one in the end.
         warm_up: passes of a client over its images before the first pseudo-labels.
         epochs: passes of a client until the last pseudo-labels; above ``warm_up``.
+        rounding: of a label's number of pseudo-labels, in total or in each pass (the authors').
         pool: how the logit map becomes one logit per label (``fedmlic.model.Classifier``).
 
     The training metric ``pseudo-labels-per-label`` counts pseudo-labels that clients hold at the end of their
@@ -136,8 +140,9 @@ def em(
             here = passes.next(len(labels))
             if here.begins and warm_up <= here.number < epochs and local.on_all is not None:
                 probs = torch.sigmoid(local.on_all(_logits))
-                done = (here.number - warm_up + 1) / (epochs - warm_up)
-                label_least_probable(targets, probs, observed, share * done)
+                looks, look = epochs - warm_up, here.number - warm_up + 1
+                part, times = (share / looks, look) if rounding == "pass" else (share * (look / looks), 1)
+                label_least_probable(targets, probs, observed, part, times)
             return (targets[numbers.to(targets.device)],)
 
         return Inputs(rows, lambda: {"pseudo-labels-per-label": float((targets >= 0).sum()) / targets.shape[1]})

@@ -10,7 +10,7 @@ With p the probability of an entry that is not annotated:
 
 No gradient flows through k and v. w, b, mu and sigma move from their first to their last value on a line: in a
 client's pass e of E = ``epochs``, w and b are at (e - 1) / E of the way, mu and sigma at e / E; later passes have the
-last values.
+last values. Passes before ``first_pass`` have the first values and are not among the E.
 
 The loss is a mean over all entries. A choice: entries annotated as ABSENT, of which the source has none, cost
 -log(1 - p).
@@ -46,6 +46,7 @@ class Shape(NamedTuple):
         q_present: q2.
         q_absent: q3.
         epochs: E, passes from the first to the last values.
+        first_pass: passes before these, with the first values.
     """
 
     slope: Pair
@@ -55,12 +56,13 @@ class Shape(NamedTuple):
     q_present: float
     q_absent: float
     epochs: int
+    first_pass: int = 0
 
     def at(self, number: int) -> Tensor:
         """float32 ``[4]``: w, b, mu and sigma in a client's pass 0, 1, ..."""
         pairs = (self.slope, self.offset, self.centre, self.width)
-        passed = (number, number, number + 1, number + 1)
-        shares = [min(each / self.epochs, 1.0) for each in passed]
+        begun = number - self.first_pass
+        shares = [min(max(each, 0) / self.epochs, 1.0) for each in (begun, begun, begun + 1, begun + 1)]
         return torch.tensor([a + share * (z - a) for (a, z), share in zip(pairs, shares, strict=True)])
 
 
@@ -95,6 +97,7 @@ def gr(
     q_present: Annotated[float, Field(gt=0, le=1)] = 0.01,
     q_absent: Annotated[float, Field(gt=0, le=1)] = 1.0,
     epochs: Annotated[int, Field(ge=1)] = 8,
+    first_pass: Annotated[int, Field(ge=0)] = 0,
     pool: Literal["mean", "max", "logsumexp"] = "mean",
 ) -> Method:
     """Generalised robust loss for present-only labels (GR Loss).
@@ -107,9 +110,10 @@ def gr(
         q_present: q2, in (0, 1]; near 0 the log-loss, 1 the absolute error.
         q_absent: q3, likewise.
         epochs: passes of a client over its images from the first values to the last.
+        first_pass: passes of a client before the values begin to move.
         pool: how the logit map becomes one logit per label (``fedmlic.model.Classifier``).
     """
-    shape = Shape(slope, offset, centre, width, q_present, q_absent, epochs)
+    shape = Shape(slope, offset, centre, width, q_present, q_absent, epochs, first_pass)
 
     def inputs(local: Local) -> Inputs:
         passes = Passes(local)

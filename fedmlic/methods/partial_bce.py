@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from fedmlic.labels import ABSENT
@@ -36,15 +35,17 @@ def partial_loss(logits: Tensor, labels: Tensor, *, alpha: float, beta: float, g
         beta: added to it.
         gamma: exponent of the known share.
 
+    >>> import torch
     >>> labels = torch.tensor([[1, 0], [1, -1]], dtype=torch.int8)
     >>> partial_loss(torch.zeros(2, 2), labels, alpha=1.0, beta=0.0, gamma=-1.0).item()
     0.6931471824645996
     """
     num_labels = logits.shape[1]
     known = (labels >= ABSENT).sum(dim=1)
-    shares = known.clamp(min=1).to(torch.float32) / num_labels  # where nothing is known the sum below is 0
+    entries = binary_cross_entropy(logits, labels)
+    shares = known.clamp(min=1).to(entries.dtype) / num_labels  # where nothing is known the sum below is 0
     weights = (alpha * shares**gamma + beta) / num_labels
-    return (weights * binary_cross_entropy(logits, labels).sum(dim=1)).mean()
+    return (weights * entries.sum(dim=1)).mean()
 
 
 def partial_bce(

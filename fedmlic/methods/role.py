@@ -122,7 +122,7 @@ def role(
             return (theta[numbers.to(theta.device)],)
 
         def seen(numbers: Tensor, gradient: Tensor) -> None:
-            theta.grad = torch.zeros_like(theta).index_copy_(0, numbers.to(theta.device), gradient)
+            theta.grad = torch.zeros_like(theta).index_copy_(0, numbers.to(theta.device), gradient.to(theta.dtype))
             step()
 
         return Inputs(rows, dict, seen)

@@ -173,6 +173,19 @@ def test_role_learns_its_estimates_where_nothing_is_known():
     assert (first[labels == UNKNOWN] != memory["images/role"][labels == UNKNOWN]).all()
 
 
+def test_role_learns_its_estimates_beside_a_network_of_double_precision():
+    data = shard()
+    inputs = build("method", "role()").objective.inputs(local(data, {}, momentum=0.0, optimizer="sgd"))
+    numbers = torch.tensor([4, 1])
+    before = inputs.of(torch.zeros(0), torch.zeros(0), numbers)[0]
+
+    inputs.seen(numbers, torch.ones(2, len(NAMES), dtype=torch.float64))
+
+    after = inputs.of(torch.zeros(0), torch.zeros(0), numbers)[0]
+    assert after.dtype == torch.float32
+    assert (after < before).all()
+
+
 def test_roles_estimates_start_as_the_source_says():
     labels = np.array([[PRESENT, ABSENT, UNKNOWN]] * 200, dtype=np.int8)
     from fedmlic.methods.role import start_of
@@ -212,13 +225,21 @@ def test_apl_pseudo_labels_in_the_passes_that_it_says():
 
 
 @pytest.mark.parametrize(
-    ("num", "expected"), [(1, [0, 0, 0, 0, 0, 0]), (5, [0, 1, 2, 3, 4, 4]), (7, [1, 2, 3, 5, 6, 6])]
+    ("rounding", "num", "expected"),
+    [
+        ("total", 1, [0, 0, 0, 0, 0, 0]),
+        ("total", 5, [0, 1, 2, 3, 4, 4]),
+        ("total", 7, [1, 2, 3, 5, 6, 6]),
+        ("pass", 5, [0, 0, 0, 0, 0, 0]),
+        ("pass", 7, [1, 2, 3, 4, 5, 5]),
+    ],
 )
-def test_apl_labels_its_share_of_a_small_client_too(num, expected):
-    """floor(0.9 * images * p / 5) entries of a label after pass p of 5; floor(0.9 * 5 / 5) would be 0 in each."""
+def test_apl_labels_its_share_of_a_small_client_too(rounding, num, expected):
+    """floor(0.9 * images * p / 5) entries of a label after pass p of 5, or p times floor(0.9 * images / 5)."""
     data, memory, found = shard(num, labels=np.full((num, 3), UNKNOWN, np.int8)), {}, []
+    method = f"em(pseudo_labels=True, warm_up=0, epochs=5, rounding='{rounding}')"
     for number in range(1, 7):
-        train("em(pseudo_labels=True, warm_up=0, epochs=5)", data, memory, number, local_epochs=1)
+        train(method, data, memory, number, local_epochs=1)
         found.append((memory["images/apl"] >= 0).sum(dim=0).tolist())
 
     assert found == [[each] * 3 for each in expected]

@@ -314,7 +314,7 @@ def test_values_are_those_of_a_plain_loop(name):
     assert loss(LOGITS, LABELS).item() == pytest.approx(plain(LOGITS, LABELS), rel=1e-7)
 
 
-@pytest.mark.parametrize("name", ["an_ls", "wan"])
+@pytest.mark.parametrize("name", ["an_ls", "wan", "partial_bce"])
 def test_constants_are_as_exact_as_logits_of_double_precision(name):
     loss, plain = PAIRS[name]
 
@@ -329,6 +329,15 @@ def test_what_moves_in_gr_by_hand():
     assert shape.at(2).tolist() == pytest.approx([1.0, 0.0, 0.8, 1.25])
     assert shape.at(3).tolist() == pytest.approx([1.5, 1.0, 0.9, 1.0])
     assert shape.at(4).tolist() == shape.at(9).tolist() == pytest.approx([2.0, 2.0, 0.9, 1.0])
+
+
+def test_gr_waits_until_its_first_pass():
+    """As the release after 2 epochs with a frozen backbone, out of 6 in all."""
+    shape = gr.Shape((0.0, 2.0), (-2.0, 2.0), (0.5, 0.9), (2.0, 1.0), 0.01, 1.0, 4, first_pass=2)
+
+    assert shape.at(0).tolist() == shape.at(1).tolist() == pytest.approx([0.0, -2.0, 0.5, 2.0])
+    assert shape.at(2).tolist() == pytest.approx([0.0, -2.0, 0.6, 1.75])
+    assert shape.at(5).tolist() == pytest.approx([1.5, 1.0, 0.9, 1.0])
 
 
 @pytest.mark.parametrize("name", sorted(PAIRS.keys() - DETACHED))
