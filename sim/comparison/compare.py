@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedmlic.errors import InputError, nearest
 from fedmlic.record import is_run, open_run, read_json
@@ -46,6 +46,14 @@ LOWER_IS_BETTER = {"hamming", "ranking-loss", "coverage", "one-error", "std"}
 """Metrics, by the last part of their name, of which less is better; ``std`` is a spread over clients."""
 
 
+class Named(NamedTuple):
+    """The value of an axis of tables: ``keys`` are the settings in its tables."""
+
+    axis: str
+    keys: frozenset[str]
+    name: str
+
+
 @dataclass(frozen=True)
 class Entry:
     """One run in a comparison.
@@ -59,6 +67,8 @@ class Entry:
         axes: settings that its study varies; ``None`` for a single run.
         reference: which reference it is.
         unknown: entries that cannot be looked up here, and are compared as they were written.
+        study: folder of its study; ``None`` for a single run.
+        named: its values of the study's axes of tables.
     """
 
     path: Path
@@ -69,6 +79,8 @@ class Entry:
     axes: tuple[str, ...] | None = None
     reference: str = ""
     unknown: tuple[str, ...] = ()
+    study: Path | None = None
+    named: tuple[Named, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,7 +130,7 @@ class Comparison:
     Attributes:
         metric: which is compared.
         model: of which model, in words.
-        by: settings in which rows differ.
+        by: settings in which rows differ, or axes of tables that name them.
         test: the paired test.
         groups: the rows.
         pairs: of rows.
@@ -187,7 +199,9 @@ def collect(paths: Sequence[Path]) -> tuple[list[Entry], list[str]]:
 
 def _of_study(path: Path) -> tuple[list[Entry], list[str]]:
     about = read_json(path / STUDY)
-    axes = [key for axis, values in about["axes"].items() if axis != "seed" for key in _keys(axis, values)]
+    keys = {axis: _keys(axis, values) for axis, values in about["axes"].items() if axis != "seed"}
+    axes = tuple(dict.fromkeys(key for found in keys.values() for key in found))
+    tables = {axis: frozenset(found) for axis, found in keys.items() if found != [axis]}
     searched = frozenset((about["search"] or {}).get("settings", {}))
     entries, missing = [], 0
     for row in about["rows"]:
@@ -196,7 +210,11 @@ def _of_study(path: Path) -> tuple[list[Entry], list[str]]:
         there = [run for run in runs if is_run(run) and is_complete(run)]
         missing += wanted - len(there)
         chosen = searched - fixed_in(row["reference"])
-        entries += [_entry(run, chosen, tuple(dict.fromkeys(axes)), row["reference"]) for run in there]
+        # Empty for a reference that does not depend on the axis; older studies have no values.
+        values = row.get("values", {})
+        named = tuple(Named(axis, tables[axis], values[axis]) for axis in tables if values.get(axis))
+        about_row = {"searched": chosen, "axes": axes, "reference": row["reference"], "study": path, "named": named}
+        entries += [replace(_entry(run), **about_row) for run in there]
     notes = [f"{missing} runs of the study {path} are missing"] * bool(missing)
     notes += _whose(about)
     return entries, notes + [
@@ -223,30 +241,31 @@ def _keys(axis: str, values: Sequence[Any]) -> list[str]:
     return [key.replace("_", "-") for table in tables for key in table if key != "name"] or [axis]
 
 
-def _entry(
-    run: Path, searched: frozenset[str] = frozenset(), axes: tuple[str, ...] | None = None, reference: str = ""
-) -> Entry:
+def _entry(run: Path) -> Entry:
     folder = open_run(run)
     experiment = folder.settings()[0]
     written = {name.replace("_", "-"): value for name, value in experiment.model_dump().items()}
     unknown: list[str] = []
     settings = resolved(experiment, unknown)
-    return Entry(run, written, settings, folder.data(), searched, axes, reference, tuple(unknown))
+    return Entry(run, written, settings, folder.data(), unknown=tuple(unknown))
 
 
 def compared_keys(entries: Sequence[Entry], by: Sequence[str]) -> tuple[str, ...]:
     """Settings in which rows differ: those asked for, else a study's axes, else the one in which the runs differ.
 
+    The name of an axis of tables asks for the settings in its tables.
+
     Raises:
         InputError: no such setting, or nothing says which of several differences is meant.
     """
     known = entries[0].settings
-    wrong = [key for key in by if key not in known]
+    tables = {named.axis: named.keys for entry in entries for named in entry.named}
+    wrong = [key for key in by if key not in known and key not in tables]
     if wrong:
-        msg = f"Expected --by to name settings, got {wrong[0]!r}. {nearest(wrong[0], known)}"
+        msg = f"Expected --by to name settings, got {wrong[0]!r}. {nearest(wrong[0], [*tables, *known])}"
         raise InputError(msg)
     if by:
-        return tuple(dict.fromkeys(by))
+        return tuple(dict.fromkeys(key for asked in by for key in sorted(tables.get(asked, {asked}))))
     own = [entry for entry in entries if not entry.reference]
     searched = frozenset[str]().union(*(entry.searched for entry in own))
     differing = [key for key in _varying(own) if key not in {"seed", *searched}]
@@ -260,6 +279,37 @@ def compared_keys(entries: Sequence[Entry], by: Sequence[str]) -> tuple[str, ...
         )
         raise InputError(msg)
     return tuple(differing)
+
+
+def named_axes(entries: Sequence[Entry], keys: Sequence[str]) -> dict[str, frozenset[str]]:
+    """Axes of tables, with their settings, by whose names rows can be told apart.
+
+    Those of the one study that all runs are of, where no setting of theirs in which the runs differ is left out.
+    """
+    if len({entry.study for entry in entries}) != 1:
+        return {}
+    left_out = frozenset(_varying([entry for entry in entries if not entry.reference])) - frozenset(keys)
+    axes = {named.axis: named.keys for entry in entries for named in entry.named}
+    return {axis: found for axis, found in axes.items() if found & frozenset(keys) and not found & left_out}
+
+
+def _by(keys: Sequence[str], axes: Mapping[str, frozenset[str]]) -> tuple[str, ...]:
+    """What rows differ in: axes by their names, and the settings of no axis."""
+    covered = frozenset[str]().union(*axes.values())
+    return (*axes, *(key for key in keys if key not in covered))
+
+
+def _label(entry: Entry, keys: Sequence[str], axes: Mapping[str, frozenset[str]]) -> str:
+    """A row's name: names of tables, alone where nothing else is compared, and its own values of the other settings."""
+    fixed = fixed_in(entry.reference)
+    names = {named.axis: named for named in entry.named if named.axis in axes}
+    alone = len(_by(keys, axes)) == 1
+    parts = [named.name if alone else f"{axis} {named.name}" for axis, named in names.items()]
+    covered = fixed.union(*(named.keys for named in names.values()))
+    label = ", ".join([*parts, *(_shown(key, entry.written[key]) for key in keys if key not in covered)])
+    if entry.reference:
+        return f"{entry.reference}: {label}" if label else entry.reference
+    return label or "all runs"
 
 
 def _varying(entries: Sequence[Entry]) -> list[str]:
@@ -298,8 +348,12 @@ def compare(
     personal = [entry for entry in entries if _is_personal(entry)]
     metric = metric or ("server/mAP" if all(on_server(entry.path) for entry in own) else "client/mAP/mean")
     entries = _each_once(entries, metric, model, notes)
-    rows = _rows(entries, keys)
-    groups = [group for found in rows.values() for group in _groups(found, keys, metric, model, notes)]
+    axes = named_axes(entries, keys)
+    groups = [
+        group
+        for found in _rows(entries, keys).values()
+        for group in _groups(found, _label(found[0], keys, axes), keys, metric, model, notes)
+    ]
     pairs = _pairs(groups, metric, test, baseline)
     if personal:
         notes.append(f"of {len(personal)} runs the model is {PERSONAL}: no one model predicts for all clients")
@@ -313,7 +367,7 @@ def compare(
     ]
     notes += [*_constant(entries, metric), *_too_few(groups, pairs, test)]
     words = PERSONAL if all(entry in personal for entry in own) else _in_words(entries, model)
-    return Comparison(metric, words, keys, test, groups, pairs, notes)
+    return Comparison(metric, words, _by(keys, axes), test, groups, pairs, notes)
 
 
 def _is_personal(entry: Entry) -> bool:
@@ -372,12 +426,10 @@ def _rest(entry: Entry, keys: Sequence[str]) -> tuple[tuple[str, str], ...]:
     return tuple((key, str(value)) for key, value in entry.settings.items() if key not in left_out)
 
 
-def _group(entries: Sequence[Entry], keys: Sequence[str], metric: str, model: Model, notes: list[str]) -> Group:
+def _group(
+    entries: Sequence[Entry], label: str, keys: Sequence[str], metric: str, model: Model, notes: list[str]
+) -> Group:
     first = entries[0]
-    fixed = fixed_in(first.reference)
-    label = ", ".join(_shown(key, first.written[key]) for key in keys if key not in fixed) or "all runs"
-    if first.reference:
-        label = f"{first.reference}: {label}" if label != "all runs" else first.reference
     by_seed: dict[int, list[float]] = {}
     there: dict[int, set[tuple[tuple[str, str], ...]]] = {}
     for entry in entries:
@@ -397,9 +449,11 @@ def _group(entries: Sequence[Entry], keys: Sequence[str], metric: str, model: Mo
     return Group(label, values, chosen, bool(first.reference))
 
 
-def _groups(entries: Sequence[Entry], keys: Sequence[str], metric: str, model: Model, notes: list[str]) -> list[Group]:
+def _groups(
+    entries: Sequence[Entry], label: str, keys: Sequence[str], metric: str, model: Model, notes: list[str]
+) -> list[Group]:
     """The row of these runs; of local-only training one of the mean over clients and one of the worst client."""
-    mean = _group(entries, keys, metric, model, notes)
+    mean = _group(entries, label, keys, metric, model, notes)
     if entries[0].reference != LOCAL:
         return [mean]
     scores: dict[int, list[float]] = {seed: [] for seed in mean.values}
@@ -440,21 +494,22 @@ def _pairs(groups: Sequence[Group], metric: str, test: Test, baseline: str) -> l
     own = [group for group in groups if not group.reference]
     if baseline:
         labels = [group.label for group in own]
-        if baseline.replace("()", "") not in labels:
+        found = next((label for label in (baseline, baseline.replace("()", "")) if label in labels), None)
+        if found is None:
             msg = f"Expected --baseline to be the label of a row, got {baseline!r}. {nearest(baseline, labels)}"
             raise InputError(msg)
-        base = next(group for group in own if group.label == baseline.replace("()", ""))
+        base = own[labels.index(found)]
         wanted = [(group, base) for group in own if group is not base]
     else:
         wanted = [(later, earlier) for place, later in enumerate(own) for earlier in own[:place]]
-    found = []
+    pairs = []
     for one, other in wanted:
         seeds = [seed for seed in one.values if seed in other.values]
         each = difference([one.values[s] for s in seeds], [other.values[s] for s in seeds], test)
         better = each.improvement if more_is_better(metric) else 1 - each.improvement
-        found.append(each._replace(improvement=better))
-    corrected = holm([each.p for each in found])
-    return [Pair(a.label, b.label, each, p) for (a, b), each, p in zip(wanted, found, corrected, strict=True)]
+        pairs.append(each._replace(improvement=better))
+    corrected = holm([each.p for each in pairs])
+    return [Pair(a.label, b.label, each, p) for (a, b), each, p in zip(wanted, pairs, corrected, strict=True)]
 
 
 def _too_few(groups: Sequence[Group], pairs: Sequence[Pair], test: Test) -> list[str]:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 from dataclasses import replace
 
@@ -430,3 +431,81 @@ def test_runs_that_do_not_say_what_they_were_given_are_taken_at_their_settings(m
     ]
 
     assert len(compare(paths).groups) == 3
+
+
+# Axes of tables
+
+
+WORK = [
+    {"name": "short", "local-epochs": 1, "batch-size": 8},
+    {"name": "long, twice", "local-epochs": 2, "batch-size": 8},
+]
+
+
+@pytest.fixture
+def study_of_tables(made, tmp_path):
+    """A function: a study with these tables in one axis, and other axes, as a sweep leaves it."""
+
+    def make(**axes):
+        rows = []
+        for table in WORK:
+            name, settings = table["name"], {key: value for key, value in table.items() if key != "name"}
+            for values in itertools.product(*axes.values()):
+                own = dict(zip(axes, values, strict=True))
+                paths = [made(0.5 + len(rows) / 10 + s / 100, seed=s, **own, **underscored(settings)) for s in (0, 1)]
+                runs = [{"seed": s, "run": path.name} for s, path in enumerate(paths)]
+                rows.append({"label": name, "values": {"work": name, **own}, "reference": "", "runs": runs})
+        about = {"axes": {"work": WORK, **axes, "seed": [0, 1]}, "seeds": [0, 1], "search": None, "rows": rows}
+        write_json(tmp_path / "study.json", about)
+        return tmp_path
+
+    return make
+
+
+def underscored(settings):
+    return {key.replace("-", "_"): value for key, value in settings.items()}
+
+
+@pytest.mark.parametrize("by", [(), ("work",), ("local-epochs",), ("local-epochs", "batch-size")])
+def test_rows_of_tables_have_their_names(study_of_tables, by):
+    """In place of settings that are too long to be read; an axis may be asked for by its name."""
+    found = compare([study_of_tables()], by=by, baseline="short")
+
+    assert found.by == ("work",)
+    assert [(group.label, group.mean) for group in found.groups] == [
+        ("short", pytest.approx(0.505)),
+        ("long, twice", pytest.approx(0.605)),
+    ]
+    assert [(pair.first, pair.second) for pair in found.pairs] == [("long, twice", "short")]
+
+
+def test_beside_another_axis_a_name_stands_behind_that_of_its_axis(study_of_tables):
+    folder = study_of_tables(method=["bce()", "asl()"])
+
+    assert [group.label for group in compare([folder]).groups] == [
+        "work short, bce",
+        "work short, asl",
+        "work long, twice, bce",
+        "work long, twice, asl",
+    ]
+    assert compare([folder], by=["method"]).by == ("method",)
+    assert compare([folder], by=["method", "work"]).by == ("work", "method")
+
+
+def test_a_name_stands_for_all_that_differs_in_its_table_and_for_one_study(study_of_tables, made, monkeypatch):
+    """Where runs from elsewhere stand beside it, or a part of what differs is compared, settings are shown."""
+    monkeypatch.setitem(WORK[1], "batch-size", 4)
+    folder = study_of_tables()
+    alone = [made(0.9, seed=s, local_epochs=3, batch_size=8) for s in (0, 1)]
+
+    beside = compare([folder, *alone], by=["local-epochs", "batch-size"])
+
+    assert [group.label for group in beside.groups] == [
+        "local-epochs 1, batch-size 8",
+        "local-epochs 2, batch-size 4",
+        "local-epochs 3, batch-size 8",
+    ]
+    with pytest.raises(InputError, match="differences in batch-size"):
+        compare([folder], by=["local-epochs"])
+    with pytest.raises(InputError, match="got 'wrok'"):
+        compare([folder], by=["wrok"])
