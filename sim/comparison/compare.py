@@ -12,12 +12,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fedmlic.errors import InputError, nearest
 from fedmlic.record import is_run, open_run, read_json
 from fedmlic.resolved import resolved
 from sim.comparison.fixed import fixed_in
+from sim.comparison.named import ALONE, OfStudy, compared_by, named_axes, named_parts, rows_in
 from sim.comparison.read import (
     LOCAL,
     MODELS,
@@ -46,14 +47,6 @@ LOWER_IS_BETTER = {"hamming", "ranking-loss", "coverage", "one-error", "std"}
 """Metrics, by the last part of their name, of which less is better; ``std`` is a spread over clients."""
 
 
-class Named(NamedTuple):
-    """The value of an axis of tables: ``keys`` are the settings in its tables."""
-
-    axis: str
-    keys: frozenset[str]
-    name: str
-
-
 @dataclass(frozen=True)
 class Entry:
     """One run in a comparison.
@@ -63,24 +56,26 @@ class Entry:
         written: settings as they were written, by dashed name.
         settings: the same, resolved.
         data: what ``data.json`` says; empty where there is none.
-        searched: settings that were chosen on validation data for its row of a study.
-        axes: settings that its study varies; ``None`` for a single run.
-        reference: which reference it is.
+        of: what its study says of it.
         unknown: entries that cannot be looked up here, and are compared as they were written.
-        study: folder of its study; ``None`` for a single run.
-        named: its values of the study's axes of tables.
     """
 
     path: Path
     written: Mapping[str, Any]
     settings: Mapping[str, Any]
     data: Mapping[str, Any]
-    searched: frozenset[str] = frozenset()
-    axes: tuple[str, ...] | None = None
-    reference: str = ""
+    of: OfStudy = ALONE
     unknown: tuple[str, ...] = ()
-    study: Path | None = None
-    named: tuple[Named, ...] = ()
+
+    @property
+    def reference(self) -> str:
+        """Which reference it is; empty for none."""
+        return self.of.reference
+
+    @property
+    def searched(self) -> frozenset[str]:
+        """Settings that were chosen on validation data for its row."""
+        return self.of.searched
 
 
 @dataclass(frozen=True)
@@ -199,22 +194,13 @@ def collect(paths: Sequence[Path]) -> tuple[list[Entry], list[str]]:
 
 def _of_study(path: Path) -> tuple[list[Entry], list[str]]:
     about = read_json(path / STUDY)
-    keys = {axis: _keys(axis, values) for axis, values in about["axes"].items() if axis != "seed"}
-    axes = tuple(dict.fromkeys(key for found in keys.values() for key in found))
-    tables = {axis: frozenset(found) for axis, found in keys.items() if found != [axis]}
-    searched = frozenset((about["search"] or {}).get("settings", {}))
+    wanted = len(about["seeds"])
     entries, missing = [], 0
-    for row in about["rows"]:
-        wanted = len(about["seeds"])
+    for row, of in rows_in(path, about):
         runs = [path / run["run"] for run in row["runs"]]
         there = [run for run in runs if is_run(run) and is_complete(run)]
         missing += wanted - len(there)
-        chosen = searched - fixed_in(row["reference"])
-        # Empty for a reference that does not depend on the axis; older studies have no values.
-        values = row.get("values", {})
-        named = tuple(Named(axis, tables[axis], values[axis]) for axis in tables if values.get(axis))
-        about_row = {"searched": chosen, "axes": axes, "reference": row["reference"], "study": path, "named": named}
-        entries += [replace(_entry(run), **about_row) for run in there]
+        entries += [_entry(run, of) for run in there]
     notes = [f"{missing} runs of the study {path} are missing"] * bool(missing)
     notes += _whose(about)
     return entries, notes + [
@@ -235,19 +221,13 @@ def _whose(about: Mapping[str, Any]) -> list[str]:
     return [f"references ({', '.join(kinds)}) are those of {rows}; the other {others} have none"]
 
 
-def _keys(axis: str, values: Sequence[Any]) -> list[str]:
-    """Settings of an axis: its own name, or the keys of its tables."""
-    tables = [value for value in values if isinstance(value, dict)]
-    return [key.replace("_", "-") for table in tables for key in table if key != "name"] or [axis]
-
-
-def _entry(run: Path) -> Entry:
+def _entry(run: Path, of: OfStudy = ALONE) -> Entry:
     folder = open_run(run)
     experiment = folder.settings()[0]
     written = {name.replace("_", "-"): value for name, value in experiment.model_dump().items()}
     unknown: list[str] = []
     settings = resolved(experiment, unknown)
-    return Entry(run, written, settings, folder.data(), unknown=tuple(unknown))
+    return Entry(run, written, settings, folder.data(), of, tuple(unknown))
 
 
 def compared_keys(entries: Sequence[Entry], by: Sequence[str]) -> tuple[str, ...]:
@@ -259,7 +239,7 @@ def compared_keys(entries: Sequence[Entry], by: Sequence[str]) -> tuple[str, ...
         InputError: no such setting, or nothing says which of several differences is meant.
     """
     known = entries[0].settings
-    tables = {named.axis: named.keys for entry in entries for named in entry.named}
+    tables = {named.axis: named.keys for entry in entries for named in entry.of.named}
     wrong = [key for key in by if key not in known and key not in tables]
     if wrong:
         msg = f"Expected --by to name settings, got {wrong[0]!r}. {nearest(wrong[0], [*tables, *known])}"
@@ -269,8 +249,8 @@ def compared_keys(entries: Sequence[Entry], by: Sequence[str]) -> tuple[str, ...
     own = [entry for entry in entries if not entry.reference]
     searched = frozenset[str]().union(*(entry.searched for entry in own))
     differing = [key for key in _varying(own) if key not in {"seed", *searched}]
-    axes = {key for entry in own for key in entry.axes or ()}
-    if all(entry.axes is not None for entry in own) and set(differing) <= axes:
+    axes = {key for entry in own for key in entry.of.axes or ()}
+    if all(entry.of.axes is not None for entry in own) and set(differing) <= axes:
         return tuple(differing)
     if len(differing) > 1:
         msg = (
@@ -281,31 +261,10 @@ def compared_keys(entries: Sequence[Entry], by: Sequence[str]) -> tuple[str, ...
     return tuple(differing)
 
 
-def named_axes(entries: Sequence[Entry], keys: Sequence[str]) -> dict[str, frozenset[str]]:
-    """Axes of tables, with their settings, by whose names rows can be told apart.
-
-    Those of the one study that all runs are of, where no setting of theirs in which the runs differ is left out.
-    """
-    if len({entry.study for entry in entries}) != 1:
-        return {}
-    left_out = frozenset(_varying([entry for entry in entries if not entry.reference])) - frozenset(keys)
-    axes = {named.axis: named.keys for entry in entries for named in entry.named}
-    return {axis: found for axis, found in axes.items() if found & frozenset(keys) and not found & left_out}
-
-
-def _by(keys: Sequence[str], axes: Mapping[str, frozenset[str]]) -> tuple[str, ...]:
-    """What rows differ in: axes by their names, and the settings of no axis."""
-    covered = frozenset[str]().union(*axes.values())
-    return (*axes, *(key for key in keys if key not in covered))
-
-
 def _label(entry: Entry, keys: Sequence[str], axes: Mapping[str, frozenset[str]]) -> str:
-    """A row's name: names of tables, alone where nothing else is compared, and its own values of the other settings."""
-    fixed = fixed_in(entry.reference)
-    names = {named.axis: named for named in entry.named if named.axis in axes}
-    alone = len(_by(keys, axes)) == 1
-    parts = [named.name if alone else f"{axis} {named.name}" for axis, named in names.items()]
-    covered = fixed.union(*(named.keys for named in names.values()))
+    """A row's name: names of tables, and its own values of the other settings."""
+    parts, covered = named_parts(entry, keys, axes)
+    covered |= fixed_in(entry.reference)
     label = ", ".join([*parts, *(_shown(key, entry.written[key]) for key in keys if key not in covered)])
     if entry.reference:
         return f"{entry.reference}: {label}" if label else entry.reference
@@ -348,7 +307,7 @@ def compare(
     personal = [entry for entry in entries if _is_personal(entry)]
     metric = metric or ("server/mAP" if all(on_server(entry.path) for entry in own) else "client/mAP/mean")
     entries = _each_once(entries, metric, model, notes)
-    axes = named_axes(entries, keys)
+    axes = named_axes(entries, keys, _varying([entry for entry in entries if not entry.reference]))
     groups = [
         group
         for found in _rows(entries, keys).values()
@@ -367,7 +326,7 @@ def compare(
     ]
     notes += [*_constant(entries, metric), *_too_few(groups, pairs, test)]
     words = PERSONAL if all(entry in personal for entry in own) else _in_words(entries, model)
-    return Comparison(metric, words, _by(keys, axes), test, groups, pairs, notes)
+    return Comparison(metric, words, compared_by(keys, axes), test, groups, pairs, notes)
 
 
 def _is_personal(entry: Entry) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 from fedmlic.errors import InputError
 from fedmlic.record import is_run, open_run, read_json
 from fedmlic.resolved import resolved
-from sim.comparison.fixed import fixed_in
+from sim.comparison.named import ALONE, OfStudy, rows_in
 from sim.comparison.read import LOCAL, is_complete, keeps_private
 from sim.sweep.folder import FILE as STUDY
 from sim.sweep.folder import is_study
@@ -96,9 +96,7 @@ class Run:
         settings: resolved, by dashed name.
         status: how it ended, if it did.
         reason: why it failed; empty otherwise.
-        reference: which reference of a study it is; empty for none.
-        searched: settings that its study chose on validation data.
-        axes: settings that its study varies; ``None`` for a run by itself.
+        of: what its study says of it.
         rounds: events of completed rounds, ascending.
         labels: by split.
         evaluations: events of evaluations on all clients' held-out images.
@@ -118,9 +116,7 @@ class Run:
     settings: Mapping[str, Any]
     status: Status
     reason: str
-    reference: str = ""
-    searched: frozenset[str] = frozenset()
-    axes: tuple[str, ...] | None = None
+    of: OfStudy = ALONE
     rounds: Sequence[Mapping[str, Any]] = ()
     labels: Mapping[str, LabelHistory] = field(default_factory=dict)
     evaluations: Sequence[Mapping[str, Any]] = ()
@@ -132,6 +128,16 @@ class Run:
     environment: Mapping[str, Any] = field(default_factory=dict)
     checkpoints: Sequence[int] = ()
     kept_best: int = 0
+
+    @property
+    def reference(self) -> str:
+        """Which reference of a study it is; empty for none."""
+        return self.of.reference
+
+    @property
+    def searched(self) -> frozenset[str]:
+        """Settings that its study chose on validation data."""
+        return self.of.searched
 
     @property
     def seed(self) -> int:
@@ -210,15 +216,15 @@ def find_runs(paths: Sequence[Path]) -> Found:
         if is_study(path):
             asked = _of_study(path, problems)
         elif is_run(path):
-            asked = [(path, {})]
+            asked = [(path, ALONE)]
             if is_study(path / REFERENCES):
-                asked += [each for each in _of_study(path / REFERENCES, problems) if each[1]["reference"]]
+                asked += [each for each in _of_study(path / REFERENCES, problems) if each[1].reference]
         else:
             msg = f"Expected {path} to be the folder of a run or of a study, got something else. Check the path."
             raise InputError(msg)
-        for place, about in asked:
+        for place, of in asked:
             try:
-                runs.setdefault(place.resolve(), read_run(place, **about))
+                runs.setdefault(place.resolve(), read_run(place, of))
             except InputError as error:
                 problems.append(nameless(f"{place.name} cannot be read: {error}", place))
     if not runs:
@@ -230,16 +236,13 @@ def find_runs(paths: Sequence[Path]) -> Found:
     return Found(list(runs.values()), problems, title)
 
 
-def _of_study(path: Path, problems: list[str]) -> list[tuple[Path, dict[str, Any]]]:
+def _of_study(path: Path, problems: list[str]) -> list[tuple[Path, OfStudy]]:
     """Run folders of a study with what it says of them, and sentences on what is missing."""
     about = read_json(path / STUDY)
-    axes = tuple(dict.fromkeys(key for axis, each in about["axes"].items() for key in _keys(axis, each)))
-    searched = frozenset((about.get("search") or {}).get("settings", {}))
     found = []
-    for row in about["rows"]:
+    for row, of in rows_in(path, about):
         there = [path / run["run"] for run in row["runs"] if is_run(path / run["run"])]
-        chosen = searched - fixed_in(row["reference"])
-        found += [(run, {"reference": row["reference"], "searched": chosen, "axes": axes}) for run in there]
+        found += [(run, of) for run in there]
         missing = len(about["seeds"]) - len(there)
         if missing:
             problems.append(f"{row['label']}: {missing} of {len(about['seeds'])} runs of the study have not begun.")
@@ -257,15 +260,7 @@ def nameless(text: str, path: Path) -> str:
     return text
 
 
-def _keys(axis: str, values: Iterable[Any]) -> list[str]:
-    """Settings of an axis: its own name, or the keys of its tables."""
-    keys = [key.replace("_", "-") for value in values if isinstance(value, dict) for key in value if key != "name"]
-    return [key for key in keys or [axis] if key != "seed"]
-
-
-def read_run(
-    path: Path, reference: str = "", searched: frozenset[str] = frozenset(), axes: tuple[str, ...] | None = None
-) -> Run:
+def read_run(path: Path, of: OfStudy = ALONE) -> Run:
     """Read a run in whatever state it is.
 
     Raises:
@@ -287,9 +282,7 @@ def read_run(
         settings=resolved(experiment),
         status=status,
         reason="" if status == "complete" else events.reason,
-        reference=reference,
-        searched=searched,
-        axes=axes,
+        of=of,
         rounds=events.rounds,
         labels={split: _history(rows) for split, rows in events.labels.items()},
         evaluations=events.evaluations,

@@ -13,6 +13,7 @@ import numpy as np
 from fedmlic.evaluation import SIDES
 from fedmlic.metrics import spread as metrics_spread
 from sim.comparison.fixed import fixed_in
+from sim.comparison.named import named_axes, named_parts
 from sim.comparison.read import LOCAL, MODELS, PERSONAL
 from sim.comparison.same_data import check_same_data, unlike
 
@@ -34,7 +35,7 @@ class Row:
     """Runs with equal settings but the seed.
 
     Attributes:
-        label: for people: the settings in which rows differ.
+        label: for people: names of tables of a study, and the settings in which rows differ.
         reference: which reference of a study it is; empty for none.
         runs: by seed, then client.
     """
@@ -115,7 +116,8 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
         found.setdefault((run.reference, rest), []).append(run)
     ordered = sorted(found.values(), key=lambda each: bool(each[0].reference))
     varying = differing([each[0] for each in ordered if not each[0].reference] or [each[0] for each in ordered])
-    labels = [_label(each[0], varying) for each in ordered]
+    axes = named_axes(runs, varying, varying)
+    labels = [_label(each[0], varying, axes) for each in ordered]
     for place, label in enumerate(labels):
         if labels.count(label) > 1:  # rows that differ in what is not named: the folder tells them apart
             labels[place] = f"{label} ({ordered[place][0].name})"
@@ -150,11 +152,11 @@ def written(run: Run, key: str) -> str:
     return str(getattr(run.experiment, key.replace("-", "_"))).replace("()", "")
 
 
-def _label(run: Run, varying: Sequence[str]) -> str:
-    parts = []
+def _label(run: Run, varying: Sequence[str], axes: Mapping[str, frozenset[str]]) -> str:
+    parts, covered = named_parts(run, varying, axes)
     for key in varying:
         value = written(run, key)
-        if key in fixed_in(run.reference):
+        if key in covered | fixed_in(run.reference):
             continue
         entry = key in {"dataset", "partition", "regime", "model", "method", "strategy", "inference"}
         parts.append(value if entry else f"{key} {value or 'none'}")

@@ -1,5 +1,6 @@
 """Rows, curves and label tables equal pandas on the tables of the runs; thinned curves keep what is extreme."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -143,3 +144,27 @@ def test_clients_of_a_local_only_row_are_no_seeds(rows):
     assert found.std[:2] == pytest.approx(by_hand.std(axis=0, ddof=1))
     assert [curves[label].mean[-1] for label in (0, 1)] == pytest.approx(by_hand.mean(axis=0))
     assert [curves[label].num_seeds[-1] for label in (0, 1)] == [2, 2]
+
+
+def test_rows_of_an_axis_of_tables_have_the_names_of_the_tables(write_run, tmp_path):
+    """Beside a run from elsewhere settings are shown, since it has no name."""
+    tables = [{"name": "one pass", "local-epochs": 1}, {"name": "two, small", "local-epochs": 2, "batch-size": 4}]
+    rows = []
+    for table in tables:
+        settings = {"batch-size": 8, **{key: value for key, value in table.items() if key != "name"}}
+        for seed in (0, 1):
+            write_run(tmp_path / f"{settings['local-epochs']}-{seed}", ["a", "b"], seed=seed, **settings)
+        runs = [{"seed": seed, "run": f"{settings['local-epochs']}-{seed}"} for seed in (0, 1)]
+        rows.append({"label": table["name"], "values": {"work": table["name"]}, "reference": "", "runs": runs})
+    write_run(tmp_path / "0", ["a", "b"], seed=0, **{"batch-size": 8, "num-rounds": 0})
+    begun = {"label": "untrained", "values": {"work": "one pass"}, "reference": "untrained"}
+    rows.append({**begun, "runs": [{"seed": 0, "run": "0"}]})
+    about = {"axes": {"work": tables, "seed": [0, 1]}, "seeds": [0, 1], "search": None, "rows": rows}
+    (tmp_path / "study.json").write_text(json.dumps(about))
+    write_run(tmp_path / "elsewhere", ["a", "b"], **{"batch-size": 16})
+
+    found = find_runs([tmp_path]).runs
+    beside = find_runs([tmp_path, tmp_path / "elsewhere"]).runs
+
+    assert [row.label for row in rows_of(found)] == ["one pass", "two, small", "untrained, one pass"]
+    assert "local-epochs 2, batch-size 4" in [row.label for row in rows_of(beside)]
