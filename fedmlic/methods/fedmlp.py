@@ -21,15 +21,18 @@ floor(``present_share`` * N) smallest present; tags stay. Then, tags counting as
 
     L = (sum of l over annotated or tagged entries + distillation * sum of (p - q)^2 over others) / all entries
 
-``pace="learned"`` takes a label's global learning degree for both shares. Without a second stage
-(``warm_up`` of all rounds) or with ``distillation=0`` it is its own ablation.
+``later="answered"`` leaves the global model out of these rounds, as the released code does, and so does
+``distillation=0`` out of all: L is then the mean of l over annotated or tagged entries. ``pace="learned"`` takes a
+label's global learning degree for both shares. Without a second stage (``warm_up`` of all rounds) or with
+``distillation=0`` it is its own ablation.
 
 Deviations: the paper adapts both shares by the client's and the global learning degree by a formula that could
 not be found; constants are the released code's, ``learned`` is what it has commented out. pi is kept 1 / (2 n)
 away from 0 and 1. Missing is decided entry by entry, so labels that a client annotates now and then work too.
-The released code leaves out the prior and, after the warm-up, distillation; here both are in, as published. Its second
-stage trains on one view, and its prototypes and tags come from an augmented view; here both views, and images as they
-are. A client that has no image of a state is left out of that prototype's mean, where the released code counts it.
+The released code leaves out the prior and, after the warm-up, distillation; here both are in, as published, unless
+``adjust=False`` and ``later="answered"``. Its second stage trains on one view, and its prototypes and tags come from an
+augmented view; here both views, and images as they are. A client that has no image of a state is left out of that
+prototype's mean, where the released code counts it. That code tags nothing present where it tags nothing absent.
 
 Source: Sun et al., "FedMLP: Federated Multi-Label Medical Image Classification under Task Heterogeneity"
 (MICCAI 2024, arXiv 2406.18995) and its released code.
@@ -232,6 +235,7 @@ def fedmlp(
     *,
     warm_up: Annotated[int, Field(ge=0)] = 50,
     distillation: Annotated[float, Field(ge=0)] = 1.0,
+    later: Literal["both", "answered"] = "both",
     pace: Literal["constant", "learned"] = "constant",
     absent_share: Share = 0.005,
     present_share: Share = 0.01,
@@ -246,6 +250,7 @@ def fedmlp(
     Args:
         warm_up: rounds before entries are tagged (T1).
         distillation: weight of the distance to the global model's answers on missing entries; 0 for none.
+        later: what counts after the warm-up: ``both``, or ``answered`` entries alone, as in the released code.
         pace: how much is tagged in a turn: ``constant`` shares, or each label's global learning degree.
         absent_share: of a label's candidates that are tagged absent in a turn, where the pace is constant.
         present_share: likewise, present.
@@ -259,6 +264,7 @@ def fedmlp(
     clients' turns, divided by the number of labels.
     """
     shares = (absent_share, present_share) if pace == "constant" else None
+    weight = distillation if later == "both" else 0.0
 
     def inputs(local: Local) -> Inputs:
         client = _Client(local, warm_up, shares, (low, high))
@@ -284,7 +290,8 @@ def fedmlp(
         num_open = open_entries(answers).sum()
         num_annotated = answers.numel() - num_open
         early = annotated / num_annotated.clamp(min=1) + distillation * apart / num_open.clamp(min=1)
-        return torch.where(late, (annotated + distillation * apart) / answers.numel(), early)
+        counted = answers.numel() if weight else num_annotated.clamp(min=1)
+        return torch.where(late, (annotated + weight * apart) / counted, early)
 
     objective = Objective(loss, inputs, one_by_one="a client's images are judged by its own network")
     return classifier(loss, pool=pool)._replace(

@@ -153,6 +153,43 @@ def test_costs_by_loop():
         assert apart[place].item() == pytest.approx((1 / (1 + math.exp(-z)) - q) ** 2 if y == UNKNOWN else 0.0)
 
 
+def whole(late, options):
+    """The loss of a batch with known logits, and the sums and numbers of its two parts."""
+    rng = torch.Generator().manual_seed(4)
+    logits, taught = torch.randn(4, 3, generator=rng), torch.rand(4, 3, generator=rng)
+    answers = torch.tensor([[1, 0, -1], [-1, 1, 0], [0, -1, 1], [-1, -1, -1]], dtype=torch.int8)
+    given = (logits[None], taught[None], answers, torch.zeros(3), torch.tensor(late))
+    objective = spec.build("method", f"fedmlp({options})").objective
+    told, apart = (each.sum() for each in taught_costs(logits, taught, answers, torch.zeros(3)))
+    return objective.loss(torch.nn.Identity(), logits, answers, *given), told, apart
+
+
+@pytest.mark.parametrize(
+    ("options", "early", "late"),
+    [
+        ("distillation=2.0", lambda told, apart: told / 6 + 2 * apart / 6, lambda told, apart: (told + 2 * apart) / 12),
+        ("later='answered'", lambda told, apart: told / 6 + apart / 6, lambda told, _: told / 6),
+        ("distillation=0.0", lambda told, _: told / 6, lambda told, _: told / 6),
+    ],
+)
+def test_what_counts_before_and_after_the_warm_up(options, early, late):
+    """Six of twelve entries are answered; without the global model's part others do not count, as in the release."""
+    for stage, expected in ((False, early), (True, late)):
+        found, told, apart = whole(stage, options)
+        assert found.item() == pytest.approx(expected(told, apart).item(), rel=1e-6)
+
+
+def test_without_an_answer_nothing_is_lost():
+    logits = torch.ones(2, 3, requires_grad=True)
+    given = (logits[None], torch.zeros(1, 2, 3), torch.full((2, 3), UNKNOWN), torch.zeros(3), torch.tensor(True))
+    objective = spec.build("method", "fedmlp(later='answered')").objective
+    loss = objective.loss(torch.nn.Identity(), logits, given[2], *given)
+    loss.backward()
+
+    assert loss.item() == 0
+    assert not logits.grad.any()
+
+
 class Pixels:
     def __init__(self, pixels):
         self.pixels = pixels
