@@ -296,9 +296,10 @@ def hp_dval(
             10).
 
     Raises:
-        InputError: ``consistent_view`` is a view whose texts do not train, or a context that does not train is to
-            be private.
+        InputError: ``consistent_view`` is a view whose texts do not train, a context that does not train is to
+            be private, or an option of the loss would change nothing.
     """
+    _check_loss(schedule, present_scale, focal_by, focal=focal)
     if local_context == "private":
         _check_private(prompted, schedule)
     if consistency and schedule != "alignment":
@@ -357,6 +358,20 @@ def _check_view(prompted: str, view: str | None) -> None:
             f"Expected consistent_view to be {prompted!r}, the prompted view, got {view!r}, whose texts are the "
             "hand-written ones: the term would be 0. Leave consistent_view out, or use prompted='both' or "
             "consistency=0.0."
+        )
+        raise InputError(msg)
+
+
+def _check_loss(schedule: str, present_scale: float, focal_by: str, *, focal: bool) -> None:
+    if present_scale != 1 and schedule in {"prompts", "joint"}:
+        msg = (
+            f"Expected present_scale to be 1 with schedule={schedule!r}, which has no stage 1, got {present_scale}. "
+            "Leave present_scale out, or use schedule='two_stages' or 'alignment'."
+        )
+        raise InputError(msg)
+    if focal_by == "batch" and not focal:
+        msg = (
+            "Expected focal_by to be 'entry' with focal=False, which fades nothing, got 'batch'. Leave one of them out."
         )
         raise InputError(msg)
 

@@ -612,6 +612,19 @@ def test_a_run_that_ends_before_the_second_stage_is_refused():
         check_experiment(settings(f"schedule={schedule!r}", num_rounds=1), Runtime())
 
 
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("present_scale=5.0, schedule='prompts'", "present_scale to be 1 with schedule='prompts'"),
+        ("present_scale=5.0, schedule='joint'", "present_scale to be 1 with schedule='joint'"),
+        ("focal_by='batch', focal=False", "focal_by to be 'entry'"),
+    ],
+)
+def test_options_of_the_loss_that_would_change_nothing_are_refused(method, told):
+    with pytest.raises(InputError, match=told):
+        learner(method=method)
+
+
 @pytest.mark.parametrize("other", ["prompted='whole'", "schedule='alignment'"])
 def test_a_context_that_does_not_train_cannot_be_private(other):
     with pytest.raises(InputError, match=f"a context of places that trains, got {other}"):
