@@ -8,7 +8,7 @@ Datasets" (ECCV); ``shares`` is the variant DB* of HP-DVAL (``docs/methods/hp_dv
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -101,6 +101,21 @@ def tolerant_entries(
     return torch.where(labels >= ABSENT, entries, 0.0)
 
 
+def faded(entries: Tensor, weighted: Tensor, labels: Tensor, tolerance: float) -> Tensor:
+    """The mean of ``weighted`` over known entries, times one focal factor 2 (1 - p)^2 of the whole batch, a scalar.
+
+    p is exp of minus the mean log-loss, in which absent entries are not divided by the tolerance.
+
+    Args:
+        entries: of ``tolerant_entries`` without its own focal factor.
+        weighted: the same, re-weighted.
+        labels: int8 ``[batch, labels]``.
+        tolerance: lambda.
+    """
+    level = known_mean(torch.where(labels == ABSENT, tolerance * entries, entries), labels)
+    return 2 * (1 - torch.exp(-level)).square() * known_mean(weighted, labels)
+
+
 class Balance(NamedTuple):
     """The whole loss.
 
@@ -113,6 +128,8 @@ class Balance(NamedTuple):
         tolerance: lambda.
         focal: whether easy entries fade.
         positive_share: whether logits of present entries are multiplied by ``shares`` (DB*).
+        focal_by: what fades: each ``entry`` by its own probability, or the ``batch`` by one factor (``faded``).
+        present_scale: what logits of present entries are multiplied by, too.
     """
 
     rebalance: bool
@@ -123,6 +140,8 @@ class Balance(NamedTuple):
     tolerance: float
     focal: bool
     positive_share: bool = False
+    focal_by: Literal["entry", "batch"] = "entry"
+    present_scale: float = 1.0
 
     def loss(self, logits: Tensor, labels: Tensor, present: Tensor, shift: Tensor) -> Tensor:
         """The mean over known entries, a scalar.
@@ -133,14 +152,16 @@ class Balance(NamedTuple):
             present: ``[labels]``, counts.
             shift: ``[labels]``, as ``shifts`` gives them.
         """
-        share = shares(present) if self.positive_share else 1.0
+        share = self.present_scale * (shares(present) if self.positive_share else 1.0)
         shifted = self.kappa / self.tolerance * shift
-        entries = tolerant_entries(logits, labels, shifted, self.tolerance, focal=self.focal, share=share)
+        whole = self.focal and self.focal_by == "batch"
+        entries = tolerant_entries(logits, labels, shifted, self.tolerance, focal=self.focal and not whole, share=share)
+        weighted = entries
         if self.rebalance:
-            entries = entries * rebalanced(
+            weighted = entries * rebalanced(
                 labels, present, floor=self.floor, steepness=self.steepness, middle=self.middle
             )
-        return known_mean(entries, labels)
+        return faded(entries, weighted, labels, self.tolerance) if whole else known_mean(weighted, labels)
 
 
 def count_inputs(counts: str) -> Callable[[Local], Inputs]:

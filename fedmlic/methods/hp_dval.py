@@ -9,8 +9,8 @@ the whole and of the places, and <.,.> the cosine:
 last blocks or adapters: the model's ``trainable``) learns, held near a frozen teacher: L = L_db + distill * |teacher -
 f_0|, of features as they are, not of length 1. *Stage 2, hierarchical prompts.* The tower stays as it is. t and u are
 the features of prompts whose first M vectors are trained, one context for each view, shared by all labels, read by
-CLIP's frozen text half (``fedmlic.prompt_learner``): L = L_db + consistency * |hand-written - t|, of texts of length 1.
-Only the two contexts are sent.
+CLIP's frozen text half (``fedmlic.prompt_learner``): L = L_db + consistency * |hand-written - t|, of texts as
+the scores see them: of length 1, with ``scores="mkt"`` as they are. Only the two contexts are sent.
 
 L_db is the distribution-balanced loss with its focal factor (``fedmlic.distribution_balanced``), by default on the
 counts of all clients.
@@ -250,6 +250,8 @@ def hp_dval(
     kappa: Annotated[float, Field(ge=0)] = 0.05,
     tolerance: Annotated[float, Field(gt=0)] = 2.0,
     focal: bool = True,
+    focal_by: Literal["entry", "batch"] = "entry",
+    present_scale: Annotated[float, Field(gt=0)] = 1.0,
 ) -> Method:
     """Dual-view alignment of image and text, then hierarchical prompts (HP-DVAL).
 
@@ -274,7 +276,8 @@ def hp_dval(
         teacher: the model that the view of the whole image is held near, such as
             ``"clip_image(path='...', projection=True)"``; empty: a copy of the tower as it starts.
         distill: weight of the mean absolute difference from the teacher, of features that are not scaled.
-        consistency: weight of the mean absolute difference of trained and hand-written texts of length 1.
+        consistency: weight of the mean absolute difference of trained and hand-written texts: of length 1, with
+            ``mkt`` as CLIP gives them.
         consistent_view: whose trained texts are compared: of the ``whole`` image (paper) or ``places`` (release).
             None: the prompted view, with both the whole image.
         counts: of all clients, counted once before the first round (needs ``allow-statistics``), or the
@@ -287,18 +290,23 @@ def hp_dval(
         kappa: how strongly logits are shifted by their label's frequency (0.05).
         tolerance: how negatives are tolerated (COCO-LT 2, VOC-LT 5).
         focal: whether easy entries fade, exponent 2.
+        focal_by: each ``entry`` fades by its own probability, or the ``batch`` by one factor of its mean log-loss
+            (release).
+        present_scale: factor of present entries' logits in stage 1 alone (``dbl`` of the release: COCO-LT 5, VOC-LT
+            10).
 
     Raises:
-        InputError: ``consistent_view`` is a view whose texts do not train, or a context that does not train is to
-            be private.
+        InputError: ``consistent_view`` is a view whose texts do not train, a context that does not train is to
+            be private, or an option of the loss would change nothing.
     """
+    _check_loss(schedule, present_scale, focal_by, focal=focal)
     if local_context == "private":
         _check_private(prompted, schedule)
     if consistency and schedule != "alignment":
         _check_view(prompted, consistent_view)
     chosen = tuple(name for name in CONTEXTS if prompted in {"both", name.removeprefix("context_")})
     own: tuple[str, ...] = CONTEXTS[1:] if local_context == "private" else ()
-    balance = Balance(rebalance, floor, steepness, middle, kappa, tolerance, focal, positive_share)
+    balance = Balance(rebalance, floor, steepness, middle, kappa, tolerance, focal, positive_share, focal_by)
     read = partial(open_reader, weights, text_model, who="hp_dval")
     build = partial(
         _build,
@@ -312,7 +320,7 @@ def hp_dval(
         real=weights != "random",
     )
     view = consistent_view or ("places" if prompted == "places" else "whole")
-    stages = _stages(balance, distill, consistency, view, counts)
+    stages = _stages(balance, present_scale, distill, (consistency, view, scores == "cosine"), counts)
     first, second = stages["alignment"], stages["prompts"]
     phases = (
         Phase(trainer(first), align_rounds, _aligned, first),
@@ -350,6 +358,20 @@ def _check_view(prompted: str, view: str | None) -> None:
             f"Expected consistent_view to be {prompted!r}, the prompted view, got {view!r}, whose texts are the "
             "hand-written ones: the term would be 0. Leave consistent_view out, or use prompted='both' or "
             "consistency=0.0."
+        )
+        raise InputError(msg)
+
+
+def _check_loss(schedule: str, present_scale: float, focal_by: str, *, focal: bool) -> None:
+    if present_scale != 1 and schedule in {"prompts", "joint"}:
+        msg = (
+            f"Expected present_scale to be 1 with schedule={schedule!r}, which has no stage 1, got {present_scale}. "
+            "Leave present_scale out, or use schedule='two_stages' or 'alignment'."
+        )
+        raise InputError(msg)
+    if focal_by == "batch" and not focal:
+        msg = (
+            "Expected focal_by to be 'entry' with focal=False, which fades nothing, got 'batch'. Leave one of them out."
         )
         raise InputError(msg)
 
@@ -403,18 +425,20 @@ def _build(
 
 
 def _stages(
-    balance: Balance, distill: float, consistency: float, consistent_view: str, counts: str
+    balance: Balance, present_scale: float, distill: float, consistency: tuple[float, str, bool], counts: str
 ) -> dict[str, Objective]:
-    """What each schedule minimises."""
+    """What each schedule minimises; ``consistency`` is its weight, its view, and whether texts have length 1."""
+    held, view, unit = consistency
+    scaled = balance._replace(present_scale=present_scale)
 
     def align(network: nn.Module, images: Tensor, labels: Tensor, *known: Tensor) -> Tensor:
         views, pull = _views_and_pull(network, images, distill)
-        return balance.loss(network(views, "scores"), labels, *known) + pull
+        return scaled.loss(network(views, "scores"), labels, *known) + pull
 
     def with_prompts(network: nn.Module, images: Tensor, views: Tensor, labels: Tensor, *known: Tensor) -> Tensor:
         texts = network(images, "texts")
         value = balance.loss(network(views, "scores", texts), labels, *known)
-        return value + consistency * difference(texts, consistent_view)
+        return value + held * difference(texts, view, unit=unit)
 
     def joint(network: nn.Module, images: Tensor, labels: Tensor, *known: Tensor) -> Tensor:
         views, pull = _views_and_pull(network, images, distill)
@@ -432,15 +456,18 @@ def _stages(
     }
 
 
-def difference(texts: Tensor, view: str) -> Tensor:
-    """The mean absolute difference of trained and hand-written texts of length 1, a scalar.
+def difference(texts: Tensor, view: str, *, unit: bool) -> Tensor:
+    """The mean absolute difference of trained and hand-written texts, a scalar.
 
     Args:
         texts: ``[3, labels, features]``: trained for the whole image, for places; hand-written.
         view: ``whole`` or ``places``.
+        unit: whether they are compared at length 1, else as they are.
     """
-    trained = texts[0 if view == "whole" else 1]
-    return F.l1_loss(F.normalize(trained.float(), dim=1), F.normalize(texts[2].float(), dim=1))
+    trained, written = texts[0 if view == "whole" else 1].float(), texts[2].float()
+    if unit:
+        trained, written = F.normalize(trained, dim=1), F.normalize(written, dim=1)
+    return F.l1_loss(trained, written)
 
 
 def _views_and_pull(network: nn.Module, images: Tensor, distill: float) -> tuple[Tensor, Tensor | float]:

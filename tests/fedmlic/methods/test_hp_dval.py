@@ -230,6 +230,69 @@ def test_db_star_is_a_plain_loop():
     assert found.item() == pytest.approx(np.mean(entries), rel=1e-5)
 
 
+@pytest.mark.parametrize("stage", [0, 1])
+@pytest.mark.parametrize("missing", [False, True])
+def test_one_focal_factor_of_the_batch_and_scaled_present_logits_are_a_plain_loop(stage, missing):
+    """As the release computes its loss; logits are scaled in its first stage alone."""
+    method = "focal_by='batch', present_scale=5.0, tolerance=3.0, distill=0.0, consistency=0.0"
+    learned, shard = learner(method=method), data()
+    network, images = learned.resident.network.eval(), to_float(shard.images.pixels)
+    if missing:
+        shard = replace(shard, labels=np.where(np.arange(27).reshape(9, 3) % 4, shard.labels, np.int8(UNKNOWN)))
+    labels, objective = torch.from_numpy(shard.labels), learned.method.phases[stage].objective
+    given = objective.inputs(Local(settings(), 1, 3, torch.device("cpu"), lambda: None, shard=shard))
+    with torch.no_grad():
+        value = objective.loss(network, images, labels, *given.of(images, labels, torch.arange(9)))
+        found = scalar_and_rest(value)[0].item()
+        texts = [network(images, "texts")] if stage else []
+        scores = network(network.views(images), "scores", *texts).double().numpy()
+
+    counts, sizes, levels = (shard.labels == 1).sum(axis=0), [], []
+    for i, c in np.ndindex(scores.shape):
+        if shard.labels[i, c] < 0:
+            continue
+        z = scores[i, c] - 0.05 / 3 * np.log(9 / counts[c] - 1)
+        there = [1 / counts[j] for j in range(3) if shard.labels[i, j] == 1]
+        ratio = 1 / counts[c] / sum(there) if there else np.inf
+        weight = 0.1 + 1 / (1 + np.exp(-10 * (ratio - 0.2)))
+        present = shard.labels[i, c] == 1
+        level = np.log1p(np.exp(-(5 if stage == 0 else 1) * z)) if present else np.log1p(np.exp(3 * z))
+        levels.append(level)
+        sizes.append(weight * level / (1 if present else 3))
+
+    assert found == pytest.approx(2 * (1 - np.exp(-np.mean(levels))) ** 2 * np.mean(sizes), rel=1e-4)
+
+
+@pytest.mark.parametrize("scores", ["cosine", "mkt"])
+def test_texts_are_held_near_the_handwritten_ones_as_the_scores_see_them(scores, monkeypatch):
+    """Of length 1 where scores are cosines; as they are where scores are products, which the release compares."""
+
+    def long(weights, model, features, seed, who):
+        del weights, model, who
+        reader = random_reader(features, seed)
+        reader.half.projection *= 7.0
+        return reader
+
+    monkeypatch.setattr(hp_dval, "open_reader", torch.no_grad()(long))
+    values = []
+    for weight in (0.0, 3.0):
+        learned, shard = learner(method=f"scores='{scores}', consistency={weight}"), data()
+        network, images = learned.resident.network.eval(), to_float(shard.images.pixels)
+        labels, objective = torch.from_numpy(shard.labels), learned.method.phases[1].objective
+        given = objective.inputs(Local(settings(), 2, 3, torch.device("cpu"), lambda: None, shard=shard))
+        with torch.no_grad():
+            value = objective.loss(network, images, labels, *given.of(images, labels, torch.arange(9)))
+            values.append(scalar_and_rest(value)[0].item())
+            contexts = [network.context_whole, network.learner.template_context]
+            trained, written = (network.learner(each[None])[0].numpy() for each in contexts)
+    if scores == "cosine":
+        trained, written = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (trained, written))
+
+    expected = 3.0 * np.abs(trained - written).mean()
+    assert expected > 0.01
+    assert values[1] - values[0] == pytest.approx(expected, rel=1e-4)
+
+
 # Stages
 
 
@@ -547,6 +610,19 @@ def test_a_run_that_ends_before_the_second_stage_is_refused():
     check_experiment(settings("align_rounds=4", num_rounds=5), Runtime())
     for schedule in SCHEDULES:
         check_experiment(settings(f"schedule={schedule!r}", num_rounds=1), Runtime())
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("present_scale=5.0, schedule='prompts'", "present_scale to be 1 with schedule='prompts'"),
+        ("present_scale=5.0, schedule='joint'", "present_scale to be 1 with schedule='joint'"),
+        ("focal_by='batch', focal=False", "focal_by to be 'entry'"),
+    ],
+)
+def test_options_of_the_loss_that_would_change_nothing_are_refused(method, told):
+    with pytest.raises(InputError, match=told):
+        learner(method=method)
 
 
 @pytest.mark.parametrize("other", ["prompted='whole'", "schedule='alignment'"])
