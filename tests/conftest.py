@@ -28,6 +28,7 @@ SHARES_RUNS = (
 """Files whose tests read the same runs, which one process plays once."""
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist writes the groups into the names of tests in the same hook
 def pytest_collection_modifyitems(items):
     """Groups of pytest-xdist: what starts processes, and what reads the same runs."""
     for item in items:
