@@ -18,7 +18,7 @@ from fedmlic.errors import InputError, nearest
 from fedmlic.record import is_run, open_run, read_json
 from fedmlic.resolved import resolved
 from sim.comparison.fixed import fixed_in
-from sim.comparison.named import ALONE, OfStudy, compared_by, named_axes, named_parts, rows_in
+from sim.comparison.named import ALONE, HasStudy, OfStudy, compared_by, named_axes, named_parts, rows_in
 from sim.comparison.read import (
     LOCAL,
     MODELS,
@@ -48,7 +48,7 @@ LOWER_IS_BETTER = {"hamming", "ranking-loss", "coverage", "one-error", "std"}
 
 
 @dataclass(frozen=True)
-class Entry:
+class Entry(HasStudy):
     """One run in a comparison.
 
     Attributes:
@@ -66,16 +66,6 @@ class Entry:
     data: Mapping[str, Any]
     of: OfStudy = ALONE
     unknown: tuple[str, ...] = ()
-
-    @property
-    def reference(self) -> str:
-        """Which reference it is; empty for none."""
-        return self.of.reference
-
-    @property
-    def searched(self) -> frozenset[str]:
-        """Settings that were chosen on validation data for its row."""
-        return self.of.searched
 
 
 @dataclass(frozen=True)

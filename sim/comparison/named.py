@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sim.comparison.fixed import fixed_in
 
@@ -47,12 +47,24 @@ ALONE = OfStudy()
 """Of a run of no study."""
 
 
-class HasStudy(Protocol):
-    """A run with what its study says of it."""
+class HasStudy:
+    """A run with what its study says of it, in ``of``."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def of(self) -> OfStudy:
+            """That."""
 
     @property
-    def of(self) -> OfStudy:
-        """That."""
+    def reference(self) -> str:
+        """Which reference of a study it is; empty for none."""
+        return self.of.reference
+
+    @property
+    def searched(self) -> frozenset[str]:
+        """Settings that its study chose on validation data for its row."""
+        return self.of.searched
 
 
 def rows_in(study: Path, about: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], OfStudy]]:

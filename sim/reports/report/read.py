@@ -14,7 +14,7 @@ import numpy as np
 from fedmlic.errors import InputError
 from fedmlic.record import is_run, open_run, read_json
 from fedmlic.resolved import resolved
-from sim.comparison.named import ALONE, OfStudy, rows_in
+from sim.comparison.named import ALONE, HasStudy, OfStudy, rows_in
 from sim.comparison.read import LOCAL, is_complete, keeps_private
 from sim.sweep.folder import FILE as STUDY
 from sim.sweep.folder import is_study
@@ -86,7 +86,7 @@ class Turns:
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(HasStudy):
     """One run as it was found.
 
     Attributes:
@@ -128,16 +128,6 @@ class Run:
     environment: Mapping[str, Any] = field(default_factory=dict)
     checkpoints: Sequence[int] = ()
     kept_best: int = 0
-
-    @property
-    def reference(self) -> str:
-        """Which reference of a study it is; empty for none."""
-        return self.of.reference
-
-    @property
-    def searched(self) -> frozenset[str]:
-        """Settings that its study chose on validation data."""
-        return self.of.searched
 
     @property
     def seed(self) -> int:
