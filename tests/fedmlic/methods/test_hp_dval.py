@@ -173,6 +173,16 @@ def test_the_loss_is_timms_beside_what_the_stage_adds(stage):
     torch.testing.assert_close(found, theirs + added)
 
 
+def loss_of_prompts(learned, shard):
+    """What stage 2 minimises, on all nine images of a client, as a number."""
+    network, images = learned.resident.network, to_float(shard.images.pixels)
+    labels, objective = torch.from_numpy(shard.labels), learned.method.phases[1].objective
+    given = objective.inputs(Local(settings(), 2, 3, torch.device("cpu"), lambda: None, shard=shard))
+    with torch.no_grad():
+        value = objective.loss(network, images, labels, *given.of(images, labels, torch.arange(9)))
+    return scalar_and_rest(value)[0].item()
+
+
 @pytest.mark.parametrize("view", ["whole", "places"])
 @pytest.mark.parametrize("explicit", [True, False])
 def test_texts_of_the_prompted_view_are_held_near_the_handwritten_ones(view, explicit):
@@ -181,12 +191,9 @@ def test_texts_of_the_prompted_view_are_held_near_the_handwritten_ones(view, exp
     values = []
     for weight in (0.0, 3.0):
         learned, shard = learner(method=f"prompted={view!r}, consistency={weight}{told}"), data()
-        network, images = learned.resident.network.eval(), to_float(shard.images.pixels)
-        labels, objective = torch.from_numpy(shard.labels), learned.method.phases[1].objective
-        given = objective.inputs(Local(settings(), 2, 3, torch.device("cpu"), lambda: None, shard=shard))
+        network = learned.resident.network.eval()
+        values.append(loss_of_prompts(learned, shard))
         with torch.no_grad():
-            value = objective.loss(network, images, labels, *given.of(images, labels, torch.arange(9)))
-            values.append(scalar_and_rest(value)[0].item())
             trained = network.learner(network.get_parameter(f"context_{view}")[None])[0].numpy()
             written = network.learner.handwritten.numpy()
     trained = trained / np.linalg.norm(trained, axis=1, keepdims=True)
@@ -277,12 +284,9 @@ def test_texts_are_held_near_the_handwritten_ones_as_the_scores_see_them(scores,
     values = []
     for weight in (0.0, 3.0):
         learned, shard = learner(method=f"scores='{scores}', consistency={weight}"), data()
-        network, images = learned.resident.network.eval(), to_float(shard.images.pixels)
-        labels, objective = torch.from_numpy(shard.labels), learned.method.phases[1].objective
-        given = objective.inputs(Local(settings(), 2, 3, torch.device("cpu"), lambda: None, shard=shard))
+        network = learned.resident.network.eval()
+        values.append(loss_of_prompts(learned, shard))
         with torch.no_grad():
-            value = objective.loss(network, images, labels, *given.of(images, labels, torch.arange(9)))
-            values.append(scalar_and_rest(value)[0].item())
             contexts = [network.context_whole, network.learner.template_context]
             trained, written = (network.learner(each[None])[0].numpy() for each in contexts)
     if scores == "cosine":
