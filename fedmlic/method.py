@@ -314,6 +314,25 @@ class Method(NamedTuple):
     passes: int = 1
 
 
+def needs_rounds_after(argument: str, rounds: int, what: str, hint: str = "") -> Callable[[Experiment], str]:
+    """``Method.refuses`` of a method whose last stage begins after a number of rounds.
+
+    Args:
+        argument: the method's argument that has the number.
+        rounds: of all stages but the last, 0 or more.
+        what: happens in the last stage, as a clause: "its head is trained".
+        hint: what else can be done, put behind the reason.
+    """
+
+    def refuses(experiment: Experiment) -> str:
+        if experiment.num_rounds > rounds:
+            return ""
+        beside = f" ({hint})" if hint else ""
+        return f"{what} in the rounds after {argument}={rounds}, and num-rounds is {experiment.num_rounds}{beside}"
+
+    return refuses
+
+
 def why_one_by_one(method: Method) -> str:
     """Why clients of a method cannot be trained at once, whatever the network; empty where they can."""
     if method.objective is None:

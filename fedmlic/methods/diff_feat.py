@@ -39,7 +39,7 @@ from fedmlic.diffusion import KeptFeatures, TextTable, of_any_block
 from fedmlic.errors import InputError
 from fedmlic.local_search import LocalSearch, Place
 from fedmlic.losses import mean_binary_cross_entropy
-from fedmlic.method import Method, Objective, Phase, Solution, Trained, none
+from fedmlic.method import Method, Objective, Phase, Solution, Trained, needs_rounds_after, none
 from fedmlic.pooled_scores import HALVES, fit_sums, fit_zeros, judged, regressions_of
 from fedmlic.pretrained import freeze
 from fedmlic.ridge_scores import cross_scores
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fedmlic.arrays import Resident
-    from fedmlic.experiment import Experiment
     from fedmlic.method import Local, Task
     from fedmlic.model import Backbone
     from fedmlic.shard import Shard
@@ -350,7 +349,9 @@ def diff_feat(
             partial(_zeros, alpha=alpha, pooled=pooled), partial(_stepped, alpha=alpha, pooled=pooled), metrics=found
         ),
     )
-    return method._replace(phases=(first, last), refuses=partial(too_short, search_rounds))
+    return method._replace(
+        phases=(first, last), refuses=needs_rounds_after("search_rounds", search_rounds, "its head is solved")
+    )
 
 
 def _check(search_rounds: int, score: str, head: str, width: int) -> None:
@@ -470,13 +471,6 @@ def predict(network: nn.Module, images: Tensor) -> Tensor:
 def trained(network: nn.Module) -> Sequence[str]:
     """Names of the tensors of head and projections."""
     return [name for name, _ in network.named_parameters() if name.startswith(("head.", "projections."))]
-
-
-def too_short(search_rounds: int, experiment: Experiment) -> str:
-    """Why an experiment has no round for the head; empty where it has one."""
-    if experiment.num_rounds > search_rounds:
-        return ""
-    return f"its head comes after search_rounds={search_rounds}, and num-rounds is {experiment.num_rounds}"
 
 
 def _loss(network: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, cast
+from typing import Annotated, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -39,15 +39,14 @@ from torch import Tensor, nn
 from fedmlic import spec
 from fedmlic.distribution_balanced import Balance, counted, known_counts
 from fedmlic.errors import InputError
-from fedmlic.method import Inputs, Local, Method, Objective, Phase, Task, none
+from fedmlic.method import Inputs, Local, Method, Objective, Phase, Task, needs_rounds_after, none
 from fedmlic.model import Model, TwoViews
 from fedmlic.pretrained import freeze
 from fedmlic.prompt_learner import PromptLearner, Reader, open_reader
 from fedmlic.prompt_tuning import ALONE, PromptedNetwork, check_shared, on_kept_views, predict
 from fedmlic.training import trainer
 
-if TYPE_CHECKING:
-    from fedmlic.experiment import Experiment
+FIRST_ALONE = "schedule='alignment' is the first stage alone"
 
 TRIAL = "hp_dval(weights='random', counts='client')"
 """How it is built where no weights are at hand: for tests."""
@@ -334,21 +333,13 @@ def hp_dval(
         private=(lambda _: own) if own else none,
         objective=whole,
         phases=phases if schedule == "two_stages" else (),
-        refuses=partial(too_short, align_rounds) if schedule == "two_stages" else None,
+        refuses=needs_rounds_after("align_rounds", align_rounds, "its prompts train", FIRST_ALONE)
+        if schedule == "two_stages"
+        else None,
         statistics=counted if counts == "global" else None,
         ask=partial(_ask, read=read, template=template),
         needs_pixels=bool(teacher) and distill > 0 and schedule != "prompts",
         freezes=schedule == "prompts",
-    )
-
-
-def too_short(align_rounds: int, experiment: Experiment) -> str:
-    """Why an experiment has no second stage; empty where it has one."""
-    if experiment.num_rounds > align_rounds:
-        return ""
-    return (
-        f"its prompts train in the rounds after align_rounds={align_rounds}, and num-rounds is "
-        f"{experiment.num_rounds} (schedule='alignment' is the first stage alone)"
     )
 
 

@@ -12,8 +12,7 @@ heads too.
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import Field
 from torch import nn
@@ -21,10 +20,7 @@ from torch import nn
 from fedmlic import spec
 from fedmlic.errors import InputError
 from fedmlic.features import BACKBONE
-from fedmlic.method import Method, Phase
-
-if TYPE_CHECKING:
-    from fedmlic.experiment import Experiment
+from fedmlic.method import Method, Phase, needs_rounds_after
 
 
 def probe_then_tune(*, probe_rounds: Annotated[int, Field(ge=1)] = 5, method: str = "bce()") -> Method:
@@ -56,7 +52,7 @@ def probe_then_tune(*, probe_rounds: Annotated[int, Field(ge=1)] = 5, method: st
 
     probe = Phase(made.train, probe_rounds, beside, made.objective)
     phases = probe, Phase(made.train, objective=made.objective)
-    return made._replace(phases=phases, refuses=partial(_too_short, probe_rounds))
+    return made._replace(phases=phases, refuses=needs_rounds_after("probe_rounds", probe_rounds, "everything trains"))
 
 
 def _unsuited(method: Method) -> str:
@@ -68,10 +64,3 @@ def _unsuited(method: Method) -> str:
     if method.round_sums is not None:
         return "sums of every round"  # they begin anew with every stretch
     return "conditions" if method.refuses is not None else ""
-
-
-def _too_short(probe_rounds: int, experiment: Experiment) -> str:
-    """Why an experiment has no round of fine-tuning; empty where it has one."""
-    if experiment.num_rounds > probe_rounds:
-        return ""
-    return f"everything trains after probe_rounds={probe_rounds}, and num-rounds is {experiment.num_rounds}"

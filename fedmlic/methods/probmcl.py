@@ -46,14 +46,13 @@ from fedmlic.contrast import Index, Queue, contrastive_loss, pairs_of
 from fedmlic.errors import InputError
 from fedmlic.labels import ABSENT, PRESENT
 from fedmlic.losses import asymmetric, known_mean
-from fedmlic.method import Inputs, Local, Method, Objective, Phase, Task
+from fedmlic.method import Inputs, Local, Method, Objective, Phase, Task, needs_rounds_after
 from fedmlic.mixtures import Mixtures, log_joint, log_norm, log_overlap, spread
 from fedmlic.solved_head import Gram, SolvedHead, pooled_features, squared_error
 from fedmlic.training import trainer
 from fedmlic.views import strong_view, weak_view
 
 if TYPE_CHECKING:
-    from fedmlic.experiment import Experiment
     from fedmlic.model import Backbone
 
 HIDDEN, WIDE = 2048, 1024
@@ -431,7 +430,7 @@ def _staged(
     unlabelled = contrast.mixtures and contrast.nll == "all"
     encoder = Objective(first, contrast.inputs, needs_annotations=not unlabelled, one_by_one=ONE_BY_ONE)
     first_stage = Phase(trainer(encoder), encoder_rounds, encoder_tensors, encoder)
-    method = method._replace(refuses=partial(too_short, encoder_rounds))
+    method = method._replace(refuses=needs_rounds_after("encoder_rounds", encoder_rounds, "its classifier trains"))
     if solved is not None:
         probe = Objective(least, needs_annotations=judges)
         return method._replace(phases=(first_stage, solved.phase(probe)), statistics=solved.counts, remembers=True)
@@ -451,16 +450,6 @@ def _build(maps: Callable[[int], MixtureMaps] | None, dimensions: int, hidden: i
     if maps is not None:  # drawn last: with and without it, all else begins the same
         network.density = maps(task.num_labels)
     return network
-
-
-def too_short(encoder_rounds: int, experiment: Experiment) -> str:
-    """Why an experiment has no second stage; empty where it has one."""
-    if experiment.num_rounds > encoder_rounds:
-        return ""
-    return (
-        f"its classifier trains in the rounds after encoder_rounds={encoder_rounds}, and num-rounds is "
-        f"{experiment.num_rounds}"
-    )
 
 
 def predict(network: nn.Module, images: Tensor) -> Tensor:
