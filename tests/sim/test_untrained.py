@@ -80,8 +80,13 @@ def test_its_weights_are_those_that_training_begins_with(play, tmp_path):
         assert torch.allclose(tensor, models[1][name], rtol=1e-6, atol=1e-7), name
 
 
-def test_engines_agree(play, tmp_path):
-    one, other = (play(tmp_path / name, num_rounds=0, engine=name, workers=2) for name in ("inprocess", "processes"))
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # of Ray
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:GitWildMatchPattern:DeprecationWarning")  # of Ray, Flower
+@pytest.mark.parametrize(
+    "engine", ["processes", pytest.param("ray", marks=pytest.mark.slow), pytest.param("flower", marks=pytest.mark.slow)]
+)
+def test_engines_agree(play, tmp_path, engine):
+    one, other = (play(tmp_path / name, num_rounds=0, engine=name, workers=2) for name in ("inprocess", engine))
 
     assert one["weights_sha256"] == other["weights_sha256"]
     assert one["metrics"] == pytest.approx(other["metrics"], nan_ok=True)
