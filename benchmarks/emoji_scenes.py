@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from fedmlic.corpus import Corpus, open_corpus
 from fedmlic.metrics import evaluate
 from fedmlic.models.efficientnet_lite0 import efficientnet_lite0
+from fedmlic.pixel_scale import PIXEL_MEAN, PIXEL_STD
 from fedmlic.seeds import torch_stream
 from fedmlic.spec import build
-from fedmlic.training import PIXEL_MEAN, PIXEL_STD
 
 BATCH = 64
 SEARCH_SEED = 1000

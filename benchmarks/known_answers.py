@@ -37,7 +37,8 @@ from fedmlic.method import Method, Objective
 from fedmlic.model import Backbone, Model
 from fedmlic.models.lenet import lenet
 from fedmlic.partition import Partition, Partitioner, Population
-from fedmlic.training import PIXEL_MEAN, PIXEL_STD, classifier, trainer
+from fedmlic.pixel_scale import PIXEL_MEAN, PIXEL_STD
+from fedmlic.training import classifier, trainer
 
 PUBLISHED = {
     ("iid", "fedavg"): (89.23, 0.45),

@@ -22,10 +22,10 @@ from fedmlic.corpus import open_corpus
 from fedmlic.labels import UNKNOWN
 from fedmlic.methods.probmcl import Contrast, MixtureEncoder, MixtureMaps, density_loss
 from fedmlic.metrics import evaluate
+from fedmlic.pixel_scale import to_float
 from fedmlic.seeds import torch_stream
 from fedmlic.solved_head import HeadSums, ridge_head
 from fedmlic.spec import build
-from fedmlic.training import to_float
 from fedmlic.views import strong_view
 
 SCENES = "scenes(preset='tiny', num_images=1300, num_test=20, colour_reliability=1.0, cardinality=2.0, seed=7)"

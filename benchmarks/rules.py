@@ -28,9 +28,10 @@ from fedmlic.experiment import Experiment
 from fedmlic.learner import Learner
 from fedmlic.losses import mean_binary_cross_entropy
 from fedmlic.method import Method, Objective, Task
+from fedmlic.pixel_scale import to_float
 from fedmlic.protocol import Request
 from fedmlic.shard import Shard
-from fedmlic.training import to_float, trainer
+from fedmlic.training import trainer
 from fedmlic.update import units_for
 from strategies.strategy import Round
 

@@ -43,11 +43,11 @@ from fedmlic.methods.hp_dval import Scoring, fused
 from fedmlic.metrics import evaluate
 from fedmlic.model import TwoViews
 from fedmlic.models.clip_image import clip_image
+from fedmlic.pixel_scale import PIXEL_MEAN, PIXEL_STD
 from fedmlic.pretrained import PIXELS, PixelScale
 from fedmlic.prompt_learner import WORDS, PromptLearner, TextHalf, folder_reader
 from fedmlic.seeds import stream, torch_global_stream
 from fedmlic.spec import build
-from fedmlic.training import PIXEL_MEAN, PIXEL_STD
 from fedmlic.vision_transformer import Shape
 
 DATASET = (

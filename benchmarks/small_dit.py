@@ -39,10 +39,10 @@ from torch import Tensor, nn
 from fedmlic.corpus import Corpus, open_corpus
 from fedmlic.diffusion import NUM_TIMESTEPS, alphas, of_any_block
 from fedmlic.metrics import average_precisions
+from fedmlic.pixel_scale import to_float
 from fedmlic.ridge_scores import cross_scores, dual_ridge
 from fedmlic.seeds import stream, torch_global_stream, torch_stream
 from fedmlic.spec import build
-from fedmlic.training import to_float
 
 PICTURES = (
     "scenes(preset='tiny', seed={seed}, num_images={images}, population={owners}, owner_sizes='constant', "

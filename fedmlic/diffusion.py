@@ -24,9 +24,9 @@ from torch import Tensor
 
 from fedmlic.errors import InputError
 from fedmlic.model import Backbone
+from fedmlic.pixel_scale import PIXEL_MEAN, PIXEL_STD
 from fedmlic.seeds import torch_stream
 from fedmlic.stores import content_hash
-from fedmlic.training import PIXEL_MEAN, PIXEL_STD
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

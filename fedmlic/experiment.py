@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, TypedDict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fedmlic import spec
+from fedmlic.augmentation import CHANGES, changes_of
 from fedmlic.errors import InputError, nearest
 from fedmlic.holdout import HoldoutBy
 
@@ -80,12 +81,14 @@ class Experiment(BaseModel):
     batch_size: Positive = Field(16, description="images per step")
     optimizer: Literal["sgd", "adam", "adamw"] = Field("adam", description="local optimiser, fresh each round")
     learning_rate: Annotated[float, Field(gt=0)] = Field(1e-3, description="local learning rate")
-    schedule: Literal["constant", "cosine"] = Field("constant", description="learning rate over rounds")
+    schedule: Literal["constant", "cosine", "one_cycle"] = Field("constant", description="learning rate over rounds")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of sgd")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="of the optimiser")
     clip_norm: Annotated[float, Field(ge=0)] = Field(10.0, description="gradient norm limit (0: none)")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of local training (bfloat16: autocast)")
-    augmentation: Literal["none", "flip", "shift", "flip+shift"] = Field("none", description="random views")
+    augmentation: str = Field(
+        "none", description="random changes of training images, joined by +: " + ", ".join(CHANGES)
+    )
     features: Literal["auto", "cached", "computed"] = Field(
         "auto",
         description="of a backbone that does not train: computed once and kept (auto: where it can be), or every time",
@@ -134,6 +137,12 @@ class Experiment(BaseModel):
         if "." not in name and name not in known:
             msg = f"Expected {info.field_name} to name an entry of its catalogue, got {name!r}. {nearest(name, known)}"
             raise InputError(msg)
+        return text
+
+    @field_validator("augmentation")
+    @classmethod
+    def _known_changes(cls, text: str) -> str:
+        changes_of(text)
         return text
 
     @field_validator("mods", mode="before")

@@ -42,6 +42,7 @@ from fedmlic import corpus as corpora
 from fedmlic.errors import InputError
 from fedmlic.files import file_sha256, locked, sync
 from fedmlic.model import Backbone
+from fedmlic.pixel_scale import PIXEL_MEAN, PIXEL_STD, to_float
 from fedmlic.pretrained import freeze
 from fedmlic.stores import (
     IMAGE_HASHES,
@@ -54,7 +55,6 @@ from fedmlic.stores import (
     content_hash,
     seal,
 )
-from fedmlic.training import PIXEL_MEAN, PIXEL_STD, to_float
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

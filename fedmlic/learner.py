@@ -23,8 +23,8 @@ from fedmlic.inference import ONCE, Inference
 from fedmlic.method import Method, Task
 from fedmlic.mod import Mod
 from fedmlic.model import Backbone
+from fedmlic.pixel_scale import to_float
 from fedmlic.seeds import torch_global_stream
-from fedmlic.training import to_float
 
 if TYPE_CHECKING:
     import numpy as np

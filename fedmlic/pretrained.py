@@ -34,8 +34,8 @@ from torch import Tensor, nn
 from fedmlic.errors import InputError
 from fedmlic.lora import FORM, add_lora, read_lora
 from fedmlic.model import BatchNormPolicy, apply_bn_policy
+from fedmlic.pixel_scale import PIXEL_MEAN, PIXEL_STD
 from fedmlic.spec import is_restricted
-from fedmlic.training import PIXEL_MEAN, PIXEL_STD
 
 Norm = Literal["auto", "group", "frozen", "pooled"]
 """``frozen``: BatchNorm with the statistics of the weights, for good; ``group``: GroupNorm; ``pooled``:

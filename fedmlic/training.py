@@ -23,7 +23,9 @@ from fedmlic.method import Inputs, Local, Method, Objective, Task, Trained, no_i
 from fedmlic.mod import Step
 from fedmlic.model import Classifier, StageBackbone
 from fedmlic.optimiser import clip_norm, make_optimiser
+from fedmlic.pixel_scale import to_float
 from fedmlic.seeds import torch_global_stream
+from fedmlic.views import augment
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,31 +40,6 @@ Loss = Callable[..., Tensor]
 
 ON_ALL_BATCH = 64
 """Images at once where a network looks at all images of a client."""
-
-PIXEL_MEAN, PIXEL_STD = 127.5, 63.75
-"""Stored bytes become (byte - 127.5) / 63.75, about -2 to 2 (see ``docs/training.md``)."""
-
-
-def to_float(
-    images: NDArray[np.uint8] | Tensor,
-    device: torch.device | str = "cpu",
-    memory_format: torch.memory_format = torch.contiguous_format,
-) -> Tensor:
-    """uint8 ``[batch, height, width, channels]`` to float32 ``[batch, channels, height, width]``.
-
-    Feature maps, float32 ``[batch, features, height', width']``, stay as they are.
-
-    Args:
-        images: stored images, or feature maps that stand in their place.
-        device: where to.
-        memory_format: that of the network's weights. With another, every convolution would
-            reorder its weights first, which can cost as much as the convolution.
-    """
-    tensor = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
-    if tensor.is_floating_point():
-        return tensor.to(device, non_blocking=True).contiguous(memory_format=memory_format)
-    tensor = tensor.to(device, non_blocking=True).permute(0, 3, 1, 2)
-    return tensor.to(torch.float32, memory_format=memory_format).sub_(PIXEL_MEAN).div_(PIXEL_STD)
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
@@ -455,32 +432,6 @@ def trainer(objective: Objective) -> Callable[[Resident, Shard, Local], Trained]
         return fit(resident, shard, local, objective)
 
     return train
-
-
-def augment(images: Tensor, kind: str, rng: torch.Generator) -> Tensor:
-    """Random views of a batch, one draw per image.
-
-    Args:
-        images: float32 ``[batch, channels, height, width]``.
-        kind: ``none``; ``flip`` (mirrored with probability 1/2); ``shift`` (moved by up to an
-            eighth of the side, edges repeated); ``flip+shift``.
-        rng: CPU generator.
-    """
-    count, _, height, width = images.shape
-    if "flip" in kind:
-        mirrored = (torch.rand(count, generator=rng) < 0.5).to(images.device)
-        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-    if "shift" in kind:
-        reach_y, reach_x = height // 8, width // 8
-        padded = nn.functional.pad(images, (reach_x, reach_x, reach_y, reach_y), mode="replicate")
-        top = torch.randint(0, 2 * reach_y + 1, (count,), generator=rng).to(images.device)
-        left = torch.randint(0, 2 * reach_x + 1, (count,), generator=rng).to(images.device)
-        rows = (top[:, None] + torch.arange(height, device=images.device))[:, None, :, None]
-        columns = (left[:, None] + torch.arange(width, device=images.device))[:, None, None, :]
-        image = torch.arange(count, device=images.device)[:, None, None, None]
-        channel = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
-        images = padded[image, channel, rows, columns]
-    return images
 
 
 def classifier(

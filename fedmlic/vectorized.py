@@ -30,7 +30,9 @@ from torch.func import functional_call
 from fedmlic.errors import InputError
 from fedmlic.method import Inputs, Trained, scalar_and_rest, why_one_by_one
 from fedmlic.optimiser import clip_rows, make_optimiser
-from fedmlic.training import augment, held_images, precision_of, steps, to_float
+from fedmlic.pixel_scale import to_float
+from fedmlic.training import held_images, precision_of, steps
+from fedmlic.views import augment
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -54,7 +54,7 @@ class Predictor:
         """Probabilities float32 ``[images, labels]`` of uint8 ``[images, height, width, channels]``."""
         import torch
 
-        from fedmlic.training import to_float
+        from fedmlic.pixel_scale import to_float
 
         network = self.learner.resident.network.eval()
         predict = self.learner.inference.of(self.ask or partial(self.learner.method.predict, network))
@@ -67,7 +67,7 @@ class Predictor:
         """How sure the network is of stored images, float32 ``[images]`` by name; empty where a method does not say."""
         import torch
 
-        from fedmlic.training import to_float
+        from fedmlic.pixel_scale import to_float
 
         ask, network = self.learner.method.uncertainty, self.learner.resident.network.eval()
         if ask is None:

@@ -15,7 +15,7 @@ from torch import nn
 from fedmlic import spec
 from fedmlic.diffusion import alphas, noise_of
 from fedmlic.errors import InputError
-from fedmlic.training import to_float
+from fedmlic.pixel_scale import to_float
 from sim.commands.settings import read_recipe
 from sim.sweep.start import STUDIES
 from sim.sweep.study import check_study, read_study, rows_of

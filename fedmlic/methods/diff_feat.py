@@ -40,11 +40,12 @@ from fedmlic.errors import InputError
 from fedmlic.local_search import LocalSearch, Place
 from fedmlic.losses import mean_binary_cross_entropy
 from fedmlic.method import Method, Objective, Phase, Solution, Trained, needs_rounds_after, none
+from fedmlic.pixel_scale import to_float
 from fedmlic.pooled_scores import HALVES, fit_sums, fit_zeros, judged, regressions_of
 from fedmlic.pretrained import freeze
 from fedmlic.ridge_scores import cross_scores
 from fedmlic.solved_head import Gram, SolvedHead, refuse_too_many
-from fedmlic.training import held_images, to_float, trainer
+from fedmlic.training import held_images, trainer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

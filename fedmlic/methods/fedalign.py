@@ -54,8 +54,9 @@ from fedmlic.label_transformer import ask, hold, uniform_by_inputs
 from fedmlic.labels import ABSENT, PRESENT, UNKNOWN
 from fedmlic.losses import binary_cross_entropy, mean_binary_cross_entropy
 from fedmlic.method import Inputs, Local, Method, Objective, Task, Trained
+from fedmlic.pixel_scale import to_float
 from fedmlic.text import LabelVectors, alike, label_vectors
-from fedmlic.training import ON_ALL_BATCH, fit, held_images, to_float, trainer
+from fedmlic.training import ON_ALL_BATCH, fit, held_images, trainer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -27,12 +27,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from fedmlic.augmentation import Change
 from fedmlic.errors import InputError
 from fedmlic.losses import asymmetric, known_mean
 from fedmlic.method import Inputs, Local, Method, Objective, Task, no_inputs, none
 from fedmlic.patches import check_grid, check_small_patches, cut, pivot
 from fedmlic.training import trainer
-from fedmlic.views import Change, changed, check_changes
+from fedmlic.views import changed, check_changes
 
 if TYPE_CHECKING:
     from fedmlic.model import Backbone
@@ -117,7 +118,7 @@ def pat(
         patch_upsample: resize patches to the size of the image, as published; else the backbone gets
             them as small as they are, for 2 passes' cost in place of n * n + 1.
         views: random changes of the whole image and of every patch, each with draws of its own, in
-            this order, out of ``flip``, ``shift``, ``colours``, ``cutout``,
+            this order, out of ``flip``, ``shift``, ``crop``, ``colours``, ``cutout``,
             ``randaugment`` (``fedmlic.views.changed``; for images of 1 or 3 channels); the authors' are
             ``['cutout', 'randaugment']``.
         gamma_pos: focusing exponent for present entries, 0 or more.

@@ -38,6 +38,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from fedmlic.errors import InputError
 from fedmlic.guesses import precise
 from fedmlic.image_state import Passes, image_state, of_all_images
 from fedmlic.labels import PRESENT
@@ -45,7 +46,7 @@ from fedmlic.losses import binary_cross_entropy, known_mean
 from fedmlic.method import Inputs, Local, Method, Objective
 from fedmlic.protocol import ROUND_SUMS
 from fedmlic.training import classifier, trainer
-from fedmlic.views import strong_view, weak_view
+from fedmlic.views import JITTER, strong_view, weak_view
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -187,7 +188,8 @@ def pml_cdcr(
     warm_up: Annotated[int, Field(ge=0)] = 16,
     consistency: Annotated[float, Field(ge=0)] = 0.0,
     weak: Literal["none", "flip", "shift", "flip+shift"] = "shift",
-    jitter: Annotated[float, Field(ge=0, le=1)] = 0.4,
+    strong: Literal["colours", "randaugment"] = "colours",
+    jitter: Annotated[float, Field(ge=0, le=1)] | None = None,
     cutout: Annotated[float, Field(ge=0, le=1)] = 0.5,
     reduction: Literal["mean", "sum"] = "mean",
     pool: Literal["mean", "max", "logsumexp"] = "mean",
@@ -201,7 +203,8 @@ def pml_cdcr(
         warm_up: rounds in which all candidates are used.
         consistency: weight of the views' disagreement on candidates that are left out (this project's own).
         weak: how the weak view is changed; mirroring only where it does not change labels.
-        jitter: strength of the strong view's change of colours.
+        strong: the strong view has other colours, or RandAugment in their place (the authors'; ``fedmlic.views``).
+        jitter: strength of the change of colours (None: 0.4); refused with RandAugment, which has none.
         cutout: side of the square that the strong view blanks, in shorter sides of the image.
         reduction: mean over known entries of a batch, or their sum (the authors').
         pool: how the logit map becomes one logit per label (``fedmlic.model.Classifier``).
@@ -211,6 +214,11 @@ def pml_cdcr(
     number of labels; ``clients-without-selection`` counts clients that have candidates and use none. A run warns when
     there is one.
     """
+    if strong == "randaugment" and jitter is not None:
+        msg = f"Expected no jitter with strong='randaugment', got jitter={jitter}. Leave it out, or strong='colours'."
+        raise InputError(msg)
+    jitter = JITTER if jitter is None else jitter
+    randaugment = strong == "randaugment"
     changed = weak != "none" or jitter > 0 or cutout > 0
 
     def inputs(local: Local) -> Inputs:
@@ -225,7 +233,9 @@ def pml_cdcr(
                 judge.look(here.number)
                 if local.round > warm_up:
                     judge.decide()
-            views = strong_view(images, rng, jitter=jitter, cutout=cutout, weak=weak) if changed else images
+            views = images
+            if changed:
+                views = strong_view(images, rng, jitter=jitter, cutout=cutout, weak=weak, randaugment=randaugment)
             return views, judge.selected[places], judge.judged[places]
 
         return Inputs(of, judge.metrics)

@@ -63,6 +63,13 @@ ONE_BY_ONE = "its loss compares the images of a batch with each other"
 Nll = Literal["positive", "all", "posterior"]
 DensityTrains = Literal["head", "encoder"]
 Scale = Literal["log", "exp"]
+Views = Literal["strong", "weak", "randaugment"]
+
+_VIEWS: dict[Views, Callable[[Tensor, torch.Generator], Tensor]] = {
+    "strong": strong_view,
+    "weak": weak_view,
+    "randaugment": partial(strong_view, randaugment=True),
+}
 
 
 class LabelLinear(nn.Module):
@@ -223,7 +230,7 @@ class Contrast:
     matched: bool
     scale: Scale
     queue: int
-    views: Literal["strong", "weak"]
+    views: Views
     absent: bool
 
     def known(self, labels: Tensor) -> Tensor:
@@ -232,7 +239,7 @@ class Contrast:
 
     def inputs(self, local: Local) -> Inputs:
         """Two views of every batch, which of them belong together, and the keys of the queue."""
-        rng, change = local.torch_rng("views"), strong_view if self.views == "strong" else weak_view
+        rng, change = local.torch_rng("views"), _VIEWS[self.views]
         kept = Queue(local, self.queue)
         last: list[Tensor] = []
         counts = {"anchors": 0.0, "skipped": 0.0}
@@ -322,7 +329,7 @@ def probmcl(
     probe: Literal["trained", "solved"] = "trained",
     alpha: Annotated[float, Field(gt=0)] = 1.0,
     gram: Gram = "auto",
-    views: Literal["strong", "weak"] = "strong",
+    views: Views = "strong",
     unknown: Literal["ignored", "absent"] = "ignored",
     gamma_pos: Annotated[float, Field(ge=0)] = 1.0,
     gamma_neg: Annotated[float, Field(ge=0)] = 4.0,
@@ -355,7 +362,8 @@ def probmcl(
             ``allow-statistics``).
         alpha: penalty of the solved probe, more than 0, on features divided by their standard deviation.
         gram: second moments that the solved probe adds up (``fedmlic.solved_head``).
-        views: how images are changed (``fedmlic.views``).
+        views: how images are changed (``fedmlic.views``); ``randaugment``: the strong view with RandAugment in place of
+            other colours, as the sister method's code has it.
         unknown: entries that nobody annotated take no part, or count as absent.
         gamma_pos: focusing exponent of the probe for present entries, 0 or more.
         gamma_neg: for absent entries, 0 or more.

@@ -25,6 +25,7 @@ from fedmlic.diffusion import NUM_TIMESTEPS, DiffusionBackbone, alphas, noise_of
 from fedmlic.errors import InputError, installing
 from fedmlic.image_tower import source_of
 from fedmlic.model import Backbone, Model
+from fedmlic.pixel_scale import PIXEL_MEAN, PIXEL_STD
 from fedmlic.pretrained import (
     Resize,
     check_channels,
@@ -35,7 +36,6 @@ from fedmlic.pretrained import (
     renamed,
     train_parts,
 )
-from fedmlic.training import PIXEL_MEAN, PIXEL_STD
 
 IMPORTS = ("diffusers",)
 """What the factory imports late; worker processes import it before they are forked."""

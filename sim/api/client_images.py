@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fedmlic.training import to_float
+from fedmlic.pixel_scale import to_float
 
 if TYPE_CHECKING:
     from fedmlic.shard import Shard

@@ -14,8 +14,8 @@ import numpy as np
 
 from fedmlic.errors import InputError
 from fedmlic.files import sync
+from fedmlic.pixel_scale import PIXEL_MEAN, PIXEL_STD
 from fedmlic.record import open_run, write_bytes, write_json
-from fedmlic.training import PIXEL_MEAN, PIXEL_STD
 from sim import thresholds as fitting
 from sim.export.card import card
 from sim.export.crate import write_crate

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmlic.errors import InputError
-from fedmlic.training import to_float
+from fedmlic.pixel_scale import to_float
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -10,7 +10,7 @@ import torch
 from fedmlic import spec
 from fedmlic.experiment import Experiment
 from fedmlic.learner import build_learner
-from fedmlic.training import to_float
+from fedmlic.pixel_scale import to_float
 
 NAMES = ("one", "two", "three")
 SHAPE = (13, 10, 1)

@@ -22,9 +22,9 @@ from fedmlic.labels import ABSENT, PRESENT, UNCERTAIN, UNKNOWN
 from fedmlic.learner import build_learner
 from fedmlic.method import Local, scalar_and_rest, stretch_of
 from fedmlic.models import convnext
+from fedmlic.pixel_scale import to_float
 from fedmlic.protocol import Request
 from fedmlic.shard import Shard
-from fedmlic.training import to_float
 from fedmlic.update import Weighting, units_for
 
 NAMES = ("zero", "one", "two", "three")

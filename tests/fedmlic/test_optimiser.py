@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch.optim.lr_scheduler import OneCycleLR
 
 from fedmlic.experiment import Experiment
 from fedmlic.optimiser import clip_norm, clip_rows, learning_rate, make_optimiser
@@ -110,6 +111,31 @@ def test_cosine_falls_from_the_full_rate_towards_nothing():
     assert rates[5] == pytest.approx(0.05)
     assert rates[9] == pytest.approx(0.05 * (1 + math.cos(0.9 * math.pi)))
     assert rates == sorted(rates, reverse=True)
+
+
+@pytest.mark.parametrize("rounds", [6, 7, 23, 80])
+def test_one_cycle_is_torchs_with_a_round_for_a_step(rounds):
+    experiment = Experiment(schedule="one_cycle", learning_rate=0.1, num_rounds=rounds)
+    step = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.1)
+    cycle = OneCycleLR(step, max_lr=0.1, total_steps=rounds, pct_start=0.2, cycle_momentum=False)
+    expected = []
+    for number in range(rounds):
+        expected.append(step.param_groups[0]["lr"])
+        step.step()
+        if number < rounds - 1:
+            cycle.step()
+
+    assert [learning_rate(experiment, number) for number in range(1, rounds + 1)] == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("rounds", range(1, 6))
+def test_one_cycle_of_few_rounds_falls_from_the_full_rate(rounds):
+    experiment = Experiment(schedule="one_cycle", learning_rate=0.1, num_rounds=rounds)
+    rates = [learning_rate(experiment, number) for number in range(1, rounds + 1)]
+
+    assert rates[0] == pytest.approx(0.1)
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] == pytest.approx(0.1 if rounds == 1 else 0.1 / 250_000)
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)

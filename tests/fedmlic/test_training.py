@@ -15,8 +15,10 @@ from fedmlic.experiment import Experiment
 from fedmlic.method import Local
 from fedmlic.mod import Hooks, Stage
 from fedmlic.optimiser import clip_norm
+from fedmlic.pixel_scale import to_float
 from fedmlic.shard import Shard
-from fedmlic.training import augment, batches, classifier, fit, steps, to_float
+from fedmlic.training import batches, classifier, fit, steps
+from fedmlic.views import augment
 
 CPU = torch.device("cpu")
 
@@ -172,7 +174,7 @@ def test_bytes_become_floats_of_mean_zero_and_in_range():
 
 # Augmentation
 
-KINDS = ("none", "flip", "shift", "flip+shift")
+KINDS = ("none", "flip", "shift", "flip+shift", "crop+flip+colours+cutout+randaugment")
 
 
 def pictures(count=6, height=16, width=24, seed=0):

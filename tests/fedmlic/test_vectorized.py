@@ -113,6 +113,7 @@ def test_the_same_for_any_number_at_once(hosts):
         {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.01, "learning_rate": 0.02, "local_epochs": 3},
         {"optimizer": "adamw", "weight_decay": 0.1, "clip_norm": 0.05},
         {"clip_norm": 0.0, "augmentation": "flip+shift", "local_epochs": 2},
+        {"augmentation": "crop+flip+cutout+randaugment", "local_epochs": 2},
         {"local_steps": 5, "batch_size": 9},
         {"optimizer": "sgd", "learning_rate": 0.1, "local_epochs": 2, "method": "pat(views=['flip', 'randaugment'])"},
         {"regime": "random_missing(known_fraction=0.02)", "method": "ctran(dropout=0.0, layers=1)"},

@@ -12,8 +12,8 @@ from fedmlic import spec
 from fedmlic.corpus import open_corpus
 from fedmlic.errors import InputError
 from fedmlic.evaluation import Evaluator
+from fedmlic.pixel_scale import to_float
 from fedmlic.record import open_run
-from fedmlic.training import to_float
 from sim.predict import load_predictor, predict
 
 

@@ -16,7 +16,7 @@ from fedmlic.corpus import open_corpus
 from fedmlic.errors import InputError
 from fedmlic.experiment import home_of
 from fedmlic.learner import build_learner
-from fedmlic.training import to_float
+from fedmlic.pixel_scale import to_float
 
 OF_ALL = {
     "method": "ridge(alpha=2.0)",

@@ -9,9 +9,9 @@ from clients.opening import images_of
 from fedmlic import spec
 from fedmlic.labels import ABSENT, PRESENT
 from fedmlic.method import Task
+from fedmlic.pixel_scale import PIXEL_MEAN, PIXEL_STD
 from fedmlic.record import MODEL, open_run, read_json
 from fedmlic.seeds import torch_global_stream
-from fedmlic.training import PIXEL_MEAN, PIXEL_STD
 from sim import run as engine
 from sim.comparison.read import metrics_of
 from sim.outcome import scores_of

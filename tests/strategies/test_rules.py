@@ -25,9 +25,10 @@ from fedmlic.method import Method, Objective, Task, Trained
 from fedmlic.mod import Hooks
 from fedmlic.mods.int8 import quantised
 from fedmlic.optimiser import accumulated
+from fedmlic.pixel_scale import to_float
 from fedmlic.protocol import Request
 from fedmlic.shard import Shard
-from fedmlic.training import to_float, trainer
+from fedmlic.training import trainer
 from fedmlic.update import Update, units_for
 from strategies.strategy import Round, State
 

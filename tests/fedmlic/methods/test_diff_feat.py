@@ -18,11 +18,11 @@ from fedmlic.learner import build_learner
 from fedmlic.local_search import LocalSearch
 from fedmlic.method import Local
 from fedmlic.methods.diff_feat import CANDIDATES, FederatedSearch, search_of, state_of
+from fedmlic.pixel_scale import to_float
 from fedmlic.pooled_scores import fit_sums, judged
 from fedmlic.ridge_scores import cross_scores
 from fedmlic.shard import Shard
 from fedmlic.solved_head import SolvedHead
-from fedmlic.training import to_float
 
 PLUGIN = '''
 import math

@@ -11,7 +11,7 @@ import torch
 from fedmlic.errors import InputError
 from fedmlic.labels import UNKNOWN
 from fedmlic.methods.dualcoop import CONTEXTS, region_scores
-from fedmlic.training import to_float
+from fedmlic.pixel_scale import to_float
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 CLIP = runpy.run_path(str(FIXTURES / "clip_folder.py"))

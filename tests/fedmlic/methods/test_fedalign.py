@@ -13,10 +13,10 @@ from fedmlic.labels import ABSENT, PRESENT, UNKNOWN
 from fedmlic.learner import build_learner
 from fedmlic.method import Local
 from fedmlic.methods.fedalign import AnchorNetwork, class_weights, completed, pseudo_labels, weighted_loss
+from fedmlic.pixel_scale import to_float
 from fedmlic.shard import Shard
 from fedmlic.spec import build
 from fedmlic.text import LabelVectors, label_vectors
-from fedmlic.training import to_float
 from fedmlic.update import Update, units_for
 from strategies.server.check import check_experiment
 from strategies.strategy import Round, State

@@ -29,9 +29,9 @@ from fedmlic.methods.fedharmony import (
     others,
     spectral_blocks,
 )
+from fedmlic.pixel_scale import to_float
 from fedmlic.protocol import ROUND_SUMS
 from fedmlic.shard import Shard
-from fedmlic.training import to_float
 from strategies.server.check import check_experiment
 
 NAMES = ("zero", "one", "two")

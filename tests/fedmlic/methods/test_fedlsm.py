@@ -15,9 +15,9 @@ from fedmlic.learner import build_learner
 from fedmlic.method import Local
 from fedmlic.methods.fedlsm import Bounds, completed, mixed, mixed_labels
 from fedmlic.mods.positive_rows import positives_of
+from fedmlic.pixel_scale import to_float
 from fedmlic.shard import Shard
 from fedmlic.spec import build
-from fedmlic.training import to_float
 from fedmlic.views import weak_view
 
 NAMES = ("zero", "one", "two")

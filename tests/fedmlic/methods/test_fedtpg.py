@@ -13,7 +13,7 @@ from fedmlic.errors import InputError
 from fedmlic.labels import UNCERTAIN, UNKNOWN
 from fedmlic.method import Local
 from fedmlic.methods.fedtpg import Generator, annotated
-from fedmlic.training import to_float
+from fedmlic.pixel_scale import to_float
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 CLIP = runpy.run_path(str(FIXTURES / "clip_folder.py"))

@@ -17,9 +17,9 @@ from fedmlic.learner import build_learner
 from fedmlic.method import Local, scalar_and_rest
 from fedmlic.methods import hp_dval
 from fedmlic.methods.hp_dval import CONTEXTS, Scoring, fused
+from fedmlic.pixel_scale import to_float
 from fedmlic.prompt_learner import Reader, TextHalf, random_reader
 from fedmlic.shard import Shard
-from fedmlic.training import to_float
 from fedmlic.vision_transformer import Shape
 from strategies.server.check import check_experiment
 

@@ -13,8 +13,9 @@ from fedmlic.labels import UNKNOWN
 from fedmlic.learner import build_learner
 from fedmlic.method import Local
 from fedmlic.models import convnext
+from fedmlic.pixel_scale import to_float
 from fedmlic.shard import Shard
-from fedmlic.training import captured_features, to_float
+from fedmlic.training import captured_features
 
 NAMES = ("a", "b", "c")
 SIDE = 32

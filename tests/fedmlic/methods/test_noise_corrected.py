@@ -15,9 +15,9 @@ from fedmlic.learner import build_learner
 from fedmlic.losses import binary_cross_entropy
 from fedmlic.method import Local
 from fedmlic.methods.noise_corrected import by_anchors, by_em, corrected_entries, published, written_costs
+from fedmlic.pixel_scale import to_float
 from fedmlic.shard import Shard
 from fedmlic.spec import build
-from fedmlic.training import to_float
 
 CORRECTIONS = ["forward", "backward", "importance"]
 LOGITS = torch.tensor([[-4.0, -0.5, 0.3], [2.0, 0.0, 5.0]], dtype=torch.float64)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from clients.memory import FolderMemory
+from fedmlic import spec
 from fedmlic.errors import InputError
 from fedmlic.experiment import Experiment
 from fedmlic.image_state import PREFIX
@@ -27,10 +28,11 @@ from fedmlic.methods.pml_cdcr import (
     selected_entries,
     thresholds,
 )
+from fedmlic.pixel_scale import to_float
 from fedmlic.protocol import ROUND_SUMS
 from fedmlic.record import open_run
 from fedmlic.shard import Shard
-from fedmlic.training import to_float
+from fedmlic.views import strong_view
 from sim import run as engine
 from strategies.server import rounds
 from strategies.server.check import check_experiment
@@ -207,6 +209,23 @@ def test_planted_false_candidates_are_recovered_better_than_by_plain_bce_by_prec
     assert mine["f1"] > bce["f1"] + 0.005 > everything["f1"], shown
     assert mine["false f1"] > bce["false f1"] + 0.05 > everything["false f1"], shown
     assert mine["r"] > 0.85, shown
+
+
+def test_the_strong_view_has_randaugment_in_place_of_other_colours(monkeypatch):
+    asked = []
+
+    def view(images, rng, **options):
+        asked.append(options)
+        return strong_view(images, rng, **options)
+
+    monkeypatch.setattr("fedmlic.methods.pml_cdcr.strong_view", view)
+    ours = Federation("pml_cdcr(strong='randaugment', cutout=0.25, weak='flip')", [client(1, num_images=8)])
+    ours.play(1)
+
+    assert len(asked) == 2
+    assert all(o["randaugment"] and o["cutout"] == 0.25 and o["weak"] == "flip" for o in asked)
+    with pytest.raises(InputError, match=r"no jitter with strong='randaugment', got jitter=0\.4"):
+        spec.build("method", "pml_cdcr(strong='randaugment', jitter=0.4)")
 
 
 def test_labels_are_left_out_and_come_back():

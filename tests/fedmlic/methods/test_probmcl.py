@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -22,9 +23,10 @@ from fedmlic.learner import build_learner
 from fedmlic.method import Local, stretch_of
 from fedmlic.methods.probmcl import Contrast, MixtureEncoder, MixtureMaps, density_loss
 from fedmlic.mixtures import Mixtures, log_similarity, spread
+from fedmlic.pixel_scale import to_float
 from fedmlic.record import open_run
 from fedmlic.shard import Shard
-from fedmlic.training import to_float
+from fedmlic.views import strong_view, weak_view
 from sim.command import app
 from sim.predict import load_predictor, predict
 from strategies.server.check import check_experiment
@@ -168,6 +170,20 @@ def test_the_loss_is_the_sum_of_its_parts(changes):
     torch.testing.assert_close(value.detach(), expected)
     assert torch.equal(logits, found.logits)
     assert [len(key) for key in keys] == [3] * 4
+
+
+@pytest.mark.parametrize("views", ["strong", "weak", "randaugment"])
+def test_views_are_those_that_are_asked_for(views):
+    local = Local(experiment(), 1, 0, torch.device("cpu"), lambda: None, torch.zeros(0))
+    images = to_float(shard_of(np.ones((5, 3), np.int8)).images.pixels)
+
+    both, *_ = (
+        replace(CONTRAST, views=views).inputs(local).of(images, torch.ones(5, 3, dtype=torch.int8), torch.arange(5))
+    )
+
+    rng = local.torch_rng("views")
+    change = {"strong": strong_view, "weak": weak_view, "randaugment": partial(strong_view, randaugment=True)}[views]
+    assert torch.equal(both, torch.cat([change(images, rng), change(images, rng)]))
 
 
 def test_the_ablation_is_supervised_contrast_of_cosines():

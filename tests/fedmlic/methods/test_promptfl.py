@@ -12,7 +12,7 @@ from fedmlic.errors import InputError
 from fedmlic.features import tensors_sha256
 from fedmlic.labels import UNKNOWN
 from fedmlic.method import Local, scalar_and_rest
-from fedmlic.training import to_float
+from fedmlic.pixel_scale import to_float
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 CLIP = runpy.run_path(str(FIXTURES / "clip_folder.py"))

@@ -13,9 +13,9 @@ from fedmlic.diffusion import KeptFeatures, TextTable, alphas, image_hashes, noi
 from fedmlic.errors import InputError
 from fedmlic.experiment import Experiment
 from fedmlic.features import obstacle_in_backbone, obstacle_in_behaviour
+from fedmlic.pixel_scale import to_float
 from fedmlic.pretrained import freeze
 from fedmlic.seeds import torch_global_stream
-from fedmlic.training import to_float
 
 WITHOUT = importlib.util.find_spec("diffusers") is None
 needs_diffusers = pytest.mark.skipif(WITHOUT, reason="diffusers, an extra of 30 MB, is not installed")

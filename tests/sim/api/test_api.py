@@ -22,7 +22,7 @@ from clients.opening import images_of, open_federation
 from fedmlic.errors import InputError
 from fedmlic.experiment import split_settings
 from fedmlic.labels import UNKNOWN, known
-from fedmlic.training import to_float
+from fedmlic.pixel_scale import to_float
 from sim import api
 from sim.api.playing import FailedRunsWarning, OtherCodeWarning
 from sim.console import Display
