@@ -109,7 +109,11 @@ def test_two_clients_by_hand(play, tmp_path, two, grown):
         torch.testing.assert_close(found[name].double(), expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("engine", ["processes"])
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # of Ray
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:GitWildMatchPattern:DeprecationWarning")  # of Ray, Flower
+@pytest.mark.parametrize(
+    "engine", ["processes", pytest.param("ray", marks=pytest.mark.slow), pytest.param("flower", marks=pytest.mark.slow)]
+)
 def test_one_hash_with_workers_of_their_own(play, tmp_path, two, grown, engine):
     expected = play(tmp_path / "in-process", **grown, start=str(two[0]))
 
