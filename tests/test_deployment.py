@@ -321,6 +321,41 @@ def test_two_devices_give_the_hash_of_a_run_in_process(deployment, deployed, tmp
     assert tomllib.loads((deployment.folder / "app-run" / "pyproject.toml").read_text())
 
 
+POOLED = {
+    "method": "diff_feat(search_rounds=2, score='pooled', start_block=1, start_timestep=100, step_timestep=50)",
+    "model": "dit(depth=4)",
+    "strategy": "fedavg()",
+    "num_rounds": 3,
+    "allow_statistics": True,
+    "statistics_min_clients": 1,
+    "statistics_min_images": 1,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("untrained", {"num_rounds": 0}),
+        ("augmented", {"augmentation": "flip+crop+cutout+randaugment", "schedule": "one_cycle"}),
+        ("pooled", POOLED),
+        ("started", {"start": "a run in process"}),
+    ],
+)
+def test_runs_of_other_kinds_give_the_hash_of_a_run_in_process(deployment, deployed, tmp_path, name, changes):
+    if "start" in changes:
+        in_process(deployment, deployed(num_rounds=1), tmp_path / "before")
+        changes = {"start": str(tmp_path / "before")}
+    out = submit(deployment, name, deployed(**changes))
+    expected = in_process(deployment, deployed(**changes), tmp_path / "in-process")
+    wait_for((out / "result.json").exists, 300, deployment)
+    result = json.loads((out / "result.json").read_text())
+
+    assert result["weights_sha256"] == expected["weights_sha256"]
+    assert result["metrics"] == pytest.approx(expected["metrics"], nan_ok=True)
+    assert not any("error" in event for event in open_run(out).events() if event["event"] == "client")
+
+
 @pytest.mark.slow
 def test_a_device_that_dies_does_not_end_the_run(deployment, deployed):
     out = submit(deployment, "robbed", deployed(min_replies=0.5, round_timeout=40.0))
