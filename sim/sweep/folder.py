@@ -71,6 +71,7 @@ class StudyFolder:
         self._runs: dict[str, Path] = {}
         self._given: dict[str, _Given] = {}
         self._outdated: dict[Path, None] = {}
+        self._results: dict[str, dict[str, Any]] = {}
 
     def _others(self) -> bool:
         return any(not entry.name.startswith(".") for entry in self.path.iterdir())
@@ -217,12 +218,17 @@ class StudyFolder:
                 if plan.search is not None:
                     about["at-border"] = "" if row.like is not None else ", ".join(plan.edges(row))
                 values: dict[str, Any] = {"state": state, "run": self._name(self.run_of(job))}
-                if complete:
-                    result = read_json(self.run_of(job) / "result.json")
-                    values |= {"rounds": result["rounds"], "best-round": result["best_round"]}
-                    values |= {"weights-sha256": result["weights_sha256"], **metrics_of(self.run_of(job))}
-                rows.append({**about, **values})
+                rows.append({**about, **values, **(self._reached(job) if complete else {})})
         return rows
+
+    def _reached(self, job: Job) -> dict[str, Any]:
+        """What the table says of a complete run, read once."""
+        if job.identity not in self._results:
+            place = self.run_of(job)
+            result = read_json(place / "result.json")
+            about = {"rounds": result["rounds"], "best-round": result["best_round"]}
+            self._results[job.identity] = {**about, "weights-sha256": result["weights_sha256"], **metrics_of(place)}
+        return self._results[job.identity]
 
     def _row(self, plan: Plan, row: Any) -> dict[str, Any]:  # noqa: ANN401
         choice = plan.choice(row)

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -97,9 +98,10 @@ class Plan:
         if self.search is None or row.like is not None:
             return []
         if self.trials is None:
-            return self._made(row, "search", [self.search.seed], self.search.ends())
+            known = self._jobs.get((id(row), "search"))  # asked for often: the grid is made once
+            return self._made(row, "search", [self.search.seed], self.search.ends()) if known is None else known
         jobs = self._made(row, "search", [self.search.seed], [])
-        if len(jobs) < self.search.num_runs and self._all_ended(jobs):
+        if len(jobs) < self._num_searched and self._all_ended(jobs):
             scores = [self._score(job, self.search) for job in jobs]
             for choice in self.trials.proposed(identity_of(row.experiment()), scores)[len(jobs) :]:
                 jobs.append(_job(row, self.search.seed, choice, search=True))
@@ -116,19 +118,25 @@ class Plan:
         """What is chosen for a row; ``None`` before all runs of its search have ended."""
         if self.search is None:
             return Choice({})
-        if row.like is not None:
-            if self.search.settings.keys() <= row.fixed:  # nothing to wait for
-                return Choice({})
-            found = self.choice(row.like)
-            if found is None or found.values is None:
-                return found
-            return found._replace(values={key: v for key, v in found.values.items() if key not in row.fixed})
         if id(row) not in self._choices:
-            jobs = self.searches(row)
-            if len(jobs) < self.search.num_runs or not self._all_ended(jobs):
+            found = self._found(row, self.search)
+            if found is None:
                 return None
-            self._choices[id(row)] = self._choose(jobs, self.search)
+            self._choices[id(row)] = found
         return self._choices[id(row)]
+
+    def _found(self, row: Row, search: Search) -> Choice | None:
+        if row.like is None:
+            jobs = self.searches(row)
+            if len(jobs) < self._num_searched or not self._all_ended(jobs):
+                return None
+            return self._choose(jobs, search)
+        if search.settings.keys() <= row.fixed:  # nothing to wait for
+            return Choice({})
+        found = self.choice(row.like)
+        if found is None or found.values is None:
+            return found
+        return found._replace(values={key: v for key, v in found.values.items() if key not in row.fixed})
 
     def edges(self, row: Row) -> Sequence[str]:
         """Settings whose chosen value lies at the border of what was tried."""
@@ -156,9 +164,9 @@ class Plan:
     @property
     def num_trials_left(self) -> int:
         """Runs of searches that are not proposed yet."""
-        if self.search is None:
+        if self.search is None or self.trials is None:
             return 0
-        return sum(self.search.num_runs - len(self.searches(row)) for row in self.rows if row.like is None)
+        return sum(self._num_searched - len(self.searches(row)) for row in self.rows if row.like is None)
 
     @property
     def num_unknown(self) -> int:
@@ -176,6 +184,11 @@ class Plan:
             wanted = itertools.product(choices, seeds)
             self._jobs[id(row), kind] = [_job(row, seed, choice, search=kind == "search") for choice, seed in wanted]
         return self._jobs[id(row), kind]
+
+    @cached_property
+    def _num_searched(self) -> int:
+        """Runs that choose the settings of a row."""
+        return self.search.num_runs if self.search else 0
 
     def _all_ended(self, jobs: Sequence[Job]) -> bool:
         return all(job.identity in self.outcomes for job in jobs)

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -161,6 +161,25 @@ def _problems(rows: Sequence[Row], search: Search | None, runtime: Runtime) -> I
 
 
 @dataclass
+class Seldom:
+    """Does something again and again, but so that it takes no more than a twentieth of the time.
+
+    What a study writes and counts grows with its runs, of which there may be thousands that take a second each.
+    """
+
+    _again: float = 0.0
+
+    def often(self, act: Callable[[], None]) -> None:
+        """Do it, unless it was done not long ago."""
+        began = time.monotonic()
+        if began < self._again:
+            return
+        act()
+        ended = time.monotonic()
+        self._again = ended + 19 * (ended - began)
+
+
+@dataclass
 class Sweep:
     """One study being played.
 
@@ -185,18 +204,27 @@ class Sweep:
     _jobs: dict[str, Job] = field(default_factory=dict)
     _deaths: dict[str, int] = field(default_factory=dict)
     _said: set[str] = field(default_factory=set)
+    _counted: Seldom = field(default_factory=Seldom)
+    _written: Seldom = field(default_factory=Seldom)
 
     def run(self) -> None:
         """Play everything that is left; failed runs are in the plan's outcomes."""
         self.players.open(self.crew.players)
         self._settle()
-        while not self.plan.is_over:
-            self._hand_out()
-            self._count()
-            for report in self.players.wait(1.0):
-                self._take(report)
+        self._write()
+        try:
+            while self.players.busy or not self.plan.is_over:
+                self._hand_out()
+                self._counted.often(self._count)
+                for report in self.players.wait(1.0):
+                    self._take(report)
+                self._written.often(self._write)
+        finally:
+            self._write()
 
     def _hand_out(self) -> None:
+        if not self.players.idle:
+            return
         underway = {player.order.name for player in self.players.busy if player.order is not None}
         waiting = (job for job in self.plan.ready() if job.identity not in underway)
         for player, job in zip(self.players.idle, waiting, strict=False):
@@ -242,13 +270,16 @@ class Sweep:
         self._settle()
 
     def _settle(self) -> None:
-        """Say what searches have come to since, and write the table."""
+        """Say what searches have come to since."""
         self.folder.note_complete(self.plan)
         for row in self.plan.rows if self.plan.search else ():
             choice = self.plan.choice(row)
             if choice is not None and choice.values != {} and row.label not in self._said:
                 self._said.add(row.label)
                 self._say_choice(row, choice)
+
+    def _write(self) -> None:
+        """Look at the data of complete runs, and write the table."""
         warn_of_data(self.view, self.folder, self.plan)
         self.folder.write(self.plan, self.about)
 
