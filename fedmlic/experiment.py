@@ -133,9 +133,9 @@ class Experiment(BaseModel):
     @classmethod
     def _known_entry(cls, text: str, info: Any) -> str:  # noqa: ANN401  (pydantic's ValidationInfo)
         name = spec.parse(text, info.field_name).name
-        known = spec.entries(info.field_name)
-        if "." not in name and name not in known:
-            msg = f"Expected {info.field_name} to name an entry of its catalogue, got {name!r}. {nearest(name, known)}"
+        if "." not in name and not spec.is_entry(info.field_name, name):
+            known = nearest(name, spec.entries(info.field_name))
+            msg = f"Expected {info.field_name} to name an entry of its catalogue, got {name!r}. {known}"
             raise InputError(msg)
         return text
 
@@ -156,10 +156,10 @@ class Experiment(BaseModel):
     @field_validator("mods")
     @classmethod
     def _known_mods(cls, text: str) -> str:
-        known = spec.entries("mods")
         for name, _ in spec.parse_all(text, "mods"):
-            if "." not in name and name not in known:
-                msg = f"Expected mods to name entries of their catalogue, got {name!r}. {nearest(name, known)}"
+            if "." not in name and not spec.is_entry("mods", name):
+                known = nearest(name, spec.entries("mods"))
+                msg = f"Expected mods to name entries of their catalogue, got {name!r}. {known}"
                 raise InputError(msg)
         return text
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import fnmatch
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -250,13 +251,32 @@ def entries(key: str) -> list[str]:
     An entry is a file ``name.py`` that defines a function ``name``; whatever else lies beside
     the entries (a catalogue's type, a package of shared parts) is none.
     """
-    found = importlib.util.find_spec(CATALOGUES[key])
-    folders = list(found.submodule_search_locations or []) if found else []
-    files = [file for folder in folders for file in Path(folder).glob("[!_]*.py")]
+    files = [file for folder in _folders(key) for file in folder.glob("[!_]*.py")]
     return sorted(file.stem for file in files if _defines(file, file.stem))
 
 
+def is_entry(key: str, name: str) -> bool:
+    """Whether ``entries`` lists a name: one file is looked at, since every experiment asks for all that it names."""
+    if name.startswith("_") or not name.isidentifier():
+        return False
+    files = [folder / f"{name}.py" for folder in _folders(key)]
+    return any(file.is_file() and _defines(file, name) for file in files)
+
+
+def _folders(key: str) -> list[Path]:
+    found = importlib.util.find_spec(CATALOGUES[key])
+    return [Path(folder) for folder in found.submodule_search_locations or []] if found else []
+
+
 def _defines(file: Path, name: str) -> bool:
+    about = file.stat()
+    return _text_defines(file, name, about.st_mtime_ns, about.st_size)
+
+
+@functools.lru_cache(maxsize=4096)
+def _text_defines(file: Path, name: str, *unchanged: int) -> bool:
+    """``unchanged``: what tells another text of the file."""
+    del unchanged
     return re.search(rf"^def {re.escape(name)}\(", file.read_text(encoding="utf-8"), re.MULTILINE) is not None
 
 
@@ -278,14 +298,16 @@ def factory(key: str, name: str) -> Callable[..., Any]:
             raise InputError(msg) from error
         names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
     else:
-        attribute, names = name, entries(key)
-        if name not in names:
-            msg = f"Expected {key} to name an entry of {CATALOGUES[key]}, got {name!r}. {nearest(name, names)}"
+        attribute, names = name, []
+        if not is_entry(key, name):
+            known = nearest(name, entries(key))
+            msg = f"Expected {key} to name an entry of {CATALOGUES[key]}, got {name!r}. {known}"
             raise InputError(msg)
         module = importlib.import_module(f"{CATALOGUES[key]}.{name}")
     found = getattr(module, attribute, None)
     if not callable(found):
-        msg = f"Expected {module.__name__} to define a factory {attribute!r}, got none. {nearest(attribute, names)}"
+        known = nearest(attribute, names or entries(key))
+        msg = f"Expected {module.__name__} to define a factory {attribute!r}, got none. {known}"
         raise InputError(msg)
     if "." in name and (key in CATALOGUES or key == VECTORS):
         _check_plugin(key, name, found, module)

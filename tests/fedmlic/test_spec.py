@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from fedmlic import spec
 from fedmlic.errors import InputError, nearest
 from fedmlic.experiment import Experiment
 from fedmlic.learner import build_learner
-from fedmlic.spec import Spec, build, entries, factory, parse
+from fedmlic.spec import CATALOGUES, Spec, build, entries, factory, is_entry, parse
 
 LITERALS = st.one_of(
     st.integers(-(10**6), 10**6),
@@ -94,6 +95,29 @@ def test_what_is_no_call_is_refused_and_nothing_is_evaluated(text, words):
 def test_wrong_names_and_arguments_name_the_right_ones(key, text, words):
     with pytest.raises(InputError, match=words):
         build(key, text)
+
+
+@pytest.mark.parametrize("key", CATALOGUES)
+def test_one_name_is_an_entry_where_all_of_them_are_listed(key):
+    folder = Path(importlib.util.find_spec(CATALOGUES[key]).submodule_search_locations[0])
+    names = {file.stem for file in folder.glob("*.py")} | {"", ".", "no such", "nothing", "../spec", "a.b", "entries"}
+
+    assert {name for name in names if is_entry(key, name)} == set(entries(key))
+
+
+def test_a_file_that_changes_is_looked_at_again(monkeypatch, tmp_path):
+    (tmp_path / "some_rules").mkdir()
+    (tmp_path / "some_rules" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(CATALOGUES, "strategy", "some_rules")
+    assert not is_entry("strategy", "mine")
+    (tmp_path / "some_rules" / "mine.py").write_text("def other():\n    pass\n")
+    assert not is_entry("strategy", "mine")
+
+    (tmp_path / "some_rules" / "mine.py").write_text("def mine():\n    pass\n")
+
+    assert is_entry("strategy", "mine")
+    assert entries("strategy") == ["mine"]
 
 
 def test_every_catalogue_has_entries_and_each_builds_or_says_what_it_needs(monkeypatch, tmp_path):
