@@ -91,7 +91,7 @@ def image_hashes(images: Tensor) -> list[int]:
     """64 bits of every image's stored bytes.
 
     Args:
-        images: float32 ``[batch, channels, height, width]`` as ``training.to_float`` makes them.
+        images: float32 ``[batch, channels, height, width]`` as ``pixel_scale.to_float`` makes them.
     """
     pixels = (images.detach().float() * PIXEL_STD + PIXEL_MEAN).round().clamp(0, 255).to(torch.uint8)
     stored = pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()

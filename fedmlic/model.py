@@ -46,7 +46,7 @@ class Backbone(nn.Module, ABC):
         """The feature map float32 ``[batch, features, height', width']``.
 
         Args:
-            images: float32 ``[batch, channels, height, width]`` as ``training.to_float`` makes
+            images: float32 ``[batch, channels, height, width]`` as ``pixel_scale.to_float`` makes
                 them, (byte - 127.5) / 63.75. A network that was pretrained on another scale
                 converts by itself.
         """

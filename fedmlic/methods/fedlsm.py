@@ -133,7 +133,7 @@ def fedlsm(
         high: as ``present_from``, for the first of two mixed images.
         mixing: weight of mixed images; 0 for none.
         alpha: both parameters of the Beta distribution of how images are mixed.
-        weak: how the teacher's view is changed (``training.augment``); the network's is changed strongly as well
+        weak: how the teacher's view is changed (``views.augment``); the network's is changed strongly as well
             (``views.strong_view``). ``none``: both see the image as it is.
         pool: how the logit map becomes one logit per label (``fedmlic.model.Classifier``).
 

@@ -257,7 +257,7 @@ def fedmlp(
         low: L, probability below which a missing entry counts as learned.
         high: U, probability above which it does.
         adjust: whether the client's prior is added to logits in training.
-        weak: how both views are changed (``training.augment``); ``none`` trains on the images once.
+        weak: how both views are changed (``views.augment``); ``none`` trains on the images once.
         pool: how the logit map becomes one logit per label (``fedmlic.model.Classifier``).
 
     The training metrics ``tagged-present-per-label`` and ``tagged-absent-per-label`` count tags at the end of
