@@ -20,7 +20,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
-from pydantic import ConfigDict, ValidationError, create_model, validate_call
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model, validate_call
 
 from fedmlic.errors import InputError, nearest
 
@@ -395,9 +395,8 @@ def build(key: str, text: str) -> Any:  # noqa: ANN401  (the catalogue decides t
     spec, make = _checked_names(key, text)
     for value in spec.arguments.values():
         _check_files(key, spec.name, value)
-    checked = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(make)
     try:
-        found = checked(**spec.arguments)
+        found = _checked_call(make)(**spec.arguments)
     except ValidationError as error:
         raise InputError(_explain(key, spec.name, error)) from None
     if type(found).__name__ != RESULTS.get(key, type(found).__name__):
@@ -456,17 +455,28 @@ def _resolved(name: str, value: Any) -> Any:  # noqa: ANN401  (arguments are any
 def _arguments(key: str, text: str) -> dict[str, Any]:
     """All arguments of an entry by name, checked and converted by its signature."""
     spec, make = _checked_names(key, text)
+    try:
+        made = _signature_of(make)(**spec.arguments)
+    except ValidationError as error:
+        raise InputError(_explain(key, spec.name, error)) from None
+    return {name: getattr(made, name) for name in type(made).model_fields}
+
+
+@functools.lru_cache(maxsize=512)  # making one takes milliseconds, and every run of a study asks for the same few
+def _signature_of(make: Callable[..., Any]) -> type[BaseModel]:
+    """The arguments of a factory as a model that checks them."""
     hints = get_type_hints(make, include_extras=True)
     fields: dict[str, Any] = {
         name: (hints.get(name, Any), ... if parameter.default is parameter.empty else parameter.default)
         for name, parameter in inspect.signature(make).parameters.items()
     }
-    schema = create_model(spec.name, __config__=ConfigDict(arbitrary_types_allowed=True), **fields)
-    try:
-        made = schema(**spec.arguments)
-    except ValidationError as error:
-        raise InputError(_explain(key, spec.name, error)) from None
-    return {name: getattr(made, name) for name in fields}
+    return create_model(make.__name__, __config__=ConfigDict(arbitrary_types_allowed=True), **fields)
+
+
+@functools.lru_cache(maxsize=512)
+def _checked_call(make: Callable[..., Any]) -> Callable[..., Any]:
+    """A factory that checks its arguments."""
+    return validate_call(config=ConfigDict(arbitrary_types_allowed=True))(make)
 
 
 def _checked_names(key: str, text: str) -> tuple[Spec, Callable[..., Any]]:

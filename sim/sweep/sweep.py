@@ -273,7 +273,7 @@ class Sweep:
         """Say what searches have come to since."""
         self.folder.note_complete(self.plan)
         for row in self.plan.rows if self.plan.search else ():
-            choice = self.plan.choice(row)
+            choice = self.plan.choice(row) if row.like is None else None  # another row's choice was said with that row
             if choice is not None and choice.values != {} and row.label not in self._said:
                 self._said.add(row.label)
                 self._say_choice(row, choice)

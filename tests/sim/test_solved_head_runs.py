@@ -229,9 +229,10 @@ def test_every_rule_leaves_the_solution_as_it_is(play, tmp_path, strategy):
         np.testing.assert_allclose(here, there, rtol=1e-6, atol=1e-7)
 
 
-def test_the_probe_of_probmcl_is_solved_on_its_frozen_encoder(play, tiny, tmp_path):
+@pytest.mark.parametrize("strategy", ["fedavg()", "flag()", "labelwise()"])
+def test_the_probe_of_probmcl_is_solved_on_its_frozen_encoder(play, tiny, tmp_path, strategy):
     method = "probmcl(encoder_rounds=1, dimensions=4, hidden=0, probe='solved', alpha=2.0)"
-    settings = {**OF_ALL, "method": method, "cohort_size": 4, "num_rounds": 4}
+    settings = {**OF_ALL, "method": method, "cohort_size": 4, "num_rounds": 4, "strategy": strategy}
     play(tmp_path / "run", **settings)
 
     tensors = load_file(max((tmp_path / "run").glob("checkpoints/*.safetensors")))
