@@ -320,7 +320,7 @@ def needs_rounds_after(argument: str, rounds: int, what: str, hint: str = "") ->
     Args:
         argument: the method's argument that has the number.
         rounds: of all stages but the last, 0 or more.
-        what: happens in the last stage, as a clause: "its head is trained".
+        what: happens in the last stage, as a clause: "its head comes".
         hint: what else can be done, put behind the reason.
     """
 
@@ -328,7 +328,7 @@ def needs_rounds_after(argument: str, rounds: int, what: str, hint: str = "") ->
         if experiment.num_rounds > rounds:
             return ""
         beside = f" ({hint})" if hint else ""
-        return f"{what} in the rounds after {argument}={rounds}, and num-rounds is {experiment.num_rounds}{beside}"
+        return f"{what} after {argument}={rounds}, and num-rounds is {experiment.num_rounds}{beside}"
 
     return refuses
 

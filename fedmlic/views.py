@@ -1,4 +1,4 @@
-"""Images at random changed: views for training, a weak one to judge by and a strong one to train on, or many.
+"""Images changed at random: views for training, a weak one to judge by and a strong one to train on, or many.
 
 Methods that let a network's opinion of a lightly changed image supervise a heavily changed one
 (pseudo-label consistency, curriculum disambiguation) take both from here. They draw from a stream
@@ -120,7 +120,7 @@ def changed(images: Tensor, changes: Sequence[Change], rng: torch.Generator) -> 
 def check_changes(changes: Sequence[Change], channels: int) -> None:
     """Raise ``InputError`` if a change is not for images of so many channels."""
     if "randaugment" in changes and channels not in {1, 3}:
-        msg = f"Expected images of 1 or 3 channels for 'randaugment', got {channels}. Leave it out of views."
+        msg = f"Expected images of 1 or 3 channels for 'randaugment', got {channels}. Leave it out."
         raise InputError(msg)
 
 

@@ -342,17 +342,16 @@ def diff_feat(
     )
     if not search_rounds:
         return method if head == "trained" else method._replace(phases=(last,))
-    first = Phase(
-        partial(_searched, alpha=alpha, images=search_images, pooled=pooled),
-        search_rounds,
-        none,
-        solution=Solution(
-            partial(_zeros, alpha=alpha, pooled=pooled), partial(_stepped, alpha=alpha, pooled=pooled), metrics=found
-        ),
-    )
-    return method._replace(
-        phases=(first, last), refuses=needs_rounds_after("search_rounds", search_rounds, "its head is solved")
-    )
+    first = _search(search_rounds, search_images, alpha, pooled)
+    refuses = needs_rounds_after("search_rounds", search_rounds, "its head comes")
+    return method._replace(phases=(first, last), refuses=refuses)
+
+
+def _search(rounds: int, images: int, alpha: float, pooled: SolvedHead | None) -> Phase:
+    """The stage in which clients score candidates and the server steps."""
+    steps = partial(_zeros, alpha=alpha, pooled=pooled), partial(_stepped, alpha=alpha, pooled=pooled)
+    score = partial(_searched, alpha=alpha, images=images, pooled=pooled)
+    return Phase(score, rounds, none, solution=Solution(*steps, metrics=found))
 
 
 def _check(search_rounds: int, score: str, head: str, width: int) -> None:

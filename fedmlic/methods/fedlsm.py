@@ -176,15 +176,7 @@ def fedlsm(
             targets, used = mixed_labels(labels, plain, partner, ratio, (loose, strict))
             return trained, found, mixed(images, partner, ratio), targets, used
 
-        def metrics() -> dict[str, float]:
-            guessed, count = open_entries(observed), max(answers.shape[1], 1)
-            states = {"present": PRESENT, "absent": ABSENT}
-            return {
-                f"pseudo-{name}-per-label": int((guessed & (answers == state)).sum()) / count
-                for name, state in states.items()
-            }
-
-        return Inputs(of, metrics)
+        return Inputs(of, partial(_counted, observed, answers))
 
     loss = partial(_loss, mixing=mixing)
     objective = Objective(loss, inputs, one_by_one="the global model labels a client's images")
@@ -196,6 +188,15 @@ def fedlsm(
         needs_absences=True,
         needs_pixels=mixing > 0 or weak != "none",
     )
+
+
+def _counted(observed: Tensor, answers: Tensor) -> dict[str, float]:
+    """Pseudo-labels of a client by their state, per label."""
+    guessed, count = open_entries(observed), max(answers.shape[1], 1)
+    states = {"present": PRESENT, "absent": ABSENT}
+    return {
+        f"pseudo-{name}-per-label": int((guessed & (answers == state)).sum()) / count for name, state in states.items()
+    }
 
 
 def _loss(network: nn.Module, *given: Tensor, mixing: float) -> Tensor:

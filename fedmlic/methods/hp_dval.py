@@ -46,8 +46,6 @@ from fedmlic.prompt_learner import PromptLearner, Reader, open_reader
 from fedmlic.prompt_tuning import ALONE, PromptedNetwork, check_shared, on_kept_views, predict
 from fedmlic.training import trainer
 
-FIRST_ALONE = "schedule='alignment' is the first stage alone"
-
 TRIAL = "hp_dval(weights='random', counts='client')"
 """How it is built where no weights are at hand: for tests."""
 
@@ -321,26 +319,27 @@ def hp_dval(
     view = consistent_view or ("places" if prompted == "places" else "whole")
     stages = _stages(balance, present_scale, distill, (consistency, view, scores == "cosine"), counts)
     first, second = stages["alignment"], stages["prompts"]
-    phases = (
-        Phase(trainer(first), align_rounds, _aligned, first),
-        Phase(trainer(second), 0, lambda _: chosen, second),
-    )
     whole = stages["joint" if schedule == "two_stages" else schedule]
-    return Method(
+    method = Method(
         build,
         trainer(whole),
         predict,
         private=(lambda _: own) if own else none,
         objective=whole,
-        phases=phases if schedule == "two_stages" else (),
-        refuses=needs_rounds_after("align_rounds", align_rounds, "its prompts train", FIRST_ALONE)
-        if schedule == "two_stages"
-        else None,
         statistics=counted if counts == "global" else None,
         ask=partial(_ask, read=read, template=template),
         needs_pixels=bool(teacher) and distill > 0 and schedule != "prompts",
         freezes=schedule == "prompts",
     )
+    if schedule != "two_stages":
+        return method
+    phases = (
+        Phase(trainer(first), align_rounds, _aligned, first),
+        Phase(trainer(second), 0, lambda _: chosen, second),
+    )
+    hint = "schedule='alignment' is the first stage alone"
+    refuses = needs_rounds_after("align_rounds", align_rounds, "its prompts train in the rounds", hint)
+    return method._replace(phases=phases, refuses=refuses)
 
 
 def _check_view(prompted: str, view: str | None) -> None:

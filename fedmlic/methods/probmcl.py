@@ -438,7 +438,9 @@ def _staged(
     unlabelled = contrast.mixtures and contrast.nll == "all"
     encoder = Objective(first, contrast.inputs, needs_annotations=not unlabelled, one_by_one=ONE_BY_ONE)
     first_stage = Phase(trainer(encoder), encoder_rounds, encoder_tensors, encoder)
-    method = method._replace(refuses=needs_rounds_after("encoder_rounds", encoder_rounds, "its classifier trains"))
+    method = method._replace(
+        refuses=needs_rounds_after("encoder_rounds", encoder_rounds, "its classifier trains in the rounds")
+    )
     if solved is not None:
         probe = Objective(least, needs_annotations=judges)
         return method._replace(phases=(first_stage, solved.phase(probe)), statistics=solved.counts, remembers=True)

@@ -161,22 +161,22 @@ def _problems(rows: Sequence[Row], search: Search | None, runtime: Runtime) -> I
 
 
 @dataclass
-class Seldom:
-    """Does something again and again, but so that it takes no more than a twentieth of the time.
+class Throttle:
+    """Does something repeatedly, but so seldom that it takes no more than a twentieth of the time.
 
     What a study writes and counts grows with its runs, of which there may be thousands that take a second each.
     """
 
-    _again: float = 0.0
+    _not_before: float = 0.0
 
-    def often(self, act: Callable[[], None]) -> None:
-        """Do it, unless it was done not long ago."""
+    def run(self, act: Callable[[], None]) -> None:
+        """Do it, unless that was too short a time ago."""
         began = time.monotonic()
-        if began < self._again:
+        if began < self._not_before:
             return
         act()
         ended = time.monotonic()
-        self._again = ended + 19 * (ended - began)
+        self._not_before = ended + 19 * (ended - began)
 
 
 @dataclass
@@ -204,8 +204,8 @@ class Sweep:
     _jobs: dict[str, Job] = field(default_factory=dict)
     _deaths: dict[str, int] = field(default_factory=dict)
     _said: set[str] = field(default_factory=set)
-    _counted: Seldom = field(default_factory=Seldom)
-    _written: Seldom = field(default_factory=Seldom)
+    _counting: Throttle = field(default_factory=Throttle)
+    _writing: Throttle = field(default_factory=Throttle)
 
     def run(self) -> None:
         """Play everything that is left; failed runs are in the plan's outcomes."""
@@ -215,10 +215,10 @@ class Sweep:
         try:
             while self.players.busy or not self.plan.is_over:
                 self._hand_out()
-                self._counted.often(self._count)
+                self._counting.run(self._count)
                 for report in self.players.wait(1.0):
                     self._take(report)
-                self._written.often(self._write)
+                self._writing.run(self._write)
         finally:
             self._write()
 

@@ -143,7 +143,7 @@ def test_both_heads_come_after_the_search_and_nothing_else_is_sent(play, tmp_pat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_rounds": 8}, "its head is solved in the rounds after search_rounds=8"),
+        ({"num_rounds": 8}, "its head comes after search_rounds=8"),
         ({"allow_statistics": False}, "compute from their images and labels"),
         ({"model": "small_cnn()"}, "block and timestep can be searched for, got SmallCnn"),
     ],

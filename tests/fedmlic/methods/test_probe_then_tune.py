@@ -78,7 +78,7 @@ def test_what_it_cannot_be_put_around_is_refused(method, why):
 
 
 def test_a_run_without_a_round_of_fine_tuning_is_refused(tiny):
-    with pytest.raises(InputError, match="everything trains in the rounds after probe_rounds=3, and num-rounds is 3"):
+    with pytest.raises(InputError, match="everything trains after probe_rounds=3, and num-rounds is 3"):
         check_experiment(*tiny(method="probe_then_tune(probe_rounds=3)", num_rounds=3))
 
 
